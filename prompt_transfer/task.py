@@ -10,7 +10,7 @@ from prompt_transfer.errors import UserError
 
 CLASSIFICATION_METRICS = ("accuracy", "f1", "matthews")
 GENERATION_METRICS = ("exact_match", "squad_f1", "rougeL")
-LABEL_WORDS_POLICIES = ("error", "first", "mean")
+LABEL_WORDS_POLICIES = ("error", "first", "mean", "sequence")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Task:
         label_column: source column of the label; None for generation tasks.
         labels: values of that column in class order; None means the integers 0..C-1.
         label_words: one word a class, in class order.
-        label_words_policy: what to do with a word of several tokens: ``error``, ``first`` token, ``mean`` of all.
+        label_words_policy: what to do with a word of several tokens: ``error``, ``first`` token, ``mean`` of all, or
+            ``sequence``: score whole labels (causal and seq2seq backbones).
         metric: the metric that selects the best prompt.
         metrics: all metrics that are reported; the first is ``metric``.
         target_column: column with the text to generate (generation tasks).

@@ -52,6 +52,11 @@ class TextEncoder:
         """Positions that prompt and answer slot take; only an encoder's answer slot is a token of its own."""
         return self.prompt_length + int(self.kind == "masked_lm")
 
+    @property
+    def targets_share_positions(self) -> bool:
+        """Whether a text to be written stands behind the text that is read, on positions of the same kind."""
+        return self.kind == "causal_lm"
+
     def text_budget(self) -> int:
         """Positions left for text, special tokens counted.
 

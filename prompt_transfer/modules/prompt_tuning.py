@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import warnings
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torch import Tensor
 from transformers import get_scheduler
 
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
-from prompt_transfer.metrics import make_metrics
+from prompt_transfer.modules.objectives import Classification, Objective, make_objective
 from prompt_transfer.prompts.initializers import FromPrompt, Initializer, Vocabulary
 from prompt_transfer.prompts.prompt import Prompt, library_versions
 from prompt_transfer.prompts.reparameterizations import Plain, Reparameterization
+from prompt_transfer.task import LABEL_WORDS_POLICIES
 from prompt_transfer.tasks import Task
-from prompt_transfer.verbalizers import Verbalizer, VerbalizerStack, stack
 
 # Those of transformers that need nothing but their length.
 SCHEDULES = ("linear", "constant", "constant_with_warmup", "cosine", "polynomial", "inverse_sqrt")
@@ -33,7 +33,8 @@ class PromptTuning(L.LightningModule):
     Args:
         backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
         prompt_length: P, rows of the prompt.
-        layout: `prefix` (prompt, answer slot, text) or `mask_first` (release 1.0 of Su et al.).
+        layout: of an encoder `prefix` (prompt, answer slot, text; the default) or `mask_first` (release 1.0 of Su et
+            al.); other kinds of backbones have one layout each.
         attention: `full` (the prompt sees the text) or `shared` (it sees only itself; faster).
         init: how the prompt starts; default: embeddings of random vocabulary tokens.
         reparameterization: what is trained in place of the prompt itself; folded into a plain prompt on export.
@@ -44,6 +45,9 @@ class PromptTuning(L.LightningModule):
         scheduler: a scheduler of your own, stepped every optimizer step, in place of `schedule`.
         dtype: of the backbone's weights (`float32`, `bfloat16`, `float16`); prompt and optimizer are float32 always.
         head: `lm`, or `embedding` for checkpoints without an LM head.
+        label_words_policy: for label words of several tokens, in place of the tasks' own: `error`, `first` (token),
+            `mean`, or `sequence` (the whole label text is scored: causal and seq2seq backbones).
+        num_beams: beams of texts that are written; 1 writes greedily.
         backbone_dropout: use the backbone's dropout in training.
         revision: of a hub repository.
         trust_remote_code: run model code that comes with a checkpoint.
@@ -53,7 +57,7 @@ class PromptTuning(L.LightningModule):
         self,
         backbone: str = "roberta-nano",
         prompt_length: int = 20,
-        layout: str = "prefix",
+        layout: str | None = None,
         attention: str = "full",
         init: Initializer | None = None,
         reparameterization: Reparameterization | None = None,
@@ -64,6 +68,8 @@ class PromptTuning(L.LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         dtype: str = "float32",
         head: str = "lm",
+        label_words_policy: str | None = None,
+        num_beams: int = 1,
         backbone_dropout: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -75,6 +81,12 @@ class PromptTuning(L.LightningModule):
             raise UserError("learning_rate is that of the default optimizer: with --model.optimizer give its own lr")
         if schedule not in SCHEDULES:
             raise UserError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        if label_words_policy is not None and label_words_policy not in LABEL_WORDS_POLICIES:
+            raise UserError(
+                f"unknown label_words_policy {label_words_policy!r}: choose one of {', '.join(LABEL_WORDS_POLICIES)}"
+            )
+        if num_beams < 1:
+            raise UserError(f"num_beams is {num_beams}: 1 writes greedily, more search")
         self.init = init or Vocabulary()
         self.reparameterization = reparameterization or Plain()
         self._optimizer, self._scheduler = optimizer, scheduler
@@ -93,7 +105,7 @@ class PromptTuning(L.LightningModule):
             {
                 "backbone": backbone,
                 "prompt_length": prompt_length,
-                "layout": layout,
+                "layout": self.backbone.layout.name,
                 "attention": attention,
                 "init": self.init.describe(),
                 "reparameterization": self.reparameterization.describe(),
@@ -102,6 +114,8 @@ class PromptTuning(L.LightningModule):
                 "warmup_steps": warmup_steps,
                 "dtype": dtype,
                 "head": head,
+                "label_words_policy": label_words_policy,
+                "num_beams": num_beams,
                 "backbone_dropout": backbone_dropout,
                 "revision": revision,
             }
@@ -110,7 +124,7 @@ class PromptTuning(L.LightningModule):
         self.tasks: list[Task] = []
         # Set by those who want every prediction of an evaluation, not only its metrics.
         self.keep_records = False
-        self.records: list[dict[str, Tensor]] = []
+        self.records: list[dict[str, Any]] = []
         # Only what is trained is saved (`state_dict`), so the backbone is missing from every checkpoint.
         self.strict_loading = False
 
@@ -138,21 +152,15 @@ class PromptTuning(L.LightningModule):
             self.build(self.init(self.backbone, shape, generator, words), generator)
 
     def connect(self, tasks: list[Task]) -> None:
-        """Build verbalizers and metrics for `tasks`."""
+        """Build what `tasks` are trained and scored on."""
+        policy = self.hparams.label_words_policy
+        if policy is not None:
+            tasks = [task if task.is_generation else replace(task, label_words_policy=policy) for task in tasks]
         if tasks == self.tasks:
             return
         self.tasks = tasks
-        self.verbalizers = [
-            Verbalizer.for_task(task, self.backbone.tokenizer, self.backbone.family.name) for task in tasks
-        ]
-        stacked = stack(self.verbalizers)
-        self.register_buffer("token_ids", stacked.token_ids, persistent=False)
-        self.register_buffer("word_weights", stacked.weights, persistent=False)
-        self.register_buffer("class_mask", stacked.class_mask, persistent=False)
-        self.register_buffer("predicted", torch.zeros_like(stacked.class_mask, dtype=torch.long), persistent=False)
-        self.metrics: nn.ModuleDict = nn.ModuleDict(
-            {split: nn.ModuleList([make_metrics(task) for task in tasks]) for split in ("validation", "test")}
-        )
+        self.objective: Objective = make_objective(self.backbone, tasks, self.hparams.num_beams)
+        self.objective.to(self.device)
 
     def build(self, initial: Tensor, generator: torch.Generator | None = None) -> None:
         """Start from the prompt `initial` [P, H]."""
@@ -169,12 +177,13 @@ class PromptTuning(L.LightningModule):
         Args:
             batch: see `prompt_transfer.data.batches`.
             prompt: [P, H] in place of the module's own.
+
+        Raises:
+            UserError: the tasks have no classes.
         """
-        prompt = self.reparameterization() if prompt is None else prompt
-        words = self.backbone(prompt, batch, self.token_ids)
-        return VerbalizerStack(self.token_ids, self.word_weights, self.class_mask).class_logits(
-            words, batch["task_ids"]
-        )
+        if not isinstance(self.objective, Classification):
+            raise UserError(f"{self.tasks[0].name} has no classes: its answers are texts (`objective.predict`)")
+        return self.objective.logits(self.reparameterization() if prompt is None else prompt, batch)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean cross entropy over the examples of all ranks; micro-batches only save memory."""
@@ -184,11 +193,11 @@ class PromptTuning(L.LightningModule):
         gradients = [torch.zeros_like(p) for p in parameters]
         total = torch.zeros((), device=self.device)
         for micro in early:
-            loss = nn.functional.cross_entropy(self(micro), micro["labels"], reduction="sum") / count
+            loss = self.objective.losses(self.reparameterization(), micro).sum() / count
             for sum_, gradient in zip(gradients, torch.autograd.grad(loss, parameters), strict=True):
                 sum_ += gradient
             total += loss.detach()
-        loss = nn.functional.cross_entropy(self(last), last["labels"], reduction="sum") / count
+        loss = self.objective.losses(self.reparameterization(), last).sum() / count
         total += loss.detach()
         if early:
             # A term of value zero whose gradient is that of the micro-batches whose graphs are gone already.
@@ -214,33 +223,23 @@ class PromptTuning(L.LightningModule):
                 }
             )
 
-    def task_metrics(self, split: str) -> list[MetricCollection]:
-        """The metrics of every task on `validation` or `test`."""
-        return [cast("MetricCollection", metrics) for metrics in cast("nn.ModuleList", self.metrics[split])]
-
     def evaluation_step(self, batch: dict[str, Tensor], split: str) -> None:
         """Feed the metrics of `split`."""
-        logits = self(batch)
-        predictions = logits.argmax(dim=1)
-        loss = nn.functional.cross_entropy(logits, batch["labels"])
-        size = len(batch["labels"])
+        references = self.trainer.datamodule.targets
+        loss, record = self.objective.evaluate(self.reparameterization(), batch, split, references)
+        size = len(batch["ids"])
         self.log(f"{split}/loss", loss, on_epoch=True, batch_size=size, sync_dist=True, add_dataloader_idx=False)
-        for index in range(len(self.tasks)):
-            rows = batch["task_ids"] == index
-            if rows.any():  # torchmetrics' accuracy refuses an empty update
-                self.task_metrics(split)[index].update(predictions[rows], batch["labels"][rows])
-        counted = (batch["task_ids"], predictions)
-        self.predicted.index_put_(counted, torch.ones_like(predictions), accumulate=True)
+        self._keep(record)
+
+    def _keep(self, record: dict[str, Any]) -> None:
         if self.keep_records:
-            names = ("ids", "task_ids", "labels")
-            self.records.append({**{name: batch[name].cpu() for name in names}, "predictions": predictions.cpu()})
+            kept = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in record.items()}
+            self.records.append(kept)
 
     def evaluation_end(self, split: str) -> None:
         """Log every task's metrics and `<split>/score`, the mean of those that select."""
         scores = []
-        for task, metrics in zip(self.tasks, self.task_metrics(split), strict=True):
-            values = metrics.compute()
-            metrics.reset()
+        for task, values in zip(self.tasks, self.objective.compute(split), strict=True):
             prefix = split if len(self.tasks) == 1 else f"{split}/{task.name}"
             self.log_dict({f"{prefix}/{name}": value for name, value in values.items()}, prog_bar=len(self.tasks) == 1)
             scores.append(values[task.metric])
@@ -256,20 +255,19 @@ class PromptTuning(L.LightningModule):
             self.records = [record for part in parts for record in part]
 
     def _warn_of_one_class(self, split: str) -> None:
-        counts = self.predicted
+        if not isinstance(self.objective, Classification):
+            return
+        counts = self.objective.predicted
         if self.trainer.world_size > 1:
             counts = self.all_gather(counts).sum(dim=0)
-        for task, row in zip(self.tasks, counts, strict=True):
-            alone = self.trainer.is_global_zero and not self.trainer.sanity_checking and self.global_step > 0
-            if not alone or int((row > 0).sum()) != 1:
-                continue
-            word = task.label_words[int(row.argmax())]
-            warnings.warn(
-                f"step {self.global_step}: every {split} example of {task.name} is predicted {word!r}; "
-                "if this stays, try another learning rate or more steps",
-                stacklevel=2,
-            )
-        self.predicted.zero_()
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking and self.global_step > 0:
+            for task, word in self.objective.only_predictions(counts):
+                warnings.warn(
+                    f"step {self.global_step}: every {split} example of {task.name} is predicted {word!r}; "
+                    "if this stays, try another learning rate or more steps",
+                    stacklevel=2,
+                )
+        self.objective.predicted.zero_()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.evaluation_step(batch, "validation")
@@ -283,11 +281,10 @@ class PromptTuning(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self.evaluation_end("test")
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """`ids` [B], `task_ids` [B] and `probabilities` [B, C]."""
-        output = {"ids": batch["ids"], "task_ids": batch["task_ids"], "probabilities": self(batch).softmax(dim=1)}
-        if self.keep_records:
-            self.records.append({name: tensor.cpu() for name, tensor in output.items()})
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        """`ids`, `task_ids` [B] and `probabilities` [B, C], or `texts` where the task is to write."""
+        output = self.objective.predict(self.reparameterization(), batch)
+        self._keep(output)
         return output
 
     def on_predict_epoch_end(self) -> None:
