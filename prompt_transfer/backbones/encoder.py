@@ -55,7 +55,7 @@ class TextEncoder:
             )
         return budget
 
-    def encode(self, text_a: list[str], text_b: list[str] | None, max_length: int) -> list[list[int]]:
+    def encode(self, text_a: list[str], text_b: list[str] | None, max_length: int, cue: str = "") -> list[list[int]]:
         """Token ids of each example with special tokens, at most `max_length` of them.
 
         What is too long loses tokens at its end; of a pair the longer text loses first.
