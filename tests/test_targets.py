@@ -304,6 +304,16 @@ def test_texts_to_predict_have_no_targets(tmp_path: Path) -> None:
 # Rows of the registry.
 
 
+def test_a_built_in_task_needs_no_folder() -> None:
+    data = TaskDataModule("builtin_questions", limit_eval=20).connect(FakeEncoder())
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    found = data.targets("test", batch["ids"])
+    assert len(found) == 20
+    assert batch["target_ids"][:, 0].tolist() == [words(texts[0])[0] for texts in found]
+    assert math.isnan(data.majority("test"))
+
+
 def _news(count: int, prefix: str) -> list[dict[str, str]]:
     return [
         {"document": f"{prefix} {i} first story ||||| second story", "summary": f"\u2013 Two stories {i}."}
