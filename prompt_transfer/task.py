@@ -9,8 +9,17 @@ from typing import Any
 from prompt_transfer.errors import UserError
 
 CLASSIFICATION_METRICS = ("accuracy", "f1", "matthews")
-GENERATION_METRICS = ("exact_match", "squad_f1", "rougeL")
+GENERATION_METRICS = ("exact_match", "squad_f1", "rouge1", "rouge2", "rougeL")
 LABEL_WORDS_POLICIES = ("error", "first", "mean", "sequence")
+DEFAULT_CUE = "Answer:"
+CUES = {
+    "sentiment": "It was",
+    "nli": DEFAULT_CUE,
+    "ethics": "This is",
+    "paraphrase": "Same meaning:",
+    "qa": DEFAULT_CUE,
+    "summarization": "Summary:",
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,9 @@ class Task:
             ``sequence``: score whole labels (causal and seq2seq backbones).
         metric: the metric that selects the best prompt.
         metrics: all metrics that are reported; the first is ``metric``.
-        target_column: column with the text to generate (generation tasks).
+        target_column: column with the text to generate, or with a list of texts that are all right (generation tasks).
+        max_target_length: tokens that a target keeps, its end token counted, and the most that are generated.
+        cue: words that a causal model reads after the text, before it answers; "" for none.
         hub, local, builtin: where the data are; ``local`` is a folder that wins over ``root/<name>``.
         paper: what release 1.0 used, or None where it does not have the task.
         max_length: tokens that a text keeps by default.
@@ -96,6 +107,8 @@ class Task:
     metric: str = "accuracy"
     metrics: tuple[str, ...] = ()
     target_column: str | None = None
+    max_target_length: int = 32
+    cue: str = ""
     hub: HubSource | None = None
     local: str | None = None
     builtin: bool = False

@@ -10,9 +10,10 @@ public code that pins the same commits. Hence ``verified=False`` throughout, unt
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from prompt_transfer.task import HubSource, PaperWords, Task
+from prompt_transfer.task import CUES, HubSource, PaperWords, Task
 
 _ALL = {"train": "train", "validation": "validation", "test": "test"}
 _NO_TEST = {"train": "train", "validation": "validation"}
@@ -267,6 +268,7 @@ _QA = (
         text_b="question",
         label_column=None,
         target_column="answers",
+        max_target_length=20,
         metric="squad_f1",
         metrics=("squad_f1", "exact_match"),
         hub=_hub("rajpurkar/squad", "plain_text", "7b6d24c440a36b6815f21b70d25016731768db1f", _NO_TEST),
@@ -279,6 +281,7 @@ _QA = (
         text_a="question",
         label_column=None,
         target_column="answer",
+        max_target_length=20,
         metric="exact_match",
         metrics=("exact_match", "squad_f1"),
         hub=_hub("google-research-datasets/nq_open", "nq_open", "5dd9790a83002ad084ddeb7c420dc716852c6f28", _NO_TEST),
@@ -286,6 +289,7 @@ _QA = (
     ),
 )
 
+_ROUGE = ("rougeL", "rouge1", "rouge2")
 _SUMMARIZATION = (
     Task(
         name="multi_news",
@@ -293,7 +297,9 @@ _SUMMARIZATION = (
         text_a="document",
         label_column=None,
         target_column="summary",
+        max_target_length=50,
         metric="rougeL",
+        metrics=_ROUGE,
         hub=_hub("alexfabbri/multi_news", "default", _PARQUET, file="{config}/{split}/*.parquet"),
         paper=_PAPER_GENERATION,
         max_length=384,
@@ -304,11 +310,15 @@ _SUMMARIZATION = (
         text_a="dialogue",
         label_column=None,
         target_column="summary",
+        max_target_length=50,
         metric="rougeL",
+        metrics=_ROUGE,
         hub=_hub("knkarthick/samsum", None, None, _ALL, "revision not pinned: no commit of it is known to us"),
         paper=_PAPER_GENERATION,
         max_length=384,
     ),
 )
 
-ROWS: tuple[Task, ...] = _SENTIMENT + _NLI + _ETHICS + _PARAPHRASE + _QA + _SUMMARIZATION
+ROWS: tuple[Task, ...] = tuple(
+    replace(row, cue=CUES[row.type]) for row in _SENTIMENT + _NLI + _ETHICS + _PARAPHRASE + _QA + _SUMMARIZATION
+)
