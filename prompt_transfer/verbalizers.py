@@ -191,7 +191,7 @@ def stack(verbalizers: Sequence[Verbalizer]) -> VerbalizerStack:
 
 
 def label_sequences(tasks: Sequence[Task], encoder: Any) -> tuple[Tensor, Tensor]:
-    """The label words of K tasks as whole texts, for rank classification: a class scores the log-probability of its own.
+    """The label words of K tasks as whole texts: in rank classification a class scores the log-probability of its own.
 
     The end token is left out: a causal model need not stop after its answer. So no label may be the beginning of
     another one.

@@ -36,9 +36,7 @@ class Objective(nn.Module):
         self.tasks = tasks
         # Not a submodule: the module that trains owns the backbone.
         self._backbone = [backbone]
-        self.metrics = nn.ModuleDict(
-            {split: nn.ModuleList([make_metrics(task) for task in tasks]) for split in SPLITS}
-        )
+        self.metrics = nn.ModuleDict({split: nn.ModuleList([make_metrics(task) for task in tasks]) for split in SPLITS})
 
     @property
     def backbone(self) -> FrozenBackbone:
@@ -111,9 +109,10 @@ class Classification(Objective):
             return stacked.class_logits(words, batch["task_ids"])
         targets = self.sequences[batch["task_ids"]]
         size, classes, length = targets.shape
-        names = [name for name in ("input_ids", "attention_mask", "prompt_ids") if name in batch]
-        repeated = {name: batch[name].repeat_interleave(classes, dim=0) for name in names}
-        repeated["target_ids"] = targets.reshape(size * classes, length)
+        repeated = {"target_ids": targets.reshape(size * classes, length)}
+        for name in ("input_ids", "attention_mask", "prompt_ids"):
+            if name in batch:
+                repeated[name] = batch[name].repeat_interleave(classes, dim=0)
         found = self.backbone.target_log_probs(prompt, repeated).sum(dim=1).view(size, classes)
         return found.masked_fill(~self.class_mask[batch["task_ids"]], float("-inf"))
 
