@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import warnings
-from dataclasses import replace
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -16,18 +13,18 @@ from transformers import get_scheduler
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
-from prompt_transfer.modules.objectives import Classification, Objective, make_objective
+from prompt_transfer.modules.objectives import Classification
+from prompt_transfer.modules.prompted import PromptedModule
 from prompt_transfer.prompts.initializers import FromPrompt, Initializer, Vocabulary
 from prompt_transfer.prompts.prompt import Prompt, library_versions
 from prompt_transfer.prompts.reparameterizations import Plain, Reparameterization
 from prompt_transfer.task import LABEL_WORDS_POLICIES
-from prompt_transfer.tasks import Task
 
 # Those of transformers that need nothing but their length.
 SCHEDULES = ("linear", "constant", "constant_with_warmup", "cosine", "polynomial", "inverse_sqrt")
 
 
-class PromptTuning(L.LightningModule):
+class PromptTuning(PromptedModule):
     """Trains `prompt_length` x H numbers; the backbone stays bit-equal.
 
     Args:
@@ -121,10 +118,6 @@ class PromptTuning(L.LightningModule):
             }
         )
         self.prompt_length = prompt_length
-        self.tasks: list[Task] = []
-        # Set by those who want every prediction of an evaluation, not only its metrics.
-        self.keep_records = False
-        self.records: list[dict[str, Any]] = []
         # Only what is trained is saved (`state_dict`), so the backbone is missing from every checkpoint.
         self.strict_loading = False
 
@@ -151,17 +144,6 @@ class PromptTuning(L.LightningModule):
             shape = (self.prompt_length, self.backbone.hidden_size)
             self.build(self.init(self.backbone, shape, generator, words), generator)
 
-    def connect(self, tasks: list[Task]) -> None:
-        """Build what `tasks` are trained and scored on."""
-        policy = self.hparams.label_words_policy
-        if policy is not None:
-            tasks = [task if task.is_generation else replace(task, label_words_policy=policy) for task in tasks]
-        if tasks == self.tasks:
-            return
-        self.tasks = tasks
-        self.objective: Objective = make_objective(self.backbone, tasks, self.hparams.num_beams)
-        self.objective.to(self.device)
-
     def build(self, initial: Tensor, generator: torch.Generator | None = None) -> None:
         """Start from the prompt `initial` [P, H]."""
         self.prompt_length = initial.shape[0]
@@ -170,6 +152,10 @@ class PromptTuning(L.LightningModule):
         self.reparameterization.to(self.device)
 
     # The forward pass ------------------------------------------------------------------------------------------
+
+    def current_prompt(self) -> Tensor:
+        """The prompt [P, H] as it is now, with its gradient."""
+        return self.reparameterization()
 
     def forward(self, batch: dict[str, Tensor], prompt: Tensor | None = None) -> Tensor:
         """Class logits [B, C] at the answer slot, C the most classes of any task; -inf where a task has fewer.
@@ -222,73 +208,6 @@ class PromptTuning(L.LightningModule):
                     "train/distance_from_initial": (prompt - self.initial_prompt).norm(),
                 }
             )
-
-    def evaluation_step(self, batch: dict[str, Tensor], split: str) -> None:
-        """Feed the metrics of `split`."""
-        references = self.trainer.datamodule.targets
-        loss, record = self.objective.evaluate(self.reparameterization(), batch, split, references)
-        size = len(batch["ids"])
-        self.log(f"{split}/loss", loss, on_epoch=True, batch_size=size, sync_dist=True, add_dataloader_idx=False)
-        self._keep(record)
-
-    def _keep(self, record: dict[str, Any]) -> None:
-        if self.keep_records:
-            kept = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in record.items()}
-            self.records.append(kept)
-
-    def evaluation_end(self, split: str) -> None:
-        """Log every task's metrics and `<split>/score`, the mean of those that select."""
-        scores = []
-        for task, values in zip(self.tasks, self.objective.compute(split), strict=True):
-            prefix = split if len(self.tasks) == 1 else f"{split}/{task.name}"
-            self.log_dict({f"{prefix}/{name}": value for name, value in values.items()}, prog_bar=len(self.tasks) == 1)
-            scores.append(values[task.metric])
-        self.log(f"{split}/score", torch.stack([score.float() for score in scores]).mean())
-        self._warn_of_one_class(split)
-        self.gather_records()
-
-    def gather_records(self) -> None:
-        """Put the records of all processes together, on each of them."""
-        if self.keep_records and self.trainer.world_size > 1:
-            parts: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, self.records)
-            self.records = [record for part in parts for record in part]
-
-    def _warn_of_one_class(self, split: str) -> None:
-        if not isinstance(self.objective, Classification):
-            return
-        counts = self.objective.predicted
-        if self.trainer.world_size > 1:
-            counts = self.all_gather(counts).sum(dim=0)
-        if self.trainer.is_global_zero and not self.trainer.sanity_checking and self.global_step > 0:
-            for task, word in self.objective.only_predictions(counts):
-                warnings.warn(
-                    f"step {self.global_step}: every {split} example of {task.name} is predicted {word!r}; "
-                    "if this stays, try another learning rate or more steps",
-                    stacklevel=2,
-                )
-        self.objective.predicted.zero_()
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.evaluation_step(batch, "validation")
-
-    def on_validation_epoch_end(self) -> None:
-        self.evaluation_end("validation")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.evaluation_step(batch, "test")
-
-    def on_test_epoch_end(self) -> None:
-        self.evaluation_end("test")
-
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """`ids`, `task_ids` [B] and `probabilities` [B, C], or `texts` where the task is to write."""
-        output = self.objective.predict(self.reparameterization(), batch)
-        self._keep(output)
-        return output
-
-    def on_predict_epoch_end(self) -> None:
-        self.gather_records()
 
     # Optimizer -------------------------------------------------------------------------------------------------
 
