@@ -251,7 +251,9 @@ class CorpusDataModule(L.LightningDataModule):
         if tokenizer not in KINDS:
             raise UserError(f"unknown --data.tokenizer {tokenizer!r}: choose one of {', '.join(KINDS)}")
         self.save_hyperparameters()
-        identity = json.dumps([files, tokenizer, vocab_size, held_out], sort_keys=True)
+        # One folder whether a number was written 60 or 60.0.
+        numbers = {file: [None if value is None else float(value) for value in row] for file, row in files.items()}
+        identity = json.dumps([numbers, tokenizer, vocab_size, held_out], sort_keys=True)
         self.folder = Path(cache_dir) / hashlib.sha256(identity.encode()).hexdigest()[:12]
         self.batches_trained = 0
 
