@@ -61,6 +61,7 @@ class PaperWords:
         labels: source values in class order where release 1.0 had other classes than our row, else None.
         swap_texts: release 1.0 puts the second text first (the hypothesis of MNLI and SNLI).
         join_texts: release 1.0 makes one segment of both texts, a blank between (laptop, restaurant).
+        seq2seq_frame: what its T5 models read before the first text and between the two; None for the same as ours.
     """
 
     label_words: tuple[str, ...]
@@ -68,6 +69,7 @@ class PaperWords:
     labels: tuple[Any, ...] | None = None
     swap_texts: bool = False
     join_texts: bool = False
+    seq2seq_frame: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Task:
         drop_labels: label values whose rows are left out, with a warning (SNLI: -1, no agreement of annotators).
         join_texts: make one text of both columns, a blank between.
         token_ids: family -> one token id a class; wins over ``label_words`` for that family (paper variant only).
+        seq2seq_frame: what a seq2seq model reads before the first text and between the two; None: nothing, and the end
+            token between (paper variant only).
     """
 
     name: str
@@ -117,6 +121,7 @@ class Task:
     drop_labels: tuple[Any, ...] = ()
     join_texts: bool = False
     token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    seq2seq_frame: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not self.metrics:
@@ -160,5 +165,6 @@ class Task:
             label_words_policy="first",
             token_ids=dict(self.paper.token_ids),
             join_texts=self.paper.join_texts,
+            seq2seq_frame=self.paper.seq2seq_frame,
             drop_labels=tuple(value for value in self.drop_labels if value not in kept),
         )

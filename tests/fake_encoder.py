@@ -26,7 +26,9 @@ class FakeEncoder:
     def text_budget(self) -> int:
         return self.budget
 
-    def encode(self, text_a: list[str], text_b: list[str] | None, max_length: int, cue: str = "") -> list[list[int]]:
+    def encode(
+        self, text_a: list[str], text_b: list[str] | None, max_length: int, cue: str = "", seq2seq_frame: object = None
+    ) -> list[list[int]]:
         self.calls += 1
         ids = [[1, *words(text)] for text in text_a]
         if text_b is not None:

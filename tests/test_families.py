@@ -298,3 +298,17 @@ def test_missing_heads_are_refused_by_name(tiny: Tiny, family: str, tmp_path: Pa
 def test_rows_name_their_kind() -> None:
     assert {row.kind for row in FAMILIES.values()} == {"masked_lm", "causal_lm", "seq2seq_lm"}
     assert all(row.auto_class == AUTO_CLASSES[row.kind] for row in FAMILIES.values())
+
+
+def test_frame_of_a_seq2seq_model_stands_round_the_texts_and_is_never_cut(tiny: Tiny) -> None:
+    encoder = FrozenBackbone(str(tiny("t5"))).encoder(P)
+    frame = ("question ", " because ")
+    row = encoder.encode(["good " * 30], ["bad bad"], 12, cue="it was", seq2seq_frame=frame)[0]
+    before, between = (encoder.tokenizer.encode(text, add_special_tokens=False) for text in frame)
+    assert (len(row), row[-1]) == (12, encoder.tokenizer.eos_token_id)
+    assert row[: len(before)] == before
+    assert row[-3 - len(between) : -3] == between
+    # Other kinds of backbones do without.
+    gpt = FrozenBackbone(str(tiny("gpt2"))).encoder(P)
+    texts = (["good film"], ["bad film"], 12)
+    assert gpt.encode(*texts, cue="it was", seq2seq_frame=frame) == gpt.encode(*texts, cue="it was")

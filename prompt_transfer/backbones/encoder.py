@@ -73,13 +73,20 @@ class TextEncoder:
             )
         return budget
 
-    def encode(self, text_a: list[str], text_b: list[str] | None, max_length: int, cue: str = "") -> list[list[int]]:
+    def encode(
+        self,
+        text_a: list[str],
+        text_b: list[str] | None,
+        max_length: int,
+        cue: str = "",
+        seq2seq_frame: tuple[str, str] | None = None,
+    ) -> list[list[int]]:
         """Token ids of each example with special tokens, at most `max_length` of them.
 
         What is too long loses tokens at its end; of a pair the longer text loses first. The cue, the words that a
-        causal model reads before it answers, is never cut; other kinds of backbones do without.
+        causal model reads before it answers, is never cut, nor is the frame of a seq2seq model.
         """
-        start, between, end = self._frame(cue)
+        start, between, end = self._frame(cue, seq2seq_frame)
         room = max(max_length - len(start) - len(end), 0)
         first = self._ids(text_a)
         if text_b is None:
@@ -100,12 +107,15 @@ class TextEncoder:
         # Byte-level BPE has other tokens for a word that continues a text than for one that begins it.
         return f" {text.strip()}" if self.kind == "causal_lm" else text
 
-    def _frame(self, cue: str) -> tuple[list[int], list[int], list[int]]:
+    def _frame(self, cue: str, seq2seq_frame: tuple[str, str] | None) -> tuple[list[int], list[int], list[int]]:
         """What stands before, between and after the texts."""
         tokenizer = self.tokenizer
         if self.kind == "masked_lm":
             separator = tokenizer.sep_token_id
             return [tokenizer.cls_token_id], [separator] * self.separators, [separator]
+        if self.kind == "seq2seq_lm" and seq2seq_frame is not None:
+            before, middle = self._ids(list(seq2seq_frame))
+            return before, middle, [tokenizer.eos_token_id]
         if self.kind == "seq2seq_lm":
             return [], [tokenizer.eos_token_id] * self.separators, [tokenizer.eos_token_id]
         between, end = self._ids(["\n", self._continued(cue)])

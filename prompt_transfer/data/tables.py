@@ -73,6 +73,7 @@ class Tables:
             "max_length": self.lengths[index],
             "pairs": self._pairs(index),
             "cue": task.cue,
+            "seq2seq_frame": task.seq2seq_frame,
             "max_target_length": task.max_target_length if task.is_generation else None,
         }
         # What the first targets are is in the fingerprint of the data, the end token in that of the encoder.
@@ -91,7 +92,8 @@ class Tables:
         if wrong is not None:
             about = "pairs and this text has no second one" if pairs else "single texts and this is a pair"
             raise UserError(f"text {wrong} (counted from 0): task {task.name} is about {about}")
-        return tokenise(rows, self.encoder, self.lengths[0], pairs=pairs, cue=task.cue)
+        frame = task.seq2seq_frame
+        return tokenise(rows, self.encoder, self.lengths[0], pairs=pairs, cue=task.cue, seq2seq_frame=frame)
 
     def facts(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Task -> split -> rows, available, origin; where the split was tokenised also at_max_length, for generation

@@ -48,8 +48,17 @@ class TextEncoder(Protocol):
         """Positions left for text, special tokens counted."""
         ...
 
-    def encode(self, text_a: list[str], text_b: list[str] | None, max_length: int, cue: str = "") -> list[list[int]]:
-        """Token ids of each example with special tokens and, in a causal model, `cue`: at most `max_length`."""
+    def encode(
+        self,
+        text_a: list[str],
+        text_b: list[str] | None,
+        max_length: int,
+        cue: str = "",
+        seq2seq_frame: tuple[str, str] | None = None,
+    ) -> list[list[int]]:
+        """Token ids of each example with special tokens, at most `max_length`; a causal model reads `cue` at the end, a
+        seq2seq model the frame before the first text and between the two.
+        """
         ...
 
     def encode_targets(self, texts: list[str], max_length: int) -> list[list[int]]:
@@ -128,6 +137,7 @@ def tokenise(
     *,
     pairs: bool,
     cue: str = "",
+    seq2seq_frame: tuple[str, str] | None = None,
     max_target_length: int | None = None,
     task_index: int = 0,
     cache_file: Path | None = None,
@@ -142,6 +152,7 @@ def tokenise(
         max_length: tokens that a row keeps.
         pairs: whether ``text_b`` is read.
         cue: what a causal model reads after the text.
+        seq2seq_frame: what a seq2seq model reads before the first text and between the two.
         max_target_length: tokens that a target keeps; None: targets are not read.
         task_index: goes into `task_ids` and `ids`.
         cache_file: an ``.arrow`` file whose name tells all that the tokens depend on (`cache_path`); it is read where
@@ -156,7 +167,8 @@ def tokenise(
         return TokenTable(*empty, nothing, nothing, nothing, *(() if max_target_length is None else empty))
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        ids = encoder.encode(batch["text_a"], batch["text_b"] if pairs else None, max_length, cue=cue)
+        second = batch["text_b"] if pairs else None
+        ids = encoder.encode(batch["text_a"], second, max_length, cue=cue, seq2seq_frame=seq2seq_frame)
         columns = {"input_ids": ids, "label": batch.get("label") or [-1] * len(ids), "id": batch["id"]}
         if max_target_length is not None:
             columns["target_ids"] = encoder.encode_targets([texts[0] for texts in batch["target"]], max_target_length)
