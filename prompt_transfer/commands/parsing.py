@@ -47,7 +47,7 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str]) -
     parser = ArgumentParser(prog=f"prompt-transfer {command}", description=function.__doc__, exit_on_error=False)
     parser.add_function_arguments(function, fail_untyped=True)
     try:
-        values = parser.instantiate_classes(parser.parse_args(list(arguments)))
+        values = parser.instantiate(parser.parse_args(list(arguments)))
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         raise one_line(error, command) from error
     return function(**values.as_dict())
