@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from prompt_transfer import results
 from prompt_transfer.commands.parsing import subcommand
 
@@ -36,5 +39,8 @@ def download(tasks: str, output: str) -> None:
 
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer tasks | data`."""
-    tables = {"tasks": {"list": list_tasks, "hub": list_hub}, "data": {"download": download}}
+    tables: dict[str, dict[str, Callable[..., Any]]] = {
+        "tasks": {"list": list_tasks, "hub": list_hub},
+        "data": {"download": download},
+    }
     subcommand(command, tables[command], arguments)
