@@ -73,6 +73,8 @@ class PromptTuning(L.LightningModule):
             raise UserError(f"prompt_length is {prompt_length}: a prompt needs at least one token")
         if optimizer is not None and learning_rate is not None:
             raise UserError("learning_rate is that of the default optimizer: with --model.optimizer give its own lr")
+        if learning_rate is not None and not learning_rate > 0:
+            raise UserError(f"learning_rate is {learning_rate}: give a number above 0 (null: the family's default)")
         if schedule not in SCHEDULES:
             raise UserError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
         self.init = init or Vocabulary()
