@@ -57,6 +57,7 @@ LOGGERS = ("csv", "wandb", "tensorboard", "none")
 
 # Options that take a file of values, from the working folder or from the project's `configs/`.
 CONFIG_OPTIONS = ("--config", "-c", "--model", "--data", "--trainer", "--model.init", "--model.reparameterization")
+TEXT_OPTION, TEXT = "--model.init.text", "text"
 
 
 def quiet() -> None:
@@ -167,6 +168,18 @@ def find_configs(arguments: list[str]) -> list[str]:
     return found
 
 
+def put_text_aside(arguments: list[str]) -> tuple[list[str], str | None]:
+    """Remove the value of `--model.init.text`, which the parser would read as a mapping where it has a ": "."""
+    kept, text = list(arguments), None
+    for position, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option == TEXT_OPTION and equals:
+            kept[position], text = f"{option}={TEXT}", value
+        elif option == TEXT_OPTION and position + 1 < len(arguments):
+            kept[position + 1], text = TEXT, arguments[position + 1]
+    return kept, text
+
+
 class Command(LightningCLI):
     """Parses the options of `fit`, `validate`, `test` or `predict` and makes model, data and trainer; runs nothing.
 
@@ -179,7 +192,7 @@ class Command(LightningCLI):
         self.verb = verb
         model, rest = take_class(list(arguments), "--model", MODELS)
         data, rest = take_class(rest, "--data", DATA)
-        rest = find_configs(rest)
+        rest, self.text = put_text_aside(find_configs(rest))
         quiet()
         warnings.showwarning = show_warning
         with told_in_one_line(verb):
@@ -218,11 +231,16 @@ class Command(LightningCLI):
     def _set_seed(self) -> None:
         # Lightning prints the seed; it stands in config.yaml.
         logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+        seed = self.config.seed_everything
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise UserError(f"--seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
         super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         """Facts that one option takes from another."""
         config = self.config
+        if self.text is not None:
+            config.model.init.init_args.text = self.text
         self.make_paths_absolute()
         trainer = config.trainer
         steps, interval = trainer.max_steps, trainer.val_check_interval

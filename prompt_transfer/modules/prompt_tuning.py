@@ -75,6 +75,8 @@ class PromptTuning(L.LightningModule):
             raise UserError("learning_rate is that of the default optimizer: with --model.optimizer give its own lr")
         if learning_rate is not None and not learning_rate > 0:
             raise UserError(f"learning_rate is {learning_rate}: give a number above 0 (null: the family's default)")
+        if warmup_steps < 0:
+            raise UserError(f"warmup_steps is {warmup_steps}: give 0 or more")
         if schedule not in SCHEDULES:
             raise UserError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
         self.init = init or Vocabulary()
