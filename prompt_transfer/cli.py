@@ -44,24 +44,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
-    if arguments[0] == "--version":
-        print(f"prompt-transfer {__version__}")
-        return 0
     try:
-        find(arguments[0])(arguments[0], arguments[1:])
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(usage())
+        elif arguments[0] == "--version":
+            print(f"prompt-transfer {__version__}")
+        else:
+            find(arguments[0])(arguments[0], arguments[1:])
+        # Here rather than when Python exits, where a full disk behind a redirection is told in several lines.
+        sys.stdout.flush()
     except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return _fail(str(error), debug)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of a pipe went away (`| head`); Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of a pipe went away (`| head`).
+        _forget_output()
         return 0
+    except OSError as error:
+        # What a command did not foresee of disks and permissions; `--debug` shows where.
+        _forget_output()
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}; free space, or choose another place to write to", debug)
     return 0
+
+
+def _fail(message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _forget_output() -> None:
+    """What is buffered cannot be written; Python would complain once more when it flushes at exit."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # not a real file, as in notebooks and tests
+        return

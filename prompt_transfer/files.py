@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prompt_transfer.errors import UserError
@@ -44,6 +44,22 @@ def write_text_atomic(path: str | Path, text: str) -> None:
     """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def prove_writable_dir(path: str | Path) -> None:
+    """As `check_writable_dir`, and leave nothing behind: for commands that write at their end only.
+
+    Raises:
+        UserError: `path` is a file, or the folder cannot be made or written.
+    """
+    path = Path(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        check_writable_dir(path)
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def check_writable_dir(path: str | Path) -> Path:

@@ -47,21 +47,47 @@ def write(frame: pd.DataFrame, path: str | Path) -> Path:
 
 
 def show(rows: Sequence[dict[str, Any]], title: str | None = None, columns: Sequence[str] | None = None) -> None:
-    """Print rows as a table for people; shares with three digits."""
+    """Print rows as a table for people; shares with three digits, lists with commas.
+
+    On a narrow terminal cells are broken between words; only what fits in no other way is broken inside a word.
+    """
+    from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    console = Console()
     if not rows:
-        Console().print("(nothing)")
+        console.print("(nothing)")
         return
     columns = list(columns or dict.fromkeys(key for row in rows for key in row))
-    view = Table(title=title, title_justify="left", header_style="bold")
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    # Two blanks stand between columns; lines there would cost a narrow terminal another one each.
+    widths = fit_widths([columns, *cells], console.width - 2 * len(columns))
+    view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     numeric = {column for column in columns if any(isinstance(row.get(column), int | float) for row in rows)}
-    for column in columns:
-        view.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
-    for row in rows:
-        view.add_row(*(_cell(row.get(column)) for column in columns))
-    Console().print(view)
+    for column, width in zip(columns, widths, strict=True):
+        justify: Any = "right" if column in numeric else "left"
+        view.add_column(Text(column, style="bold"), justify=justify, overflow="fold", width=width)
+    for row in cells:
+        # As Text, or the brackets of a path or of a list of words would be read as markup.
+        view.add_row(*map(Text, row))
+    console.print(view)
+
+
+def fit_widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Column widths for cells that share `room` characters.
+
+    The widest column with a blank to break at gives way first; once no column has one, simply the widest.
+    """
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    words = [max((len(word) for cell in column for word in cell.split()), default=1) for column in columns]
+    while sum(widths) > room and max(widths) > 1:
+        loose = [index for index, width in enumerate(widths) if width > words[index]]
+        widest = max(loose or range(len(widths)), key=lambda index: widths[index])
+        widths[widest] -= 1
+    return widths
 
 
 def _cell(value: Any) -> str:
@@ -69,4 +95,6 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.3f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
     return str(value)

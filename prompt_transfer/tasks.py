@@ -85,6 +85,8 @@ def get_task(name: str | Path) -> Task:
         return tasks[text]
     close = difflib.get_close_matches(text.lower().replace("-", "_"), tasks, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "see `prompt-transfer tasks list`"
+    if "," in text:
+        hint = f"several tasks are a list: --data.task '[{text}]'"
     raise UserError(f"unknown task {text!r}; {hint}; a task of your own is given as the path of its YAML file")
 
 

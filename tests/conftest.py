@@ -98,6 +98,26 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """A task file with a folder of 40 / 10 / 10 rows."""
+    folder = tmp_path / "data" / "toy"
+    folder.mkdir(parents=True)
+    names = ["film", "story", "man", "woman", "dog", "cat", "house", "city", "day", "night"]
+    for offset, (split, count) in enumerate((("train", 40), ("validation", 10), ("test", 10))):
+        lines = [
+            f"the {names[i % 10]} is {('bad', 'good')[i % 2]} {'very ' * (offset + i // 10)},{i % 2}"
+            for i in range(count)
+        ]
+        (folder / f"{split}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    path = tmp_path / "toy.yaml"
+    path.write_text(
+        "name: toy\ntype: sentiment\ncolumns: {text_a: text, text_b: null}\nlabel_column: label\n"
+        "label_words: [terrible, great]\nmetric: accuracy\nlocal: data/toy\n"
+    )
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Family -> folder of a tiny random model of it (see `tests/tiny_models.py`), made once a session."""

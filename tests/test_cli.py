@@ -32,26 +32,6 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
 
 
-@pytest.fixture
-def toy(tmp_path: Path) -> Path:
-    """A task file with a folder of 40 / 10 / 10 rows."""
-    folder = tmp_path / "data" / "toy"
-    folder.mkdir(parents=True)
-    names = ["film", "story", "man", "woman", "dog", "cat", "house", "city", "day", "night"]
-    for offset, (split, count) in enumerate((("train", 40), ("validation", 10), ("test", 10))):
-        lines = [
-            f"the {names[i % 10]} is {('bad', 'good')[i % 2]} {'very ' * (offset + i // 10)},{i % 2}"
-            for i in range(count)
-        ]
-        (folder / f"{split}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
-    path = tmp_path / "toy.yaml"
-    path.write_text(
-        "name: toy\ntype: sentiment\ncolumns: {text_a: text, text_b: null}\nlabel_column: label\n"
-        "label_words: [terrible, great]\nmetric: accuracy\nlocal: data/toy\n"
-    )
-    return path
-
-
 def fit(toy: Path, backbone: Path, output: Path, *more: str) -> int:
     base = ["fit", "--model.backbone", str(backbone), "--data.task", str(toy), "--data.source", "local"]
     return main([*base, *FIT, "--output", str(output), *more])
@@ -167,7 +147,7 @@ def test_prompts_list_and_inspect(
         (["fit", "--data.task", "builtin_movies", "--trainer.accelerator", "gpu"], "gpu"),
         (["fit", "--data.task", "builtin_movies", "--trainer.max_steps", "0"], "no steps"),
         (["fit", "--data.task", "builtin_movies", "--trainer.val_check_interval", "0"], "val_check_interval"),
-        (["fit", "--data.task", "builtin_movies", "--seed_everything", "-1"], "bounds"),
+        (["fit", "--data.task", "builtin_movies", "--seed_everything", "-1"], "give a number from 0"),
         (["fit", "--data.task", "builtin_movies", "--logger", "paper"], "csv, wandb, tensorboard"),
         (["fit", "--output", "nowhere", "--resume"], "no run in nowhere"),
         (["fit", "--data.task", "sst2", "--data.source", "hub"], "--data.source local"),

@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 
 from prompt_transfer import results
-from prompt_transfer.commands.lightning import Command, told_in_one_line
+from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
 from prompt_transfer.data.baselines import trivial_answers
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.sources import load_text_file
 from prompt_transfer.errors import UserError
-from prompt_transfer.files import check_writable_dir
+from prompt_transfer.files import check_writable_dir, prove_writable_dir
 from prompt_transfer.metrics import bootstrap_interval, bootstrap_mean_interval, example_scores
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.initializers import Vocabulary
@@ -39,8 +39,7 @@ def run(command: str, arguments: list[str]) -> None:
     prompt = Prompt.load(path)
     parsed = Command(command, _with_prompt(arguments, prompt, path))
     _check_strategy(parsed)
-    if command == "predict":
-        _check_predict(parsed)
+    _check_output(command, parsed)
     model = parsed.model
     assert isinstance(model, PromptTuning)
     prompt.check(model.backbone, model.backbone.layout.name, model.backbone.attention)
@@ -53,7 +52,7 @@ def run(command: str, arguments: list[str]) -> None:
 
 def _warn_of_other_words(prompt: Prompt, tasks: list[Task]) -> None:
     """A task may have got other label words since the prompt was trained on it."""
-    trained = json.loads(prompt.metadata.get("label_words", "{}"))
+    trained = _stored(prompt, "label_words", dict)
     for task in tasks:
         words = trained.get(task.name)
         if words is not None and words != list(task.label_words):
@@ -82,7 +81,7 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
     for key in ("backbone", "layout", "attention", "dtype", "head", "label_words_policy"):
         if facts.get(key):
             first += [f"--model.{key}", facts[key]]
-    tasks = json.loads(facts.get("data_task", "[]")) or [task for task in facts.get("task", "").split(",") if task]
+    tasks = _stored(prompt, "data_task", list) or [task for task in facts.get("task", "").split(",") if task]
     if tasks:
         first += ["--data.task", tasks[0] if len(tasks) == 1 else json.dumps(tasks)]
     for key in ("label_words", "max_length", "seed"):
@@ -95,11 +94,24 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
     if facts.get("data_root") and Path(facts["data_root"]).is_dir():
         first += ["--data.root", facts["data_root"]]
     length = str(prompt.embeddings.shape[0])
-    last = ["--model.prompt_length", length, "--model.init", "FromPrompt", "--model.init.prompt", path]
+    # As a list: the parser would take the path "7" for a number and "a: b" for a mapping.
+    last = ["--model.prompt_length", length, "--model.init", "FromPrompt", "--model.init.prompt", json.dumps([path])]
     task = _value(arguments, "--data.task")
-    if task and task.startswith("builtin_") and not _value(arguments, "--data.source"):
-        last += ["--data.source", "builtin"]
+    if task and task.startswith("builtin_"):
+        for option, value in (("--data.source", "builtin"), ("--data.label_words", "default")):
+            last += [] if _value(arguments, option) else [option, value]
     return [*first, *arguments, *last]
+
+
+def _stored(prompt: Prompt, key: str, kind: type[Any]) -> Any:
+    """A JSON value of the prompt's metadata, empty where there is none."""
+    try:
+        value = json.loads(prompt.metadata.get(key) or "null")
+    except ValueError:
+        value = ...
+    if value is not None and not isinstance(value, kind):
+        raise UserError(f"{prompt.path} is damaged: its metadata {key!r} is {prompt.metadata[key][:60]!r}")
+    return kind() if value is None else value
 
 
 def _score(command: str, parsed: Command, model: PromptTuning, path: str) -> None:
@@ -189,6 +201,19 @@ def _check_strategy(parsed: Command) -> None:
         raise UserError(f"--trainer.strategy {strategy} cannot hand back predictions: use ddp")
 
 
+def _check_output(command: str, parsed: Command) -> None:
+    """What would only fail after the work is done."""
+    if command == "predict":
+        _check_predict(parsed)
+    if parsed.output is None:
+        return
+    if command != "predict" and (parsed.output / CONFIG_FILE).exists() and (parsed.output / RESULTS_FILE).exists():
+        raise UserError(
+            f"{parsed.output} is the folder of a run, whose {RESULTS_FILE} would be lost: give another --output"
+        )
+    prove_writable_dir(parsed.output)
+
+
 def _check_predict(parsed: Command) -> None:
     config = parsed.config
     if config.format not in ("parquet", "csv"):
@@ -210,7 +235,8 @@ def _predict(parsed: Command, model: PromptTuning) -> None:
         texts = load_text_file(config.input)
         data.set_predict_texts(list(texts["text_a"]))
     model.keep_records = True
-    parsed.trainer.predict(model, datamodule=data, return_predictions=False)
+    with told_in_one_line("predict"):
+        parsed.trainer.predict(model, datamodule=data, return_predictions=False)
     if not parsed.trainer.is_global_zero:
         return
     check_writable_dir(parsed.output)

@@ -12,16 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from prompt_transfer.backbones.builtin import shipped
+from prompt_transfer.backbones.loading import resolve
+from prompt_transfer.callbacks.checkpoints import WholeCheckpoints
+from prompt_transfer.callbacks.logs import RunLog
 from prompt_transfer.callbacks.progress import StepProgress
 from prompt_transfer.commands.parsing import one_line
 from prompt_transfer.data.datamodule import TaskDataModule
+from prompt_transfer.data.readers import data_root
 from prompt_transfer.errors import UserError
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 
@@ -44,10 +50,14 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
+# What a run leaves directly in its folder, beside the prompt.
+CONFIG_FILE, RESULTS_FILE = "config.yaml", "results.csv"
+
 LOGGERS = ("csv", "wandb", "tensorboard", "none")
 
 # Options that take a file of values, from the working folder or from the project's `configs/`.
 CONFIG_OPTIONS = ("--config", "-c", "--model", "--data", "--trainer", "--model.init", "--model.reparameterization")
+TEXT_OPTION, TEXT = "--model.init.text", "text"
 
 
 def quiet() -> None:
@@ -84,6 +94,16 @@ def told_in_one_line(verb: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            # Lightning ends the process without a word after Ctrl-C.
+            raise KeyboardInterrupt from end
+        raise
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{' '.join(str(error).split())[:150]}; --data.max_tokens splits batches without changing the result, "
+            "--model.dtype bfloat16 halves the backbone"
+        ) from error
     except ArgumentError as error:
         raise one_line(error, verb) from error
     except (MisconfigurationException, ValueError) as error:
@@ -93,6 +113,11 @@ def told_in_one_line(verb: str) -> Iterator[None]:
             hint = "log in with `wandb login`, or set WANDB_MODE=offline"
             raise UserError(f"W&B: {' '.join(str(error).split())[:200]}; {hint}") from error
         raise
+
+
+def absolute(path: str) -> str:
+    """The path from the root, `~` resolved."""
+    return str(Path(path).expanduser().resolve())
 
 
 def take_class(arguments: list[str], option: str, table: dict[str, type]) -> tuple[type, list[str]]:
@@ -143,6 +168,18 @@ def find_configs(arguments: list[str]) -> list[str]:
     return found
 
 
+def put_text_aside(arguments: list[str]) -> tuple[list[str], str | None]:
+    """Remove the value of `--model.init.text`, which the parser would read as a mapping where it has a ": "."""
+    kept, text = list(arguments), None
+    for position, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option == TEXT_OPTION and equals:
+            kept[position], text = f"{option}={TEXT}", value
+        elif option == TEXT_OPTION and position + 1 < len(arguments):
+            kept[position + 1], text = TEXT, arguments[position + 1]
+    return kept, text
+
+
 class Command(LightningCLI):
     """Parses the options of `fit`, `validate`, `test` or `predict` and makes model, data and trainer; runs nothing.
 
@@ -155,7 +192,7 @@ class Command(LightningCLI):
         self.verb = verb
         model, rest = take_class(list(arguments), "--model", MODELS)
         data, rest = take_class(rest, "--data", DATA)
-        rest = find_configs(rest)
+        rest, self.text = put_text_aside(find_configs(rest))
         quiet()
         warnings.showwarning = show_warning
         with told_in_one_line(verb):
@@ -194,11 +231,17 @@ class Command(LightningCLI):
     def _set_seed(self) -> None:
         # Lightning prints the seed; it stands in config.yaml.
         logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+        seed = self.config.seed_everything
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise UserError(f"--seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
         super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         """Facts that one option takes from another."""
         config = self.config
+        if self.text is not None:
+            config.model.init.init_args.text = self.text
+        self.make_paths_absolute()
         trainer = config.trainer
         steps, interval = trainer.max_steps, trainer.val_check_interval
         if self.verb == "fit" and (steps == 0 or trainer.max_epochs == 0):
@@ -212,6 +255,23 @@ class Command(LightningCLI):
         if isinstance(interval, int) and 0 < steps < interval:
             trainer.val_check_interval = steps
 
+    def make_paths_absolute(self) -> None:
+        """A stored configuration, and a prompt that names its backbone, are used from other folders too."""
+        data, model = self.config.data, self.config.model
+        root = data_root(data.root) if data.source == "local" else data.root
+        data.root = None if root is None else absolute(str(root))
+        data.cache_dir = None if data.cache_dir is None else absolute(data.cache_dir)
+        tasks = [data.task] if isinstance(data.task, str) else data.task
+        tasks = [absolute(task) if task.endswith((".yaml", ".yml")) else task for task in tasks]
+        data.task = tasks[0] if isinstance(data.task, str) else tasks
+        if resolve(model.backbone)[1] == "folder":
+            model.backbone = absolute(model.backbone)
+        if model.init is not None and "prompt" in (model.init.get("init_args") or {}):
+            given = model.init.init_args.prompt
+            files = [given] if isinstance(given, str) and Path(given).exists() else given
+            files = files.split(",") if isinstance(files, str) else files
+            model.init.init_args.prompt = [absolute(str(file).strip()) if str(file).strip() else "" for file in files]
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with our callbacks and logger."""
         callbacks: list[Callback] = list(self.extra_callbacks())
@@ -222,7 +282,10 @@ class Command(LightningCLI):
         if "default_root_dir" not in kwargs and self.config.trainer.default_root_dir is None:
             kwargs["default_root_dir"] = str(self.output or Path("runs"))
         init = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        return self._instantiate_trainer(init, callbacks)
+        trainer = self._instantiate_trainer(init, callbacks)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
 
     def extra_callbacks(self) -> list[Callback]:
         """Callbacks of the verb."""
@@ -239,7 +302,7 @@ class Command(LightningCLI):
             return False
         run = Path(folder).name
         if name == "csv":
-            return CSVLogger(folder, name="", version="logs")
+            return RunLog(folder)
         if name == "wandb":
             return WandbLogger(project="prompt-transfer", name=run, save_dir=folder, config=self.plain_config())
         if not any(importlib.util.find_spec(package) for package in ("tensorboard", "tensorboardX")):

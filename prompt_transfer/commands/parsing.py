@@ -12,19 +12,42 @@ from prompt_transfer.errors import UserError
 
 def one_line(error: BaseException, command: str) -> UserError:
     """A parser's error of several lines as one that a person reads."""
-    text = str(error)
-    # jsonargparse appends the tried types, nested and indented; the first statement and the last reason say it all.
-    unknown = re.search(r'Parser key "(model\.(?:init|reparameterization))":.*?Given value: (\S+)', text, re.DOTALL)
-    if unknown:
-        option, value = unknown.groups()
-        known = ", ".join(_choices(option))
-        return UserError(f"cannot make --{option} {value}: choose one of {known}, with the options that it needs")
-    lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
-    message = lines[0] if lines else type(error).__name__
-    if len(lines) > 1 and lines[-1] not in message:
-        message += f" {lines[-1]}"
-    message = re.sub(r"^(Parser key \"([^\"]+)\":)", r"option --\2:", message)
+    message = _reason(str(error)) or type(error).__name__
     return UserError(f"{message[:400]} (see prompt-transfer {command} --help)")
+
+
+def _reason(text: str) -> str:
+    """What jsonargparse says in a nested and indented report: the option, what it got, what it may be."""
+    keys = re.findall(r'Parser key "([\w.]+)":', text)
+    if not keys:
+        return " ".join(text.split())
+    option, inner = keys[0], "--" + ".".join(keys)
+    kind = re.search(r"Problem with given class_path '(?:[\w]+\.)*(\w+)'", text)
+    name = f"--{option} {kind[1]}" if kind else f"--{option}"
+    if missing := re.search(r"the following arguments are required: (.+)", text):
+        first = missing[1].split(",")[0]
+        return f"{name} needs {missing[1]}: give --{option}.{first} VALUE"
+    if extra := re.search(r"Option '(\w+)' is not accepted", text):
+        return f"{name} has no option {extra[1]}"
+    if option in ("model.init", "model.reparameterization") and len(keys) == 1:
+        given = re.search(r"Given value: (\w+)$", text, re.MULTILINE)
+        what = f"cannot make --{option} {given[1]}" if given else f"--{option} comes before its options"
+        return f"{what}: choose one of {', '.join(_choices(option))}"
+    # Of a nested report, what stands before the first value speaks of the innermost option.
+    report = re.sub(r"Given value(?= type)", "", text).replace("Got value", "Given value")
+    head, _, tail = report.partition("Given value: ")
+    kinds = re.findall(r"^[- ]*Expected an? (?!path)(.+?)[. ]*$", head, re.MULTILINE)
+    expected = dict.fromkeys(map(_plain, kinds))
+    if not expected or not tail:
+        return f"option {inner}: " + " ".join(text.partition(":")[2].split())
+    return f"option {inner}: expected {' or '.join(expected)}, not {tail.splitlines()[0]}"
+
+
+def _plain(kind: str) -> str:
+    """`<class 'int'>`, `<class 'NoneType'>` and `typing.Literal['a', 'b']` as a person writes them."""
+    kind = re.sub(r"^dot import path.*", "a name that can be imported", kind)
+    kind = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind).replace("NoneType", "null")
+    return re.sub(r"typing\.Literal\[(.*)\]", lambda match: match[1].replace("'", ""), kind)
 
 
 def _choices(option: str) -> list[str]:
@@ -47,7 +70,7 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str]) -
     parser = ArgumentParser(prog=f"prompt-transfer {command}", description=function.__doc__, exit_on_error=False)
     parser.add_function_arguments(function, fail_untyped=True)
     try:
-        values = parser.instantiate_classes(parser.parse_args(list(arguments)))
+        values = parser.instantiate(parser.parse_args(list(arguments)))
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         raise one_line(error, command) from error
     return function(**values.as_dict())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
 
-from prompt_transfer.commands.lightning import find_configs, quiet
-from prompt_transfer.commands.parsing import one_line
+from prompt_transfer.callbacks.checkpoints import WholeCheckpoints
+from prompt_transfer.callbacks.logs import KeepLog, RunLog
+from prompt_transfer.commands.lightning import find_configs, quiet, told_in_one_line
 from prompt_transfer.data.corpus import CorpusDataModule
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir, write_text_atomic
@@ -49,21 +48,25 @@ class Pretrain(LightningCLI):
         folder = check_writable_dir(config.output)
         if (folder / "last.ckpt").is_file() and not config.resume:
             raise UserError(f"{folder} holds an unfinished run: --resume goes on with it; or give another --output")
+        if (folder / "model.safetensors").exists():
+            raise UserError(f"{folder} holds a model already, which would be lost: give another --output")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         folder = self.config.output
         checkpoint = ModelCheckpoint(
             dirpath=folder, filename="last", every_n_train_steps=500, enable_version_counter=False
         )
-        kwargs["logger"] = CSVLogger(folder, name="", version="logs", flush_logs_every_n_steps=50)
+        kwargs["logger"] = RunLog(folder)
         init = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        return self._instantiate_trainer(init, [checkpoint, RichProgressBar(leave=False)])
+        trainer = self._instantiate_trainer(init, [KeepLog(), checkpoint, RichProgressBar(leave=False)])
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
 
 
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer pretrain`."""
     quiet()
-    try:
+    with told_in_one_line(command):
         cli = Pretrain(
             BackbonePretraining,
             CorpusDataModule,
@@ -76,14 +79,11 @@ def run(command: str, arguments: list[str]) -> None:
             load_from_checkpoint_support=False,
             parser_kwargs={"exit_on_error": False, "prog": "prompt-transfer pretrain"},
         )
-    except ArgumentError as error:
-        raise one_line(error, command) from error
     folder = Path(cli.config.output)
     last = folder / "last.ckpt"
     resume = str(last) if cli.config.resume and last.is_file() else None
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
-    if cli.trainer.interrupted:
-        raise KeyboardInterrupt
+    with told_in_one_line(command):
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
     write_text_atomic(folder / "pretraining.yaml", cli.parser.dump(cli.config, skip_none=False, skip_validation=True))
     finish(cli.model, cli.datamodule, folder)
     last.unlink(missing_ok=True)

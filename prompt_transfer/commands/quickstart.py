@@ -14,7 +14,10 @@ from prompt_transfer.commands.table import find
 SOURCE, TARGET = "builtin_movies", "builtin_restaurants"
 
 
-def quickstart(output: str = "runs/quickstart", steps: int = 500, seed: int = 0) -> None:
+DEFAULT_OUTPUT, RESULT = "runs/quickstart", "quickstart.csv"
+
+
+def quickstart(output: str = DEFAULT_OUTPUT, steps: int = 500, seed: int = 0) -> None:
     """Train a prompt on one built-in task and use it, as it is, on another.
 
     Args:
@@ -31,7 +34,7 @@ def quickstart(output: str = "runs/quickstart", steps: int = 500, seed: int = 0)
     folder = Path(output)
     prompt = folder / "prompt.safetensors"
     fit = ["fit", "--config", "experiment/quickstart.yaml", "--trainer.max_steps", str(steps)]
-    _run([*fit, "--seed_everything", str(seed), "--output", str(folder), "--overwrite"])
+    _run([*fit, "--seed_everything", str(seed), "--output", str(folder), *_replace(folder)])
     tables = []
     for task in (SOURCE, TARGET):
         place = folder / task
@@ -39,13 +42,13 @@ def quickstart(output: str = "runs/quickstart", steps: int = 500, seed: int = 0)
         tables.append(pd.read_parquet(place / "results.parquet"))
     frame = pd.concat(tables, ignore_index=True)
     rows = summary(frame)
-    results.write(results.table(rows), folder / "quickstart.csv")
+    results.write(results.table(rows), folder / RESULT)
     majority = float(frame.loc[(frame.what == "majority class") & (frame.task == SOURCE), "value"].iloc[0])
     curve = plots.read_curve(folder / "logs" / "metrics.csv")
     figure = plots.save(plots.learning_curve(curve, majority), folder / "learning_curve.png")
     print()
     results.show(rows, title=f"accuracy on test sets, roberta-nano, {time.monotonic() - started:.0f} s in all")
-    print(f"prompt    {prompt}\ntable     {folder / 'quickstart.csv'}\nfigure    {figure}")
+    print(f"prompt    {prompt}\ntable     {folder / RESULT}\nfigure    {figure}")
     print("next      look at the prompt:   prompt-transfer prompts inspect", prompt)
     print("          your own sentences:   prompt-transfer predict --prompt", prompt, "--input FILE.txt --output DIR")
     print("          real data and models: see README.md, or prompt-transfer fit --help")
@@ -66,6 +69,12 @@ def summary(frame: Any) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _replace(folder: Path) -> list[str]:
+    """The option that replaces an earlier quick start, finished or not; another run of the user's is not replaced."""
+    ours = (folder / RESULT).is_file() or folder == Path(DEFAULT_OUTPUT)
+    return ["--overwrite"] if ours and folder.is_dir() else []
 
 
 def _run(arguments: list[str]) -> None:

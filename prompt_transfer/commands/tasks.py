@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from prompt_transfer import results
 from prompt_transfer.commands.parsing import subcommand
 
@@ -10,7 +13,16 @@ def list_tasks() -> None:
     """list the tasks that are known by name"""
     from prompt_transfer.tasks import describe_tasks
 
-    results.show(describe_tasks())
+    # One line a task on 80 columns; where the hub has them stands in a table of its own.
+    results.show(describe_tasks(), columns=("name", "type", "label_words", "metric"))
+    print("\nbuiltin_ tasks are made here; others: --data.source local or hub (see prompt-transfer tasks hub)")
+
+
+def list_hub() -> None:
+    """list where the tasks lie on the Hugging Face hub"""
+    from prompt_transfer.tasks import describe_tasks
+
+    results.show([row for row in describe_tasks() if row["hub"]], columns=("name", "hub"))
 
 
 def download(tasks: str, output: str) -> None:
@@ -27,4 +39,8 @@ def download(tasks: str, output: str) -> None:
 
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer tasks | data`."""
-    subcommand(command, {"list": list_tasks} if command == "tasks" else {"download": download}, arguments)
+    tables: dict[str, dict[str, Callable[..., Any]]] = {
+        "tasks": {"list": list_tasks, "hub": list_hub},
+        "data": {"download": download},
+    }
+    subcommand(command, tables[command], arguments)

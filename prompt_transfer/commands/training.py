@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -10,17 +11,20 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from prompt_transfer import results
+from prompt_transfer.callbacks.checkpoints import EndOfRun, OptionsWin
 from prompt_transfer.callbacks.export import PromptExport
-from prompt_transfer.commands.lightning import Command, told_in_one_line
+from prompt_transfer.callbacks.logs import KeepLog
+from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir, write_text_atomic
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.prompt import Prompt
 
-PROMPT_FILE, CONFIG_FILE, LAST = "prompt.safetensors", "config.yaml", "checkpoints/last.ckpt"
+PROMPT_FILE, LAST = "prompt.safetensors", "checkpoints/last.ckpt"
 
 
 class RunFolder(Callback):
@@ -36,8 +40,8 @@ class RunFolder(Callback):
         if not trainer.is_global_zero:
             return
         if self.overwrite:
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-            for name in (PROMPT_FILE, "results.csv", "logs/metrics.csv"):
+            # By name: what else lies there is not ours to remove.
+            for name in (LAST, PROMPT_FILE, RESULTS_FILE, "logs/metrics.csv"):
                 (self.folder / name).unlink(missing_ok=True)
         write_text_atomic(self.folder / CONFIG_FILE, self.text)
 
@@ -63,6 +67,8 @@ class Fit(Command):
             raise UserError("--resume goes on with a run and --overwrite starts it anew: give one of them")
         if occupied and not config.resume and not config.overwrite:
             raise UserError(f"{folder} is not empty: --resume goes on with the run there, --overwrite starts it anew")
+        if occupied and config.overwrite and not is_run(folder):
+            raise UserError(f"{folder} holds no run that could be overwritten, but other files: give another --output")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Comes last, when model and data are sound; only now is the folder made."""
@@ -91,9 +97,9 @@ class Fit(Command):
         # What decides a score goes along with the prompt, so that `test` and `predict` need nothing else.
         facts = {
             "seed": str(config.seed_everything),
-            "data_task": json.dumps([_absolute(task) for task in tasks]),
+            "data_task": json.dumps(tasks),
             "data_source": config.data.source,
-            "data_root": str(Path(config.data.root).resolve()) if config.data.root else "",
+            "data_root": config.data.root or "",
             "label_words_policy": config.model.label_words_policy or "",
             "data_label_words": config.data.label_words,
             "data_max_length": "" if config.data.max_length is None else str(config.data.max_length),
@@ -101,6 +107,9 @@ class Fit(Command):
         }
         callbacks: list[Callback] = [
             RunFolder(folder, self.config_text(), bool(config.overwrite)),
+            KeepLog(),
+            OptionsWin(),
+            EndOfRun(),
             PromptExport(folder / PROMPT_FILE, facts),
             # After each validation: Lightning loses a validation that was due when a checkpoint was written before it.
             ModelCheckpoint(
@@ -127,28 +136,55 @@ def run(command: str, arguments: list[str]) -> None:
     try:
         resume = str(last) if fit.config.resume and last.is_file() else None
         if resume:
-            _check_readable(last)
+            _check_resumable(fit, folder)
         with told_in_one_line(command):
             fit.trainer.fit(fit.model, datamodule=fit.datamodule, ckpt_path=resume, weights_only=True)
-    except BaseException:
+    except BaseException as error:
         fit.tidy()
+        if isinstance(error, KeyboardInterrupt) and last.is_file():
+            print(f"go on with: prompt-transfer fit --output {shlex.quote(str(folder))} --resume", file=sys.stderr)
         raise
-    if fit.trainer.interrupted:
-        raise KeyboardInterrupt
     if fit.trainer.is_global_zero:
         _report(fit, folder)
 
 
-def _absolute(task: str) -> str:
-    """The path of a YAML task from the root, so that it is found from any folder."""
-    return str(Path(task).expanduser().resolve()) if task.endswith((".yaml", ".yml")) else task
+def is_run(folder: Path) -> bool:
+    """Whether `fit` made what lies in `folder`; a run killed in its first seconds has logs alone."""
+    names = {path.name for path in folder.iterdir()}
+    return names <= {"logs"} or bool({CONFIG_FILE, PROMPT_FILE} & names) or (folder / LAST).is_file()
 
 
-def _check_readable(checkpoint: Path) -> None:
+def _read(checkpoint: Path) -> dict[str, Any]:
     try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True)
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch share no base class
         raise UserError(f"the checkpoint {checkpoint} is damaged: start the run anew with --overwrite") from error
+
+
+def _check_resumable(fit: Fit, folder: Path) -> None:
+    """Options that decided how the run began, or what it trains, cannot change on the way."""
+    checkpoint = _read(folder / LAST)
+    begun, now = checkpoint["hyper_parameters"], fit.model.hparams
+    changed = {
+        f"--model.{name}": (begun[name], now[name])
+        for name in ("init", "reparameterization", "layout", "attention", "head")
+        if name in begun and begun[name] != now[name]
+    }
+    stored = yaml.safe_load((folder / CONFIG_FILE).read_text()) if (folder / CONFIG_FILE).is_file() else {}
+    seed = stored.get("seed_everything", fit.config.seed_everything)
+    if seed != fit.config.seed_everything:
+        changed["--seed_everything"] = (seed, fit.config.seed_everything)
+    if changed:
+        what = ", ".join(f"{option} was {old}, not {new}" for option, (old, new) in changed.items())
+        raise UserError(
+            f"cannot go on with the run in {folder}: {what}; leave that out, or start anew with --overwrite"
+        )
+    done, steps = checkpoint["global_step"], fit.config.trainer.max_steps
+    if 0 < steps < done:
+        raise UserError(
+            f"the run in {folder} has done {done} steps already, more than --trainer.max_steps {steps}: give {done} or "
+            "more, or start anew with --overwrite"
+        )
 
 
 def _with_stored_config(arguments: list[str]) -> list[str]:
@@ -189,7 +225,7 @@ def _report(fit: Fit, folder: Path) -> None:
                 "prompt_length": model.prompt_length,
             }
         )
-    results.write(results.table(rows), folder / "results.csv")
+    results.write(results.table(rows), folder / RESULTS_FILE)
     shown = ("task", "split", "metric", "value", "majority", "n", "best_step")
     results.show(rows, columns=shown)
     print(f"next: prompt-transfer test --prompt {folder / PROMPT_FILE}")

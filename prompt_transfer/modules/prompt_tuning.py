@@ -76,6 +76,10 @@ class PromptTuning(PromptedModule):
             raise UserError(f"prompt_length is {prompt_length}: a prompt needs at least one token")
         if optimizer is not None and learning_rate is not None:
             raise UserError("learning_rate is that of the default optimizer: with --model.optimizer give its own lr")
+        if learning_rate is not None and not learning_rate > 0:
+            raise UserError(f"learning_rate is {learning_rate}: give a number above 0 (null: the family's default)")
+        if warmup_steps < 0:
+            raise UserError(f"warmup_steps is {warmup_steps}: give 0 or more")
         if schedule not in SCHEDULES:
             raise UserError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
         if label_words_policy is not None and label_words_policy not in LABEL_WORDS_POLICIES:

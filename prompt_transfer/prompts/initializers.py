@@ -133,7 +133,7 @@ class Text(Initializer):
 
     Args:
         text: the text, e.g. an instruction that describes the task. Put a text with a colon and a blank (": ") in
-            quotes in a config file; the command line takes it for a mapping.
+            quotes in a config file.
     """
 
     def __init__(self, text: str) -> None:

@@ -1,0 +1,61 @@
+"""Checkpoints that survive a kill, and runs that go on from them with the options of today."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
+
+from prompt_transfer.files import atomic_path
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoint files that are whole or absent.
+
+    Lightning writes to the system's temporary folder and moves: across file systems that is a copy, and a kill in the
+    middle of it would take the last good checkpoint along.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        with atomic_path(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class EndOfRun(Callback):
+    """Evaluates after the last step, also where it is no multiple of the interval between evaluations.
+
+    Otherwise the steps behind the last evaluation would be trained, but neither scored nor kept.
+    """
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        last_step = trainer.max_steps is not None and 0 < trainer.max_steps <= trainer.global_step
+        epochs = trainer.max_epochs or 0
+        last_batch = trainer.is_last_batch and 0 < epochs <= trainer.current_epoch + 1
+        if last_step or last_batch:
+            # Lightning evaluates once more when a run is told to stop.
+            trainer.should_stop = True
+
+
+class OptionsWin(Callback):
+    """After a resume, the options of the optimizer are those given now, not those of the checkpoint.
+
+    Restoring an optimizer restores its learning rate as well, so that `--resume --model.learning_rate X` would be
+    written to the configuration and yet not be used. Moments and the position in the schedule stay.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step == 0:
+            return
+        wanted: Any = pl_module.configure_optimizers()
+        scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
+        for group, fresh in zip(trainer.optimizers[0].param_groups, wanted["optimizer"].param_groups, strict=True):
+            if group["initial_lr"]:
+                group["lr"] *= fresh["initial_lr"] / group["initial_lr"]
+            group.update({key: value for key, value in fresh.items() if key not in ("params", "lr")})
+        scheduler.base_lrs = list(wanted["lr_scheduler"]["scheduler"].base_lrs)

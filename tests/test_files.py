@@ -1,0 +1,57 @@
+"""Files that are whole or absent, folders that can be written, and disks that are full."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prompt_transfer.errors import UserError
+from prompt_transfer.files import atomic_path, check_writable_dir, prove_writable_dir, write_text_atomic
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "f.txt"
+    write_text_atomic(path, "old")
+
+    def write_half() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("prove", [check_writable_dir, prove_writable_dir])
+def test_a_file_in_the_way_of_a_folder(prove, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
+        with pytest.raises(UserError, match="cannot write to the folder"):
+            prove(place)
+
+
+def test_a_proof_leaves_no_folder_behind(tmp_path: Path) -> None:
+    prove_writable_dir(tmp_path / "a" / "b" / "c")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "kept").mkdir()
+    prove_writable_dir(tmp_path / "kept")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["tasks", "list"]])
+def test_a_full_disk_behind_a_redirection_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "prompt_transfer", *arguments]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: No space left on device; free space, or choose another place to write to"
+    ]

@@ -1,0 +1,74 @@
+"""What is said of misspelt options and values, and texts that a YAML parser would take for something else."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from test_cli import error_of, fit
+
+from prompt_transfer.cli import main
+from prompt_transfer.prompts.prompt import Prompt
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPT_TRANSFER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+INITS = "ClassLabels, FromPrompt, Normal, Text, Vocabulary"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--model.learning_rate fast", "option --model.learning_rate: expected float or null, not fast"),
+        ("--model.learning_rate 0", "learning_rate is 0.0: give a number above 0"),
+        ("--model.warmup_steps -3", "warmup_steps is -3: give 0 or more"),
+        ("--model.prompt_length 1.5", "option --model.prompt_length: expected int, not 1.5"),
+        ("--data.source web", "option --data.source: expected hub, local, builtin, not web"),
+        ("--model.init Txt", f"cannot make --model.init Txt: choose one of {INITS}"),
+        ("--model.init Text", "--model.init Text needs text: give --model.init.text VALUE"),
+        ("--model.init Text --model.init.txt x", "--model.init Text has no option txt"),
+        ("--model.init.text x", f"--model.init comes before its options: choose one of {INITS}"),
+        ("--model.init Normal --model.init.std x", "option --model.init.std: expected float or null, not x"),
+        (
+            "--model.reparameterization ResidualMLP --model.reparameterization.bottleneck x",
+            "option --model.reparameterization.bottleneck: expected int, not x",
+        ),
+        ("--model.optimizer Adm", "option --model.optimizer: expected a name that can be imported or null, not Adm"),
+        ("--model.optimizer AdamW --model.optimizer.lrr 3", "--model.optimizer has no option lrr"),
+        ("--seed_everything -1", "--seed_everything is -1: give a number from 0"),
+        ("--data.task a,b", "several tasks are a list: --data.task '[a,b]'"),
+    ],
+)
+def test_a_mistake_names_its_option(
+    options: str, expected: str, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["fit", "--model.backbone", str(tiny_roberta), "--data.task", "builtin_movies", *shlex.split(options)]
+    assert expected in error_of(capsys, main(command))
+    assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.parametrize("text", ["film: good or bad", "null", "[one] # two", "7", "'quoted'"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_text_to_start_from_is_taken_as_it_is(
+    text: str, joined: bool, toy: Path, tiny_roberta: Path, tmp_path: Path
+) -> None:
+    option = [f"--model.init.text={text}"] if joined else ["--model.init.text", text]
+    assert fit(toy, tiny_roberta, tmp_path / "run", "--model.init", "Text", *option) == 0
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert stored["model"]["init"]["init_args"]["text"] == text
+    assert Prompt.load(tmp_path / "run").metadata["init"] == f"Text(text={text!r})"
+    # The stored configuration is read back as the same text.
+    assert main(["fit", "--output", "run", "--resume", "--trainer.max_steps", "5"]) == 0
+    assert Prompt.load(tmp_path / "run").metadata["init"] == f"Text(text={text!r})"
+
+
+@pytest.mark.parametrize("name", ["7", "a: b", "x,y", "[z]"])
+def test_a_prompt_may_have_any_name(name: str, toy: Path, tiny_roberta: Path, tmp_path: Path) -> None:
+    assert fit(toy, tiny_roberta, tmp_path / name) == 0
+    assert main(["test", "--prompt", name, "--random_prompts", "0"]) == 0

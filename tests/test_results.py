@@ -1,0 +1,86 @@
+"""Tables: what is written is tidy, what is shown can be read on 80 columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from prompt_transfer import results
+from prompt_transfer.cli import main
+from prompt_transfer.errors import UserError
+from prompt_transfer.tasks import task_names
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_common_columns_come_first_and_what_is_missing_is_empty() -> None:
+    frame = results.table([{"extra": 1, "value": 0.5}])
+    assert list(frame.columns) == [*results.COLUMNS, "extra"]
+    assert frame["task"].isna().all()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_survives_its_file(suffix: str, tmp_path: Path) -> None:
+    path = results.write(results.table([{"task": "a", "value": 0.25}]), tmp_path / f"new/t{suffix}")
+    frame = pd.read_csv(path) if suffix == ".csv" else pd.read_parquet(path)
+    assert frame.loc[0, "value"] == 0.25
+
+
+def test_another_suffix_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"\.csv or \.parquet"):
+        results.write(results.table([]), tmp_path / "t.xlsx")
+
+
+def test_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    results.show([{"[b]path": "[/no]/[red]/x.safetensors", "words": ["terrible", "great"]}])
+    out = "\n".join(shown(capsys))
+    assert "[b]path" in out
+    assert "[/no]/[red]/x.safetensors" in out
+    assert "terrible, great" in out
+
+
+def test_a_narrow_table_breaks_between_words(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {
+        "task": "builtin_restaurants",
+        "split": "validation (cut from train, seed 0)",
+        "metric": "accuracy",
+        "what": "random prompt",
+        "value": 0.5,
+        "low": 0.4,
+        "high": 0.6,
+        "n": 600,
+    }
+    results.show([row])
+    lines = shown(capsys)
+    assert max(map(len, lines)) <= 80
+    out = "\n".join(lines)
+    for word in ("builtin_restaurants", "validation", "accuracy", "random", "0.500", "600"):
+        assert word in out
+
+
+def test_only_the_widest_word_is_broken_where_nothing_else_helps() -> None:
+    assert results.fit_widths([["p" * 50, "two words", "7"]], 20) == [14, 5, 1]
+
+
+def test_no_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    results.show([])
+    assert shown(capsys) == ["(nothing)"]
+
+
+def test_the_list_of_tasks_has_one_line_a_task(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "list"]) == 0
+    lines = shown(capsys)
+    rows = [line for line in lines if line.split(" ")[0] in task_names()]
+    assert len(rows) == len(task_names())
+    assert any("builtin_ethics_deeds" in row and "wrong, right" in row for row in rows)
+    assert main(["tasks", "hub"]) == 0
+    assert any("nyu-mll/glue/sst2 (unverified)" in line for line in shown(capsys))
