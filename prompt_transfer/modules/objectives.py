@@ -52,9 +52,9 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def evaluate(
-        self, prompt: Tensor, batch: dict[str, Tensor], split: str, references: References
+        self, prompt: Tensor, batch: dict[str, Tensor], split: str, references: References, keep: bool = False
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Feed the metrics of `split`; the mean loss, and a record of the examples for those who keep them."""
+        """Feed the metrics of `split`; the mean loss, and with `keep` a record of the examples."""
         raise NotImplementedError
 
     def task_metrics(self, split: str) -> list[MetricCollection]:
@@ -125,7 +125,7 @@ class Classification(Objective):
         return {"ids": batch["ids"], "task_ids": batch["task_ids"], "probabilities": probabilities}
 
     def evaluate(
-        self, prompt: Tensor, batch: dict[str, Tensor], split: str, references: References
+        self, prompt: Tensor, batch: dict[str, Tensor], split: str, references: References, keep: bool = False
     ) -> tuple[Tensor, dict[str, Any]]:
         logits = self.logits(prompt, batch)
         predictions = logits.argmax(dim=1)
@@ -177,16 +177,17 @@ class Generation(Objective):
         return {"ids": batch["ids"], "task_ids": batch["task_ids"], "texts": self._write(prompt, batch)}
 
     def evaluate(
-        self, prompt: Tensor, batch: dict[str, Tensor], split: str, references: References
+        self, prompt: Tensor, batch: dict[str, Tensor], split: str, references: References, keep: bool = False
     ) -> tuple[Tensor, dict[str, Any]]:
         texts, right = self._write(prompt, batch), references(split, batch["ids"])
-        scores = torch.zeros(len(texts), len(self.tasks[0].metrics))
+        scores = torch.zeros(len(texts), max(len(task.metrics) for task in self.tasks))
         for index, (task, metrics) in enumerate(zip(self.tasks, self.task_metrics(split), strict=True)):
             rows = (batch["task_ids"] == index).nonzero().flatten().tolist()
             if rows:
                 answers = [texts[row] for row in rows], [right[row] for row in rows]
                 metrics.update(*answers)
-                for column, values in enumerate(list(example_scores(task, *answers).values())[: scores.shape[1]]):
+                found = example_scores(task, *answers).values() if keep else ()
+                for column, values in enumerate(found):
                     scores[rows, column] = torch.from_numpy(values).float()
         loss = self.losses(prompt, batch).mean()
         return loss, {"ids": batch["ids"], "task_ids": batch["task_ids"], "scores": scores, "texts": texts}

@@ -54,7 +54,8 @@ class PromptedModule(L.LightningModule):
     def evaluation_step(self, batch: dict[str, Tensor], split: str) -> None:
         """Feed the metrics of `split`."""
         references = self.trainer.datamodule.targets
-        loss, record = self.objective.evaluate(self.current_prompt(), batch, split, references)
+        keep = self.keep_records
+        loss, record = self.objective.evaluate(self.current_prompt(), batch, split, references, keep)
         size = len(batch["ids"])
         self.log(f"{split}/loss", loss, on_epoch=True, batch_size=size, sync_dist=True, add_dataloader_idx=False)
         self._keep(record)
