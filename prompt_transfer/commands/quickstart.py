@@ -9,6 +9,7 @@ from typing import Any
 
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.commands.table import find
+from prompt_transfer.errors import UserError
 
 # The same words ("terrible", "great") in other domains: what the prompt learnt on films is used on restaurants.
 SOURCE, TARGET = "builtin_movies", "builtin_restaurants"
@@ -73,8 +74,11 @@ def summary(frame: Any) -> list[dict[str, Any]]:
 
 def _replace(folder: Path) -> list[str]:
     """The option that replaces an earlier quick start, finished or not; another run of the user's is not replaced."""
-    ours = (folder / RESULT).is_file() or folder == Path(DEFAULT_OUTPUT)
-    return ["--overwrite"] if ours and folder.is_dir() else []
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return []
+    if not (folder / RESULT).is_file() and folder != Path(DEFAULT_OUTPUT):
+        raise UserError(f"{folder} holds something else than a quick start: give another --output")
+    return ["--overwrite"]
 
 
 def _run(arguments: list[str]) -> None:
