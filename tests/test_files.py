@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 
 from prompt_transfer.cli import main
+from prompt_transfer.data.tokens import tokenise
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import atomic_path, check_writable_dir, prove_writable_dir, write_text_atomic
 from prompt_transfer.prompts.prompt import Prompt
@@ -92,3 +95,18 @@ def test_prompts_are_listed_a_line_each(
 
 
 scored_words = ["accuracy", "0.728", "0"]
+
+
+def test_a_full_disk_below_the_token_cache_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`datasets` closes the file that it could not write, which raises again and hides the reason."""
+    rows = Dataset.from_dict({"id": [0], "text_a": ["a"], "text_b": [""]})
+
+    def full(*_: object, **__: object) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise ValueError("I/O operation on closed file")  # noqa: B904
+
+    monkeypatch.setattr(Dataset, "map", full)
+    with pytest.raises(UserError, match=r"cannot use the token cache .*: No space left on device"):
+        tokenise(rows, None, 8, pairs=False, cache_file=tmp_path / "a.arrow")  # type: ignore[arg-type]

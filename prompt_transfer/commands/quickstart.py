@@ -43,7 +43,7 @@ def quickstart(output: str = DEFAULT_OUTPUT, steps: int = 500, seed: int = 0) ->
         tables.append(pd.read_parquet(place / "results.parquet"))
     frame = pd.concat(tables, ignore_index=True)
     rows = summary(frame)
-    results.write(results.table(rows), folder / RESULT)
+    results.write(pd.DataFrame(rows), folder / RESULT)
     majority = float(frame.loc[(frame.what == "majority class") & (frame.task == SOURCE), "value"].iloc[0])
     curve = plots.read_curve(folder / "logs" / "metrics.csv")
     figure = plots.save(plots.learning_curve(curve, majority), folder / "learning_curve.png")
