@@ -65,7 +65,11 @@ def show(rows: Sequence[dict[str, Any]], title: str | None = None, columns: Sequ
     # Two blanks stand between columns; lines there would cost a narrow terminal another one each.
     widths = fit_widths([columns, *cells], console.width - 2 * len(columns))
     view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    numeric = {column for column in columns if any(isinstance(row.get(column), int | float) for row in rows)}
+    numeric = {
+        column
+        for column, kinds in ((column, {type(row.get(column)) for row in rows}) for column in columns)
+        if kinds - {type(None)} and kinds <= {int, float, type(None)}
+    }
     for column, width in zip(columns, widths, strict=True):
         justify: Any = "right" if column in numeric else "left"
         view.add_column(Text(column, style="bold"), justify=justify, overflow="fold", width=width)
@@ -97,4 +101,5 @@ def _cell(value: Any) -> str:
         return f"{value:.3f}"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
-    return str(value)
+    # Metadata of a file may hold anything; a cell breaks where the table wants it.
+    return " ".join(str(value).split())

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from datasets import Dataset
 
+from prompt_transfer.cli import main
+from prompt_transfer.data.tokens import tokenise
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import atomic_path, check_writable_dir, prove_writable_dir, write_text_atomic
+from prompt_transfer.prompts.prompt import Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,3 +62,51 @@ def test_a_full_disk_behind_a_redirection_is_one_line(arguments: list[str]) -> N
     assert done.stderr.splitlines() == [
         "error: No space left on device; free space, or choose another place to write to"
     ]
+
+
+def test_prompts_list_goes_past_what_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipe would be waited for without end; folders, dead links and broken files are no reason to stop."""
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "dead.safetensors").symlink_to("/nowhere")
+    (tmp_path / "[bold]").mkdir()
+    (tmp_path / "[bold]" / "text.safetensors").write_text("hello")
+    assert main(["prompts", "list", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "[bold]/text.safetensors" in out
+    assert "dead.safetensors" in out
+    assert "pipe" not in out
+
+
+def test_prompts_are_listed_a_line_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    metadata = {"task": "sst2", "backbone": "/somewhere/roberta-nano", "layout": "prefix", "attention": "full"}
+    scored = metadata | {"metric": "accuracy", "score": "0.72821", "seed": "0"}
+    Prompt(torch.zeros(20, 4), scored).save(tmp_path / "runs" / "sst2-seed0" / "prompt.safetensors")
+    Prompt(torch.zeros(20, 4), {"score": "much", "task": "a\nb"}).save(tmp_path / "bare.safetensors")
+    (tmp_path / "cut.safetensors").write_text("{")
+    assert main(["prompts", "list", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:4])) <= 80
+    assert lines[3].split() == ["runs/sst2-seed0", "sst2", "roberta-nano", "20", "prefix", "full", *scored_words]
+    assert lines[-1].startswith(f"not a prompt: {tmp_path}/cut.safetensors is not a safetensors file")
+
+
+scored_words = ["accuracy", "0.728", "0"]
+
+
+def test_a_full_disk_below_the_token_cache_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`datasets` closes the file that it could not write, which raises again and hides the reason."""
+    rows = Dataset.from_dict({"id": [0], "text_a": ["a"], "text_b": [""]})
+
+    def full(*_: object, **__: object) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise ValueError("I/O operation on closed file")  # noqa: B904
+
+    monkeypatch.setattr(Dataset, "map", full)
+    with pytest.raises(UserError, match=r"cannot use the token cache .*: No space left on device"):
+        tokenise(rows, None, 8, pairs=False, cache_file=tmp_path / "a.arrow")  # type: ignore[arg-type]

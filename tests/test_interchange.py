@@ -472,7 +472,9 @@ def test_an_imported_prompt_is_used_with_the_words_of_the_paper(tmp_path: Path) 
     from prompt_transfer.commands.evaluation import _with_prompt
 
     arguments = _with_prompt([], read_published(publish(tmp_path, "MNLIPromptRoberta")), "p.safetensors")
-    options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    # Values that the file gives stand behind "=", so that none is taken for an option.
+    joined = [part for argument in arguments for part in argument.split("=", 1)]
+    options = dict(zip(joined[::2], joined[1::2], strict=True))
     assert options["--data.task"] == "mnli"
     assert options["--data.label_words"] == "paper"
     assert options["--data.source"] == "hub"

@@ -41,6 +41,11 @@ INITS = "ClassLabels, FromPrompt, Normal, Text, Vocabulary"
         ),
         ("--model.optimizer Adm", "option --model.optimizer: expected a name that can be imported or null, not Adm"),
         ("--model.optimizer AdamW --model.optimizer.lrr 3", "--model.optimizer has no option lrr"),
+        ("--model.init Normal --model.init.std 0", "error: init Normal: std is 0.0; give a number above 0"),
+        ("--model.init Text --model.init.text ''", "error: init Text: the text is empty"),
+        ("--model.init FromPrompt --model.init.prompt ''", "error: init FromPrompt: an empty path"),
+        ("--data.limit_train 1", "the 1 training rows that --data.limit_train leaves are of one class"),
+        ("--early_stopping 0", "--early_stopping must be 1 evaluation or more"),
         ("--seed_everything -1", "--seed_everything is -1: give a number from 0"),
         ("--data.task a,b", "several tasks are a list: --data.task '[a,b]'"),
     ],
@@ -50,7 +55,7 @@ def test_a_mistake_names_its_option(
 ) -> None:
     command = ["fit", "--model.backbone", str(tiny_roberta), "--data.task", "builtin_movies", *shlex.split(options)]
     assert expected in error_of(capsys, main(command))
-    assert not list(tmp_path.glob("runs/*"))
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("text", ["film: good or bad", "null", "[one] # two", "7", "'quoted'"])
@@ -72,3 +77,35 @@ def test_a_text_to_start_from_is_taken_as_it_is(
 def test_a_prompt_may_have_any_name(name: str, toy: Path, tiny_roberta: Path, tmp_path: Path) -> None:
     assert fit(toy, tiny_roberta, tmp_path / name) == 0
     assert main(["test", "--prompt", name, "--random_prompts", "0"]) == 0
+
+
+@pytest.mark.parametrize(("command", "option"), [("test", "test"), ("validate", "val"), ("predict", "predict")])
+def test_nothing_to_evaluate(
+    command: str, option: str, toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(toy, tiny_roberta, tmp_path / "run") == 0
+    arguments = ["--prompt", "run", "--output", "out", f"--trainer.limit_{option}_batches", "0"]
+    assert "nothing was evaluated" in error_of(capsys, main([command, *arguments]))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"data_task": "["}, "metadata 'data_task' is '['"),
+        ({"label_words": "[1]"}, "metadata 'label_words' is '[1]'"),
+        ({"backbone": "--model.trust_remote_code"}, "unknown backbone '--model.trust_remote_code'"),
+    ],
+)
+def test_metadata_are_read_with_suspicion(
+    metadata: dict[str, str],
+    expected: str,
+    toy: Path,
+    tiny_roberta: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert fit(toy, tiny_roberta, tmp_path / "run") == 0
+    prompt = Prompt.load("run")
+    Prompt(prompt.embeddings, prompt.metadata | metadata).save("odd.safetensors")
+    assert expected in error_of(capsys, main(["test", "--prompt", "odd.safetensors"]))

@@ -60,7 +60,7 @@ def test_quick_start_does_not_replace_another_run(
     output = tmp_path / "run"
     assert fit(toy, tiny_roberta, output) == 0
     before = (output / "prompt.safetensors").read_bytes()
-    assert "is not empty" in error_of(capsys, main(["quickstart", "--steps", "2", "--output", str(output)]))
+    assert "give another --output" in error_of(capsys, main(["quickstart", "--steps", "2", "--output", str(output)]))
     assert (output / "prompt.safetensors").read_bytes() == before
 
 

@@ -115,6 +115,8 @@ def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTok
 def _explain(name: str, origin: str, error: Exception) -> str:
     lines = str(error).strip().splitlines()
     reason = lines[0][:200] if lines else type(error).__name__
+    if "ignore_mismatched_sizes" in reason:
+        reason = "its tensors do not have the sizes that its config.json gives"
     if origin == "hub":
         close = difflib.get_close_matches(name, builtin_backbones(), n=1)
         guess = f" (did you mean {close[0]!r}?)" if close else ""

@@ -80,7 +80,7 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
     first: list[str] = []
     for key in ("backbone", "layout", "attention", "dtype", "head", "label_words_policy"):
         if facts.get(key):
-            first += [f"--model.{key}", facts[key]]
+            first += [f"--model.{key}={facts[key]}"]
     tasks = _stored(prompt, "data_task", list) or [task for task in facts.get("task", "").split(",") if task]
     if tasks:
         first += ["--data.task", tasks[0] if len(tasks) == 1 else json.dumps(tasks)]
@@ -130,6 +130,7 @@ def _score(command: str, parsed: Command, model: PromptTuning, path: str) -> Non
         model.records = []
         with told_in_one_line(command):
             verb(model, datamodule=data, verbose=False)
+        _check_records(model)
         rows += _rows(parsed, model, split, name, path if not number else f"random {number}")
     for index, task in enumerate(model.tasks):
         origin = next(row["split"] for row in rows if row["task"] == task.name)
@@ -194,6 +195,11 @@ def _rows(parsed: Command, model: PromptTuning, split: str, what: str, path: str
     return rows
 
 
+def _check_records(model: PromptTuning) -> None:
+    if not model.records:
+        raise UserError("nothing was evaluated: the --trainer.limit_..._batches options leave no batch")
+
+
 def _check_strategy(parsed: Command) -> None:
     """Processes that Lightning forks keep their results to themselves."""
     strategy = str(parsed.config.trainer.strategy)
@@ -237,6 +243,7 @@ def _predict(parsed: Command, model: PromptTuning) -> None:
     model.keep_records = True
     with told_in_one_line("predict"):
         parsed.trainer.predict(model, datamodule=data, return_predictions=False)
+    _check_records(model)
     if not parsed.trainer.is_global_zero:
         return
     check_writable_dir(parsed.output)

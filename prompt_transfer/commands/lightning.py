@@ -107,6 +107,8 @@ def told_in_one_line(verb: str) -> Iterator[None]:
     except ArgumentError as error:
         raise one_line(error, verb) from error
     except (MisconfigurationException, ValueError) as error:
+        if "Union subtypes" in str(error):
+            raise one_line(error, verb) from error
         raise UserError(f"{' '.join(str(error).split())[:300]} (see prompt-transfer {verb} --help)") from error
     except Exception as error:
         if type(error).__module__.startswith("wandb"):
@@ -161,6 +163,11 @@ def find_configs(arguments: list[str]) -> list[str]:
             path = shipped("configs") / Path(value.removeprefix("configs/"))
         if not path.is_file():
             raise UserError(f"no configuration file {value}, here or among those of the project ({shipped('configs')})")
+        try:
+            path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise UserError(f"cannot read the configuration file {path}: {reason}") from error
         if argument == option:
             found[position + 1] = str(path)
         else:
@@ -239,7 +246,7 @@ class Command(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Facts that one option takes from another."""
         config = self.config
-        if self.text is not None:
+        if self.text is not None and "text" in config.model.init.init_args:
             config.model.init.init_args.text = self.text
         self.make_paths_absolute()
         trainer = config.trainer
@@ -250,6 +257,8 @@ class Command(LightningCLI):
             raise UserError(f"--trainer.val_check_interval is {interval}: give the steps between two evaluations")
         if self.config.logger not in LOGGERS:
             raise UserError(f"unknown logger {self.config.logger!r}: choose one of {', '.join(LOGGERS)}")
+        if self.config.get("early_stopping") is not None and self.config.early_stopping < 1:
+            raise UserError("--early_stopping must be 1 evaluation or more")
         if self.config.get("random_prompts", 0) < 0:
             raise UserError("--random_prompts must be 0 or more")
         if isinstance(interval, int) and 0 < steps < interval:

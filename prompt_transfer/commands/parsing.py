@@ -18,9 +18,11 @@ def one_line(error: BaseException, command: str) -> UserError:
 
 def _reason(text: str) -> str:
     """What jsonargparse says in a nested and indented report: the option, what it got, what it may be."""
-    keys = re.findall(r'Parser key "([\w.]+)":', text)
+    keys = list(dict.fromkeys(re.findall(r'Parser key "([\w.]+)":', text)))
     if not keys:
-        return " ".join(text.split())
+        # What the constructor of a chosen class said, inside a report on the option's type.
+        inside = re.search(r"Errors:\n\s*- (.+)", text)
+        return inside[1] if inside else " ".join(text.split())
     option, inner = keys[0], "--" + ".".join(keys)
     kind = re.search(r"Problem with given class_path '(?:[\w]+\.)*(\w+)'", text)
     name = f"--{option} {kind[1]}" if kind else f"--{option}"

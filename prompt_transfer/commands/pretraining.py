@@ -17,7 +17,7 @@ from prompt_transfer.callbacks.logs import KeepLog, RunLog
 from prompt_transfer.commands.lightning import find_configs, quiet, told_in_one_line
 from prompt_transfer.data.corpus import CorpusDataModule
 from prompt_transfer.errors import UserError
-from prompt_transfer.files import check_writable_dir, write_text_atomic
+from prompt_transfer.files import prove_writable_dir, write_text_atomic
 from prompt_transfer.modules.backbone_pretraining import BackbonePretraining
 from prompt_transfer.modules.informed_init import frequencies
 
@@ -45,7 +45,8 @@ class Pretrain(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config
         config.trainer.max_steps = config.model.budget_steps
-        folder = check_writable_dir(config.output)
+        folder = Path(config.output)
+        prove_writable_dir(folder)
         if (folder / "last.ckpt").is_file() and not config.resume:
             raise UserError(f"{folder} holds an unfinished run: --resume goes on with it; or give another --output")
         if (folder / "model.safetensors").exists():

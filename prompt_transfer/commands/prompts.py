@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +23,39 @@ def list_prompts(folder: str = "runs") -> None:
 
     if not Path(folder).is_dir():
         raise UserError(f"no folder {folder}: give one with --folder DIR")
-    rows = [{**row, **_short(row, folder)} for row in find(folder)]
-    columns = [column for column in LIST_COLUMNS if any(row.get(column) for row in rows)]
-    results.show(rows, columns=columns)
+    found = find(folder)
+    rows = [_short(row, folder) for row in found if not row["error"]]
+    results.show(rows, columns=[column for column in LIST_COLUMNS if any(row.get(column) for row in rows)])
+    for row in found:
+        if row["error"]:
+            print(f"not a prompt: {' '.join(row['error'].split())}")
+
+
+LIST_COLUMNS = ("path", "task", "backbone", "rows", "mode", "kind", "score", "seed")
 
 
 def _short(row: dict[str, Any], folder: str) -> dict[str, Any]:
-    """The values that would break the table's columns, cut to what tells prompts apart."""
-    short: dict[str, Any] = {"path": str(Path(row["path"]).relative_to(folder))}
-    if row.get("backbone"):
-        short["backbone"] = Path(row["backbone"]).name
-    if row.get("score"):
-        short["score"] = float(row["score"])
-    if row.get("prompt_length"):
-        short["rows"] = int(row["prompt_length"])
-    short["kind"] = " ".join(filter(None, [row.get("source"), _marks(row)]))
-    return short
+    """What tells prompts apart, short enough for a line; `prompts inspect` shows the rest."""
+    path = Path(row["path"]).relative_to(folder)
+    number = row["score"]
+    with suppress(ValueError):  # a file may say anything
+        number = f"{float(number):.3f}"
+    return {
+        # A run's folder stands for the prompt in it, here and in --prompt.
+        "path": str(path.parent if path.name == "prompt.safetensors" and path.parent.name else path),
+        "task": row["task"],
+        "backbone": Path(row["backbone"]).name,
+        "rows": int(row["prompt_length"]),
+        "kind": " ".join(filter(None, [row.get("source"), _marks(row)])),
+        "mode": f"{row['layout']} {row['attention']}".strip(),
+        "score": f"{row['metric']} {number}".strip() if number else "",
+        "seed": row["seed"],
+    }
 
 
 def _marks(facts: Mapping[str, str]) -> str:
     """What tells that a prompt was not trained on its task."""
     return " ".join(mark for mark in ("random", "projected") if facts.get(mark) == "true")
-
-
-LIST_COLUMNS = ("path", "task", "backbone", "rows", "layout", "attention", "kind", "metric", "score", "seed", "error")
 
 
 def inspect(prompt: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.commands.table import find
+from prompt_transfer.errors import UserError
 
 # The same words ("terrible", "great") in other domains: what the prompt learnt on films is used on restaurants.
 SOURCE, TARGET = "builtin_movies", "builtin_restaurants"
@@ -42,7 +43,7 @@ def quickstart(output: str = DEFAULT_OUTPUT, steps: int = 500, seed: int = 0) ->
         tables.append(pd.read_parquet(place / "results.parquet"))
     frame = pd.concat(tables, ignore_index=True)
     rows = summary(frame)
-    results.write(results.table(rows), folder / RESULT)
+    results.write(pd.DataFrame(rows), folder / RESULT)
     majority = float(frame.loc[(frame.what == "majority class") & (frame.task == SOURCE), "value"].iloc[0])
     curve = plots.read_curve(folder / "logs" / "metrics.csv")
     figure = plots.save(plots.learning_curve(curve, majority), folder / "learning_curve.png")
@@ -73,8 +74,11 @@ def summary(frame: Any) -> list[dict[str, Any]]:
 
 def _replace(folder: Path) -> list[str]:
     """The option that replaces an earlier quick start, finished or not; another run of the user's is not replaced."""
-    ours = (folder / RESULT).is_file() or folder == Path(DEFAULT_OUTPUT)
-    return ["--overwrite"] if ours and folder.is_dir() else []
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return []
+    if not (folder / RESULT).is_file() and folder != Path(DEFAULT_OUTPUT):
+        raise UserError(f"{folder} holds something else than a quick start: give another --output")
+    return ["--overwrite"]
 
 
 def _run(arguments: list[str]) -> None:

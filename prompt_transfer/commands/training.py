@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Fit(Command):
 
     def claim(self, folder: Path) -> None:
         """Make sure that nothing of another run is lost or mixed up."""
-        self.made_folder = not folder.exists()
+        self.made_folders = [place for place in (folder, *folder.parents) if not place.exists()]
         occupied = self.occupied = folder.is_dir() and any(folder.iterdir())
         config = self.config
         if config.resume and config.overwrite:
@@ -87,8 +88,11 @@ class Fit(Command):
         if self.occupied or (folder / PROMPT_FILE).exists() or (folder / LAST).exists():
             return
         shutil.rmtree(folder, ignore_errors=True)
-        if not self.made_folder:
+        if not self.made_folders:
             folder.mkdir(exist_ok=True)
+        for parent in self.made_folders[1:]:
+            with suppress(OSError):
+                parent.rmdir()
 
     def extra_callbacks(self) -> list[Callback]:
         folder, config = self.output, self.config

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from prompt_transfer.data.readers import RawSplit, read_hub, used_columns
 from prompt_transfer.errors import UserError
-from prompt_transfer.files import check_writable_dir
+from prompt_transfer.files import check_writable_dir, prove_writable_dir
 from prompt_transfer.task import Task
 from prompt_transfer.tasks import get_task
 
@@ -42,7 +42,8 @@ def download_tasks(
     for task in rows:
         if task.hub is None:
             raise UserError(f"task {task.name} is not on the hub, so there is nothing to download")
-    folder = check_writable_dir(output)
+    folder = Path(output)
+    prove_writable_dir(folder)
     return [_download(task, folder / task.name, overwrite) for task in rows]
 
 
@@ -50,6 +51,7 @@ def _download(task: Task, target: Path, overwrite: bool) -> dict[str, object]:
     if target.exists() and not overwrite:
         return {"task": task.name, "folder": str(target), "status": "kept", "rows": {}}
     raw = read_hub(task)
+    check_writable_dir(target.parent)
     partial = Path(tempfile.mkdtemp(prefix=f".{task.name}-", dir=target.parent))
     try:
         partial.chmod(0o755)

@@ -71,7 +71,13 @@ class Selection:
         if limit is None or limit >= len(found):
             return found
         # The head of a permutation: a larger limit keeps the rows of a smaller one.
-        return found.select(np.sort(np.random.default_rng(self.seed).permutation(len(found))[:limit]))
+        chosen = found.select(np.sort(np.random.default_rng(self.seed).permutation(len(found))[:limit]))
+        if split == "train" and not self.tasks[task_index].is_generation and len(set(chosen["label"])) < 2:
+            raise UserError(
+                f"task {self.tasks[task_index].name}: the {limit} training rows that --data.limit_train leaves are of "
+                "one class; nothing can be learnt, use more"
+            )
+        return chosen
 
     def facts(self, split: str, task_index: int) -> dict[str, Any]:
         """What tells these rows apart from all others, in JSON values."""

@@ -179,7 +179,8 @@ def tokenise(
         tokens = _map(rows, encode, with_targets, cache_file)
         if cache_file is not None and not np.array_equal(_column(tokens, "id"), _column(rows, "id")):
             raise ValueError("other rows")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError) as raised:
+        error = _of_the_disk(raised)
         # pyarrow calls a file cut short (full disk, lost power) invalid, or an OSError that has no number.
         damaged = getattr(error, "errno", None) is None
         if cache_file is None or (damaged and not cache_file.exists()):
@@ -201,6 +202,16 @@ def tokenise(
         ids + (task_index << ID_BITS),
         *(_flat(tokens, "target_ids") if with_targets else ()),
     )
+
+
+def _of_the_disk(error: Exception) -> Exception:
+    """The error of the disk behind `error`: on a full one, closing the unwritten file fails once more."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return cause
+        cause = cause.__context__
+    return error
 
 
 def _map(

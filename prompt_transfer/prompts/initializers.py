@@ -137,6 +137,8 @@ class Text(Initializer):
     """
 
     def __init__(self, text: str) -> None:
+        if not text.strip():
+            raise UserError("init Text: the text is empty; give --model.init.text VALUE")
         self.text = text
 
     def __call__(

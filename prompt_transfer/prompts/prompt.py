@@ -234,8 +234,8 @@ def list_prompts(folder: str | Path) -> list[dict[str, Any]]:
     found = [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors"))
     rows = []
     for path in found:
-        # Names with a dot are the temporary files of a writer at work.
-        if path.name.startswith(".") or path.is_dir():
+        # Names with a dot are the temporary files of a writer at work; opening a pipe would wait for ever.
+        if path.name.startswith(".") or not (path.is_file() or path.is_symlink()):
             continue
         prompt, error = None, None
         try:
