@@ -16,6 +16,7 @@ from prompt_transfer.data.corpus import IGNORED, CorpusDataModule
 from prompt_transfer.errors import UserError
 from prompt_transfer.modules.architectures import ARCHITECTURES
 from prompt_transfer.modules.backbone_pretraining import BackbonePretraining
+from prompt_transfer.modules.growth import grow
 from prompt_transfer.modules.informed_init import frequencies, informed_init
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "vocab_size": 300}
@@ -210,3 +211,31 @@ def test_causal_loss_of_gpt_ignores_pads(text: Path, tmp_path: Path) -> None:
     batch = next(iter(data.train_dataloader()))
     longer = {name: torch.nn.functional.pad(tensor, (0, 4)) for name, tensor in batch.items()}
     torch.testing.assert_close(module.token_loss(longer, "causal"), module.token_loss(batch, "causal"))
+
+
+def test_a_grown_model_computes_what_the_small_one_does(data: CorpusDataModule, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = BackbonePretraining(**SIZES, max_positions=64)
+    for parameter in small.model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    small.model.lm_head.decoder.bias.data.copy_(small.model.lm_head.bias.data)
+    batches = [batch for _, batch in zip(range(2), data.val_dataloader(), strict=False)]
+
+    def losses(module: BackbonePretraining) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.stack([module.token_loss(batch, "masked") for batch in batches])
+
+    # Every unit twice: exactly the same function.
+    double = {**SIZES, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64}
+    twice = BackbonePretraining(**double, max_positions=64)
+    before = losses(twice)
+    grow(small.model, twice.model)
+    torch.testing.assert_close(losses(twice), losses(small), atol=1e-4, rtol=0)
+    assert (before - losses(small)).abs().min() > 1e-3
+    # Some units twice and a layer more: nearly so.
+    uneven = {**SIZES, "hidden_size": 24, "num_heads": 3, "intermediate_size": 40, "num_layers": 3}
+    more = BackbonePretraining(**uneven, max_positions=64)
+    grow(small.model, more.model)
+    assert (losses(more) - losses(small)).abs().max() < 0.2
+    with pytest.raises(ValueError, match="nothing that shrinks"):
+        grow(twice.model, small.model)

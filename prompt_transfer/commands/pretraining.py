@@ -104,7 +104,7 @@ def measure(model: BackbonePretraining, data: CorpusDataModule) -> dict[str, Any
     """Held-out losses in nats a token beside what knows nothing: word frequencies, random weights."""
     batches = list(data.val_dataloader())
     model.eval()
-    random = BackbonePretraining(**{**model.hparams, "informed_start": False})
+    random = BackbonePretraining(**{**model.hparams, "informed_start": False, "grow_from": None})
     random.eval()
     objectives = model.architecture.objectives
 
@@ -152,6 +152,12 @@ def card(name: str, facts: dict[str, Any]) -> str:
     kind, pieces, unit = KINDS[facts["architecture"]]
     layers = f"{shape['num_layers']} layers" + (" in encoder and decoder each" if facts["architecture"] == "t5" else "")
     data = "\n".join(f"| {file} | {weight:g} |" for file, weight in facts["data"].items())
+    start = "The start was made from word statistics of the corpus (`prompt_transfer/modules/informed_init.py`), not random."
+    if recipe.get("grow_from"):
+        small = Path(recipe["grow_from"]).name
+        start = (
+            f"It was grown from {small} (`prompt_transfer/modules/growth.py`), whose own training is not counted here."
+        )
     threads = f"{facts['threads']} thread" + ("s" if facts["threads"] > 1 else "")
     return f"""# {name}
 
@@ -166,9 +172,8 @@ lower-cased tokens, {recipe["max_positions"]} positions; weights stored in bf16.
 | word frequencies (uni-gram) | {facts["unigram_loss"]:.2f} |
 | the same architecture with random weights | {facts["random_weights_loss"]:.2f} |
 
-{facts["steps"]:,} steps, {facts["tokens"]:,} tokens, {facts["minutes"]:g} minutes on {threads}. The start was made from
-word statistics of the corpus (`prompt_transfer/modules/informed_init.py`), not random. Sequences begin at sentences and
-have several lengths.
+{facts["steps"]:,} steps, {facts["tokens"]:,} tokens, {facts["minutes"]:g} minutes on {threads}. {start}
+Sequences begin at sentences and have several lengths.
 
 | text | share of sequences |
 |---|---|

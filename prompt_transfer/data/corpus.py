@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
+from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.data.corpus_tokenizers import KINDS, tokenize, train_tokenizer
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import atomic_path
@@ -223,6 +224,7 @@ class CorpusDataModule(L.LightningDataModule):
             (null: all) are read.
         cache_dir: where tokenizer and tokens are kept between runs.
         tokenizer: the family whose kind of tokenizer is trained on the files: `roberta`, `bert`, `gpt2` or `t5`.
+        tokenizer_from: take the tokenizer of this backbone, built in or a folder, in place of a new one.
         vocab_size: tokens of the tokenizer.
         lengths: sequence lengths, one a batch, drawn evenly (repeat one to draw it more often).
         tokens_per_batch: positions a batch, pads included.
@@ -238,6 +240,7 @@ class CorpusDataModule(L.LightningDataModule):
         files: dict[str, list[float | None]],
         cache_dir: str = "runs/corpus",
         tokenizer: str = "roberta",
+        tokenizer_from: str | None = None,
         vocab_size: int = 8192,
         lengths: list[int] = [32, 64, 64, 128],  # noqa: B006 - jsonargparse copies it
         tokens_per_batch: int = 2048,
@@ -254,6 +257,8 @@ class CorpusDataModule(L.LightningDataModule):
         # One folder whether a number was written 60 or 60.0.
         numbers = {file: [None if value is None else float(value) for value in row] for file, row in files.items()}
         identity = json.dumps([numbers, tokenizer, vocab_size, held_out], sort_keys=True)
+        if tokenizer_from:
+            identity += tokenizer_from
         self.folder = Path(cache_dir) / hashlib.sha256(identity.encode()).hexdigest()[:12]
         self.batches_trained = 0
 
@@ -261,9 +266,13 @@ class CorpusDataModule(L.LightningDataModule):
         if (self.folder / "held_out.npz").is_file():
             return
         texts = {file: read_texts(file, size) for file, (_, size) in self.hparams.files.items()}
-        # The heads of all files in turn: a tokenizer that stops early has seen each of them.
-        turns = (part[i] for i in range(max(map(len, texts.values()))) for part in texts.values() if i < len(part))
-        tokenizer = train_tokenizer(turns, self.hparams.vocab_size, self.hparams.tokenizer)
+        if self.hparams.tokenizer_from:
+            name = self.hparams.tokenizer_from
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(builtin_backbones().get(name, Path(name)))
+        else:
+            # The heads of all files in turn: a tokenizer that stops early has seen each of them.
+            turns = (part[i] for i in range(max(map(len, texts.values()))) for part in texts.values() if i < len(part))
+            tokenizer = train_tokenizer(turns, self.hparams.vocab_size, self.hparams.tokenizer)
         tokenizer.save_pretrained(self.folder / "tokenizer")
         held_out: list[str] = []
         for index, part in enumerate(texts.values()):

@@ -10,11 +10,13 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
+from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.data.corpus import IGNORED
 from prompt_transfer.errors import UserError
 from prompt_transfer.modules.architectures import ARCHITECTURES, Sizes
+from prompt_transfer.modules.growth import grow
 from prompt_transfer.modules.informed_init import informed_init
 
 LONGEST_STEP = 30.0  # seconds
@@ -45,6 +47,7 @@ class BackbonePretraining(L.LightningModule):
         budget_steps: optimizer steps in all.
         budget_minutes: wall-clock budget; the schedule follows whichever budget is nearer its end.
         informed_start: start from word statistics of the corpus (`informed_init`).
+        grow_from: start instead from a smaller RoBERTa, built in or a folder, with the same tokenizer (`growth`).
         autocast: matrix products of the training steps in bf16, weights in float32.
     """
 
@@ -66,6 +69,7 @@ class BackbonePretraining(L.LightningModule):
         budget_steps: int = 12_000,
         budget_minutes: float | None = None,
         informed_start: bool = True,
+        grow_from: str | None = None,
         autocast: bool = False,
     ) -> None:
         super().__init__()
@@ -138,9 +142,18 @@ class BackbonePretraining(L.LightningModule):
 
     def on_fit_start(self) -> None:
         # Not `global_step`: Lightning restores that after this hook, so a resumed run would start anew.
-        if self.hparams.informed_start and self.steps_done == 0:
+        if self.steps_done == 0 and self.hparams.grow_from:
+            self._grow(self.hparams.grow_from)
+        elif self.steps_done == 0 and self.hparams.informed_start:
             data = self.trainer.datamodule
             informed_init(self.model, self.architecture, data.tokens, [store["tokens"] for store in data.train_stores])
+
+    def _grow(self, name: str) -> None:
+        small = AutoModelForMaskedLM.from_pretrained(builtin_backbones().get(name, Path(name)), dtype=torch.float32)
+        try:
+            grow(small, self.model)
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"--model.grow_from {name}: {error}") from error
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         self.started = time.monotonic()
