@@ -152,12 +152,10 @@ def card(name: str, facts: dict[str, Any]) -> str:
     kind, pieces, unit = KINDS[facts["architecture"]]
     layers = f"{shape['num_layers']} layers" + (" in encoder and decoder each" if facts["architecture"] == "t5" else "")
     data = "\n".join(f"| {file} | {weight:g} |" for file, weight in facts["data"].items())
-    start = "The start was made from word statistics of the corpus (`prompt_transfer/modules/informed_init.py`), not random."
+    start = "The start was made from word statistics of the corpus (`modules/informed_init.py`), not random."
     if recipe.get("grow_from"):
         small = Path(recipe["grow_from"]).name
-        start = (
-            f"It was grown from {small} (`prompt_transfer/modules/growth.py`), whose own training is not counted here."
-        )
+        start = f"It was grown from {small} (`modules/growth.py`), whose own training is not counted here."
     threads = f"{facts['threads']} thread" + ("s" if facts["threads"] > 1 else "")
     return f"""# {name}
 

@@ -86,7 +86,7 @@ def grow(small: RobertaForMaskedLM, large: RobertaForMaskedLM, seed: int = 0) ->
                 dense.bias.zero_()
     _linear(large.lm_head.dense, small.lm_head.dense, hidden, hidden)
     _norm(large.lm_head.layer_norm, small.lm_head.layer_norm, hidden)
-    # The output layer is the table of word embeddings, whose copies cannot be divided: so what they are multiplied with.
+    # The output layer is the table of word embeddings, whose copies cannot be divided; so what meets them is.
     large.lm_head.layer_norm.weight.mul_(_shares(hidden))
     large.lm_head.layer_norm.bias.mul_(_shares(hidden))
     large.lm_head.bias.copy_(small.lm_head.bias)
