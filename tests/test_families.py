@@ -79,14 +79,15 @@ def by_hand(folder: Path, kind: str, prompt: Tensor, row: list[int], shared: boo
         near = (places[:, None] - places).abs() <= config.sliding_window
         masks = {"full_attention": mask, "sliding_attention": mask.masked_fill(~near, low)}
         return model(inputs_embeds=torch.cat([prompt, text])[None], attention_mask=masks).logits[0, P]
-    # Prompt rows shall have neither position nor token type: what the model adds to them is taken off before.
+    # Prompt rows and answer slot shall have neither position nor token type: what the model adds is taken off before.
     table = getattr(model, config.model_type).embeddings
     first = config.pad_token_id + 1 if config.model_type == "roberta" else 0
-    positions = torch.cat([torch.full((P,), first), torch.arange(first, first + len(text))])[None]
+    bare = torch.full((P + 1,), first)
+    positions = torch.cat([bare, torch.arange(first, first + len(text) - 1)])[None]
     added = table.position_embeddings.weight[first]
     if hasattr(table, "token_type_embeddings") and config.model_type != "roberta":
         added = added + table.token_type_embeddings.weight[0]
-    x = torch.cat([prompt - added, text])[None]
+    x = torch.cat([prompt - added, text[:1] - added, text[1:]])[None]
     return model(inputs_embeds=x, position_ids=positions, attention_mask=mask).logits[0, P]
 
 

@@ -122,14 +122,12 @@ class MaskedAnswers(Answers):
         return self.stack.alone(whole)[:, self.layout.answer_index(prompts.length)]
 
     def _answer_and_text(self, batch: dict[str, Tensor], prompt_length: int) -> Part:
-        offset = self.layout.text_offset(prompt_length)
-        if self.family.needs_positions:
-            offset += prompt_length
+        bare = not self.family.needs_positions
+        offset = self.layout.text_offset(prompt_length) if bare else prompt_length + 1
         text = self.text_part(batch, offset)
         slot = text.between(0, 1)
         assert self.mask_token_id is not None
         ids = torch.full_like(batch["input_ids"][:, :1], self.mask_token_id)
-        bare = not self.layout.answer_has_position
         answer = Part(
             self.model.get_input_embeddings()(ids),
             torch.full_like(slot.positions, -1) if bare else slot.positions - 1,
