@@ -157,7 +157,8 @@ FAMILIES: dict[str, Family] = {
             "transformer",
             ("lm_head",),
             "transformer.h.{i}.mlp.act",
-            0.003,
+            # SST-2 on gpt2-nano after 200 steps: loss 0.632, against 0.643 with 0.003.
+            0.01,
             max_positions=lambda config: config.n_positions,
         ),
         Family(
