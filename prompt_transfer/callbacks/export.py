@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.errors import UserError
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.prompt import Prompt
@@ -75,6 +76,9 @@ class PromptExport(Callback):
             **scored,
             **self.metadata,
         }
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, TaskDataModule):
+            facts["train_rows"] = str(sum(splits["train"]["rows"] for splits in data.describe()["splits"].values()))
         Prompt(prompt.embeddings, {**prompt.metadata, **facts}, prompt.initial).save(self.path)
 
     def state_dict(self) -> dict[str, Any]:

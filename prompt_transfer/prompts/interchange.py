@@ -53,6 +53,24 @@ def read_published(path: Path) -> Prompt:
         UserError: an unknown name, a file that cannot be trusted (see `read_torch_file`), or not a prompt of that
             backbone.
     """
+    whole = _read_whole(path)
+    dropped = json.loads(whole.metadata["dropped_rows"])
+    return Prompt(whole.embeddings[len(dropped) :], whole.metadata)
+
+
+def read_published_rows(path: Path) -> Tensor:
+    """All rows of a published file, the dead row 0 of RoBERTa's and BERT's prompts too, float32 `[100, H]`.
+
+    Only for comparing with numbers that were made of all rows: with the dead row it is not a prompt that was trained.
+
+    Raises:
+        UserError: as `read_published`.
+    """
+    return _read_whole(path).embeddings
+
+
+def _read_whole(path: Path) -> Prompt:
+    """The file with all its rows, and the metadata of the prompt that is left without the dropped ones."""
     name = source_name(path)
     facts = parse_name(name)
     width = next(row.width for row in BACKBONES.values() if row.id == facts["backbone"])
@@ -83,10 +101,9 @@ def read_published(path: Path) -> Prompt:
     metadata |= facts | _history(content, path)
     try:
         # Row 0 is looked at too: a file with NaN anywhere was damaged, or its training failed.
-        whole = Prompt(tensor.float(), metadata, path=path)
+        return Prompt(tensor.float(), metadata, path=path)
     except UserError as error:
         raise UserError(f"{path} is not a usable prompt: {str(error).split(';')[0]}") from error
-    return Prompt(whole.embeddings[len(dropped) :], metadata)
 
 
 def source_name(path: Path) -> str:

@@ -52,9 +52,9 @@ class Prompt:
     Attributes:
         embeddings: the prompt, float32 `[P, H]`; H is the width of the backbone's input embeddings.
         metadata: strings only: format_version, backbone, fingerprint, family, hidden_size, prompt_length, layout,
-            attention, task, source, label_words, split, metric, score, seed, steps, init, source_prompt,
-            reparameterization, dtype, versions (JSON), created (UTC); random and projected are "true" for a prompt
-            that was not trained, or made by a projector. All but the sizes may be missing.
+            attention, task, source, label_words, train_rows, split, metric, score, seed, steps, init,
+            source_prompt, reparameterization, dtype, versions (JSON), created (UTC); random and projected are "true"
+            for a prompt that was not trained, or made by a projector. All but the sizes may be missing.
         initial: the prompt before training, float32 `[P, H]`, or None; the difference is the task vector.
         path: the file it was loaded from or saved to, for messages.
 
