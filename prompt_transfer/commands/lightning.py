@@ -180,6 +180,10 @@ class Command(LightningCLI):
             parser.add_argument("--resume", type=bool, default=False, nargs="?", const=True, help="go on in --output")
             parser.add_argument("--overwrite", type=bool, default=False, nargs="?", const=True, help="start anew there")
             parser.add_argument(
+                "--convergence", type=bool, default=False, nargs="?", const=True,
+                help="evaluate before the first step too, for `analyze convergence`",
+            )  # fmt: skip
+            parser.add_argument(
                 "--early_stopping", type=int | None, default=None, help="evaluations without a better score"
             )
         else:

@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("prompt_transfer.commands.evaluation", "score a prompt on the test split, beside its baselines"),
     "predict": ("prompt_transfer.commands.evaluation", "label and probabilities for each row of a task or text file"),
     "prompts": ("prompt_transfer.commands.prompts", "list | inspect | import prompt files"),
+    "analyze": ("prompt_transfer.commands.analyze", "tables and figures: convergence speed-ups"),
     "tasks": ("prompt_transfer.commands.tasks", "list the tasks that are known by name"),
     "data": ("prompt_transfer.commands.tasks", "download tasks for machines without a network"),
     "pretrain": ("prompt_transfer.commands.pretraining", "train a small backbone like the built-in ones"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from prompt_transfer import results
+from prompt_transfer.callbacks.convergence import ConvergenceSpeed
 from prompt_transfer.callbacks.export import PromptExport
 from prompt_transfer.commands.lightning import Command, told_in_one_line
 from prompt_transfer.errors import UserError
@@ -21,6 +23,7 @@ from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.prompt import Prompt
 
 PROMPT_FILE, CONFIG_FILE, LAST = "prompt.safetensors", "config.yaml", "checkpoints/last.ckpt"
+CONVERGENCE_FILE = "convergence.csv"
 
 
 class RunFolder(Callback):
@@ -37,7 +40,7 @@ class RunFolder(Callback):
             return
         if self.overwrite:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-            for name in (PROMPT_FILE, "results.csv", "logs/metrics.csv"):
+            for name in (PROMPT_FILE, CONVERGENCE_FILE, "results.csv", "logs/metrics.csv"):
                 (self.folder / name).unlink(missing_ok=True)
         write_text_atomic(self.folder / CONFIG_FILE, self.text)
 
@@ -45,9 +48,15 @@ class RunFolder(Callback):
 class Fit(Command):
     """The parsed `fit`."""
 
+    def __init__(self, *args: Any) -> None:
+        self.started = time.monotonic()
+        super().__init__(*args)
+
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
         config = self.config
+        if config.convergence and config.early_stopping is not None:
+            raise UserError("--convergence compares runs of one budget: leave --early_stopping out")
         if config.output is None:
             tasks = config.data.task if isinstance(config.data.task, list) else [config.data.task]
             names = "+".join(Path(task).stem for task in tasks)
@@ -102,6 +111,7 @@ class Fit(Command):
         callbacks: list[Callback] = [
             RunFolder(folder, self.config_text(), bool(config.overwrite)),
             PromptExport(folder / PROMPT_FILE, facts),
+            ConvergenceSpeed(folder / CONVERGENCE_FILE, bool(config.convergence), self.started),
             # After each validation: Lightning loses a validation that was due when a checkpoint was written before it.
             ModelCheckpoint(
                 dirpath=folder / "checkpoints",

@@ -276,6 +276,7 @@ class PromptTuning(PromptedModule):
             "label_words": json.dumps({task.name: list(task.label_words) for task in tasks}),
             "init": self.init.describe(),
             "reparameterization": self.reparameterization.describe(),
+            "learning_rate": "" if self._optimizer else repr(self.hparams.learning_rate),
             "revision": self.backbone.revision or "",
             "versions": library_versions(),
         }

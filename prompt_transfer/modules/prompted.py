@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -75,6 +76,15 @@ class PromptedModule(L.LightningModule):
         if isinstance(self.objective, Classification):
             self._warn_of_one_class(self.objective, split)
         self.gather_records()
+
+    def named_scores(self, logged: Mapping[str, Tensor], split: str) -> dict[str, dict[str, float]]:
+        """Of all that was logged what the last evaluation on `split` gave: prompt -> name of the metric -> value.
+
+        A prompt is called like its file without the suffix.
+        """
+        prefix = f"{split}/"
+        found = {name: float(value) for name, value in logged.items() if name.startswith(prefix)}
+        return {"prompt": {name.removeprefix(prefix): value for name, value in found.items()}} if found else {}
 
     def gather_records(self) -> None:
         """Put the records of all processes together, on each of them."""
