@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 from datasets import Dataset
 
-from prompt_transfer.data.baselines import trivial_answers
+from prompt_transfer.data.baselines import trivial_answers, trivial_score
+from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.sources import TaskData
 from prompt_transfer.metrics import example_scores
 from prompt_transfer.tasks import Task
@@ -23,3 +26,17 @@ def test_the_first_words_as_many_as_a_target_has() -> None:
     scores = example_scores(TASK, trivial_answers(data, rows), [["Anna lost her keys"], ["yes"]])
     # anna lost, of three and four words.
     assert scores["rougeL"].tolist() == pytest.approx([4 / 7, 0])
+
+
+def test_the_commonest_class_in_the_metric_of_the_task(tmp_path: Path) -> None:
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.csv").write_text("text,label\na,1\nb,1\nc,1\nd,0\n")
+    for metric, expected in (("accuracy", 0.75), ("f1", 2 * 0.75 / 1.75), ("matthews", 0.0)):
+        (tmp_path / "toy.yaml").write_text(
+            "name: toy\ntype: sentiment\ncolumns: {text_a: text, text_b: null}\nlabel_column: label\n"
+            f"label_words: [bad, good]\nmetric: {metric}\nlocal: toy\n"
+        )
+        data = TaskDataModule(str(tmp_path / "toy.yaml"), "local")
+        assert trivial_score(data, "validation") == pytest.approx(expected)

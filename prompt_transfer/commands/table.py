@@ -15,7 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("prompt_transfer.commands.evaluation", "score a prompt on the test split, beside its baselines"),
     "predict": ("prompt_transfer.commands.evaluation", "label and probabilities for each row of a task or text file"),
     "prompts": ("prompt_transfer.commands.prompts", "list | inspect | import prompt files"),
-    "analyze": ("prompt_transfer.commands.analyze", "indicators of transfer from prompts, beside the transfer matrix"),
+    "analyze": ("prompt_transfer.commands.analyze", "convergence | indicators: tables and figures from what runs left"),
     "tasks": ("prompt_transfer.commands.tasks", "list | hub: the tasks that are known by name"),
     "data": ("prompt_transfer.commands.tasks", "download tasks for machines without a network"),
     "pretrain": ("prompt_transfer.commands.pretraining", "train a small backbone like the built-in ones"),

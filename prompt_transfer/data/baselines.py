@@ -1,15 +1,19 @@
-"""What a score of written texts is compared with: answers that need no model."""
+"""What a score is compared with: answers that need no model."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from prompt_transfer.data.sources import TaskData
+from prompt_transfer.metrics import example_scores, make_metrics
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from prompt_transfer.data.datamodule import TaskDataModule
 
 
 def trivial_answers(task: TaskData, rows: Dataset) -> list[str]:
@@ -28,3 +32,26 @@ def trivial_answers(task: TaskData, rows: Dataset) -> list[str]:
     words = [len(targets[0].split()) for targets in task.split("train")["target"][:]]
     count = max(1, round(float(np.mean(words))))
     return [" ".join(text.split()[:count]) for text in rows["text_a"][:]]
+
+
+def trivial_score(data: TaskDataModule, split: str, index: int = 0) -> float:
+    """What answers without a model score in the task's own metric: the commonest class, or the lead of each text.
+
+    Args:
+        data: the data module, with its rows at hand.
+        split: of whose used rows.
+        index: of the task.
+
+    Returns:
+        A fraction; for accuracy it is the majority share.
+    """
+    task = data.tasks[index]
+    if task.is_generation:
+        rows = data.selection.rows(split, index)
+        answers = trivial_answers(data.data[index], rows)
+        return float(example_scores(task, answers, rows["target"][:])[task.metric].mean())
+    counts = torch.tensor(data.label_counts(split, index))
+    labels = torch.arange(len(counts)).repeat_interleave(counts)
+    metrics = make_metrics(task)
+    metrics.update(torch.full_like(labels, int(counts.argmax())), labels)
+    return float(metrics.compute()[task.metric])

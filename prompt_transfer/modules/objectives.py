@@ -51,11 +51,21 @@ class Objective(nn.Module):
         """Predictions for a batch: `ids`, `task_ids` [B], and what the kind of task gives."""
         raise NotImplementedError
 
-    def evaluate(
-        self, prompt: Tensor, batch: dict[str, Tensor], split: str, references: References, keep: bool = False
+    def outputs(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """What an evaluation needs of the backbone, each with one entry an example: a tensor [B, ...] or a list."""
+        raise NotImplementedError
+
+    def count(
+        self, outputs: dict[str, Any], batch: dict[str, Tensor], split: str, references: References, keep: bool = False
     ) -> tuple[Tensor, dict[str, Any]]:
         """Feed the metrics of `split`; the mean loss, and with `keep` a record of the examples."""
         raise NotImplementedError
+
+    def evaluate(
+        self, prompt: Tensor, batch: dict[str, Tensor], split: str, references: References, keep: bool = False
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """`count` what the backbone answers behind `prompt`."""
+        return self.count(self.outputs(prompt, batch), batch, split, references, keep)
 
     def task_metrics(self, split: str) -> list[MetricCollection]:
         """The metrics of every task on `validation` or `test`."""
@@ -124,10 +134,13 @@ class Classification(Objective):
         probabilities = self.logits(prompt, batch).softmax(dim=1)
         return {"ids": batch["ids"], "task_ids": batch["task_ids"], "probabilities": probabilities}
 
-    def evaluate(
-        self, prompt: Tensor, batch: dict[str, Tensor], split: str, references: References, keep: bool = False
+    def outputs(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
+        return {"logits": self.logits(prompt, batch)}
+
+    def count(
+        self, outputs: dict[str, Any], batch: dict[str, Tensor], split: str, references: References, keep: bool = False
     ) -> tuple[Tensor, dict[str, Any]]:
-        logits = self.logits(prompt, batch)
+        logits = outputs["logits"]
         predictions = logits.argmax(dim=1)
         for index, metrics in enumerate(self.task_metrics(split)):
             rows = batch["task_ids"] == index
@@ -176,10 +189,13 @@ class Generation(Objective):
         """`ids`, `task_ids` [B] and `texts`, B of them."""
         return {"ids": batch["ids"], "task_ids": batch["task_ids"], "texts": self._write(prompt, batch)}
 
-    def evaluate(
-        self, prompt: Tensor, batch: dict[str, Tensor], split: str, references: References, keep: bool = False
+    def outputs(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
+        return {"texts": self._write(prompt, batch), "losses": self.losses(prompt, batch)}
+
+    def count(
+        self, outputs: dict[str, Any], batch: dict[str, Tensor], split: str, references: References, keep: bool = False
     ) -> tuple[Tensor, dict[str, Any]]:
-        texts, right = self._write(prompt, batch), references(split, batch["ids"])
+        texts, right = outputs["texts"], references(split, batch["ids"])
         scores = torch.zeros(len(texts), max(len(task.metrics) for task in self.tasks))
         for index, (task, metrics) in enumerate(zip(self.tasks, self.task_metrics(split), strict=True)):
             rows = (batch["task_ids"] == index).nonzero().flatten().tolist()
@@ -189,8 +205,12 @@ class Generation(Objective):
                 found = example_scores(task, *answers).values() if keep else ()
                 for column, values in enumerate(found):
                     scores[rows, column] = torch.from_numpy(values).float()
-        loss = self.losses(prompt, batch).mean()
-        return loss, {"ids": batch["ids"], "task_ids": batch["task_ids"], "scores": scores, "texts": texts}
+        return outputs["losses"].mean(), {
+            "ids": batch["ids"],
+            "task_ids": batch["task_ids"],
+            "scores": scores,
+            "texts": texts,
+        }
 
 
 def make_objective(backbone: FrozenBackbone, tasks: list[Task], num_beams: int = 1) -> Objective:

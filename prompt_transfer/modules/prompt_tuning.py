@@ -20,6 +20,8 @@ from prompt_transfer.prompts.prompt import Prompt, library_versions
 from prompt_transfer.prompts.reparameterizations import Plain, Reparameterization
 from prompt_transfer.task import LABEL_WORDS_POLICIES
 
+# A batch, and the numbers of the prompts that see it.
+Pass = tuple[dict[str, Tensor], list[int]]
 # Those of transformers that need nothing but their length.
 SCHEDULES = ("linear", "constant", "constant_with_warmup", "cosine", "polynomial", "inverse_sqrt")
 
@@ -140,13 +142,26 @@ class PromptTuning(PromptedModule):
                 "use --model.dtype bfloat16 for the backbone's weights"
             )
         self.connect(self.trainer.datamodule.tasks)
-        if not self.reparameterization.is_built:
-            # Its own generator: the start of a prompt depends on the seed alone, not on what was drawn before.
-            seed = int(torch.initial_seed() % 2**63)
-            generator = torch.Generator().manual_seed(seed)
-            words = [word for task in self.tasks for word in task.label_words]
-            shape = (self.prompt_length, self.backbone.hidden_size)
-            self.build(self.init(self.backbone, shape, generator, words), generator)
+        if not self.is_built:
+            self.begin(int(torch.initial_seed() % 2**63))
+
+    @property
+    def is_built(self) -> bool:
+        """Whether there is something to train."""
+        return self.reparameterization.is_built
+
+    def begin(self, seed: int) -> None:
+        """Make the initial prompt of the run, whose seed is `seed`."""
+        self.init = self.init.for_seed(seed)
+        self.build(*self.start(self.init, seed))
+
+    def start(self, init: Initializer, seed: int) -> tuple[Tensor, torch.Generator]:
+        """An initial prompt [P, H], and the generator for what else is drawn."""
+        # Its own generator: the start of a prompt depends on the seed alone, not on what was drawn before.
+        generator = torch.Generator().manual_seed(seed)
+        words = [word for task in self.tasks for word in task.label_words]
+        shape = (self.prompt_length, self.backbone.hidden_size)
+        return init(self.backbone, shape, generator, words), generator
 
     def build(self, initial: Tensor, generator: torch.Generator | None = None) -> None:
         """Start from the prompt `initial` [P, H]."""
@@ -173,50 +188,71 @@ class PromptTuning(PromptedModule):
         """
         if not isinstance(self.objective, Classification):
             raise UserError(f"{self.tasks[0].name} has no classes: its answers are texts (`objective.predict`)")
-        return self.objective.logits(self.reparameterization() if prompt is None else prompt, batch)
+        return self.objective.logits(self.current_prompt() if prompt is None else prompt, batch)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files of the run's prompts, without the suffix."""
+        return ["prompt"]
+
+    def trained(self) -> list[torch.nn.Parameter]:
+        """The parameters that a step trains."""
+        return [p for p in self.reparameterization.parameters() if p.requires_grad]
+
+    def passes(self, batches: list[dict[str, Tensor]]) -> list[Pass]:
+        """The forward passes over some batches: each a batch and the numbers of the prompts that see it."""
+        return [(batch, [0]) for batch in batches]
+
+    def summed_losses(self, batch: dict[str, Tensor], members: list[int]) -> Tensor:
+        """The sum of the examples' losses behind each prompt [N], 0 for those that are not among `members`."""
+        return self.objective.losses(self.current_prompt(), batch).sum()[None]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Mean cross entropy over the examples of all ranks; micro-batches only save memory."""
-        parameters = [p for p in self.reparameterization.parameters() if p.requires_grad]
+        """Mean loss over the examples of all ranks; several forward passes only save memory."""
+        parameters = self.trained()
         count = batch["global_count"] / self.trainer.world_size
-        *early, last = batch["micro_batches"]
+        *early, last = self.passes(batch["micro_batches"])
         gradients = [torch.zeros_like(p) for p in parameters]
-        total = torch.zeros((), device=self.device)
-        for micro in early:
-            loss = self.objective.losses(self.reparameterization(), micro).sum() / count
-            for sum_, gradient in zip(gradients, torch.autograd.grad(loss, parameters), strict=True):
+        totals: list[Tensor] = []
+        for part in early:
+            losses = self.summed_losses(*part) / count
+            found = torch.autograd.grad(losses.sum(), parameters, materialize_grads=True)
+            for sum_, gradient in zip(gradients, found, strict=True):
                 sum_ += gradient
-            total += loss.detach()
-        loss = self.objective.losses(self.reparameterization(), last).sum() / count
-        total += loss.detach()
+            totals.append(losses.detach())
+        losses = self.summed_losses(*last) / count
+        totals.append(losses.detach())
+        loss = losses.sum()
         if early:
             # A term of value zero whose gradient is that of the micro-batches whose graphs are gone already.
             carried = torch.stack([(g * p).sum() for g, p in zip(gradients, parameters, strict=True)]).sum()
             loss = loss + carried - carried.detach()
         self.trainer.datamodule.batch_done(batch["position"])
-        self.log("train/loss", total, prog_bar=True, batch_size=batch["global_count"], sync_dist=True)
+        self.log_losses(torch.stack(totals).sum(dim=0), batch["global_count"])
         return loss
+
+    def log_losses(self, losses: Tensor, count: int) -> None:
+        """Log the losses [N] of a step over `count` examples."""
+        self.log("train/loss", losses[0], prog_bar=True, batch_size=count, sync_dist=True)
+
+    @property
+    def logs_this_step(self) -> bool:
+        """Whether the loggers write at the end of this step: when its number is a multiple."""
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norms that tell why a prompt does not train."""
-        # The loggers write when the number of the step that now ends is a multiple.
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:
-            return
-        gradients = [p.grad.norm() for p in self.reparameterization.parameters() if p.grad is not None]
-        with torch.no_grad():
-            prompt = self.reparameterization()
-            self.log_dict(
-                {
-                    "train/gradient_norm": torch.stack(gradients).norm(),
-                    "train/prompt_norm": prompt.norm(dim=1).mean(),
-                    "train/distance_from_initial": (prompt - self.initial_prompt).norm(),
-                }
-            )
+        if self.logs_this_step:
+            self.log_dict(norms("train", self.reparameterization, self.initial_prompt))
 
     # Optimizer -------------------------------------------------------------------------------------------------
 
+    def parameter_groups(self) -> list[Any]:
+        """What the optimizer is made for."""
+        return self.trained()
+
     def configure_optimizers(self) -> dict[str, Any]:
-        parameters = [p for p in self.reparameterization.parameters() if p.requires_grad]
+        parameters = self.parameter_groups()
         if self._optimizer is None:
             # Weight decay would pull a prompt to zero, where no word embedding is; release 1.0 has none either.
             optimizer = torch.optim.AdamW(parameters, lr=self.hparams.learning_rate, weight_decay=0.0)
@@ -251,7 +287,7 @@ class PromptTuning(PromptedModule):
                 f"another backbone than {self.backbone.id}"
             )
         state = checkpoint["state_dict"]
-        if not self.reparameterization.is_built:
+        if not self.is_built:
             self.build(state["initial_prompt"])
         expected = {name: tensor.shape for name, tensor in self.state_dict().items()}
         found = {name: tensor.shape for name, tensor in state.items()}
@@ -265,8 +301,16 @@ class PromptTuning(PromptedModule):
         if torch.cuda.is_available() and checkpoint.get("cuda_rng"):
             torch.cuda.set_rng_state_all([state.cpu() for state in checkpoint["cuda_rng"]])
 
-    def prompt(self) -> Prompt:
-        """The prompt as it is now, folded, with the metadata that the module knows."""
+    def prompt(self, name: str = "prompt") -> Prompt:
+        """The prompt as it is now, folded, with the metadata that the module knows.
+
+        Args:
+            name: as in `named_scores`.
+        """
+        return self.packed(self.reparameterization, self.init, self.initial_prompt)
+
+    def packed(self, reparameterization: Reparameterization, init: Initializer, initial: Tensor) -> Prompt:
+        """A prompt that is trained here, with what all prompts of the module share."""
         tasks = self.tasks
         metadata = {
             "backbone": self.backbone.id,
@@ -278,12 +322,24 @@ class PromptTuning(PromptedModule):
             "head": self.backbone.head,
             "task": ",".join(task.name for task in tasks),
             "label_words": json.dumps({task.name: list(task.label_words) for task in tasks}),
-            "init": self.init.describe(),
-            "reparameterization": self.reparameterization.describe(),
+            "init": init.describe(),
+            "reparameterization": reparameterization.describe(),
+            "learning_rate": "" if self._optimizer else repr(self.hparams.learning_rate),
             "revision": self.backbone.revision or "",
             "versions": library_versions(),
         }
-        if isinstance(self.init, FromPrompt):
-            metadata["source_prompt"] = ",".join(self.init.prompt)
-        folded = self.reparameterization.fold().float().cpu()
-        return Prompt(folded, metadata, self.initial_prompt.float().cpu())
+        if isinstance(init, FromPrompt):
+            metadata["source_prompt"] = ",".join(init.prompt)
+        return Prompt(reparameterization.fold().float().cpu(), metadata, initial.float().cpu())
+
+
+def norms(prefix: str, reparameterization: Reparameterization, initial: Tensor) -> dict[str, Tensor]:
+    """Norm of the gradient, of a prompt row, and of the way from the `initial` prompt [P, H], by names to log."""
+    gradients = [p.grad.norm() for p in reparameterization.parameters() if p.grad is not None]
+    with torch.no_grad():
+        prompt = reparameterization()
+        return {
+            f"{prefix}/gradient_norm": torch.stack(gradients).norm(),
+            f"{prefix}/prompt_norm": prompt.norm(dim=1).mean(),
+            f"{prefix}/distance_from_initial": (prompt - initial).norm(),
+        }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -67,15 +68,30 @@ class PromptedModule(L.LightningModule):
 
     def evaluation_end(self, split: str) -> None:
         """Log every task's metrics and `<split>/score`, the mean of those that select."""
-        scores = []
-        for task, values in zip(self.tasks, self.objective.compute(split), strict=True):
-            prefix = split if len(self.tasks) == 1 else f"{split}/{task.name}"
-            self.log_dict({f"{prefix}/{name}": value for name, value in values.items()}, prog_bar=len(self.tasks) == 1)
-            scores.append(values[task.metric])
-        self.log(f"{split}/score", torch.stack([score.float() for score in scores]).mean())
-        if isinstance(self.objective, Classification):
-            self._warn_of_one_class(self.objective, split)
+        self.log_scores(self.objective, split, split, prog_bar=len(self.tasks) == 1)
         self.gather_records()
+
+    def log_scores(self, objective: Objective, split: str, prefix: str, prog_bar: bool = False) -> Tensor:
+        """Log what `objective` has counted below `prefix`; the mean of the metrics that select."""
+        scores = []
+        for task, values in zip(self.tasks, objective.compute(split), strict=True):
+            start = prefix if len(self.tasks) == 1 else f"{prefix}/{task.name}"
+            self.log_dict({f"{start}/{name}": value for name, value in values.items()}, prog_bar=prog_bar)
+            scores.append(values[task.metric])
+        score = torch.stack([value.float() for value in scores]).mean()
+        self.log(f"{prefix}/score", score)
+        if isinstance(objective, Classification):
+            self._warn_of_one_class(objective, prefix)
+        return score
+
+    def named_scores(self, logged: Mapping[str, Tensor], split: str) -> dict[str, dict[str, float]]:
+        """Of all that was logged what the last evaluation on `split` gave: prompt -> name of the metric -> value.
+
+        A prompt is called like its file without the suffix.
+        """
+        prefix = f"{split}/"
+        found = {name: float(value) for name, value in logged.items() if name.startswith(prefix)}
+        return {"prompt": {name.removeprefix(prefix): value for name, value in found.items()}} if found else {}
 
     def gather_records(self) -> None:
         """Put the records of all processes together, on each of them."""
@@ -84,15 +100,17 @@ class PromptedModule(L.LightningModule):
             torch.distributed.all_gather_object(parts, self.records)
             self.records = [record for part in parts for record in part]
 
-    def _warn_of_one_class(self, objective: Classification, split: str) -> None:
+    def _warn_of_one_class(self, objective: Classification, prefix: str) -> None:
+        split, _, name = prefix.partition("/")
+        whose = f" behind the prompt {name}" if name else ""
         counts = objective.predicted
         if self.trainer.world_size > 1:
             counts = self.all_gather(counts).sum(dim=0)
         if self.trainer.is_global_zero and not self.trainer.sanity_checking and self.global_step > 0:
             for task, word in objective.only_predictions(counts):
                 warnings.warn(
-                    f"step {self.global_step}: every {split} example of {task.name} is predicted {word!r}; "
-                    "if this stays, try another learning rate or more steps",
+                    f"step {self.global_step}: every {split} example of {task.name}{whose} "
+                    f"is predicted {word!r}; if this stays, try another learning rate or more steps",
                     stacklevel=2,
                 )
         objective.predicted.zero_()
