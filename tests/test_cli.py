@@ -147,7 +147,7 @@ def test_prompts_list_and_inspect(
         (["fit", "--data.task", "builtin_movies", "--trainer.accelerator", "gpu"], "gpu"),
         (["fit", "--data.task", "builtin_movies", "--trainer.max_steps", "0"], "no steps"),
         (["fit", "--data.task", "builtin_movies", "--trainer.val_check_interval", "0"], "val_check_interval"),
-        (["fit", "--data.task", "builtin_movies", "--seed_everything", "-1"], "bounds"),
+        (["fit", "--data.task", "builtin_movies", "--seed_everything", "-1"], "give a number from 0"),
         (["fit", "--data.task", "builtin_movies", "--logger", "paper"], "csv, wandb, tensorboard"),
         (["fit", "--output", "nowhere", "--resume"], "no run in nowhere"),
         (["fit", "--data.task", "sst2", "--data.source", "hub"], "--data.source local"),
