@@ -1,4 +1,9 @@
-"""Metrics of classification tasks, and what a score needs beside it: majority share and bootstrap interval."""
+"""Metrics of tasks that choose a class and of tasks that write a text; majority share and bootstrap intervals.
+
+Scores of texts are torchmetrics' own functions, applied to one example after the other, so that the metric is the mean
+of what `example_scores` gives. Its metric classes do not suit: `SQuAD` gives percentages, and `ROUGEScore` keeps a list
+entry an example, which processes with different numbers of examples cannot exchange.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.functional.text import rouge_score, squad
 
 from prompt_transfer.errors import UserError
 
@@ -66,16 +72,126 @@ def _f1(num_classes: int) -> Metric:
 METRICS: dict[str, Callable[[int], Metric]] = {"accuracy": _accuracy, "f1": _f1, "matthews": Matthews}
 
 
-def make_metrics(task: Task) -> MetricCollection:
-    """The metrics of a classification task, by the names in `task.metrics`.
+def _squad(key: str) -> Callable[[str, list[str]], float]:
+    def score(prediction: str, references: list[str]) -> float:
+        answers = {"text": references, "answer_start": [0] * len(references)}
+        values = squad({"id": "0", "prediction_text": prediction}, {"id": "0", "answers": answers})
+        return float(values[key]) / 100
 
-    `accuracy` is the share of right answers; `f1` that of class 1 for two classes, else the mean over the classes that
-    occur among labels or predictions; `matthews` the correlation. All are fractions, fed with predictions and labels
-    as int64 `[B]`, and add up over processes.
+    return score
+
+
+def _rouge(key: str) -> Callable[[str, list[str]], float]:
+    # The default keys hold rougeLsum, which needs nltk and its data; these need neither.
+    def score(prediction: str, references: list[str]) -> float:
+        values = rouge_score([prediction], [references], accumulate="best", rouge_keys=key)
+        return float(values[f"{key}_fmeasure"])
+
+    return score
+
+
+TEXT_SCORES: dict[str, Callable[[str, list[str]], float]] = {
+    "exact_match": _squad("exact_match"),
+    "squad_f1": _squad("f1"),
+    "rouge1": _rouge("rouge1"),
+    "rouge2": _rouge("rouge2"),
+    "rougeL": _rouge("rougeL"),
+}
+
+
+def text_scores(name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+    """One score of each text, float64 `[N]`; see `example_scores`.
+
+    Args:
+        name: one of `TEXT_SCORES`.
+        predictions, references: as in `example_scores`.
+    """
+    # A text in place of a list of texts would be taken for a list of letters.
+    sound = all(len(right) and not isinstance(right, str) for right in references)
+    if len(predictions) != len(references) or not sound:
+        raise ValueError(
+            f"{len(predictions)} predictions and {len(references)} references, which must be one list of texts for each"
+        )
+    score, pairs = TEXT_SCORES[name], zip(predictions, references, strict=True)
+    return np.array([score(prediction, list(right)) for prediction, right in pairs], dtype=np.float64)
+
+
+def example_scores(
+    task: Task, predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, NDArray[np.float64]]:
+    """The scores of each text by the names in `task.metrics`, fractions, float64 `[N]`; their mean is the metric.
+
+    `exact_match` and `squad_f1` compare as SQuAD does: lower case, without punctuation and articles. `rouge1`, `rouge2`
+    and `rougeL` are F-measures over lower-cased words and numbers, without stemming. Of several references the best
+    counts, for each metric by itself. An empty prediction scores 0, but 1 in `exact_match` and `squad_f1` where
+    nothing is left of a reference either ("the").
+
+    Args:
+        task: a generation task.
+        predictions: N texts.
+        references: for each of them the texts that are right, at least one.
+
+    Raises:
+        UserError: the task has a metric that texts do not have.
+        ValueError: not as many references as predictions, or an example without one.
+    """
+    _check_text_metrics(task)
+    return {name: text_scores(name, predictions, references) for name in task.metrics}
+
+
+def _check_text_metrics(task: Task) -> None:
+    unknown = [name for name in task.metrics if name not in TEXT_SCORES]
+    if unknown:
+        raise UserError(
+            f"task {task.name}: {', '.join(unknown)} cannot be computed from texts; generation has "
+            f"{', '.join(TEXT_SCORES)}"
+        )
+
+
+class TextScore(Metric):
+    """Mean of a score of texts over all examples, NaN without any.
+
+    Args:
+        name: one of `TEXT_SCORES`.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.name = name
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predictions: Sequence[str], references: Sequence[list[str]]) -> None:
+        """Score `predictions` (B texts) against `references` (for each the texts that are right)."""
+        scores = text_scores(self.name, predictions, references)
+        self.total += float(scores.sum())
+        self.count += len(scores)
+
+    def compute(self) -> Tensor:
+        """The mean, a fraction, float32."""
+        return self.total / self.count
+
+
+def make_metrics(task: Task) -> MetricCollection:
+    """The metrics of a task, by the names in `task.metrics`; all are fractions and add up over processes.
+
+    For classes: `accuracy` is the share of right answers; `f1` that of class 1 for two classes, else the mean over the
+    classes that occur among labels or predictions; `matthews` the correlation. They are fed with predictions and labels
+    as int64 `[B]`. For texts: what `example_scores` tells of; fed with `update(predictions, references)`, B texts and
+    for each of them a list of the texts that are right.
 
     Raises:
         UserError: a metric that is none of these.
     """
+    if task.is_generation:
+        _check_text_metrics(task)
+        return MetricCollection({name: TextScore(name) for name in task.metrics}, compute_groups=False)
     unknown = [name for name in task.metrics if name not in METRICS]
     if unknown or task.num_classes < 2:
         raise UserError(
@@ -121,4 +237,37 @@ def bootstrap_interval(
     # How many right answers a resample of N holds is binomial: the same as drawing indices, without an [n, N] array.
     accuracies = np.random.default_rng(seed).binomial(values.size, values.mean(), size=n) / values.size
     low, high = np.quantile(accuracies, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_mean_interval(
+    values: Tensor | ArrayLike, seed: int, n: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean of scores of examples (`example_scores`).
+
+    Args:
+        values: `[N]` numbers, one an example.
+        seed: of the resampling.
+        n: number of resamples.
+        level: the share of resamples within the interval.
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: no examples, or values that are not finite.
+    """
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.ndim != 1 or scores.size == 0 or not np.isfinite(scores).all():
+        raise ValueError("a bootstrap of a mean needs one finite number an example")
+    generator = np.random.default_rng(seed)
+    # A million indices at a time: [n, N] of them would be gigabytes for a large split.
+    rows = max(1, 1_000_000 // scores.size)
+    means = np.concatenate(
+        [
+            scores[generator.integers(0, scores.size, (min(rows, n - start), scores.size))].mean(axis=1)
+            for start in range(0, n, rows)
+        ]
+    )
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -9,8 +9,17 @@ from typing import Any
 from prompt_transfer.errors import UserError
 
 CLASSIFICATION_METRICS = ("accuracy", "f1", "matthews")
-GENERATION_METRICS = ("exact_match", "squad_f1", "rougeL")
-LABEL_WORDS_POLICIES = ("error", "first", "mean")
+GENERATION_METRICS = ("exact_match", "squad_f1", "rouge1", "rouge2", "rougeL")
+LABEL_WORDS_POLICIES = ("error", "first", "mean", "sequence")
+DEFAULT_CUE = "Answer:"
+CUES = {
+    "sentiment": "It was",
+    "nli": DEFAULT_CUE,
+    "ethics": "This is",
+    "paraphrase": "Same meaning:",
+    "qa": DEFAULT_CUE,
+    "summarization": "Summary:",
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class PaperWords:
         labels: source values in class order where release 1.0 had other classes than our row, else None.
         swap_texts: release 1.0 puts the second text first (the hypothesis of MNLI and SNLI).
         join_texts: release 1.0 makes one segment of both texts, a blank between (laptop, restaurant).
+        seq2seq_frame: what its T5 models read before the first text and between the two; None for the same as ours.
     """
 
     label_words: tuple[str, ...]
@@ -59,6 +69,7 @@ class PaperWords:
     labels: tuple[Any, ...] | None = None
     swap_texts: bool = False
     join_texts: bool = False
+    seq2seq_frame: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,16 +83,21 @@ class Task:
         label_column: source column of the label; None for generation tasks.
         labels: values of that column in class order; None means the integers 0..C-1.
         label_words: one word a class, in class order.
-        label_words_policy: what to do with a word of several tokens: ``error``, ``first`` token, ``mean`` of all.
+        label_words_policy: what to do with a word of several tokens: ``error``, ``first`` token, ``mean`` of all, or
+            ``sequence``: score whole labels (causal and seq2seq backbones).
         metric: the metric that selects the best prompt.
         metrics: all metrics that are reported; the first is ``metric``.
-        target_column: column with the text to generate (generation tasks).
+        target_column: column with the text to generate, or with a list of texts that are all right (generation tasks).
+        max_target_length: tokens that a target keeps, its end token counted, and the most that are generated.
+        cue: words that a causal model reads after the text, before it answers; "" for none.
         hub, local, builtin: where the data are; ``local`` is a folder that wins over ``root/<name>``.
         paper: what release 1.0 used, or None where it does not have the task.
         max_length: tokens that a text keeps by default.
         drop_labels: label values whose rows are left out, with a warning (SNLI: -1, no agreement of annotators).
         join_texts: make one text of both columns, a blank between.
         token_ids: family -> one token id a class; wins over ``label_words`` for that family (paper variant only).
+        seq2seq_frame: what a seq2seq model reads before the first text and between the two; None: nothing, and the end
+            token between (paper variant only).
     """
 
     name: str
@@ -95,6 +111,8 @@ class Task:
     metric: str = "accuracy"
     metrics: tuple[str, ...] = ()
     target_column: str | None = None
+    max_target_length: int = 32
+    cue: str = ""
     hub: HubSource | None = None
     local: str | None = None
     builtin: bool = False
@@ -103,6 +121,7 @@ class Task:
     drop_labels: tuple[Any, ...] = ()
     join_texts: bool = False
     token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    seq2seq_frame: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not self.metrics:
@@ -146,5 +165,6 @@ class Task:
             label_words_policy="first",
             token_ids=dict(self.paper.token_ids),
             join_texts=self.paper.join_texts,
+            seq2seq_frame=self.paper.seq2seq_frame,
             drop_labels=tuple(value for value in self.drop_labels if value not in kept),
         )

@@ -10,9 +10,10 @@ public code that pins the same commits. Hence ``verified=False`` throughout, unt
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from prompt_transfer.task import HubSource, PaperWords, Task
+from prompt_transfer.task import CUES, HubSource, PaperWords, Task
 
 _ALL = {"train": "train", "validation": "validation", "test": "test"}
 _NO_TEST = {"train": "train", "validation": "validation"}
@@ -68,17 +69,31 @@ _PAPER_ASPECT = PaperWords(
     labels=(0, 1, 2, 3),
     join_texts=True,
 )
+# The formatters of its T5 models; for pairs that it does not name here they put both texts together as they are.
+_PAPER_NLI_FRAME = ("hypothesis: ", " [SEP] sentence: premise: ")
 _PAPER_NLI = PaperWords(
     ("no", "neutral", "yes"),
     {"roberta": (2362, 12516, 10932), "bert": (2053, 8699, 2748), "t5": (27252, 7163, 3)},
     swap_texts=True,
+    seq2seq_frame=_PAPER_NLI_FRAME,
 )
-_PAPER_QNLI = PaperWords(("no", "yes"), {"roberta": (2362, 10932), "bert": (2053, 2748), "t5": (27252, 3)})
-_PAPER_PARAPHRASE = PaperWords(("false", "true"), {"roberta": (22303, 29225), "bert": (6270, 2995), "t5": (6136, 1176)})
+_PAPER_QNLI = PaperWords(
+    ("no", "yes"),
+    {"roberta": (2362, 10932), "bert": (2053, 2748), "t5": (27252, 3)},
+    seq2seq_frame=_PAPER_NLI_FRAME,
+)
+_PAPER_PARAPHRASE = PaperWords(
+    ("false", "true"),
+    {"roberta": (22303, 29225), "bert": (6270, 2995), "t5": (6136, 1176)},
+    seq2seq_frame=("", "<extra_id_0>"),
+)
 _PAPER_ETHICS = PaperWords(
-    ("unacceptable", "acceptable"), {"roberta": (897, 32047), "bert": (21873, 11701), "t5": (29452, 9961)}
+    ("unacceptable", "acceptable"),
+    {"roberta": (897, 32047), "bert": (21873, 11701), "t5": (29452, 9961)},
+    seq2seq_frame=("", ""),
 )
 _PAPER_GENERATION = PaperWords(())
+_PAPER_CONTEXT = PaperWords((), seq2seq_frame=("context: ", " SEP question:"))
 
 
 def _sentiment(
@@ -267,10 +282,11 @@ _QA = (
         text_b="question",
         label_column=None,
         target_column="answers",
+        max_target_length=20,
         metric="squad_f1",
         metrics=("squad_f1", "exact_match"),
         hub=_hub("rajpurkar/squad", "plain_text", "7b6d24c440a36b6815f21b70d25016731768db1f", _NO_TEST),
-        paper=_PAPER_GENERATION,
+        paper=_PAPER_CONTEXT,
         max_length=384,
     ),
     Task(
@@ -279,13 +295,15 @@ _QA = (
         text_a="question",
         label_column=None,
         target_column="answer",
+        max_target_length=20,
         metric="exact_match",
         metrics=("exact_match", "squad_f1"),
         hub=_hub("google-research-datasets/nq_open", "nq_open", "5dd9790a83002ad084ddeb7c420dc716852c6f28", _NO_TEST),
-        paper=_PAPER_GENERATION,
+        paper=_PAPER_CONTEXT,
     ),
 )
 
+_ROUGE = ("rougeL", "rouge1", "rouge2")
 _SUMMARIZATION = (
     Task(
         name="multi_news",
@@ -293,7 +311,9 @@ _SUMMARIZATION = (
         text_a="document",
         label_column=None,
         target_column="summary",
+        max_target_length=50,
         metric="rougeL",
+        metrics=_ROUGE,
         hub=_hub("alexfabbri/multi_news", "default", _PARQUET, file="{config}/{split}/*.parquet"),
         paper=_PAPER_GENERATION,
         max_length=384,
@@ -304,11 +324,15 @@ _SUMMARIZATION = (
         text_a="dialogue",
         label_column=None,
         target_column="summary",
+        max_target_length=50,
         metric="rougeL",
+        metrics=_ROUGE,
         hub=_hub("knkarthick/samsum", None, None, _ALL, "revision not pinned: no commit of it is known to us"),
-        paper=_PAPER_GENERATION,
+        paper=_PAPER_CONTEXT,
         max_length=384,
     ),
 )
 
-ROWS: tuple[Task, ...] = _SENTIMENT + _NLI + _ETHICS + _PARAPHRASE + _QA + _SUMMARIZATION
+ROWS: tuple[Task, ...] = tuple(
+    replace(row, cue=CUES[row.type]) for row in _SENTIMENT + _NLI + _ETHICS + _PARAPHRASE + _QA + _SUMMARIZATION
+)

@@ -10,7 +10,14 @@ A task of your own needs no change of the package::
     label_words: [terrible, great]
     label_words_policy: error        # a word of several tokens: error, first token, mean of all
     metric: accuracy
+    cue: "Answer:"                   # what a causal model reads after the text, before it answers; "" for nothing
     local: folder                    # optional, relative to this file; wins over --data.root/<name>
+
+A task that is to write a text has, in place of labels and words::
+
+    target_column: summary           # a text, or a list of texts that are all right
+    max_target_length: 32            # tokens of a target, and the most that are generated
+    metric: rougeL                   # exact_match, squad_f1, rouge1, rouge2 or rougeL
 """
 
 from __future__ import annotations
@@ -23,25 +30,22 @@ from typing import Any
 import yaml
 
 from prompt_transfer.errors import UserError
-from prompt_transfer.task import CLASSIFICATION_METRICS, LABEL_WORDS_POLICIES, HubSource, PaperWords, Task
+from prompt_transfer.task import (
+    CLASSIFICATION_METRICS,
+    DEFAULT_CUE,
+    GENERATION_METRICS,
+    LABEL_WORDS_POLICIES,
+    HubSource,
+    PaperWords,
+    Task,
+)
 from prompt_transfer.task_rows import ROWS
 
 __all__ = ["HubSource", "PaperWords", "Task", "describe_tasks", "get_task", "register", "task_names"]
 
-YAML_KEYS = (
-    "name",
-    "type",
-    "columns",
-    "label_column",
-    "labels",
-    "label_words",
-    "label_words_policy",
-    "metric",
-    "metrics",
-    "max_length",
-    "drop_labels",
-    "local",
-)
+LABEL_KEYS = ("label_column", "labels", "label_words", "label_words_policy", "drop_labels")
+TARGET_KEYS = ("target_column", "max_target_length")
+YAML_KEYS = ("name", "type", "columns", *LABEL_KEYS, *TARGET_KEYS, "metric", "metrics", "max_length", "cue", "local")
 _REGISTRY: dict[str, Task] = {row.name: row for row in ROWS}
 
 
@@ -148,26 +152,48 @@ class _Fields:
         self.values: dict[str, Any] = self._known(values, YAML_KEYS, "the file")
 
     def task(self) -> Task:
-        words = tuple(self._words())
-        labels = self._labels(words)
+        answers = self._target() if "target_column" in self.values else self._classes()
+        allowed = GENERATION_METRICS if "target_column" in self.values else CLASSIFICATION_METRICS
         columns = self._known(self.values.get("columns"), ("text_a", "text_b"), "columns")
-        metric = self._choice("metric", CLASSIFICATION_METRICS)
+        metric = self._choice("metric", allowed)
         local = self._string("local", required=False)
+        cue = self.values.get("cue", DEFAULT_CUE)
         return Task(
             name=self._name(),
             type=self._string("type", default="other"),
             text_a=self._string("text_a", columns),
             text_b=self._string("text_b", columns, required=False),
-            label_column=self._string("label_column", default="label"),
-            labels=labels,
-            label_words=words,
-            label_words_policy=self._choice("label_words_policy", LABEL_WORDS_POLICIES),
             metric=metric,
-            metrics=self._metrics(metric),
+            metrics=self._metrics(metric, allowed),
             local=None if local is None else str((self.path.parent / Path(local).expanduser()).resolve()),
-            max_length=self._max_length(),
-            drop_labels=tuple(self._list("drop_labels") or ()),
+            max_length=self._tokens("max_length", 64),
+            cue="" if cue == "" else self._string("cue", default=DEFAULT_CUE),
+            **answers,
         )
+
+    def _classes(self) -> dict[str, Any]:
+        """Fields of a task that chooses a class."""
+        if "max_target_length" in self.values:
+            raise self._fail("max_target_length is for tasks with a target_column")
+        words = tuple(self._words())
+        return {
+            "label_column": self._string("label_column", default="label"),
+            "labels": self._labels(words),
+            "label_words": words,
+            "label_words_policy": self._choice("label_words_policy", LABEL_WORDS_POLICIES),
+            "drop_labels": tuple(self._list("drop_labels") or ()),
+        }
+
+    def _target(self) -> dict[str, Any]:
+        """Fields of a task that writes a text."""
+        wrong = [key for key in LABEL_KEYS if key in self.values]
+        if wrong:
+            raise self._fail(f"a task with a target_column has no labels: leave out {', '.join(wrong)}")
+        return {
+            "label_column": None,
+            "target_column": self._string("target_column"),
+            "max_target_length": self._tokens("max_target_length", 32),
+        }
 
     def _fail(self, message: str) -> UserError:
         return UserError(f"{self.path}: {message}")
@@ -224,15 +250,15 @@ class _Fields:
             raise self._fail(f"labels {labels} must be different values, one for each of the {len(words)} label_words")
         return tuple(labels)
 
-    def _metrics(self, metric: str) -> tuple[str, ...]:
+    def _metrics(self, metric: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
         others = self._list("metrics") or []
-        wrong = [str(value) for value in others if value not in CLASSIFICATION_METRICS]
+        wrong = [str(value) for value in others if value not in allowed]
         if wrong:
-            raise self._fail(f"metrics must be from {', '.join(CLASSIFICATION_METRICS)}, not {', '.join(wrong)}")
+            raise self._fail(f"metrics must be from {', '.join(allowed)}, not {', '.join(wrong)}")
         return (metric, *(value for value in dict.fromkeys(others) if value != metric))
 
-    def _max_length(self) -> int:
-        value = self.values.get("max_length", 64)
+    def _tokens(self, key: str, default: int) -> int:
+        value = self.values.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self._fail(f"max_length must be a whole number of tokens, not {value!r}")
+            raise self._fail(f"{key} must be a whole number of tokens, not {value!r}")
         return value

@@ -15,7 +15,9 @@ from prompt_transfer.prompts.initializers import word_pieces
 if TYPE_CHECKING:
     from prompt_transfer.tasks import Task
 
+# `sequence`, the fourth policy of tasks, needs no single tokens: see `label_sequences`.
 POLICIES = ("error", "first", "mean")
+IGNORED = -100
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,8 @@ class Verbalizer:
                 pieces = tokenizer.convert_ids_to_tokens(list(own))
                 raise UserError(
                     f"task {name}: the labels {other!r} and {word!r} are both the token {' '.join(map(repr, pieces))}; "
-                    "choose another label word for one of them"
+                    "choose another label word for one of them, or with a causal or seq2seq backbone score whole "
+                    "labels with label_words_policy sequence"
                 )
             seen[frozenset(own)] = word
         token_ids = sorted({token_id for own in ids for token_id in own})
@@ -187,6 +190,44 @@ def stack(verbalizers: Sequence[Verbalizer]) -> VerbalizerStack:
     return VerbalizerStack(token_ids, weights, mask)
 
 
+def label_sequences(tasks: Sequence[Task], encoder: Any) -> tuple[Tensor, Tensor]:
+    """The label words of K tasks as whole texts: in rank classification a class scores the log-probability of its own.
+
+    The end token is left out: a causal model need not stop after its answer. So no label may be the beginning of
+    another one.
+
+    Args:
+        tasks: in the order of their numbers.
+        encoder: a `TextEncoder` of a backbone that writes.
+
+    Returns:
+        Token ids [K, C, S] filled up with -100, and which classes a task has, bool [K, C].
+
+    Raises:
+        UserError: a label without tokens, or one that begins like another and goes on.
+    """
+    rows = [[ids[:-1] for ids in encoder.encode_targets(list(task.label_words), 10**6)] for task in tasks]
+    for task, labels in zip(tasks, rows, strict=True):
+        for word, own in zip(task.label_words, labels, strict=True):
+            if not own:
+                raise UserError(f"task {task.name}: the label {word!r} has no tokens; choose another word")
+            for other, ids in zip(task.label_words, labels, strict=True):
+                if other != word and ids[: len(own)] == own:
+                    raise UserError(
+                        f"task {task.name}: to the backbone the label {other!r} begins with all of {word!r}, so the "
+                        "second is always likelier; choose another word for one of them"
+                    )
+    classes = max(map(len, rows))
+    longest = max(len(ids) for labels in rows for ids in labels)
+    sequences = torch.full((len(rows), classes, longest), IGNORED)
+    mask = torch.zeros(len(rows), classes, dtype=torch.bool)
+    for task_number, labels in enumerate(rows):
+        for index, ids in enumerate(labels):
+            sequences[task_number, index, : len(ids)] = torch.tensor(ids)
+            mask[task_number, index] = True
+    return sequences, mask
+
+
 def _mix(token_logits: Tensor, weights: Tensor) -> Tensor:
     # No matmul: TF32 and autocast would round the logits, and U is small.
     return (token_logits.float().unsqueeze(-2) * weights).sum(-1)
@@ -206,6 +247,6 @@ def _word_ids(task_name: str, word: str, tokenizer: Any, policy: str) -> list[in
     if len(ids) > 1 and policy == "error":
         raise UserError(
             f"task {task_name}: the label word {word!r} is {len(ids)} tokens ({', '.join(map(repr, pieces))}); choose "
-            "another word, or set label_words_policy to first or mean"
+            "another word, or set label_words_policy to first, mean or (causal and seq2seq backbones) sequence"
         )
     return ids[:1] if policy == "first" else ids

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ os.environ.update(
 
 from hypothesis import settings  # noqa: E402
 from hypothesis.configuration import set_hypothesis_home_dir  # noqa: E402
+from tiny_models import save_tiny  # noqa: E402
 
 set_hypothesis_home_dir(_SCRATCH.name)
 settings.register_profile("suite", deadline=None, derandomize=True, database=None)
@@ -36,19 +38,6 @@ settings.load_profile("suite")
 ROOT = Path(__file__).resolve().parent.parent
 _LOOPBACK = ("127.", "::1", "localhost")
 _CACHES = {".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".venv", "__pycache__", "build", "htmlcov"}
-
-# Every one of these is a single token of the tiny tokenizers: " great" for RoBERTa, "great" for BERT.
-WORDS = """
-terrible great no yes maybe wrong right okay good bad
-the a an of to in on at by for with from and or but not it is was are were be been has have had do does did
-this that these those he she they we you i his her their our my your who what when where why how
-movie film story plot actor actress scene music book food service staff place room price
-man woman child people friend family dog cat house school city country water day night year time
-very really quite so too more most less least all some any none many few one two three first last new old
-see saw watch like love hate enjoy make made go went come came say said think know find give take want need feel
-happy sad funny boring dull fine awful wonderful brilliant poor rich fast slow big small long short
-true false acceptable unacceptable different same question answer because if then than as up down out
-""".split()  # noqa: SIM905
 
 
 class NetworkBlockedError(RuntimeError):
@@ -129,88 +118,30 @@ def toy(tmp_path: Path) -> Path:
     return path
 
 
-def _roberta_tokenizer() -> Any:
-    """Byte-level BPE whose merges grow every word of WORDS letter by letter from its leading space."""
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import RobertaTokenizer
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Family -> folder of a tiny random model of it (see `tests/tiny_models.py`), made once a session."""
 
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(ByteLevel.alphabet())]
-    merges: dict[tuple[str, str], None] = {}
-    for word in WORDS:
-        spaced = f"Ġ{word}"
-        for end in range(1, len(spaced)):
-            merges[spaced[:end], spaced[end]] = None
-    pieces += [left + right for left, right in merges]
-    return RobertaTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=list(merges))
+    @functools.cache
+    def folder(family: str) -> Path:
+        return save_tiny(family, tmp_path_factory.mktemp(f"tiny-{family}"))
 
-
-def _bert_tokenizer() -> Any:
-    """WordPiece over WORDS, with single letters for all other words."""
-    from transformers import BertTokenizer
-
-    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    pieces += [piece for piece in [*letters, *(f"##{letter}" for letter in letters)] if piece not in WORDS]
-    return BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)})
-
-
-def _save_tiny(folder: Path, tokenizer: Any, model_class: type, config: Any) -> Path:
-    """A random model and its tokenizer, as `save_pretrained` leaves them."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = model_class(config)
-        # Biases and norms start at 0 and 1, which would hide a head or a layer that drops them.
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.data += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return folder
 
 
-# `initializer_range` is ten times the usual, so that attention is far from uniform and a wrong mask shows.
-_TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "initializer_range": 0.2,
-}
-
-
 @pytest.fixture(scope="session")
-def tiny_roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_roberta(tiny: Callable[[str], Path]) -> Path:
     """Folder of a random RobertaForMaskedLM: 2 layers, H 32, F 64, 64 positions.
 
     Ids: <s> 0, <pad> 1, </s> 2, <unk> 3, <mask> 4.
     """
-    from transformers import RobertaConfig, RobertaForMaskedLM
-
-    tokenizer = _roberta_tokenizer()
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=66,
-        type_vocab_size=1,
-        bos_token_id=0,
-        pad_token_id=1,
-        eos_token_id=2,
-        **_TINY,
-    )
-    return _save_tiny(tmp_path_factory.mktemp("tiny-roberta"), tokenizer, RobertaForMaskedLM, config)
+    return tiny("roberta")
 
 
 @pytest.fixture(scope="session")
-def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bert(tiny: Callable[[str], Path]) -> Path:
     """Folder of a random BertForMaskedLM: 2 layers, H 32, F 64, 64 positions.
 
     Ids: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4.
     """
-    from transformers import BertConfig, BertForMaskedLM
-
-    tokenizer = _bert_tokenizer()
-    config = BertConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=64, type_vocab_size=2, pad_token_id=0, **_TINY
-    )
-    return _save_tiny(tmp_path_factory.mktemp("tiny-bert"), tokenizer, BertForMaskedLM, config)
+    return tiny("bert")

@@ -1,4 +1,7 @@
-"""The built-in tasks: balanced, deterministic, disjoint in words, and closed to a model that only counts words."""
+"""The built-in tasks with classes: balanced, deterministic, disjoint in words, closed to a model that counts words.
+
+Those that write texts have tests of their own (`test_builtin_texts.py`).
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,13 @@ from prompt_transfer.data.builtin import BUILTIN_TASKS, SPLIT_SIZES, builtin_row
 from prompt_transfer.data.builtin.grammar import fill, seeded, sentence
 from prompt_transfer.data.builtin.sentiment import TEMPLATES
 from prompt_transfer.errors import UserError
+from prompt_transfer.task import CUES
 
 rows_of = functools.cache(builtin_rows)
-NAMES = [task.name for task in BUILTIN_TASKS]
+TASKS = [task for task in BUILTIN_TASKS if not task.is_generation]
+NAMES = [task.name for task in TASKS]
 SPLITS = tuple(SPLIT_SIZES)
-CLASSES = {task.name: task.num_classes for task in BUILTIN_TASKS}
+CLASSES = {task.name: task.num_classes for task in TASKS}
 
 
 def polar_words(banks, split):
@@ -50,19 +55,20 @@ def tokens(row):
 
 
 def fingerprint():
-    rows = [row for name in NAMES for split in SPLITS for row in rows_of(name, split)]
+    rows = [row for task in BUILTIN_TASKS for split in SPLITS for row in rows_of(task.name, split)]
     return zlib.crc32(repr(rows).encode())
 
 
 def test_registry_rows():
     assert len(NAMES) == len(set(NAMES)) >= 9
-    types = Counter(task.type for task in BUILTIN_TASKS)
+    types = Counter(task.type for task in TASKS)
     assert types == {"sentiment": 3, "nli": 2, "ethics": 2, "paraphrase": 2}
-    words = {(task.type, task.label_words) for task in BUILTIN_TASKS}
+    words = {(task.type, task.label_words) for task in TASKS}
     assert len(words) == len(types)
-    for task in BUILTIN_TASKS:
+    for task in TASKS:
         assert task.name.startswith("builtin_")
         assert task.builtin
+        assert task.cue == CUES[task.type]
         assert (task.text_b is None) == (task.type in ("sentiment", "ethics"))
 
 

@@ -6,7 +6,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from conftest import WORDS, NetworkBlockedError
+from conftest import NetworkBlockedError
+from tiny_models import WORDS
 
 SPECIALS = {
     "tiny_roberta": {"cls": 0, "pad": 1, "sep": 2, "unk": 3, "mask": 4},

@@ -15,6 +15,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from fake_encoder import FakeEncoder
 from lightning.pytorch.callbacks import Callback
 
 from prompt_transfer.data.datamodule import TaskDataModule
@@ -23,28 +24,6 @@ from prompt_transfer.data.tokens import cache_path, tokenise
 from prompt_transfer.errors import UserError
 
 SIZES = {"train": 37, "validation": 9, "test": 7}
-
-
-class FakeEncoder:
-    """One token a word (3 + its length) between 1 and 2; a pair has one 2 between its texts."""
-
-    pad_token_id = 0
-    extra_positions = 3
-    fingerprint = "fake"
-
-    def __init__(self, budget: int = 61) -> None:
-        self.budget = budget
-        self.calls = 0
-
-    def text_budget(self) -> int:
-        return self.budget
-
-    def encode(self, text_a: list[str], text_b: list[str] | None, max_length: int) -> list[list[int]]:
-        self.calls += 1
-        ids = [[1, *(3 + len(word) for word in text.split())] for text in text_a]
-        if text_b is not None:
-            ids = [[*a, 2, *(3 + len(word) for word in b.split())] for a, b in zip(ids, text_b, strict=True)]
-        return [[*row[: max_length - 1], 2] for row in ids]
 
 
 @pytest.fixture(autouse=True)

@@ -63,8 +63,8 @@ def straight_line(folder: Path, layout: str, prompt: Tensor, ids: list[int], sha
     else:
         x = torch.cat([prompt, answer, text])
         answer_index, prompt_rows = length, range(length)
-    # What has a position: in `mask_first` the text, in `prefix` the answer slot just before the text too.
-    bare = length + 1 if layout == "mask_first" else length
+    # Only the text has positions, in `prefix` its own.
+    bare = length + 1
     positions = torch.zeros_like(x)
     positions[bare:] = table.position_embeddings.weight[first : first + len(x) - bare]
     types = table.token_type_embeddings.weight[0].expand_as(x).clone()

@@ -146,8 +146,9 @@ def test_export_keeps_the_best_prompt_and_its_start(task: str, tiny_roberta: Pat
     trainer, _ = train(module, data, tmp_path / "run", 10)
     prompt = Prompt.load(tmp_path / "run" / "prompt.safetensors")
     export = next(c for c in trainer.callbacks if isinstance(c, PromptExport))
-    assert prompt.metadata["steps"] == str(export.best_step)
-    assert float(prompt.metadata["score"]) == export.best_score
+    score, step = export.best["prompt"]
+    assert prompt.metadata["steps"] == str(step)
+    assert float(prompt.metadata["score"]) == score
     assert {"seed": "7", "task": "toy", "split": "validation", "layout": "prefix"}.items() <= prompt.metadata.items()
     assert prompt.initial is not None
     assert torch.equal(prompt.initial, module.initial_prompt)

@@ -172,7 +172,7 @@ def test_generation_targets_are_lists_of_texts(tmp_path: Path) -> None:
     assert data.splits["train"]["target"] == [["a", "b"], ["c"]] * 2
     assert set(data.splits["train"].column_names) == {"id", "text_a", "text_b", "target"}
     _folder(tmp_path, train=[{"q": "q", "answers": {"text": [], "answer_start": []}}] * 3)
-    assert "has no text in row 0" in _complaint(task, tmp_path)
+    assert "the training split has no answers in its column 'answers'" in _complaint(task, tmp_path)
 
 
 def test_dropped_labels_keep_the_row_numbers_and_are_reported(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from prompt_transfer import tasks
 from prompt_transfer.errors import UserError
+from prompt_transfer.task import CLASSIFICATION_METRICS, CUES, GENERATION_METRICS
 from prompt_transfer.task_rows import ROWS
 from prompt_transfer.tasks import Task, describe_tasks, get_task, register, task_names
 
@@ -50,6 +51,14 @@ label_words_policy: first
 metric: f1
 local: folder
 """
+NEWS = """
+name: news
+columns: {text_a: article}
+target_column: headline
+max_target_length: 16
+metric: rougeL
+metrics: [rouge2]
+"""
 
 
 def _write(folder: Path, text: str) -> Path:
@@ -73,9 +82,12 @@ def test_a_row_is_consistent(row: Task) -> None:
     assert "train" in row.hub.splits
     assert set(row.hub.splits) <= {"train", "validation", "test"}
     assert hash(row) == hash(dataclasses.replace(row))
+    assert row.cue == CUES[row.type]
     if row.is_generation:
         assert (row.num_classes, row.label_column) == (0, None)
+        assert set(row.metrics) <= set(GENERATION_METRICS)
         return
+    assert set(row.metrics) <= set(CLASSIFICATION_METRICS)
     assert row.labels is not None
     assert row.num_classes == len(row.labels) == len(set(row.label_words))
     if row.paper is not None:
@@ -96,6 +108,17 @@ def test_class_order_puts_no_first() -> None:
     }
     assert get_task("mnli").label_words == ("no", "maybe", "yes")
     assert get_task("qnli").label_words == ("no", "yes")
+
+
+def test_generation_rows() -> None:
+    rows = {row.name: (row.metrics, row.max_target_length, row.cue) for row in ROWS if row.is_generation}
+    assert rows == {
+        "squad": (("squad_f1", "exact_match"), 20, "Answer:"),
+        "nq_open": (("exact_match", "squad_f1"), 20, "Answer:"),
+        "multi_news": (("rougeL", "rouge1", "rouge2"), 50, "Summary:"),
+        "samsum": (("rougeL", "rouge1", "rouge2"), 50, "Summary:"),
+    }
+    assert get_task("squad").paper_variant().target_column == "answers"
 
 
 def test_paper_variant_has_the_words_ids_and_order_of_release_1() -> None:
@@ -163,7 +186,19 @@ def test_yaml_task(tmp_path: Path) -> None:
     assert (task.labels, task.label_words, task.label_words_policy) == ((0, 1), ("thing", "place"), "first")
     assert (task.metric, task.metrics) == ("f1", ("f1",))
     assert task.local == str(tmp_path / "folder")
+    assert task.cue == "Answer:"
+    assert get_task(_write(tmp_path, TREC + 'cue: "It is about"\n')).cue == "It is about"
+    assert get_task(_write(tmp_path, TREC + 'cue: ""\n')).cue == ""
     assert "trec" not in task_names()
+
+
+def test_yaml_task_that_writes_a_text(tmp_path: Path) -> None:
+    task = get_task(_write(tmp_path, NEWS))
+    assert (task.is_generation, task.num_classes, task.label_column) == (True, 0, None)
+    assert (task.target_column, task.max_target_length) == ("headline", 16)
+    assert task.metrics == ("rougeL", "rouge2")
+    plain = get_task(_write(tmp_path, "name: a\ncolumns: {text_a: t}\ntarget_column: answer\n"))
+    assert (plain.metric, plain.max_target_length, plain.cue) == ("exact_match", 32, "Answer:")
 
 
 def test_yaml_words_that_look_like_booleans_and_numbers_stay_words(tmp_path: Path) -> None:
@@ -190,6 +225,11 @@ def test_yaml_words_that_look_like_booleans_and_numbers_stay_words(tmp_path: Pat
         (TREC.replace("policy: first", "policy: last"), "label_words_policy must be one of error, first, mean"),
         (TREC.replace("{text_a: text, text_b: null}", "text"), "columns must be a mapping"),
         (TREC + "max_length: 0\n", "max_length must be"),
+        (TREC + "cue: 3\n", "cue must be a word in quotes, not 3"),
+        (TREC + "max_target_length: 3\n", "max_target_length is for tasks with a target_column"),
+        (NEWS + "label_column: a\n", "a task with a target_column has no labels: leave out label_column"),
+        (NEWS.replace("rougeL", "f1"), "metric must be one of exact_match, squad_f1, rouge1, rouge2, rougeL, not 'f1'"),
+        (NEWS.replace("length: 16", "length: 0"), "max_target_length must be a whole number"),
         ("- a\n- b\n", "the file must be a mapping"),
         ("name: [\n", "is not a YAML file"),
     ],

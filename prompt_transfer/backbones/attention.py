@@ -1,61 +1,79 @@
-"""The attention mode `shared`: the prompt sees only itself, so its keys and values serve a whole batch.
+"""One attention function for all backbones: SDPA that can record a prompt's keys and values and put them first.
 
-Both passes are plain forwards of the Hugging Face model with a key-value cache, which its attention layers extend
-by the rows of the cache whatever the family; the attention kernels stay the library's own.
+That is the attention mode `shared`: the prompt sees only itself, so its keys and values are computed once and serve a
+whole batch. Registered with transformers under `NAME`, with the mask function of its SDPA: without one a model would
+attend to pads silently.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
-from transformers import Cache
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "prompt_transfer"
 
 
-class PromptRecorder(Cache):
-    """Keeps the keys and values of every layer while the prompt alone runs through the model."""
+class PromptStates:
+    """Keys and values of N prompts, [N, heads, P, H / heads] each, in the order in which attention layers run.
 
-    def __init__(self) -> None:
-        super().__init__(layers=[])
-        self.keys_values: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Record keys and values [N, heads, P, H / heads] and return them unchanged."""
-        self.keys_values[layer_idx] = (key_states, value_states)
-        return key_states, value_states
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
-
-
-class PromptPrefix(Cache):
-    """Puts recorded keys and values before those of each example.
-
-    Args:
-        recorder: the recorded prompts, N of them.
-        prompt_ids: [B], which prompt each example takes; None: the only one.
-        examples: B.
+    The order, not the layer's number, tells them apart: a model may use one layer several times (ALBERT).
     """
 
-    def __init__(self, recorder: PromptRecorder, prompt_ids: Tensor | None, examples: int) -> None:
-        super().__init__(layers=[])
-        self.recorder, self.prompt_ids, self.examples = recorder, prompt_ids, examples
+    def __init__(self) -> None:
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        self.reading = False
+        self.prompt_ids: Tensor | None = None
+        self.position_bias: Tensor | None = None
+        self._next = 0
 
-    def _rows(self, states: Tensor) -> Tensor:
+    def read(self, prompt_ids: Tensor | None, position_bias: Tensor | None = None) -> PromptStates:
+        """Hand out from the first layer on: the only prompt to all, or to example b the prompt `prompt_ids[b]`.
+
+        Args:
+            prompt_ids: [B] or None.
+            position_bias: [1, heads, T, P + T], for models that have one: of the text over prompt and text.
+        """
+        self.reading, self.prompt_ids, self.position_bias, self._next = True, prompt_ids, position_bias, 0
+        return self
+
+    def rows(self, states: Tensor, examples: int) -> Tensor:
+        """Of [N, ...] the row of each example [B, ...]."""
         if self.prompt_ids is not None:
             return states.index_select(0, self.prompt_ids)
-        return states.expand(self.examples, -1, -1, -1)
+        return states.expand(examples, *states.shape[1:])
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, heads, P + T, H / heads] for T new positions."""
-        keys, values = self.recorder.keys_values[layer_idx]
-        return (
-            torch.cat([self._rows(keys), key_states], dim=2),
-            torch.cat([self._rows(values), value_states], dim=2),
-        )
+    def exchange(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """While recording keep them and give them back; while reading put the recorded ones before them."""
+        if not self.reading:
+            self.layers.append((key, value))
+            return key, value
+        recorded = self.layers[self._next]
+        self._next += 1
+        first, second = (self.rows(states, key.shape[0]) for states in recorded)
+        return torch.cat([first, key], dim=2), torch.cat([second, value], dim=2)
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.recorder.keys_values[layer_idx][0].shape[2]
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    prompt_states: PromptStates | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention of transformers, over the recorded prompt too where `prompt_states` reads."""
+    if prompt_states is not None:
+        key, value = prompt_states.exchange(key, value)
+        if prompt_states.reading and prompt_states.position_bias is not None:
+            kwargs["position_bias"] = prompt_states.position_bias
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -14,10 +14,17 @@ MIN_TEXT_POSITIONS = 8
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Tokenises single texts as `<s> A </s>` and pairs as `<s> A </s> B </s>` (one separator, as in release 1.0).
+    """Tokenises texts as the kind of backbone takes them.
+
+    | kind | single text | pair |
+    |---|---|---|
+    | masked_lm | `<s> A </s>` | `<s> A </s> B </s>`, one separator as in release 1.0 |
+    | seq2seq_lm | `A </s>` | `A </s> B </s>` |
+    | causal_lm | `A cue` | `A`, newline, `B cue`: the last token is the answer slot |
 
     Attributes:
         tokenizer: the backbone's.
+        kind: of the backbone.
         separators: separators between the texts of a pair.
         prompt_length: P, rows of the prompt that will stand before the text.
         max_positions: positions that the backbone has.
@@ -25,6 +32,7 @@ class TextEncoder:
     """
 
     tokenizer: PreTrainedTokenizerBase
+    kind: str
     separators: int
     prompt_length: int
     max_positions: int
@@ -32,12 +40,22 @@ class TextEncoder:
 
     @property
     def pad_token_id(self) -> int:
-        return self.tokenizer.pad_token_id
+        """What fills up rows; it is masked, so GPT's end token will do where there is no pad."""
+        tokenizer = self.tokenizer
+        for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+            if token_id is not None:
+                return token_id
+        return 0
 
     @property
     def extra_positions(self) -> int:
-        """Positions that prompt and answer slot take."""
-        return self.prompt_length + 1
+        """Positions that prompt and answer slot take; only an encoder's answer slot is a token of its own."""
+        return self.prompt_length + int(self.kind == "masked_lm")
+
+    @property
+    def targets_share_positions(self) -> bool:
+        """Whether a text to be written stands behind the text that is read, on positions of the same kind."""
+        return self.kind == "causal_lm"
 
     def text_budget(self) -> int:
         """Positions left for text, special tokens counted.
@@ -47,7 +65,7 @@ class TextEncoder:
         """
         budget = self.max_positions - self.extra_positions
         if budget < MIN_TEXT_POSITIONS:
-            longest = self.max_positions - 1 - MIN_TEXT_POSITIONS
+            longest = self.max_positions - (self.extra_positions - self.prompt_length) - MIN_TEXT_POSITIONS
             raise UserError(
                 f"a prompt of {self.prompt_length} tokens is too long: of the backbone's {self.max_positions} "
                 f"positions prompt and answer slot take {self.extra_positions}, and text needs {MIN_TEXT_POSITIONS} at "
@@ -55,23 +73,57 @@ class TextEncoder:
             )
         return budget
 
-    def encode(self, text_a: list[str], text_b: list[str] | None, max_length: int) -> list[list[int]]:
+    def encode(
+        self,
+        text_a: list[str],
+        text_b: list[str] | None,
+        max_length: int,
+        cue: str = "",
+        seq2seq_frame: tuple[str, str] | None = None,
+    ) -> list[list[int]]:
         """Token ids of each example with special tokens, at most `max_length` of them.
 
-        What is too long loses tokens at its end; of a pair the longer text loses first.
+        What is too long loses tokens at its end; of a pair the longer text loses first. The cue, the words that a
+        causal model reads before it answers, is never cut, nor is the frame of a seq2seq model.
         """
-        start = self.tokenizer.cls_token_id
-        end = self.tokenizer.sep_token_id
-        options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-        first = self.tokenizer(text_a, **options)["input_ids"]
+        start, between, end = self._frame(cue, seq2seq_frame)
+        room = max(max_length - len(start) - len(end), 0)
+        first = self._ids(text_a)
         if text_b is None:
-            return [[start, *ids[: max_length - 2], end] for ids in first]
-        room = max_length - 2 - self.separators
+            return [[*start, *ids[:room], *end] for ids in first]
+        room = max(room - len(between), 0)
         encoded = []
-        for a, b in zip(first, self.tokenizer(text_b, **options)["input_ids"], strict=True):
+        for a, b in zip(first, self._ids([self._continued(text) for text in text_b]), strict=True):
             length_a, length_b = shorten(len(a), len(b), room)
-            encoded.append([start, *a[:length_a], *[end] * self.separators, *b[:length_b], end])
+            encoded.append([*start, *a[:length_a], *between, *b[:length_b], *end])
         return encoded
+
+    def encode_targets(self, texts: list[str], max_length: int) -> list[list[int]]:
+        """Token ids of texts to be written, each with the end token, at most `max_length` of them."""
+        end = self.tokenizer.eos_token_id
+        return [[*ids[: max_length - 1], end] for ids in self._ids([self._continued(text) for text in texts])]
+
+    def _continued(self, text: str) -> str:
+        # Byte-level BPE has other tokens for a word that continues a text than for one that begins it.
+        return f" {text.strip()}" if self.kind == "causal_lm" else text
+
+    def _frame(self, cue: str, seq2seq_frame: tuple[str, str] | None) -> tuple[list[int], list[int], list[int]]:
+        """What stands before, between and after the texts."""
+        tokenizer = self.tokenizer
+        if self.kind == "masked_lm":
+            separator = tokenizer.sep_token_id
+            return [tokenizer.cls_token_id], [separator] * self.separators, [separator]
+        if self.kind == "seq2seq_lm" and seq2seq_frame is not None:
+            before, middle = self._ids(list(seq2seq_frame))
+            return before, middle, [tokenizer.eos_token_id]
+        if self.kind == "seq2seq_lm":
+            return [], [tokenizer.eos_token_id] * self.separators, [tokenizer.eos_token_id]
+        between, end = self._ids(["\n", self._continued(cue)])
+        # Without a cue the last token of the text is the answer slot.
+        return [], between, end if cue else []
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
 def shorten(length_a: int, length_b: int, room: int) -> tuple[int, int]:

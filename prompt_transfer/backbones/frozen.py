@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from prompt_transfer.backbones import loading
-from prompt_transfer.backbones.attention import PromptPrefix, PromptRecorder
+from prompt_transfer.backbones.answers import IGNORED, KINDS, Prompts
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.layouts import get_layout
 from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, path_of, replace
@@ -17,28 +15,20 @@ from prompt_transfer.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
-class _Input:
-    """One pass through the body: embeddings [B, T', H], positions and token types [B, T'], mask [B, keys] or None."""
-
-    embeddings: Tensor
-    positions: Tensor
-    token_types: Tensor
-    mask: Tensor | None
-
-
 class FrozenBackbone(nn.Module):
-    """A pretrained language model that scores label words at the answer slot behind a soft prompt.
+    """A pretrained language model that answers at the answer slot behind a soft prompt.
 
     Its weights never get a gradient and stay in `eval()` through `train()`; a gradient flows to the prompt alone.
-    Shape letters: B batch, T text tokens, P prompt tokens, H hidden, N prompts, U scored tokens, V vocabulary.
+    Shape letters: B batch, T text tokens, P prompt tokens, H hidden, N prompts, S target tokens, U scored tokens, V
+    vocabulary.
 
     Args:
         name: a built-in backbone (`roberta-nano`), the folder of a Hugging Face model, or a hub id.
-        layout: `prefix` (prompt, answer slot, text) or `mask_first` (answer slot, prompt, text: release 1.0 of
-            Su et al., needed by published prompts).
+        layout: of a masked LM `prefix` (prompt, answer slot, text) or `mask_first` (answer slot, prompt, text: release
+            1.0 of Su et al., needed by published prompts); of a causal LM `answer_last`, of a seq2seq LM `encoder`.
+            None: the first of these.
         attention: `full` (the prompt sees the text, as in the paper) or `shared` (the prompt sees only itself; its
-            keys and values are computed once for a batch).
+            keys and values are computed once for a batch). For a causal LM both are the same function.
         dtype: `float32`, `bfloat16` or `float16`, of the weights; prompts are float32 always.
         head: `lm`, or `embedding`: answer state times word embeddings, for checkpoints without an LM head.
         dropout: use the backbone's dropout in training.
@@ -53,7 +43,7 @@ class FrozenBackbone(nn.Module):
         self,
         name: str,
         *,
-        layout: str = "prefix",
+        layout: str | None = None,
         attention: str = "full",
         dtype: str = "float32",
         head: str = "lm",
@@ -70,17 +60,23 @@ class FrozenBackbone(nn.Module):
             if value not in allowed:
                 raise UserError(f"unknown {option} {value!r}: choose one of {', '.join(allowed)}")
         self.id = name
-        self.layout, self.attention, self.dtype_name, self.head = get_layout(layout), attention, dtype, head
+        self.attention, self.dtype_name, self.head = attention, dtype, head
         self.dropout = dropout
         loaded = loading.load(name, head, DTYPES[dtype], revision, trust_remote_code)
         self.model, self.tokenizer, self.family, self.fingerprint = loaded
+        self.layout = get_layout(layout, self.family.kind, self.family.needs_positions)
         self.revision = revision
         self.config = self.model.config
         self._substitute()
         self.model.requires_grad_(False)
         self.model.eval()
-        if self.tokenizer.mask_token_id is None:
+        mask_token_id = self.tokenizer.mask_token_id
+        if self.family.kind == "masked_lm" and mask_token_id is None:
             raise UserError(f"the tokenizer of {name} has no mask token, which a masked language model needs")
+        pad_token_id = self.encoder(1).pad_token_id
+        self._answers = KINDS[self.family.kind](
+            self.model, self.family, self.layout, attention, pad_token_id, mask_token_id
+        )
 
     def _substitute(self) -> None:
         family, model = self.family, self.model
@@ -110,18 +106,29 @@ class FrozenBackbone(nn.Module):
     @property
     def max_positions(self) -> int:
         """How many positions an input may have, prompt and answer slot counted."""
-        return self.config.max_position_embeddings - self.family.first_position(self.config)
+        return self.family.max_positions(self.config)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it can write text, and not only fill in a word."""
+        return self.family.kind != "masked_lm"
 
     def encoder(self, prompt_length: int) -> TextEncoder:
         """What turns texts into the token ids that `forward` takes, for prompts of `prompt_length` rows."""
-        return TextEncoder(self.tokenizer, self.family.separators, prompt_length, self.max_positions, self.fingerprint)
+        family = self.family
+        return TextEncoder(
+            self.tokenizer, family.kind, family.separators, prompt_length, self.max_positions, self.fingerprint
+        )
 
     def ffn_sites(self) -> list[nn.Module]:
-        """The module of every layer whose output [B, T', F] are the neurons, first layer first."""
-        return [
-            self.model.get_submodule(self.family.ffn_site.format(i=layer))
-            for layer in range(self.config.num_hidden_layers)
-        ]
+        """The module of every layer where the neurons [B, T', F] are, first layer first.
+
+        They are its output, or its input where `family.ffn_input` says so. Layers that share weights share it (ALBERT).
+        """
+        layers = self.config.num_hidden_layers
+        if self.family.kind == "seq2seq_lm":
+            layers = self.config.num_decoder_layers
+        return [self.model.get_submodule(self.family.ffn_site.format(i=layer)) for layer in range(layers)]
 
     # The forward pass ------------------------------------------------------------------------------------------
 
@@ -140,90 +147,75 @@ class FrozenBackbone(nn.Module):
 
     def answer_states(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Last hidden state at the answer slot [B, H]."""
-        prompts = (prompt if prompt.ndim == 3 else prompt.unsqueeze(0)).to(self.model.dtype)
-        prompt_ids = batch.get("prompt_ids")
-        if prompts.shape[0] > 1 and prompt_ids is None:
-            raise ValueError("several prompts need `prompt_ids` [B] in the batch")
-        if self.attention == "shared":
-            return self._shared(prompts, batch, prompt_ids)
-        return self._full(prompts, batch, prompt_ids)
+        return self._answers.answer_states(self._prompts(prompt, batch), batch)
 
     def score(self, states: Tensor, token_ids: Tensor) -> Tensor:
         """Logits [..., U] of `token_ids` [U] from answer states [..., H], in float32."""
         if self.head == "embedding":
             return nn.functional.linear(states, self.embedding_weight[token_ids]).float()
         with self._output.only(token_ids):
-            return self.model.get_submodule(self.family.head)(states).float()
+            return self._logits(states)
+
+    def _logits(self, states: Tensor) -> Tensor:
+        if self.head == "embedding":
+            return nn.functional.linear(states, self.embedding_weight).float()
+        for path in self.family.head:
+            states = self.model.get_submodule(path)(states)
+        return states.float()
+
+    def target_log_probs(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Log-probability over the whole vocabulary of each token of the texts in `target_ids`.
+
+        Args:
+            prompt: as in `forward`.
+            batch: as in `forward`, and `target_ids` [B, S], filled up with -100.
+
+        Returns:
+            float32 [B, S] in nats, 0 where there is no target.
+
+        Raises:
+            UserError: the backbone cannot write text.
+        """
+        states = self._answers.target_states(self._prompts(prompt, batch), batch)
+        targets = batch["target_ids"]
+        wanted = targets != IGNORED
+        # Only states of real targets go through the head: it is the largest matrix there is.
+        logits = self._logits(states[wanted])
+        found = -nn.functional.cross_entropy(logits, targets[wanted], reduction="none")
+        return torch.zeros(targets.shape, device=found.device).masked_scatter(wanted, found)
+
+    @torch.no_grad()
+    def generate(
+        self, prompt: Tensor, batch: dict[str, Tensor], max_new_tokens: int = 32, num_beams: int = 1
+    ) -> Tensor:
+        """Texts that the backbone writes behind prompt and text: greedily, or with `num_beams` beams.
+
+        Keys and values of the prompt are computed once where it sees only itself.
+
+        Returns:
+            Token ids [B, S], S at most `max_new_tokens`, filled up with pads behind the end token.
+
+        Raises:
+            UserError: the backbone cannot write text.
+        """
+        return self._answers.generate(self._prompts(prompt, batch), batch, max_new_tokens, num_beams)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """The texts of token ids [B, S] without special tokens."""
+        ids = ids.masked_fill(ids == IGNORED, self.encoder(1).pad_token_id)
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def _prompts(self, prompt: Tensor, batch: dict[str, Tensor]) -> Prompts:
+        prompts = (prompt if prompt.ndim == 3 else prompt.unsqueeze(0)).to(self.model.dtype)
+        prompt_ids = batch.get("prompt_ids")
+        if prompts.shape[0] > 1 and prompt_ids is None:
+            raise ValueError("several prompts need `prompt_ids` [B] in the batch")
+        return Prompts(prompts, prompt_ids)
 
     @torch.no_grad()
     def text_features(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean of the last hidden states over the text alone, without prompt and answer slot: [B, H] in float32."""
         mask = batch["attention_mask"]
-        part = self._answer_and_text(batch, prompt_length=0, natural=True)
-        states = self._body(
-            _Input(part.embeddings[:, 1:], part.positions[:, 1:], part.token_types[:, 1:], mask), None
-        ).float()
+        states = self._answers.stack.alone(self._answers.text_part(batch, 0)).float()
         weights = mask.unsqueeze(-1).float()
         return (states * weights).sum(dim=1) / weights.sum(dim=1)
-
-    def _full(self, prompts: Tensor, batch: dict[str, Tensor], prompt_ids: Tensor | None) -> Tensor:
-        size, length = batch["input_ids"].shape[0], prompts.shape[1]
-        rows = prompts.expand(size, -1, -1) if prompt_ids is None else prompts[prompt_ids]
-        prefix = self._prompt_input(rows)
-        text = self._answer_and_text(batch, length)
-        answer_index = self.layout.answer_index(length)
-
-        def order(of_prompt: Tensor, of_text: Tensor) -> Tensor:
-            parts = (of_text[:, :1], of_prompt) if self.layout.answer_first else (of_prompt, of_text[:, :1])
-            return torch.cat([*parts, of_text[:, 1:]], dim=1)
-
-        assert text.mask is not None
-        joined = _Input(
-            order(prefix.embeddings, text.embeddings),
-            order(prefix.positions, text.positions),
-            order(prefix.token_types, text.token_types),
-            order(text.mask.new_ones(size, length), text.mask),
-        )
-        return self._body(joined, None)[:, answer_index]
-
-    def _shared(self, prompts: Tensor, batch: dict[str, Tensor], prompt_ids: Tensor | None) -> Tensor:
-        size, length = batch["input_ids"].shape[0], prompts.shape[1]
-        recorder = PromptRecorder()
-        self._body(self._prompt_input(prompts), recorder)
-        text = self._answer_and_text(batch, length)
-        assert text.mask is not None
-        mask = torch.cat([text.mask.new_ones(size, length), text.mask], dim=1)
-        keyed = _Input(text.embeddings, text.positions, text.token_types, mask)
-        return self._body(keyed, PromptPrefix(recorder, prompt_ids, size))[:, 0]
-
-    def _prompt_input(self, rows: Tensor) -> _Input:
-        """Prompt rows [N, P, H] without positions."""
-        nowhere = torch.full(rows.shape[:2], -1, device=rows.device)
-        return _Input(rows, nowhere, torch.full_like(nowhere, self.family.prompt_token_type), None)
-
-    def _answer_and_text(self, batch: dict[str, Tensor], prompt_length: int, natural: bool = False) -> _Input:
-        """Answer slot, then text: T' = 1 + T. With `natural` the text stands where it does without a prompt."""
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        answer = ids.new_full((ids.shape[0], 1), self.tokenizer.mask_token_id)
-        offset = 0 if natural else self.layout.text_offset(prompt_length)
-        first = self.family.first_position(self.config) + offset
-        has_position, bare = self.layout.answer_has_position, self.family.prompt_token_type
-        positions = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
-        return _Input(
-            self.model.get_input_embeddings()(torch.cat([answer, ids], dim=1)),
-            torch.cat([torch.full_like(answer, first - 1 if has_position else -1), positions], dim=1),
-            torch.cat([torch.full_like(answer, 0 if has_position else bare), torch.zeros_like(ids)], dim=1),
-            torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1),
-        )
-
-    def _body(self, part: _Input, cache: PromptRecorder | PromptPrefix | None) -> Tensor:
-        """Hidden states [B, T', H]."""
-        body = self.model.get_submodule(self.family.body)
-        output = body(
-            inputs_embeds=part.embeddings,
-            position_ids=part.positions,
-            token_type_ids=part.token_types,
-            attention_mask=part.mask,
-            past_key_values=cache,
-        )
-        return output.last_hidden_state

@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from prompt_transfer.backbones import attention
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.families import Family, get_family
 from prompt_transfer.errors import UserError
@@ -81,7 +82,9 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         auto_class = getattr(transformers, family.auto_class)
         # In the checkpoint's own dtype, so that the fingerprint does not depend on the one that is asked for.
-        model, info = auto_class.from_pretrained(source, dtype="auto", output_loading_info=True, **options)
+        model, info = auto_class.from_pretrained(
+            source, dtype="auto", output_loading_info=True, attn_implementation=attention.NAME, **options
+        )
     except UserError:
         raise
     except Exception as error:  # transformers raises many types here; all mean that the checkpoint cannot be used
@@ -90,7 +93,7 @@ def load(
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-    _refuse_random_weights(name, family, head, info)
+    _refuse_random_weights(name, family, head, info, _tied_by_default(model))
     _check_tokenizer(name, model, tokenizer)
     mark = fingerprint(model, tokenizer)
     return model.to(dtype), tokenizer, family, mark
@@ -126,23 +129,36 @@ def _explain(name: str, origin: str, error: Exception) -> str:
     return f"cannot load the backbone {name}: {reason}"
 
 
-def _refuse_random_weights(name: str, family: Family, head: str, info: dict[str, Any]) -> None:
+def _tied_by_default(model: PreTrainedModel) -> list[str]:
+    """The output layer of a T5 v1.1 or mT5 whose checkpoint lacks it: transformers puts the word embeddings there.
+
+    v1.0 ties the two and scales what enters; the others have an output layer of their own, and do not scale.
+    """
+    config = model.config
+    if not config.is_encoder_decoder or getattr(config, "scale_decoder_outputs", False):
+        return []
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    return ["lm_head.weight"] if tied else []
+
+
+def _refuse_random_weights(name: str, family: Family, head: str, info: dict[str, Any], tied: list[str]) -> None:
     """transformers fills what a checkpoint lacks with random numbers and warns; here that is an error."""
-    missing = sorted(info.get("missing_keys", ()))
+    heads = tuple(f"{path}." for path in family.head)
+    missing = sorted({*info.get("missing_keys", ()), *tied})
     mismatched = sorted(
         str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get("mismatched_keys", ())
     )
     if head == "embedding":
-        missing = [key for key in missing if not key.startswith(f"{family.head}.")]
+        missing = [key for key in missing if not key.startswith(heads)]
     if not missing and not mismatched:
         return
     what = ", ".join((missing + mismatched)[:6]) + (" ..." if len(missing + mismatched) > 6 else "")
     hint = (
         "; use a checkpoint with its LM head, or --model.head embedding to score with the word embeddings"
-        if any(key.startswith(f"{family.head}.") for key in missing)
+        if any(key.startswith(heads) for key in missing)
         else ""
     )
-    raise UserError(f"the checkpoint of {name} lacks tensors, which would be random: {what}{hint}")
+    raise UserError(f"the checkpoint of {name} lacks tensors, which would be random or of another layer: {what}{hint}")
 
 
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -14,10 +14,12 @@ from rich.console import Console
 
 from prompt_transfer import results
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
+from prompt_transfer.data.baselines import trivial_answers
+from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.sources import load_text_file
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir, prove_writable_dir
-from prompt_transfer.metrics import bootstrap_interval
+from prompt_transfer.metrics import bootstrap_interval, bootstrap_mean_interval, example_scores
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.initializers import Vocabulary
 from prompt_transfer.prompts.prompt import Prompt
@@ -76,7 +78,7 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
     """What the prompt file knows goes first, so that a flag or a file of the user wins; the prompt itself goes last."""
     facts = prompt.metadata
     first: list[str] = []
-    for key in ("backbone", "layout", "attention", "dtype", "head"):
+    for key in ("backbone", "layout", "attention", "dtype", "head", "label_words_policy"):
         if facts.get(key):
             first += [f"--model.{key}={facts[key]}"]
     tasks = _stored(prompt, "data_task", list) or [task for task in facts.get("task", "").split(",") if task]
@@ -131,9 +133,8 @@ def _score(command: str, parsed: Command, model: PromptTuning, path: str) -> Non
         _check_records(model)
         rows += _rows(parsed, model, split, name, path if not number else f"random {number}")
     for index, task in enumerate(model.tasks):
-        n = sum(data.label_counts(split, index))
-        common = {"task": task.name, "split": rows[0]["split"], "metric": "accuracy", "n": n}
-        rows.append({"what": "majority class", "value": data.majority(split, index), **common})
+        origin = next(row["split"] for row in rows if row["task"] == task.name)
+        rows += _baseline(data, split, index, {"task": task.name, "split": origin})
     rows.sort(key=lambda row: [task.name for task in model.tasks].index(row["task"]))
     if not trainer.is_global_zero:
         return
@@ -145,33 +146,52 @@ def _score(command: str, parsed: Command, model: PromptTuning, path: str) -> Non
         print(parsed.output)
 
 
+def _baseline(data: TaskDataModule, split: str, index: int, common: dict[str, Any]) -> list[dict[str, Any]]:
+    """What needs no model: the majority class, or the lead of a text for tasks that write one."""
+    task = data.tasks[index]
+    if not task.is_generation:
+        n = sum(data.label_counts(split, index))
+        return [
+            {**common, "what": "majority class", "metric": "accuracy", "value": data.majority(split, index), "n": n}
+        ]
+    rows = data.selection.rows(split, index)
+    scores = example_scores(task, trivial_answers(data.data[index], rows), rows["target"][:])
+    return [_mean_row({**common, "what": "lead of the text", "metric": name}, scores[name]) for name in task.metrics]
+
+
+def _mean_row(row: dict[str, Any], scores: np.ndarray) -> dict[str, Any]:
+    low, high = bootstrap_mean_interval(scores, seed=0)
+    return {**row, "value": float(scores.mean()), "low": low, "high": high, "n": len(scores)}
+
+
 def _rows(parsed: Command, model: PromptTuning, split: str, what: str, path: str) -> list[dict[str, Any]]:
     data, rows = parsed.datamodule, []
-    records = {key: torch.cat([record[key] for record in model.records]).numpy() for key in model.records[0]}
+    task_ids = torch.cat([record["task_ids"] for record in model.records]).numpy()
     for index, task in enumerate(model.tasks):
         prefix = split if len(model.tasks) == 1 else f"{split}/{task.name}"
-        mine = records["task_ids"] == index
-        correct = (records["predictions"] == records["labels"])[mine]
-        for metric in task.metrics:
-            low, high = bootstrap_interval(correct, seed=0) if metric == "accuracy" else (None, None)
-            rows.append(
-                {
-                    "task": task.name,
-                    "backbone": model.backbone.id,
-                    "prompt": path,
-                    "seed": parsed.config.seed_everything,
-                    "split": f"{split} ({data.data[index].origin[split]})",
-                    "metric": metric,
-                    "what": what,
-                    "value": float(parsed.trainer.callback_metrics[f"{prefix}/{metric}"]),
-                    "low": low,
-                    "high": high,
-                    "n": int(mine.sum()),
-                    "attention": model.backbone.attention,
-                    "layout": model.backbone.layout.name,
-                    "dtype": model.backbone.dtype_name,
-                }
-            )
+        mine = task_ids == index
+        for number, metric in enumerate(task.metrics):
+            row = {
+                "task": task.name,
+                "backbone": model.backbone.id,
+                "prompt": path,
+                "seed": parsed.config.seed_everything,
+                "split": f"{split} ({data.data[index].origin[split]})",
+                "metric": metric,
+                "what": what,
+                "value": float(parsed.trainer.callback_metrics[f"{prefix}/{metric}"]),
+                "n": int(mine.sum()),
+                "attention": model.backbone.attention,
+                "layout": model.backbone.layout.name,
+                "dtype": model.backbone.dtype_name,
+            }
+            if task.is_generation:
+                scores = torch.cat([record["scores"] for record in model.records]).numpy()[mine, number]
+                row = _mean_row(row, scores)
+            elif metric == "accuracy":
+                pairs = [(record["predictions"] == record["labels"]) for record in model.records]
+                row["low"], row["high"] = bootstrap_interval(torch.cat(pairs).numpy()[mine], seed=0)
+            rows.append(row)
     return rows
 
 
@@ -227,20 +247,28 @@ def _predict(parsed: Command, model: PromptTuning) -> None:
     if not parsed.trainer.is_global_zero:
         return
     check_writable_dir(parsed.output)
-    order = torch.cat([output["ids"] for output in model.records]).argsort()
-    joined = {key: torch.cat([output[key] for output in model.records])[order] for key in model.records[0]}
-    ids, task_ids = joined["ids"].numpy(), joined["task_ids"].numpy()
-    probabilities = joined["probabilities"].float().numpy()
+    order = torch.cat([output["ids"] for output in model.records]).argsort().numpy()
+    ids, task_ids = (
+        torch.cat([output[name] for output in model.records]).numpy()[order] for name in ("ids", "task_ids")
+    )
     frames = []
     for index, task in enumerate(model.tasks):
         mine = task_ids == index
-        if mine.any():
-            numbers = np.asarray(texts["id"])[ids[mine]] if texts is not None else ids[mine] % 2**32
-            frames.append(prediction_table(task.name, task.label_words, numbers, probabilities[mine]))
+        if not mine.any():
+            continue
+        numbers = np.asarray(texts["id"])[ids[mine]] if texts is not None else ids[mine] % 2**32
+        if task.is_generation:
+            written = np.array([text for output in model.records for text in output["texts"]], dtype=object)
+            frames.append(pd.DataFrame({"id": numbers, "task": task.name, "text": written[order][mine]}))
+        else:
+            probabilities = torch.cat([output["probabilities"] for output in model.records]).float().numpy()
+            frames.append(prediction_table(task.name, task.label_words, numbers, probabilities[order][mine]))
     frame = pd.concat(frames, ignore_index=True)
     path = results.write(frame, parsed.output / f"predictions.{config.format}")
-    counts = frame.groupby(["task", "word"]).size().reset_index(name="rows")
-    results.show([{str(key): value for key, value in row.items()} for row in counts.to_dict("records")])
+    shown = frame.head(5)
+    if "word" in frame:
+        shown = frame.groupby(["task", "word"]).size().reset_index(name="rows")
+    results.show([{str(key): value for key, value in row.items()} for row in shown.to_dict("records")])
     Console().print(f"{len(frame)} predictions in {path}", highlight=False, soft_wrap=True)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
@@ -29,9 +30,10 @@ from prompt_transfer.commands.parsing import one_line
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.readers import data_root
 from prompt_transfer.errors import UserError
+from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 
-MODELS: dict[str, type[L.LightningModule]] = {"PromptTuning": PromptTuning}
+MODELS: dict[str, type[L.LightningModule]] = {"PromptTuning": PromptTuning, "PromptEnsemble": PromptEnsemble}
 DATA: dict[str, type[L.LightningDataModule]] = {"TaskDataModule": TaskDataModule}
 
 # The same in every run, so they stand here and not in each configuration file.
@@ -187,6 +189,25 @@ def put_text_aside(arguments: list[str]) -> tuple[list[str], str | None]:
     return kept, text
 
 
+def names_several_prompts(arguments: Sequence[str]) -> bool:
+    """Whether options, or files of options, ask for several prompts at once."""
+    options = ("seeds", "learning_rates")
+    if any(argument.split("=")[0].rstrip("+") in [f"--model.{name}" for name in options] for argument in arguments):
+        return True
+    pairs = [argument.partition("=")[::2] for argument in arguments]
+    for position, (option, value) in enumerate(pairs):
+        if option not in ("--config", "-c", "--model"):
+            continue
+        try:
+            content = yaml.safe_load(Path(value or arguments[position + 1]).read_text())
+        except (OSError, ValueError, IndexError, yaml.YAMLError):
+            continue  # the parser has the right words for it
+        section = content if option == "--model" else content.get("model") if isinstance(content, dict) else None
+        if isinstance(section, dict) and any(section.get(name) for name in options):
+            return True
+    return False
+
+
 class Command(LightningCLI):
     """Parses the options of `fit`, `validate`, `test` or `predict` and makes model, data and trainer; runs nothing.
 
@@ -200,6 +221,12 @@ class Command(LightningCLI):
         model, rest = take_class(list(arguments), "--model", MODELS)
         data, rest = take_class(rest, "--data", DATA)
         rest, self.text = put_text_aside(find_configs(rest))
+        several = names_several_prompts(rest)
+        if several and verb != "fit":
+            raise UserError("--model.seeds and --model.learning_rates belong to fit: other commands take one prompt")
+        # The help of fit tells of the options of both.
+        if model is PromptTuning and verb == "fit" and (several or {"-h", "--help"} & set(rest)):
+            model = PromptEnsemble
         quiet()
         warnings.showwarning = show_warning
         with told_in_one_line(verb):
@@ -223,6 +250,10 @@ class Command(LightningCLI):
         if self.verb == "fit":
             parser.add_argument("--resume", type=bool, default=False, nargs="?", const=True, help="go on in --output")
             parser.add_argument("--overwrite", type=bool, default=False, nargs="?", const=True, help="start anew there")
+            parser.add_argument(
+                "--convergence", type=bool, default=False, nargs="?", const=True,
+                help="evaluate before the first step too, for `analyze convergence`",
+            )  # fmt: skip
             parser.add_argument(
                 "--early_stopping", type=int | None, default=None, help="evaluations without a better score"
             )
@@ -320,8 +351,6 @@ class Command(LightningCLI):
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved configuration as plain values."""
-        import yaml
-
         return yaml.safe_load(self.config_text())
 
     def config_text(self) -> str:

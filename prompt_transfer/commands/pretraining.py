@@ -104,49 +104,74 @@ def measure(model: BackbonePretraining, data: CorpusDataModule) -> dict[str, Any
     """Held-out losses in nats a token beside what knows nothing: word frequencies, random weights."""
     batches = list(data.val_dataloader())
     model.eval()
-    random = BackbonePretraining(**{**model.hparams, "informed_start": False})
+    random = BackbonePretraining(**{**model.hparams, "informed_start": False, "grow_from": None})
     random.eval()
-    losses = {
-        "held_out_masked_loss": np.mean([float(model.token_loss(b, causal=False)) for b in batches]),
-        "random_weights_loss": np.mean([float(random.token_loss(b, causal=False)) for b in batches]),
-    }
+    objectives = model.architecture.objectives
+
+    def loss(module: BackbonePretraining, objective: str) -> float:
+        return round(float(np.mean([float(module.token_loss(b, objective)) for b in batches])), 3)
+
     streams = [store["tokens"] for store in data.train_stores]
     logarithms = frequencies(streams, model.hparams.vocab_size).log().numpy()
-    labels = np.concatenate([b["labels"][b["labels"] >= 0].numpy() for b in batches])
+    names = {"masked": "labels", "prefix": "prefix_labels"}
+    labels = [
+        b[names[objectives[0]]].numpy() if objectives[0] in names else b["input_ids"][b["attention_mask"] > 0].numpy()
+        for b in batches
+    ]
+    # Special tokens (the end of a text) never stand in the streams: no frequency is known of them.
+    predicted = np.concatenate([one[one >= data.tokens.ordinary] for one in labels])
     return {
+        "architecture": model.hparams.architecture,
         "parameters": sum(p.numel() for p in model.model.parameters()),
         "steps": model.steps_done,
         "tokens": model.tokens_seen,
         "minutes": round(model.seconds / 60, 1),
+        "threads": torch.get_num_threads(),
         "data": {Path(file).name: weight for file, (weight, _) in data.hparams.files.items()},
-        "unigram_loss": round(float(-logarithms[labels].mean()), 3),
-        **{name: round(float(loss), 3) for name, loss in losses.items()},
+        "objective": objectives[0],
+        "unigram_loss": round(float(-logarithms[predicted].mean()), 3),
+        "held_out_loss": loss(model, objectives[0]),
+        "held_out_losses": {objective: loss(model, objective) for objective in objectives},
+        "random_weights_loss": loss(random, objectives[0]),
         "model": {k: model.hparams[k] for k in ("hidden_size", "num_layers", "num_heads", "intermediate_size")},
         "recipe": {k: v for k, v in model.hparams.items() if k not in ("output",)},
     }
 
 
+KINDS = {
+    "roberta": ("RoBERTa", "byte-level BPE", "masked token"),
+    "bert": ("BERT", "WordPiece", "masked token"),
+    "gpt2": ("GPT-2", "byte-level BPE", "next token"),
+    "t5": ("T5 v1.1 (gated FFN, output layer of its own)", "unigram pieces", "token of a continued text"),
+}
+
+
 def card(name: str, facts: dict[str, Any]) -> str:
     """The model card."""
     shape, recipe = facts["model"], facts["recipe"]
+    kind, pieces, unit = KINDS[facts["architecture"]]
+    layers = f"{shape['num_layers']} layers" + (" in encoder and decoder each" if facts["architecture"] == "t5" else "")
     data = "\n".join(f"| {file} | {weight:g} |" for file, weight in facts["data"].items())
+    start = "The start was made from word statistics of the corpus (`modules/informed_init.py`), not random."
+    if recipe.get("grow_from"):
+        small = Path(recipe["grow_from"]).name
+        start = f"It was grown from {small} (`modules/growth.py`), whose own training is not counted here."
+    threads = f"{facts['threads']} thread" + ("s" if facts["threads"] > 1 else "")
     return f"""# {name}
 
-A RoBERTa of {facts["parameters"] / 1e6:.1f} M parameters for trying things offline: {shape["num_layers"]} layers,
-hidden {shape["hidden_size"]}, {shape["num_heads"]} heads, FFN {shape["intermediate_size"]}, byte-level BPE of
-{recipe["vocab_size"]} lower-cased tokens, {recipe["max_positions"]} positions; weights stored in bf16. Pretrained by
-this project: `prompt-transfer pretrain --config experiment/pretrain_{name.replace("-", "_")}.yaml`.
+A {kind} of {facts["parameters"] / 1e6:.1f} M parameters for trying things offline: {layers}, hidden
+{shape["hidden_size"]}, {shape["num_heads"]} heads, FFN {shape["intermediate_size"]}, {pieces} of {recipe["vocab_size"]}
+lower-cased tokens, {recipe["max_positions"]} positions; weights stored in bf16. Pretrained by this project:
+`prompt-transfer pretrain --config experiment/pretrain_{name.replace("-", "_")}.yaml`.
 
-| held-out loss, nats a masked token | |
+| held-out loss, nats a {unit} | |
 |---|---|
-| this model | {facts["held_out_masked_loss"]:.2f} |
+| this model | {facts["held_out_loss"]:.2f} |
 | word frequencies (uni-gram) | {facts["unigram_loss"]:.2f} |
 | the same architecture with random weights | {facts["random_weights_loss"]:.2f} |
 
-{facts["steps"]:,} steps, {facts["tokens"]:,} tokens, {facts["minutes"]:g} minutes on 2 cores. The start was made from
-word statistics of the corpus (`prompt_transfer/modules/informed_init.py`), not random. Sequences begin at sentences
-(`<s>` ... `</s>`) and have several lengths; a share of them stood at shifted positions, so that the layout `mask_first`
-is nothing new to the model.
+{facts["steps"]:,} steps, {facts["tokens"]:,} tokens, {facts["minutes"]:g} minutes on {threads}. {start}
+Sequences begin at sentences and have several lengths.
 
 | text | share of sequences |
 |---|---|

@@ -1,13 +1,16 @@
-"""`prompts`: look at prompt files."""
+"""`prompts`: look at prompt files, and take in those of others."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from prompt_transfer import results
 from prompt_transfer.commands.parsing import subcommand
+from prompt_transfer.errors import UserError
 
 
 def list_prompts(folder: str = "runs") -> None:
@@ -16,7 +19,6 @@ def list_prompts(folder: str = "runs") -> None:
     Args:
         folder: searched with everything below it.
     """
-    from prompt_transfer.errors import UserError
     from prompt_transfer.prompts.prompt import list_prompts as find
 
     if not Path(folder).is_dir():
@@ -29,7 +31,7 @@ def list_prompts(folder: str = "runs") -> None:
             print(f"not a prompt: {' '.join(row['error'].split())}")
 
 
-LIST_COLUMNS = ("path", "task", "backbone", "rows", "mode", "score", "seed")
+LIST_COLUMNS = ("path", "task", "backbone", "rows", "mode", "kind", "score", "seed")
 
 
 def _short(row: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -44,10 +46,16 @@ def _short(row: dict[str, Any], folder: str) -> dict[str, Any]:
         "task": row["task"],
         "backbone": Path(row["backbone"]).name,
         "rows": int(row["prompt_length"]),
+        "kind": " ".join(filter(None, [row.get("source"), _marks(row)])),
         "mode": f"{row['layout']} {row['attention']}".strip(),
         "score": f"{row['metric']} {number}".strip() if number else "",
         "seed": row["seed"],
     }
+
+
+def _marks(facts: Mapping[str, str]) -> str:
+    """What tells that a prompt was not trained on its task."""
+    return " ".join(mark for mark in ("random", "projected") if facts.get(mark) == "true")
 
 
 def inspect(prompt: str) -> None:
@@ -63,10 +71,68 @@ def inspect(prompt: str) -> None:
     results.show([{"key": key, "value": value} for key, value in facts.items()])
 
 
+def import_prompts(sources: list[str], output: str, overwrite: bool = False) -> None:
+    """take in published prompts: import SOURCE [SOURCE...] --output DIR
+
+    A source is a file that torch saved, the folder it lies in (its name says task and backbone: IMDBPromptRoberta), or
+    a folder of such folders.
+
+    Args:
+        sources: given without the option's name.
+        output: folder for the prompt files, each named after the folder it came from.
+        overwrite: replace prompt files that are there already.
+    """
+    from prompt_transfer.prompts.interchange import import_published
+
+    outcomes = import_published(sources, output, overwrite)
+    rows, refused = [], []
+    same: dict[bytes, str] = {}
+    notes = []
+    for outcome in outcomes:
+        if outcome.prompt is None:
+            refused.append({"refused": str(outcome.source), "why": outcome.error})
+            continue
+        facts, (length, width) = outcome.prompt.metadata, outcome.prompt.embeddings.shape
+        shown = {key: facts.get(key, "") for key in ("task", "layout")}
+        sized = {"backbone": Path(facts["backbone"]).name, "rows": length, "width": width}
+        rows.append({"name": outcome.name, **shown, **sized, "kind": _marks(facts)})
+        twin = same.setdefault(outcome.prompt.embeddings.numpy().tobytes(), outcome.name)
+        if twin != outcome.name:
+            notes.append(f"note: {outcome.name} holds the same numbers as {twin}")
+    if not rows:
+        if len(refused) > 1:
+            results.show(refused)
+        more = f" (and {len(refused) - 1} more were refused, see above)" if len(refused) > 1 else ""
+        raise UserError(f"nothing was imported: {refused[0]['why']}{more}")
+    columns = ("name", "task", "backbone", "rows", "width", "layout", "kind")
+    results.show(rows, columns=[column for column in columns if any(row[column] for row in rows)])
+    if refused:
+        results.show(refused)
+    for note in notes:
+        print(note)
+    print(f"{len(rows)} imported into {output}" + (f", {len(refused)} refused" if refused else ""))
+
+
+def _with_sources(arguments: list[str]) -> list[str]:
+    """Sources stand without an option's name, anywhere; `--overwrite` needs no value."""
+    sources, rest, options = [], [], iter(arguments)
+    for argument in options:
+        if argument == "--overwrite":
+            rest.append("--overwrite=true")
+        elif not argument.startswith("-"):
+            sources.append(argument)
+        else:
+            takes_value = "=" not in argument and argument not in ("-h", "--help")
+            rest += [argument, *([value] if takes_value and (value := next(options, None)) is not None else [])]
+    return ["--sources", json.dumps(sources), *rest] if sources else rest
+
+
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer prompts`."""
     # Both take one file or folder, which reads best without its option's name.
     options = {"list": "--folder", "inspect": "--prompt"}
     if len(arguments) > 1 and arguments[0] in options and not arguments[1].startswith("-"):
         arguments = [arguments[0], options[arguments[0]], *arguments[1:]]
-    subcommand(command, {"list": list_prompts, "inspect": inspect}, arguments)
+    if arguments[:1] == ["import"]:
+        arguments = ["import", *_with_sources(arguments[1:])]
+    subcommand(command, {"list": list_prompts, "inspect": inspect, "import": import_prompts}, arguments)

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,20 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from prompt_transfer import results
 from prompt_transfer.callbacks.checkpoints import EndOfRun, OptionsWin
+from prompt_transfer.callbacks.convergence import ConvergenceSpeed
 from prompt_transfer.callbacks.export import PromptExport
 from prompt_transfer.callbacks.logs import KeepLog
+from prompt_transfer.callbacks.stopping import StopEach
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
+from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir, write_text_atomic
+from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.prompt import Prompt
 
 PROMPT_FILE, LAST = "prompt.safetensors", "checkpoints/last.ckpt"
+CONVERGENCE_FILE = "convergence.csv"
 
 
 class RunFolder(Callback):
@@ -42,7 +48,8 @@ class RunFolder(Callback):
             return
         if self.overwrite:
             # By name: what else lies there is not ours to remove.
-            for name in (LAST, PROMPT_FILE, RESULTS_FILE, "logs/metrics.csv"):
+            several = [path.name for kind in ("seed", "lr") for path in self.folder.glob(f"prompt-{kind}*.safetensors")]
+            for name in (LAST, PROMPT_FILE, *several, CONVERGENCE_FILE, RESULTS_FILE, "logs/metrics.csv"):
                 (self.folder / name).unlink(missing_ok=True)
         write_text_atomic(self.folder / CONFIG_FILE, self.text)
 
@@ -50,13 +57,20 @@ class RunFolder(Callback):
 class Fit(Command):
     """The parsed `fit`."""
 
+    def __init__(self, *args: Any) -> None:
+        self.started = time.monotonic()
+        super().__init__(*args)
+
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
         config = self.config
+        if config.convergence and config.early_stopping is not None:
+            raise UserError("--convergence compares runs of one budget: leave --early_stopping out")
         if config.output is None:
             tasks = config.data.task if isinstance(config.data.task, list) else [config.data.task]
             names = "+".join(Path(task).stem for task in tasks)
-            config.output = f"runs/{names}-{Path(config.model.backbone).name}-seed{config.seed_everything}"
+            seeds = config.model.get("seeds") or [config.seed_everything]
+            config.output = f"runs/{names}-{Path(config.model.backbone).name}-seed{'+'.join(map(str, seeds))}"
         self.claim(Path(config.output))
 
     def claim(self, folder: Path) -> None:
@@ -104,6 +118,7 @@ class Fit(Command):
             "data_task": json.dumps(tasks),
             "data_source": config.data.source,
             "data_root": config.data.root or "",
+            "label_words_policy": config.model.label_words_policy or "",
             "data_label_words": config.data.label_words,
             "data_max_length": "" if config.data.max_length is None else str(config.data.max_length),
             "data_seed": str(config.data.seed),
@@ -114,6 +129,7 @@ class Fit(Command):
             OptionsWin(),
             EndOfRun(),
             PromptExport(folder / PROMPT_FILE, facts),
+            ConvergenceSpeed(folder / CONVERGENCE_FILE, bool(config.convergence), self.started),
             # After each validation: Lightning loses a validation that was due when a checkpoint was written before it.
             ModelCheckpoint(
                 dirpath=folder / "checkpoints",
@@ -124,7 +140,9 @@ class Fit(Command):
             ),
         ]
         if config.early_stopping is not None:
-            callbacks.append(EarlyStopping("validation/score", mode="max", patience=config.early_stopping))
+            several = isinstance(self.model, PromptEnsemble)
+            one = EarlyStopping("validation/score", mode="max", patience=config.early_stopping)
+            callbacks.append(StopEach(config.early_stopping) if several else one)
         return callbacks
 
 
@@ -206,30 +224,38 @@ def _with_stored_config(arguments: list[str]) -> list[str]:
 def _report(fit: Fit, folder: Path) -> None:
     model, data = fit.model, fit.datamodule
     assert isinstance(model, PromptTuning)
-    prompt = Prompt.load(folder / PROMPT_FILE)
-    rows: list[dict[str, Any]] = []
+    rows = [row for name in model.files for row in _rows(fit, model, data, folder / f"{name}.safetensors")]
+    results.write(results.table(rows), folder / RESULTS_FILE)
+    which = ("seed", "learning_rate") if len(model.files) > 1 else ()
+    results.show(rows, columns=("task", *which, "split", "metric", "value", "majority", "n", "best_step"))
+    print(f"next: prompt-transfer test --prompt {folder / PROMPT_FILE}")
+    print(folder)
+
+
+def _rows(fit: Fit, model: PromptTuning, data: TaskDataModule, path: Path) -> list[dict[str, Any]]:
+    """One row a task of a prompt; nothing of one that broke before its first evaluation."""
+    if not path.is_file():
+        return []
+    prompt, rows = Prompt.load(path), []
     scores = json.loads(prompt.metadata.get("scores", "{}"))
     for index, task in enumerate(model.tasks):
         rows.append(
             {
                 "task": task.name,
                 "backbone": model.backbone.id,
-                "seed": fit.config.seed_everything,
+                "seed": int(prompt.metadata["seed"]),
                 "split": f"validation ({data.data[index].origin['validation']})",
                 "metric": task.metric,
                 "value": scores.get(task.metric if len(model.tasks) == 1 else f"{task.name}/{task.metric}"),
-                "majority": data.majority("validation", index),
-                "n": sum(data.label_counts("validation", index)),
+                "majority": None if task.is_generation else data.majority("validation", index),
+                "n": len(data.selection.rows("validation", index)),
                 "best_step": int(prompt.metadata["steps"]),
-                "prompt": str(folder / PROMPT_FILE),
+                "prompt": str(path),
                 "attention": model.backbone.attention,
                 "layout": model.backbone.layout.name,
                 "dtype": model.backbone.dtype_name,
                 "prompt_length": model.prompt_length,
+                "learning_rate": prompt.metadata["learning_rate"],
             }
         )
-    results.write(results.table(rows), folder / RESULTS_FILE)
-    shown = ("task", "split", "metric", "value", "majority", "n", "best_step")
-    results.show(rows, columns=shown)
-    print(f"next: prompt-transfer test --prompt {folder / PROMPT_FILE}")
-    print(folder)
+    return rows

@@ -15,6 +15,8 @@ from torch.utils.data import Dataset, Sampler
 from prompt_transfer.data.tokens import TokenTable
 from prompt_transfer.errors import UserError
 
+# What the loss leaves out: the padding of targets.
+IGNORED = -100
 # Batches whose rows are sorted by length together: enough to save most padding, few enough to stay random.
 WINDOW_BATCHES = 50
 
@@ -44,22 +46,35 @@ def collate(table: TokenTable, rows: np.ndarray, pad_token_id: int, pad_multiple
         pad_multiple: T is rounded up to a multiple of this.
 
     Returns:
-        ``input_ids [B, T]``, ``attention_mask [B, T]``, ``labels [B]``, ``task_ids [B]``, ``ids [B]``, all int64.
+        ``input_ids [B, T]``, ``attention_mask [B, T]``, ``labels [B]``, ``task_ids [B]``, ``ids [B]``, and where the
+        table has targets ``target_ids [B, S]``, padded with -100, all int64. S is at least 1; a row without a target
+        has -100 throughout.
     """
-    starts = table.offsets[rows]
-    lengths = table.offsets[rows + 1] - starts
-    width = int(round_up(np.maximum(lengths.max(initial=1), 1), pad_multiple))
-    columns = np.arange(width)
-    mask = columns < lengths[:, None]
-    input_ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
-    input_ids[mask] = table.values[(starts[:, None] + columns)[mask]]
-    return {
+    input_ids, mask = _padded(table.values, table.offsets, rows, pad_token_id, pad_multiple)
+    batch = {
         "input_ids": torch.from_numpy(input_ids),
         "attention_mask": torch.from_numpy(mask.astype(np.int64)),
         "labels": torch.from_numpy(table.labels[rows]),
         "task_ids": torch.from_numpy(table.task_ids[rows]),
         "ids": torch.from_numpy(table.ids[rows]),
     }
+    if table.target_values is not None and table.target_offsets is not None:
+        target_ids, _ = _padded(table.target_values, table.target_offsets, rows, IGNORED)
+        batch["target_ids"] = torch.from_numpy(target_ids)
+    return batch
+
+
+def _padded(
+    values: np.ndarray, offsets: np.ndarray, rows: np.ndarray, fill: int, multiple: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a flat column as an int64 matrix padded on the right, and the mask of what is not padding."""
+    starts = offsets[rows]
+    lengths = offsets[rows + 1] - starts
+    columns = np.arange(int(round_up(np.maximum(lengths.max(initial=1), 1), multiple)))
+    mask = columns < lengths[:, None]
+    padded = np.full(mask.shape, fill, dtype=np.int64)
+    padded[mask] = values[(starts[:, None] + columns)[mask]]
+    return padded, mask
 
 
 def round_up(lengths: np.ndarray, multiple: int) -> np.ndarray:
@@ -183,7 +198,7 @@ class EvaluationBatchSampler(Sampler[BatchRows]):
         task_ids: ``[n]``, ascending; a batch holds rows of one task.
         rank, world_size: this process and how many there are.
         max_tokens: positions of a batch on one process.
-        extra_positions: positions of prompt and answer slot, P + 1.
+        extra_positions: positions that each row takes beside its text: prompt and answer slot (P + 1), target.
         pad_multiple: as in `collate`.
         sort: longest rows first within each task (memory is short at once or never); False keeps the order.
 
@@ -239,8 +254,8 @@ class BatchDataset(Dataset[dict[str, Any]]):
     Args:
         table: the token columns.
         pad_token_id, pad_multiple: as in `collate`.
-        max_tokens: positions of a micro-batch, prompt and answer slot of each row counted.
-        extra_positions: positions of prompt and answer slot, P + 1.
+        max_tokens: positions of a micro-batch, prompt, answer slot and target of each row counted.
+        extra_positions: positions that each row takes beside its text: prompt and answer slot (P + 1), target.
     """
 
     def __init__(

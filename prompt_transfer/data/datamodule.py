@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -15,9 +13,9 @@ from prompt_transfer.data.batches import (
     BatchDataset,
     EvaluationBatchSampler,
     LengthGroupedBatchSampler,
-    as_is,
     round_up,
 )
+from prompt_transfer.data.loaders import batch_loader, check_trainer
 from prompt_transfer.data.selection import SPLITS, Selection, check_split
 from prompt_transfer.data.sources import TaskData
 from prompt_transfer.data.tables import Tables
@@ -48,8 +46,8 @@ class TaskDataModule(L.LightningDataModule):
         batch_size: Examples of one optimizer step, over all processes.
         eval_batch_size: Examples of one evaluation batch on each process.
         max_length: Tokens that a text keeps, special tokens counted. None is the task's own, or less if only less fits.
-        max_tokens: Positions (prompt, answer slot, text and padding) that a forward pass may have on a process. What is
-            more than that is split into micro-batches, which changes memory and not the result. None is no limit.
+        max_tokens: Positions (prompt, answer slot, text, target and padding) that a forward pass may have on a process.
+            What is more is split into micro-batches, which changes memory and not the result. None is no limit.
         limit_train: Training rows to use of each task, a random subset by seed. None is all.
         limit_eval: Validation and test rows to use of each task, a random subset by seed. None is all.
         label_words: The registry's label words, or those of the paper's release 1.0.
@@ -140,8 +138,8 @@ class TaskDataModule(L.LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """What results record of the data, in plain types: tasks, source, limits, lengths, and sizes of each split.
 
-        ``at_max_length`` counts the rows that fill `max_length`, most of which were cut; it is there for splits that
-        were tokenised.
+        ``at_max_length`` counts the rows that fill `max_length`, most of which were cut (``at_max_target_length`` those
+        whose target does); it is there for splits that were tokenised.
         """
         selection, tables = self.selection, self._made_tables()
         return {
@@ -153,6 +151,7 @@ class TaskDataModule(L.LightningDataModule):
             "limit_train": selection.limits["train"],
             "limit_eval": selection.limits["validation"],
             "max_length": {task.name: length for task, length in zip(self.tasks, tables.lengths, strict=True)},
+            "max_target_length": {task.name: task.max_target_length for task in self.tasks if task.is_generation},
             "splits": tables.facts(),
             "fingerprints": {data.task.name: data.fingerprint for data in self.data},
         }
@@ -201,8 +200,8 @@ class TaskDataModule(L.LightningDataModule):
         Raises:
             UserError: data or options that do not fit each other, the model or the trainer.
         """
-        self._check_trainer(stage)
         trainer = self.trainer
+        check_trainer(trainer, stage)
         if stage == "fit" and trainer is not None and trainer.global_step == 0:
             # A new run begins at its first batch; one that goes on gets its position from the checkpoint after this.
             self.position = 0
@@ -212,21 +211,6 @@ class TaskDataModule(L.LightningDataModule):
             splits = () if self._texts is not None else (self.predict_split,)
         for split in splits:
             self._table(split)
-
-    def _check_trainer(self, stage: str | None) -> None:
-        trainer = self.trainer
-        if trainer is None:
-            return
-        if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
-            raise UserError(
-                "with several processes set --trainer.use_distributed_sampler false: the data module divides the rows "
-                "itself, and Lightning would replace its sampler"
-            )
-        if stage == "fit" and trainer.accumulate_grad_batches != 1:
-            raise UserError(
-                f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: --data.batch_size counts the "
-                "examples of an optimizer step already; to save memory set --data.max_tokens"
-            )
 
     def _encoder(self) -> TextEncoder:
         if self._connected is not None:
@@ -252,13 +236,18 @@ class TaskDataModule(L.LightningDataModule):
             return self._table(self.predict_split)
         return self._within_budget(self._made_tables().texts(self._texts))
 
+    def _extra(self, table: TokenTable) -> int:
+        """Positions that a row may take beside its text, at most: prompt, answer slot, target."""
+        return self._encoder().extra_positions + table.longest_target
+
     def _within_budget(self, table: TokenTable) -> TokenTable:
-        extra = self._encoder().extra_positions
+        extra = self._extra(table)
         longest = int(round_up(table.lengths.max(initial=0), self.pad_multiple)) + extra
         if self.max_tokens is not None and longest > self.max_tokens:
+            targets = f", of them {table.longest_target} of target" if table.longest_target else ""
             raise UserError(
                 f"--data.max_tokens {self.max_tokens} does not hold one example: the longest has {longest - extra} "
-                f"positions of text and {extra} of prompt and answer slot; use {longest} or more"
+                f"positions of text and {extra} of prompt and answer slot{targets}; use {longest} or more"
             )
         return table
 
@@ -306,32 +295,17 @@ class TaskDataModule(L.LightningDataModule):
             rank,
             world_size,
             max_tokens=self.max_tokens,
-            extra_positions=self._encoder().extra_positions,
+            extra_positions=self._extra(table),
             pad_multiple=self.pad_multiple,
             sort=split != "predict",
         )
         return self._loader(table, sampler, single=split == "predict")
 
     def _loader(self, table: TokenTable, sampler: Sampler[Any], single: bool = False) -> DataLoader[dict[str, Any]]:
-        encoder = self._encoder()
         batches = BatchDataset(
-            table, encoder.pad_token_id, self.max_tokens, encoder.extra_positions, pad_multiple=self.pad_multiple
+            table, self._encoder().pad_token_id, self.max_tokens, self._extra(table), pad_multiple=self.pad_multiple
         )
-        if self.num_workers:
-            # The workers do not tokenise; without a word on it the tokenizers warn at every fork.
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        # In predict Lightning wraps batch samplers (and warns of those it does not know), but leaves samplers alone.
-        which: dict[str, Any] = {"sampler": sampler, "batch_size": None} if single else {"batch_sampler": sampler}
-        return DataLoader(
-            batches,
-            **which,
-            collate_fn=as_is,  # type: ignore[arg-type]  # samplers give whole batches
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # A loader draws a seed for its workers each time it begins; the run's random numbers stay its own.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+        return batch_loader(batches, sampler, self.num_workers, self.seed, single=single)
 
     def _rank_and_world(self) -> tuple[int, int]:
         trainer = self.trainer

@@ -39,6 +39,7 @@ class Selection:
     label_words: str
     limits: dict[str, int | None]
     _data: list[TaskData] = field(default_factory=list)
+    _known: dict[tuple[str, int], dict[int, list[str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.registry or len({task.name for task in self.registry}) < len(self.registry):
@@ -99,12 +100,21 @@ class Selection:
 
     def targets(self, split: str, ids: list[int]) -> list[list[str]]:
         """For generation: the texts that count as right for each of the `ids` of a batch of the split."""
+        check_split(split)
         found = []
         for key in ids:
-            rows = self.data[key >> ID_BITS].split(split)
-            known = np.asarray(rows.with_format("numpy")["id"][:])
-            found.append(rows[int(np.flatnonzero(known == key % (1 << ID_BITS))[0])]["target"])
+            index, row = divmod(key, 1 << ID_BITS)
+            found.append(self._answers(split, index)[row])
         return found
+
+    def _answers(self, split: str, index: int) -> dict[int, list[str]]:
+        """Row number -> right answers, for all rows of a split; kept, because every batch of an evaluation asks."""
+        if (split, index) not in self._known:
+            if not self.tasks[index].is_generation:
+                raise ValueError(f"task {self.tasks[index].name} has classes, not target texts")
+            rows = self.data[index].split(split)
+            self._known[split, index] = dict(zip(rows["id"][:], rows["target"][:], strict=True))
+        return self._known[split, index]
 
 
 def check_split(split: str) -> None:

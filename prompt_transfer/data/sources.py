@@ -3,6 +3,9 @@
 Split rule. Where the test split is labelled, it is the test split, and validation is the official one. Where it is
 not, the official validation split is the test split. What is then missing is cut from train by seed, a tenth and at
 most 2000 rows; `TaskData.origin` records it. Model selection never sees the split that scores are reported on.
+
+Answers of generation tasks. A row may have several texts that are right; blank ones do not count, and the first is
+what a model is trained to write. Rows without any are left out with a warning; a split without any is unlabelled.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class TaskData:
         task: the task as it was loaded (its paper variant where that was asked for).
         splits: ``train``, ``validation``, ``test`` -> Dataset with the columns ``id`` (int64, row number in the source
             split, from 0), ``text_a``, ``text_b`` (``""`` where there is none) and ``label`` (int64 class index), or
-            ``target`` (list of str) for generation.
+            ``target`` (list of str, at least one and none blank) for generation.
         origin: split -> where its rows come from: ``official``, ``official validation``,
             ``cut from train, seed 0``, ``official less the rows cut from it``.
         fingerprint: SHA-256 over ids, texts and labels of all splits.
@@ -101,7 +104,8 @@ def load_task(
         raw = read_local(task, root)
     elif source == "builtin":
         raw = read_builtin(task)
-        reading = replace(task, text_a="text_a", text_b="text_b", label_column="label")
+        answers: dict[str, Any] = {"target_column": "target"} if task.is_generation else {"label_column": "label"}
+        reading = replace(task, text_a="text_a", text_b="text_b", **answers)
     elif source == "hub":
         raw = read_hub(task)
         reading = _with_hub_labels(task)
@@ -148,7 +152,8 @@ def _labelled_rows(task: Task, raw: Mapping[str, RawSplit]) -> dict[str, _Rows]:
         if normalised is not None:
             rows[split] = normalised
         elif split == "train":
-            raise UserError(f"task {task.name}: the training split has no labels ({part.where})")
+            what = f"answers in its column {task.target_column!r}" if task.is_generation else "labels"
+            raise UserError(f"task {task.name}: the training split has no {what} ({part.where})")
     if "train" not in rows:
         raise UserError(f"task {task.name}: there is no training split")
     return rows
@@ -168,6 +173,9 @@ def _normalise(task: Task, split: str, raw: RawSplit) -> _Rows | None:
     answers: Any
     if task.target_column is not None:
         answers = _targets(task, split, raw)
+        keep = np.flatnonzero([len(texts) > 0 for texts in answers])
+        if len(answers) and not len(keep):
+            return None
     else:
         encoded = _labels(task, split, raw)
         if encoded is None:
@@ -201,16 +209,28 @@ def _texts(task: Task, split: str, raw: RawSplit, column: str) -> list[str]:
 
 
 def _targets(task: Task, split: str, raw: RawSplit) -> list[list[str]]:
-    targets = []
+    """Right answers of each row, [] for rows to leave out."""
+    targets, without = [], []
     for row, value in enumerate(raw.frame[task.target_column].tolist()):
         found = value.get("text") if isinstance(value, dict) else value
-        answers = [found] if isinstance(found, str) else list(found) if found is not None else []
-        if not answers or not all(isinstance(answer, str) for answer in answers):
+        if found is None or (isinstance(found, float) and np.isnan(found)):
+            found = []
+        answers = list(found) if isinstance(found, list | tuple | np.ndarray) else [found]
+        wrong = [answer for answer in answers if not isinstance(answer, str)]
+        if wrong:
             raise UserError(
-                f"task {task.name}: column {task.target_column!r} of the {split} split has no text in row {row} "
-                f"(counted from 0) of {raw.where}"
+                f"task {task.name}: column {task.target_column!r} of the {split} split is not text: {wrong[0]!r} in "
+                f"row {row} (counted from 0) of {raw.where}"
             )
-        targets.append([str(answer) for answer in answers])
+        targets.append([answer for answer in answers if answer.strip()])
+        if not targets[-1]:
+            without.append(row)
+    if without and len(without) < len(targets):
+        warnings.warn(
+            f"task {task.name}: {len(without)} {split} rows without an answer in column {task.target_column!r} are "
+            f"left out, the first is row {without[0]} (counted from 0)",
+            stacklevel=2,
+        )
     return targets
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prompt_transfer.data.selection import Selection
 from prompt_transfer.data.tokens import TextEncoder, TokenTable, cache_path, tokenise
 from prompt_transfer.errors import UserError
+from prompt_transfer.task import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,16 +37,21 @@ class Tables:
     _splits: dict[str, TokenTable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.lengths = [self._length(task.max_length) for task in self.selection.tasks]
+        self.lengths = [self._length(task) for task in self.selection.tasks]
 
-    def _length(self, of_task: int) -> int:
+    def _length(self, task: Task) -> int:
         budget, extra = self.encoder.text_budget(), self.encoder.extra_positions
-        room = f"the model has {budget + extra} positions, prompt ({extra - 1}) and answer slot leave {budget} for text"
+        positions, taken = budget + extra, f"prompt ({extra - 1}) and answer slot"
+        # A causal model writes behind the text; others have a decoder with positions of its own, or write nothing.
+        if task.is_generation and getattr(self.encoder, "targets_share_positions", False):
+            budget -= task.max_target_length
+            taken = f"prompt ({extra - 1}), answer slot and target ({task.max_target_length})"
+        room = f"the model has {positions} positions, {taken} leave {budget} for text"
         if budget < MIN_LENGTH:
             raise UserError(f"{room}, at least {MIN_LENGTH} are needed; use a shorter --model.prompt_length")
         if self.max_length is not None and self.max_length > budget:
             raise UserError(f"--data.max_length {self.max_length} is too long: {room}; use {budget} or less")
-        length = min(of_task, budget) if self.max_length is None else self.max_length
+        length = min(task.max_length, budget) if self.max_length is None else self.max_length
         if length < MIN_LENGTH:
             raise UserError(f"a max_length of {length} leaves no text; use {MIN_LENGTH} or more")
         return length
@@ -62,12 +68,18 @@ class Tables:
         return task.text_b is not None and not task.join_texts
 
     def _tokens(self, split: str, index: int) -> TokenTable:
-        length, pairs = self.lengths[index], self._pairs(index)
-        facts = {"encoder": self.encoder.fingerprint, "max_length": length, "pairs": pairs}
-        name = f"{self.selection.tasks[index].name}-{split}"
-        cache = cache_path(self.cache_dir, name, facts | self.selection.facts(split, index))
-        rows = self.selection.rows(split, index)
-        return tokenise(rows, self.encoder, length, pairs=pairs, task_index=index, cache_file=cache)
+        task = self.selection.tasks[index]
+        options: dict[str, Any] = {
+            "max_length": self.lengths[index],
+            "pairs": self._pairs(index),
+            "cue": task.cue,
+            "seq2seq_frame": task.seq2seq_frame,
+            "max_target_length": task.max_target_length if task.is_generation else None,
+        }
+        # What the first targets are is in the fingerprint of the data, the end token in that of the encoder.
+        facts = {"encoder": self.encoder.fingerprint, **options, **self.selection.facts(split, index)}
+        cache = cache_path(self.cache_dir, f"{task.name}-{split}", facts)
+        return tokenise(self.selection.rows(split, index), self.encoder, task_index=index, cache_file=cache, **options)
 
     def texts(self, rows: Dataset) -> TokenTable:
         """Texts to predict, for the first task; not cached.
@@ -75,16 +87,17 @@ class Tables:
         Raises:
             UserError: a single text for a task on pairs, or the reverse.
         """
-        pairs = self._pairs(0)
+        pairs, task = self._pairs(0), self.selection.tasks[0]
         wrong = next((row for row, text in enumerate(rows["text_b"]) if bool(text) != pairs), None)
         if wrong is not None:
             about = "pairs and this text has no second one" if pairs else "single texts and this is a pair"
-            task = self.selection.tasks[0].name
-            raise UserError(f"text {wrong} (counted from 0): task {task} is about {about}")
-        return tokenise(rows, self.encoder, self.lengths[0], pairs=pairs)
+            raise UserError(f"text {wrong} (counted from 0): task {task.name} is about {about}")
+        frame = task.seq2seq_frame
+        return tokenise(rows, self.encoder, self.lengths[0], pairs=pairs, cue=task.cue, seq2seq_frame=frame)
 
     def facts(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Task -> split -> rows, available, origin, and at_max_length where the split was tokenised."""
+        """Task -> split -> rows, available, origin; where the split was tokenised also at_max_length, for generation
+        at_max_target_length too."""
         selection = self.selection
         found: dict[str, dict[str, dict[str, Any]]] = {}
         for index, data in enumerate(selection.data):
@@ -94,6 +107,9 @@ class Tables:
                 splits[split] = {"rows": used, "available": len(rows), "origin": data.origin[split]}
                 if split in self._splits:
                     table = self._splits[split]
-                    full = (table.lengths >= self.lengths[index]) & (table.task_ids == index)
-                    splits[split]["at_max_length"] = int(full.sum())
+                    mine = table.task_ids == index
+                    splits[split]["at_max_length"] = int((table.lengths[mine] >= self.lengths[index]).sum())
+                    if data.task.is_generation:
+                        full = table.target_lengths[mine] >= data.task.max_target_length
+                        splits[split]["at_max_target_length"] = int(full.sum())
         return found

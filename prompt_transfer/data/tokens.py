@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +34,8 @@ class TextEncoder(Protocol):
         pad_token_id: fills up `input_ids`.
         extra_positions: positions that prompt and answer slot take, P + 1.
         fingerprint: tells encoders apart that give different ids.
+        targets_share_positions: optional, True where a target stands behind its text (causal models); the text is then
+            so short that both fit. Without it targets take no positions of the text.
     """
 
     @property
@@ -46,8 +48,21 @@ class TextEncoder(Protocol):
         """Positions left for text, special tokens counted."""
         ...
 
-    def encode(self, text_a: list[str], text_b: list[str] | None, max_length: int) -> list[list[int]]:
-        """Token ids of each example with special tokens, at most `max_length` of them."""
+    def encode(
+        self,
+        text_a: list[str],
+        text_b: list[str] | None,
+        max_length: int,
+        cue: str = "",
+        seq2seq_frame: tuple[str, str] | None = None,
+    ) -> list[list[int]]:
+        """Token ids of each example with special tokens, at most `max_length`; a causal model reads `cue` at the end, a
+        seq2seq model the frame before the first text and between the two.
+        """
+        ...
+
+    def encode_targets(self, texts: list[str], max_length: int) -> list[list[int]]:
+        """Token ids of texts to write, each with the end token, which is one of at most `max_length` and never cut."""
         ...
 
 
@@ -61,6 +76,8 @@ class TokenTable:
         labels: ``[n]`` int64 class index; -1 where there is none (texts to predict, generation).
         task_ids: ``[n]`` int64 index of the row's task.
         ids: ``[n]`` int64, ``task index * 2**32 + row number in the source split``: unique over tasks.
+        target_values: int32 token ids of the text to write of each row, end token included; None where no row has one.
+        target_offsets: ``[n + 1]`` int64, into `target_values`; a row of a classification task has none.
     """
 
     values: np.ndarray
@@ -68,6 +85,8 @@ class TokenTable:
     labels: np.ndarray
     task_ids: np.ndarray
     ids: np.ndarray
+    target_values: np.ndarray | None = None
+    target_offsets: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,6 +95,16 @@ class TokenTable:
     def lengths(self) -> np.ndarray:
         """``[n]`` int64, tokens of each row."""
         return np.diff(self.offsets)
+
+    @property
+    def target_lengths(self) -> np.ndarray:
+        """``[n]`` int64, tokens of each row's target; 0 where it has none."""
+        return np.zeros(len(self), dtype=np.int64) if self.target_offsets is None else np.diff(self.target_offsets)
+
+    @cached_property
+    def longest_target(self) -> int:
+        """Tokens of the longest target; 0 without targets."""
+        return int(self.target_lengths.max(initial=0))
 
     @cached_property
     def digest(self) -> str:
@@ -88,12 +117,16 @@ class TokenTable:
         if len(tables) == 1:
             return tables[0]
         lengths = np.concatenate([table.lengths for table in tables])
+        targets = [table.target_values for table in tables if table.target_values is not None]
+        target_lengths = np.concatenate([table.target_lengths for table in tables])
         return cls(
             values=np.concatenate([table.values for table in tables]),
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
             labels=np.concatenate([table.labels for table in tables]),
             task_ids=np.concatenate([table.task_ids for table in tables]),
             ids=np.concatenate([table.ids for table in tables]),
+            target_values=np.concatenate(targets) if targets else None,
+            target_offsets=np.concatenate([[0], np.cumsum(target_lengths)]) if targets else None,
         )
 
 
@@ -103,16 +136,24 @@ def tokenise(
     max_length: int,
     *,
     pairs: bool,
+    cue: str = "",
+    seq2seq_frame: tuple[str, str] | None = None,
+    max_target_length: int | None = None,
     task_index: int = 0,
     cache_file: Path | None = None,
 ) -> TokenTable:
-    """Token ids of `rows` (columns ``id``, ``text_a``, ``text_b`` and perhaps ``label``).
+    """Token ids of `rows` (columns ``id``, ``text_a``, ``text_b`` and perhaps ``label`` or ``target``).
+
+    Where rows have several targets the first is the one to write.
 
     Args:
         rows: the rows, of one split of one task.
         encoder: gives the ids.
         max_length: tokens that a row keeps.
         pairs: whether ``text_b`` is read.
+        cue: what a causal model reads after the text.
+        seq2seq_frame: what a seq2seq model reads before the first text and between the two.
+        max_target_length: tokens that a target keeps; None: targets are not read.
         task_index: goes into `task_ids` and `ids`.
         cache_file: an ``.arrow`` file whose name tells all that the tokens depend on (`cache_path`); it is read where
             it exists and written otherwise, whole or not at all. None: no cache.
@@ -122,9 +163,20 @@ def tokenise(
     """
     if len(rows) == 0:
         nothing = np.zeros(0, dtype=np.int64)
-        return TokenTable(nothing.astype(np.int32), np.zeros(1, dtype=np.int64), nothing, nothing, nothing)
+        empty = (nothing.astype(np.int32), np.zeros(1, dtype=np.int64))
+        return TokenTable(*empty, nothing, nothing, nothing, *(() if max_target_length is None else empty))
+
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        second = batch["text_b"] if pairs else None
+        ids = encoder.encode(batch["text_a"], second, max_length, cue=cue, seq2seq_frame=seq2seq_frame)
+        columns = {"input_ids": ids, "label": batch.get("label") or [-1] * len(ids), "id": batch["id"]}
+        if max_target_length is not None:
+            columns["target_ids"] = encoder.encode_targets([texts[0] for texts in batch["target"]], max_target_length)
+        return columns
+
+    with_targets = max_target_length is not None
     try:
-        tokens = _map(rows, encoder, max_length, pairs, cache_file)
+        tokens = _map(rows, encode, with_targets, cache_file)
         if cache_file is not None and not np.array_equal(_column(tokens, "id"), _column(rows, "id")):
             raise ValueError("other rows")
     except (ValueError, OSError) as raised:
@@ -139,16 +191,16 @@ def tokenise(
                 "choose another folder with --data.cache_dir or the variable PROMPT_TRANSFER_CACHE"
             ) from error
         cache_file.unlink(missing_ok=True)
-        tokens = _map(rows, encoder, max_length, pairs, cache_file)
-    lists = tokens.data.column("input_ids").combine_chunks()
-    start, end = lists.offsets[0].as_py(), lists.offsets[-1].as_py()
+        tokens = _map(rows, encode, with_targets, cache_file)
+    values, offsets = _flat(tokens, "input_ids")
     ids = _column(tokens, "id")
     return TokenTable(
-        values=lists.values.to_numpy()[start:end],
-        offsets=lists.offsets.to_numpy().astype(np.int64) - start,
-        labels=_column(tokens, "label"),
-        task_ids=np.full(len(ids), task_index, dtype=np.int64),
-        ids=ids + (task_index << ID_BITS),
+        values,
+        offsets,
+        _column(tokens, "label"),
+        np.full(len(ids), task_index, dtype=np.int64),
+        ids + (task_index << ID_BITS),
+        *(_flat(tokens, "target_ids") if with_targets else ()),
     )
 
 
@@ -162,13 +214,17 @@ def _of_the_disk(error: Exception) -> Exception:
     return error
 
 
-def _map(rows: Dataset, encoder: TextEncoder, max_length: int, pairs: bool, cache_file: Path | None) -> Dataset:
+def _map(
+    rows: Dataset,
+    encode: Callable[[dict[str, list[Any]]], dict[str, list[Any]]],
+    with_targets: bool,
+    cache_file: Path | None,
+) -> Dataset:
     from datasets import Features, List, Value
 
-    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        ids = encoder.encode(batch["text_a"], batch["text_b"] if pairs else None, max_length)
-        return {"input_ids": ids, "label": batch.get("label") or [-1] * len(ids), "id": batch["id"]}
-
+    features = {"input_ids": List(Value("int32")), "label": Value("int64"), "id": Value("int64")}
+    if with_targets:
+        features["target_ids"] = List(Value("int32"))
     if cache_file is not None:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
     # `map` writes a temporary file beside the cache file and renames it, so two processes may do it at once. Its own
@@ -179,7 +235,7 @@ def _map(rows: Dataset, encoder: TextEncoder, max_length: int, pairs: bool, cach
             batched=True,
             batch_size=ROWS_A_CALL,
             remove_columns=rows.column_names,
-            features=Features({"input_ids": List(Value("int32")), "label": Value("int64"), "id": Value("int64")}),
+            features=Features(features),
             cache_file_name=None if cache_file is None else str(cache_file),
             keep_in_memory=cache_file is None,
             load_from_cache_file=cache_file is not None,
@@ -201,6 +257,13 @@ def _bars(wanted: bool) -> Iterator[None]:
     finally:
         if not wanted and not off_already:
             datasets.enable_progress_bars()
+
+
+def _flat(rows: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A column of lists as values and offsets, without a Python object a row."""
+    lists = rows.data.column(name).combine_chunks()
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    return lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
 def _column(rows: Dataset, name: str) -> np.ndarray:

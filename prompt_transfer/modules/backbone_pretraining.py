@@ -5,39 +5,55 @@ from __future__ import annotations
 import copy
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
+from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.data.corpus import IGNORED
+from prompt_transfer.errors import UserError
+from prompt_transfer.modules.architectures import ARCHITECTURES, Sizes
+from prompt_transfer.modules.growth import grow
 from prompt_transfer.modules.informed_init import informed_init
+
+LONGEST_STEP = 30.0  # seconds
 
 
 class BackbonePretraining(L.LightningModule):
-    """A small RoBERTa trained on masked tokens, if asked for after a warm-up on the next token with a causal mask.
+    """A small language model trained from plain text.
+
+    Encoders (RoBERTa, BERT) learn masked tokens, if asked for after a warm-up on the next token with a causal mask;
+    GPT-2 learns the next token; T5 v1.1 learns span corruption and prefix language modelling in turns, and prefix
+    language modelling alone at the end, since a T5 that has seen sentinels only takes prompts badly (Lester et al.
+    2021, "LM adaptation").
 
     Trained on masked tokens alone from random weights, a model of this size stays at the loss of word frequencies for
     a long time. Two ways out: an informed start, or the causal warm-up.
 
     Args:
+        architecture: `roberta`, `bert`, `gpt2` or `t5` (v1.1: gated FFN, output layer of its own).
         hidden_size: H.
-        num_layers: L.
+        num_layers: L; of T5 in encoder and decoder each.
         num_heads: attention heads.
         intermediate_size: F.
         vocab_size: V.
         max_positions: longest text in positions.
         learning_rate: peak, reached after `warmup_steps`, then falling linearly to `final_share` of it.
-        causal_share: share of the budget spent on the next-token objective.
+        causal_share: share of the budget spent on the next-token objective (encoders).
+        prefix_only_share: share of the budget at its end spent on prefix language modelling alone (T5).
         budget_steps: optimizer steps in all.
         budget_minutes: wall-clock budget; the schedule follows whichever budget is nearer its end.
         informed_start: start from word statistics of the corpus (`informed_init`).
+        grow_from: start instead from a smaller RoBERTa, built in or a folder, with the same tokenizer (`growth`).
+        autocast: matrix products of the training steps in bf16, weights in float32.
     """
 
     def __init__(
         self,
+        architecture: Literal["roberta", "bert", "gpt2", "t5"] = "roberta",
         hidden_size: int = 256,
         num_layers: int = 4,
         num_heads: int = 4,
@@ -49,24 +65,20 @@ class BackbonePretraining(L.LightningModule):
         final_share: float = 0.02,
         weight_decay: float = 0.05,
         causal_share: float = 0.0,
+        prefix_only_share: float = 0.34,
         budget_steps: int = 12_000,
         budget_minutes: float | None = None,
         informed_start: bool = True,
+        grow_from: str | None = None,
+        autocast: bool = False,
     ) -> None:
         super().__init__()
+        if architecture not in ARCHITECTURES:
+            raise UserError(f"unknown architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
         self.save_hyperparameters()
-        config = RobertaConfig(
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            num_hidden_layers=num_layers,
-            num_attention_heads=num_heads,
-            intermediate_size=intermediate_size,
-            max_position_embeddings=max_positions + 2,
-            type_vocab_size=1,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-        self.model = RobertaForMaskedLM(config)
+        self.architecture = ARCHITECTURES[architecture]
+        sizes = Sizes(hidden_size, num_layers, num_heads, intermediate_size, vocab_size, max_positions)
+        self.model = self.architecture.build(sizes)
         self.seconds = 0.0
         self.tokens_seen = 0
         self.steps_done = 0
@@ -78,26 +90,70 @@ class BackbonePretraining(L.LightningModule):
             shares.append(self.seconds / 60 / self.hparams.budget_minutes)
         return min(1.0, max(shares))
 
-    def token_loss(self, batch: dict[str, Tensor], causal: bool) -> Tensor:
-        """Mean cross entropy in nats over the predicted tokens; only these go through the head."""
+    def objective(self) -> str:
+        """What the step at hand trains on."""
+        progress = self.progress()
+        if self.hparams.architecture == "t5":
+            late = progress >= 1 - self.hparams.prefix_only_share
+            return "prefix" if late or self.global_step % 2 else "span"
+        if "masked" in self.architecture.objectives and progress >= self.hparams.causal_share:
+            return "masked"
+        return "causal"
+
+    def token_loss(self, batch: dict[str, Tensor], objective: str) -> Tensor:
+        """Mean cross entropy in nats over the predicted tokens of `masked`, `causal`, `span` or `prefix`."""
+        if objective in ("span", "prefix"):
+            states, labels = self._seq2seq_states(batch, objective)
+        else:
+            states, labels = self._states(batch, objective)
+        wanted = labels != IGNORED
+        logits = self.model.get_submodule(self.architecture.head)(states[wanted])
+        return nn.functional.cross_entropy(logits.float(), labels[wanted])
+
+    def _states(self, batch: dict[str, Tensor], objective: str) -> tuple[Tensor, Tensor]:
+        """States [B, T, H] of the one stack and the labels [B, T] of its positions."""
         mask = batch["attention_mask"]
-        if causal:
-            length = mask.shape[1]
-            below = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-            ids, attention = batch["input_ids"], below & mask[:, None, None, :].bool()
+        if objective == "causal":
+            ids, attention = batch["input_ids"], mask
             labels = torch.where(mask[:, 1:].bool(), ids[:, 1:], IGNORED)
             labels = nn.functional.pad(labels, (0, 1), value=IGNORED)
+            if "masked" in self.architecture.objectives:
+                length = mask.shape[1]
+                below = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+                attention = below & mask[:, None, None, :].bool()
         else:
             ids, attention, labels = batch["masked_ids"], mask, batch["labels"]
-        states = self.model.roberta(ids, attention_mask=attention, position_ids=batch["position_ids"]).last_hidden_state
-        wanted = labels != IGNORED
-        logits = self.model.lm_head(states[wanted])
-        return nn.functional.cross_entropy(logits.float(), labels[wanted])
+        body = self.model.get_submodule(self.architecture.body)
+        output = body(ids, attention_mask=attention, position_ids=batch["position_ids"])
+        return output.last_hidden_state, labels
+
+    def _seq2seq_states(self, batch: dict[str, Tensor], objective: str) -> tuple[Tensor, Tensor]:
+        """States [B, S, H] of the decoder and the labels [B, S]."""
+        names = {"span": ("input_ids", "attention_mask", "labels"),
+                 "prefix": ("prefix_ids", "prefix_mask", "prefix_labels")}  # fmt: skip
+        ids, mask, labels = (batch[name] for name in names[objective])
+        shifted = self.model.prepare_decoder_input_ids_from_labels(labels)
+        encoded = self.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        # Pads stand behind the text of the target, where causal attention keeps them from it.
+        output = self.model.decoder(
+            input_ids=shifted, encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=False
+        )
+        return output.last_hidden_state, labels
 
     def on_fit_start(self) -> None:
         # Not `global_step`: Lightning restores that after this hook, so a resumed run would start anew.
-        if self.hparams.informed_start and self.steps_done == 0:
-            informed_init(self.model, [store["tokens"] for store in self.trainer.datamodule.train_stores])
+        if self.steps_done == 0 and self.hparams.grow_from:
+            self._grow(self.hparams.grow_from)
+        elif self.steps_done == 0 and self.hparams.informed_start:
+            data = self.trainer.datamodule
+            informed_init(self.model, self.architecture, data.tokens, [store["tokens"] for store in data.train_stores])
+
+    def _grow(self, name: str) -> None:
+        small = AutoModelForMaskedLM.from_pretrained(builtin_backbones().get(name, Path(name)), dtype=torch.float32)
+        try:
+            grow(small, self.model)
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"--model.grow_from {name}: {error}") from error
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         self.started = time.monotonic()
@@ -111,20 +167,25 @@ class BackbonePretraining(L.LightningModule):
         return None
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        causal = self.progress() < self.hparams.causal_share
-        loss = self.token_loss(batch, causal)
-        self.tokens_seen += int(batch["attention_mask"].sum())
-        self.log("train/causal_loss" if causal else "train/masked_loss", loss, prog_bar=True)
+        objective = self.objective()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.hparams.autocast):
+            loss = self.token_loss(batch, objective)
+        mask = batch["prefix_mask" if objective == "prefix" else "attention_mask"]
+        targets = {"span": "labels", "prefix": "prefix_labels"}.get(objective)
+        written = int((batch[targets] != IGNORED).sum()) if targets else 0
+        self.tokens_seen += int(mask.sum()) + written
+        self.log(f"train/{objective}_loss", loss, prog_bar=True)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.seconds += time.monotonic() - self.started
+        # A process that was suspended within a step has not used its budget.
+        self.seconds += min(time.monotonic() - self.started, LONGEST_STEP)
         self.steps_done += 1
         self.trainer.datamodule.batches_trained += 1
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        for name, causal in (("masked", False), ("causal", True)):
-            self.log(f"held_out/{name}_loss", self.token_loss(batch, causal), prog_bar=True)
+        for objective in self.architecture.objectives:
+            self.log(f"held_out/{objective}_loss", self.token_loss(batch, objective), prog_bar=True)
         self.log_dict({"tokens": float(self.tokens_seen), "minutes": self.seconds / 60, "progress": self.progress()})
 
     def export(self, folder: str | Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -145,5 +206,5 @@ class BackbonePretraining(L.LightningModule):
         others = [p for p in self.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(
-            groups, lr=self.hparams.learning_rate, betas=(0.9, 0.98), weight_decay=self.hparams.weight_decay
+            groups, lr=self.hparams.learning_rate, betas=(0.9, 0.98), weight_decay=self.hparams.weight_decay, fused=True
         )

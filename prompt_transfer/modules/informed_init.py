@@ -1,4 +1,4 @@
-"""A start for small masked language models that knows the corpus' word statistics.
+"""A start for small language models that knows the corpus' word statistics.
 
 A short run never sees a rare word often enough to place it, and a model whose attention passes nothing on yet has no
 gradient that tells it what to look at: it stays at the loss of word frequencies for a long time. So the start is made
@@ -13,9 +13,11 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import RobertaForMaskedLM
+from transformers import PreTrainedModel
 
-SPECIALS = 5
+from prompt_transfer.data.corpus import Tokens
+from prompt_transfer.modules.architectures import Architecture
+
 # Norms beside a normal initialisation with deviation 0.02; found by the held-out loss before the first step.
 WORD_NORM, POSITION_SHARE, VALUE_GAIN = 0.02, 0.3, 3.0
 
@@ -57,29 +59,49 @@ def sinusoids(count: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def informed_init(model: RobertaForMaskedLM, streams: list[np.ndarray]) -> None:
-    """Give `model` the start that the module describes.
+def informed_init(
+    model: PreTrainedModel, architecture: Architecture, tokens: Tokens, streams: list[np.ndarray]
+) -> None:
+    """Give `model` the start that the module describes; models that write (GPT, T5) get the word vectors alone.
 
     Args:
         model: freshly initialised; changed in place.
+        architecture: its row.
+        tokens: which ids are special.
         streams: token ids of the corpus, one array a file.
     """
-    body, head = model.roberta, model.lm_head
-    vocab_size, width = model.get_input_embeddings().weight.shape
-    norm = WORD_NORM * math.sqrt(width)
+    table = model.get_input_embeddings().weight
+    vocab_size, width = table.shape
     vectors = cooccurrence_vectors(streams, vocab_size, width)
     # Special tokens never stand in the streams and keep their random start.
-    words = vectors[SPECIALS:]
-    model.get_input_embeddings().weight[SPECIALS:] = words / words.norm(dim=1).mean() * norm
-    table = body.embeddings.position_embeddings.weight
-    table.copy_(sinusoids(*table.shape) * norm * POSITION_SHARE)
-    table[model.config.pad_token_id] = 0
+    words = slice(tokens.ordinary, vocab_size - tokens.reserved)
+    directions = vectors[words] / vectors[words].norm(dim=1).mean()
+    # As long as the random rows that they replace: 0.02 a number, 1 in a T5, whose norm layers have no mean.
+    table[words] = directions * table[words].std() * math.sqrt(width)
+    output = model.get_output_embeddings().weight
+    if output is not table:
+        # T5 v1.1 does not tie its output layer, and its own start for it gives logits of deviation sqrt(H).
+        output.normal_(std=1 / width)
+        output[words] += directions / math.sqrt(width)
+    if architecture.transform is not None:
+        _bag_of_words(model, architecture, tokens, frequencies(streams, vocab_size))
+
+
+def _bag_of_words(model: PreTrainedModel, architecture: Architecture, tokens: Tokens, shares: Tensor) -> None:
+    """Make an encoder whose word embeddings are set predict by the mean of the text."""
+    body = model.get_submodule(architecture.body)
+    width = body.embeddings.word_embeddings.weight.shape[1]
+    positions = body.embeddings.position_embeddings.weight
+    positions.copy_(sinusoids(*positions.shape) * WORD_NORM * math.sqrt(width) * POSITION_SHARE)
+    positions[: tokens.first_position] = 0
     body.embeddings.token_type_embeddings.weight.zero_()
     identity = torch.eye(width)
     attention = body.encoder.layer[0].attention
     attention.self.value.weight.copy_(identity * VALUE_GAIN)
     attention.output.dense.weight.copy_(identity)
-    head.dense.weight.copy_(identity)
-    bias = frequencies(streams, vocab_size).log()
-    head.bias.copy_(bias)
-    head.decoder.bias.copy_(bias)
+    assert architecture.transform is not None
+    model.get_submodule(architecture.transform).weight.copy_(identity)
+    bias = shares.log()
+    for name, parameter in model.get_submodule(architecture.head).named_parameters():
+        if name.endswith("bias") and parameter.shape == bias.shape:
+            parameter.copy_(bias)

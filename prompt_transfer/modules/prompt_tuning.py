@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import json
-import warnings
-from typing import Any, cast
+from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torch import Tensor
 from transformers import get_scheduler
 
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
-from prompt_transfer.metrics import make_metrics
+from prompt_transfer.modules.objectives import Classification
+from prompt_transfer.modules.prompted import PromptedModule
 from prompt_transfer.prompts.initializers import FromPrompt, Initializer, Vocabulary
 from prompt_transfer.prompts.prompt import Prompt, library_versions
 from prompt_transfer.prompts.reparameterizations import Plain, Reparameterization
-from prompt_transfer.tasks import Task
-from prompt_transfer.verbalizers import Verbalizer, VerbalizerStack, stack
+from prompt_transfer.task import LABEL_WORDS_POLICIES
 
+# A batch, and the numbers of the prompts that see it.
+Pass = tuple[dict[str, Tensor], list[int]]
 # Those of transformers that need nothing but their length.
 SCHEDULES = ("linear", "constant", "constant_with_warmup", "cosine", "polynomial", "inverse_sqrt")
 
 
-class PromptTuning(L.LightningModule):
+class PromptTuning(PromptedModule):
     """Trains `prompt_length` x H numbers; the backbone stays bit-equal.
 
     Args:
         backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
         prompt_length: P, rows of the prompt.
-        layout: `prefix` (prompt, answer slot, text) or `mask_first` (release 1.0 of Su et al.).
+        layout: of an encoder `prefix` (prompt, answer slot, text; the default) or `mask_first` (release 1.0 of Su et
+            al.); other kinds of backbones have one layout each.
         attention: `full` (the prompt sees the text) or `shared` (it sees only itself; faster).
         init: how the prompt starts; default: embeddings of random vocabulary tokens.
         reparameterization: what is trained in place of the prompt itself; folded into a plain prompt on export.
@@ -44,6 +44,9 @@ class PromptTuning(L.LightningModule):
         scheduler: a scheduler of your own, stepped every optimizer step, in place of `schedule`.
         dtype: of the backbone's weights (`float32`, `bfloat16`, `float16`); prompt and optimizer are float32 always.
         head: `lm`, or `embedding` for checkpoints without an LM head.
+        label_words_policy: for label words of several tokens, in place of the tasks' own: `error`, `first` (token),
+            `mean`, or `sequence` (the whole label text is scored: causal and seq2seq backbones).
+        num_beams: beams of texts that are written; 1 writes greedily.
         backbone_dropout: use the backbone's dropout in training.
         revision: of a hub repository.
         trust_remote_code: run model code that comes with a checkpoint.
@@ -53,7 +56,7 @@ class PromptTuning(L.LightningModule):
         self,
         backbone: str = "roberta-nano",
         prompt_length: int = 20,
-        layout: str = "prefix",
+        layout: str | None = None,
         attention: str = "full",
         init: Initializer | None = None,
         reparameterization: Reparameterization | None = None,
@@ -64,6 +67,8 @@ class PromptTuning(L.LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         dtype: str = "float32",
         head: str = "lm",
+        label_words_policy: str | None = None,
+        num_beams: int = 1,
         backbone_dropout: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -79,6 +84,12 @@ class PromptTuning(L.LightningModule):
             raise UserError(f"warmup_steps is {warmup_steps}: give 0 or more")
         if schedule not in SCHEDULES:
             raise UserError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        if label_words_policy is not None and label_words_policy not in LABEL_WORDS_POLICIES:
+            raise UserError(
+                f"unknown label_words_policy {label_words_policy!r}: choose one of {', '.join(LABEL_WORDS_POLICIES)}"
+            )
+        if num_beams < 1:
+            raise UserError(f"num_beams is {num_beams}: 1 writes greedily, more search")
         self.init = init or Vocabulary()
         self.reparameterization = reparameterization or Plain()
         self._optimizer, self._scheduler = optimizer, scheduler
@@ -97,7 +108,7 @@ class PromptTuning(L.LightningModule):
             {
                 "backbone": backbone,
                 "prompt_length": prompt_length,
-                "layout": layout,
+                "layout": self.backbone.layout.name,
                 "attention": attention,
                 "init": self.init.describe(),
                 "reparameterization": self.reparameterization.describe(),
@@ -106,15 +117,13 @@ class PromptTuning(L.LightningModule):
                 "warmup_steps": warmup_steps,
                 "dtype": dtype,
                 "head": head,
+                "label_words_policy": label_words_policy,
+                "num_beams": num_beams,
                 "backbone_dropout": backbone_dropout,
                 "revision": revision,
             }
         )
         self.prompt_length = prompt_length
-        self.tasks: list[Task] = []
-        # Set by those who want every prediction of an evaluation, not only its metrics.
-        self.keep_records = False
-        self.records: list[dict[str, Tensor]] = []
         # Only what is trained is saved (`state_dict`), so the backbone is missing from every checkpoint.
         self.strict_loading = False
 
@@ -133,30 +142,26 @@ class PromptTuning(L.LightningModule):
                 "use --model.dtype bfloat16 for the backbone's weights"
             )
         self.connect(self.trainer.datamodule.tasks)
-        if not self.reparameterization.is_built:
-            # Its own generator: the start of a prompt depends on the seed alone, not on what was drawn before.
-            seed = int(torch.initial_seed() % 2**63)
-            generator = torch.Generator().manual_seed(seed)
-            words = [word for task in self.tasks for word in task.label_words]
-            shape = (self.prompt_length, self.backbone.hidden_size)
-            self.build(self.init(self.backbone, shape, generator, words), generator)
+        if not self.is_built:
+            self.begin(int(torch.initial_seed() % 2**63))
 
-    def connect(self, tasks: list[Task]) -> None:
-        """Build verbalizers and metrics for `tasks`."""
-        if tasks == self.tasks:
-            return
-        self.tasks = tasks
-        self.verbalizers = [
-            Verbalizer.for_task(task, self.backbone.tokenizer, self.backbone.family.name) for task in tasks
-        ]
-        stacked = stack(self.verbalizers)
-        self.register_buffer("token_ids", stacked.token_ids, persistent=False)
-        self.register_buffer("word_weights", stacked.weights, persistent=False)
-        self.register_buffer("class_mask", stacked.class_mask, persistent=False)
-        self.register_buffer("predicted", torch.zeros_like(stacked.class_mask, dtype=torch.long), persistent=False)
-        self.metrics: nn.ModuleDict = nn.ModuleDict(
-            {split: nn.ModuleList([make_metrics(task) for task in tasks]) for split in ("validation", "test")}
-        )
+    @property
+    def is_built(self) -> bool:
+        """Whether there is something to train."""
+        return self.reparameterization.is_built
+
+    def begin(self, seed: int) -> None:
+        """Make the initial prompt of the run, whose seed is `seed`."""
+        self.init = self.init.for_seed(seed)
+        self.build(*self.start(self.init, seed))
+
+    def start(self, init: Initializer, seed: int) -> tuple[Tensor, torch.Generator]:
+        """An initial prompt [P, H], and the generator for what else is drawn."""
+        # Its own generator: the start of a prompt depends on the seed alone, not on what was drawn before.
+        generator = torch.Generator().manual_seed(seed)
+        words = [word for task in self.tasks for word in task.label_words]
+        shape = (self.prompt_length, self.backbone.hidden_size)
+        return init(self.backbone, shape, generator, words), generator
 
     def build(self, initial: Tensor, generator: torch.Generator | None = None) -> None:
         """Start from the prompt `initial` [P, H]."""
@@ -167,140 +172,87 @@ class PromptTuning(L.LightningModule):
 
     # The forward pass ------------------------------------------------------------------------------------------
 
+    def current_prompt(self) -> Tensor:
+        """The prompt [P, H] as it is now, with its gradient."""
+        return self.reparameterization()
+
     def forward(self, batch: dict[str, Tensor], prompt: Tensor | None = None) -> Tensor:
         """Class logits [B, C] at the answer slot, C the most classes of any task; -inf where a task has fewer.
 
         Args:
             batch: see `prompt_transfer.data.batches`.
             prompt: [P, H] in place of the module's own.
+
+        Raises:
+            UserError: the tasks have no classes.
         """
-        prompt = self.reparameterization() if prompt is None else prompt
-        words = self.backbone(prompt, batch, self.token_ids)
-        return VerbalizerStack(self.token_ids, self.word_weights, self.class_mask).class_logits(
-            words, batch["task_ids"]
-        )
+        if not isinstance(self.objective, Classification):
+            raise UserError(f"{self.tasks[0].name} has no classes: its answers are texts (`objective.predict`)")
+        return self.objective.logits(self.current_prompt() if prompt is None else prompt, batch)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files of the run's prompts, without the suffix."""
+        return ["prompt"]
+
+    def trained(self) -> list[torch.nn.Parameter]:
+        """The parameters that a step trains."""
+        return [p for p in self.reparameterization.parameters() if p.requires_grad]
+
+    def passes(self, batches: list[dict[str, Tensor]]) -> list[Pass]:
+        """The forward passes over some batches: each a batch and the numbers of the prompts that see it."""
+        return [(batch, [0]) for batch in batches]
+
+    def summed_losses(self, batch: dict[str, Tensor], members: list[int]) -> Tensor:
+        """The sum of the examples' losses behind each prompt [N], 0 for those that are not among `members`."""
+        return self.objective.losses(self.current_prompt(), batch).sum()[None]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Mean cross entropy over the examples of all ranks; micro-batches only save memory."""
-        parameters = [p for p in self.reparameterization.parameters() if p.requires_grad]
+        """Mean loss over the examples of all ranks; several forward passes only save memory."""
+        parameters = self.trained()
         count = batch["global_count"] / self.trainer.world_size
-        *early, last = batch["micro_batches"]
+        *early, last = self.passes(batch["micro_batches"])
         gradients = [torch.zeros_like(p) for p in parameters]
-        total = torch.zeros((), device=self.device)
-        for micro in early:
-            loss = nn.functional.cross_entropy(self(micro), micro["labels"], reduction="sum") / count
-            for sum_, gradient in zip(gradients, torch.autograd.grad(loss, parameters), strict=True):
+        totals: list[Tensor] = []
+        for part in early:
+            losses = self.summed_losses(*part) / count
+            found = torch.autograd.grad(losses.sum(), parameters, materialize_grads=True)
+            for sum_, gradient in zip(gradients, found, strict=True):
                 sum_ += gradient
-            total += loss.detach()
-        loss = nn.functional.cross_entropy(self(last), last["labels"], reduction="sum") / count
-        total += loss.detach()
+            totals.append(losses.detach())
+        losses = self.summed_losses(*last) / count
+        totals.append(losses.detach())
+        loss = losses.sum()
         if early:
             # A term of value zero whose gradient is that of the micro-batches whose graphs are gone already.
             carried = torch.stack([(g * p).sum() for g, p in zip(gradients, parameters, strict=True)]).sum()
             loss = loss + carried - carried.detach()
         self.trainer.datamodule.batch_done(batch["position"])
-        self.log("train/loss", total, prog_bar=True, batch_size=batch["global_count"], sync_dist=True)
+        self.log_losses(torch.stack(totals).sum(dim=0), batch["global_count"])
         return loss
+
+    def log_losses(self, losses: Tensor, count: int) -> None:
+        """Log the losses [N] of a step over `count` examples."""
+        self.log("train/loss", losses[0], prog_bar=True, batch_size=count, sync_dist=True)
+
+    @property
+    def logs_this_step(self) -> bool:
+        """Whether the loggers write at the end of this step: when its number is a multiple."""
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norms that tell why a prompt does not train."""
-        # The loggers write when the number of the step that now ends is a multiple.
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:
-            return
-        gradients = [p.grad.norm() for p in self.reparameterization.parameters() if p.grad is not None]
-        with torch.no_grad():
-            prompt = self.reparameterization()
-            self.log_dict(
-                {
-                    "train/gradient_norm": torch.stack(gradients).norm(),
-                    "train/prompt_norm": prompt.norm(dim=1).mean(),
-                    "train/distance_from_initial": (prompt - self.initial_prompt).norm(),
-                }
-            )
-
-    def task_metrics(self, split: str) -> list[MetricCollection]:
-        """The metrics of every task on `validation` or `test`."""
-        return [cast("MetricCollection", metrics) for metrics in cast("nn.ModuleList", self.metrics[split])]
-
-    def evaluation_step(self, batch: dict[str, Tensor], split: str) -> None:
-        """Feed the metrics of `split`."""
-        logits = self(batch)
-        predictions = logits.argmax(dim=1)
-        loss = nn.functional.cross_entropy(logits, batch["labels"])
-        size = len(batch["labels"])
-        self.log(f"{split}/loss", loss, on_epoch=True, batch_size=size, sync_dist=True, add_dataloader_idx=False)
-        for index in range(len(self.tasks)):
-            rows = batch["task_ids"] == index
-            if rows.any():  # torchmetrics' accuracy refuses an empty update
-                self.task_metrics(split)[index].update(predictions[rows], batch["labels"][rows])
-        counted = (batch["task_ids"], predictions)
-        self.predicted.index_put_(counted, torch.ones_like(predictions), accumulate=True)
-        if self.keep_records:
-            names = ("ids", "task_ids", "labels")
-            self.records.append({**{name: batch[name].cpu() for name in names}, "predictions": predictions.cpu()})
-
-    def evaluation_end(self, split: str) -> None:
-        """Log every task's metrics and `<split>/score`, the mean of those that select."""
-        scores = []
-        for task, metrics in zip(self.tasks, self.task_metrics(split), strict=True):
-            values = metrics.compute()
-            metrics.reset()
-            prefix = split if len(self.tasks) == 1 else f"{split}/{task.name}"
-            self.log_dict({f"{prefix}/{name}": value for name, value in values.items()}, prog_bar=len(self.tasks) == 1)
-            scores.append(values[task.metric])
-        self.log(f"{split}/score", torch.stack([score.float() for score in scores]).mean())
-        self._warn_of_one_class(split)
-        self.gather_records()
-
-    def gather_records(self) -> None:
-        """Put the records of all processes together, on each of them."""
-        if self.keep_records and self.trainer.world_size > 1:
-            parts: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, self.records)
-            self.records = [record for part in parts for record in part]
-
-    def _warn_of_one_class(self, split: str) -> None:
-        counts = self.predicted
-        if self.trainer.world_size > 1:
-            counts = self.all_gather(counts).sum(dim=0)
-        for task, row in zip(self.tasks, counts, strict=True):
-            alone = self.trainer.is_global_zero and not self.trainer.sanity_checking and self.global_step > 0
-            if not alone or int((row > 0).sum()) != 1:
-                continue
-            word = task.label_words[int(row.argmax())]
-            warnings.warn(
-                f"step {self.global_step}: every {split} example of {task.name} is predicted {word!r}; "
-                "if this stays, try another learning rate or more steps",
-                stacklevel=2,
-            )
-        self.predicted.zero_()
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.evaluation_step(batch, "validation")
-
-    def on_validation_epoch_end(self) -> None:
-        self.evaluation_end("validation")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.evaluation_step(batch, "test")
-
-    def on_test_epoch_end(self) -> None:
-        self.evaluation_end("test")
-
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """`ids` [B], `task_ids` [B] and `probabilities` [B, C]."""
-        output = {"ids": batch["ids"], "task_ids": batch["task_ids"], "probabilities": self(batch).softmax(dim=1)}
-        if self.keep_records:
-            self.records.append({name: tensor.cpu() for name, tensor in output.items()})
-        return output
-
-    def on_predict_epoch_end(self) -> None:
-        self.gather_records()
+        if self.logs_this_step:
+            self.log_dict(norms("train", self.reparameterization, self.initial_prompt))
 
     # Optimizer -------------------------------------------------------------------------------------------------
 
+    def parameter_groups(self) -> list[Any]:
+        """What the optimizer is made for."""
+        return self.trained()
+
     def configure_optimizers(self) -> dict[str, Any]:
-        parameters = [p for p in self.reparameterization.parameters() if p.requires_grad]
+        parameters = self.parameter_groups()
         if self._optimizer is None:
             # Weight decay would pull a prompt to zero, where no word embedding is; release 1.0 has none either.
             optimizer = torch.optim.AdamW(parameters, lr=self.hparams.learning_rate, weight_decay=0.0)
@@ -335,7 +287,7 @@ class PromptTuning(L.LightningModule):
                 f"another backbone than {self.backbone.id}"
             )
         state = checkpoint["state_dict"]
-        if not self.reparameterization.is_built:
+        if not self.is_built:
             self.build(state["initial_prompt"])
         expected = {name: tensor.shape for name, tensor in self.state_dict().items()}
         found = {name: tensor.shape for name, tensor in state.items()}
@@ -349,8 +301,16 @@ class PromptTuning(L.LightningModule):
         if torch.cuda.is_available() and checkpoint.get("cuda_rng"):
             torch.cuda.set_rng_state_all([state.cpu() for state in checkpoint["cuda_rng"]])
 
-    def prompt(self) -> Prompt:
-        """The prompt as it is now, folded, with the metadata that the module knows."""
+    def prompt(self, name: str = "prompt") -> Prompt:
+        """The prompt as it is now, folded, with the metadata that the module knows.
+
+        Args:
+            name: as in `named_scores`.
+        """
+        return self.packed(self.reparameterization, self.init, self.initial_prompt)
+
+    def packed(self, reparameterization: Reparameterization, init: Initializer, initial: Tensor) -> Prompt:
+        """A prompt that is trained here, with what all prompts of the module share."""
         tasks = self.tasks
         metadata = {
             "backbone": self.backbone.id,
@@ -362,12 +322,24 @@ class PromptTuning(L.LightningModule):
             "head": self.backbone.head,
             "task": ",".join(task.name for task in tasks),
             "label_words": json.dumps({task.name: list(task.label_words) for task in tasks}),
-            "init": self.init.describe(),
-            "reparameterization": self.reparameterization.describe(),
+            "init": init.describe(),
+            "reparameterization": reparameterization.describe(),
+            "learning_rate": "" if self._optimizer else repr(self.hparams.learning_rate),
             "revision": self.backbone.revision or "",
             "versions": library_versions(),
         }
-        if isinstance(self.init, FromPrompt):
-            metadata["source_prompt"] = ",".join(self.init.prompt)
-        folded = self.reparameterization.fold().float().cpu()
-        return Prompt(folded, metadata, self.initial_prompt.float().cpu())
+        if isinstance(init, FromPrompt):
+            metadata["source_prompt"] = ",".join(init.prompt)
+        return Prompt(reparameterization.fold().float().cpu(), metadata, initial.float().cpu())
+
+
+def norms(prefix: str, reparameterization: Reparameterization, initial: Tensor) -> dict[str, Tensor]:
+    """Norm of the gradient, of a prompt row, and of the way from the `initial` prompt [P, H], by names to log."""
+    gradients = [p.grad.norm() for p in reparameterization.parameters() if p.grad is not None]
+    with torch.no_grad():
+        prompt = reparameterization()
+        return {
+            f"{prefix}/gradient_norm": torch.stack(gradients).norm(),
+            f"{prefix}/prompt_norm": prompt.norm(dim=1).mean(),
+            f"{prefix}/distance_from_initial": (prompt - initial).norm(),
+        }

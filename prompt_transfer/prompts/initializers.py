@@ -44,6 +44,10 @@ class Initializer(ABC):
             The prompt, float32 `[P, H]` on the CPU.
         """
 
+    def for_seed(self, seed: int) -> Initializer:
+        """The initializer of the run with that seed: itself, unless its options name the seed."""
+        return self
+
     def describe(self) -> str:
         """One line for the metadata of the prompt: the class and its options."""
         options = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
@@ -155,7 +159,8 @@ class FromPrompt(Initializer):
     """A trained prompt, or the mean of several (transfer by initialization; SPoT, Vu et al. 2022).
 
     Args:
-        prompt: a prompt file; several as a list or separated by commas.
+        prompt: a prompt file; several as a list or separated by commas. `{seed}` in a path stands for the seed of the
+            run, so that runs of several seeds start from prompts of several seeds.
     """
 
     def __init__(self, prompt: list[str] | str) -> None:
@@ -165,6 +170,9 @@ class FromPrompt(Initializer):
         self.prompt = [str(path).strip() for path in prompt]
         if not all(self.prompt) or not self.prompt:
             raise UserError("init FromPrompt: an empty path; give one prompt file, or several separated by commas")
+
+    def for_seed(self, seed: int) -> FromPrompt:
+        return FromPrompt([path.replace("{seed}", str(seed)) for path in self.prompt])
 
     def __call__(
         self, backbone: Backbone, shape: tuple[int, int], generator: torch.Generator, label_words: Sequence[str] = ()

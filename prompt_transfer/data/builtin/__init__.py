@@ -1,19 +1,21 @@
-"""Built-in tasks: labelled English from a lexicon and a grammar of our own, for work without a network.
+"""Built-in tasks: English from a lexicon and a grammar of our own, for work without a network.
 
 Nine classification tasks of four types, two or three domains a type. Three properties make a score mean something:
 no label-carrying word stands in two splits (train, validation and test each have their own), every class of a split
 has the same sentences around those words, and so a model that only counts words stays at the majority class: what is
-learned is what the backbone knows about unseen words. `builtin_rows` makes the rows; the same in every process.
+learned is what the backbone knows about unseen words. Two generation tasks: questions on a paragraph and one-line
+summaries. Names, things, places and times of a split stand in no other, so answers have to be taken from the text.
+`builtin_rows` makes the rows; the same in every process.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from prompt_transfer.data.builtin import ethics, nli, paraphrase, sentiment
-from prompt_transfer.data.builtin.grammar import SPLIT_SIZES, Row, Writer, rows
+from prompt_transfer.data.builtin import ethics, nli, paraphrase, questions, sentiment, summaries
+from prompt_transfer.data.builtin.grammar import SPLIT_SIZES, Row, TextWriter, Writer, rows, text_rows
 from prompt_transfer.errors import UserError
-from prompt_transfer.task import Task
+from prompt_transfer.task import CUES, Task
 
 __all__ = ["BUILTIN_TASKS", "SPLIT_SIZES", "builtin_rows"]
 
@@ -28,6 +30,7 @@ _WRITERS: dict[str, Writer] = {
     "paraphrase_actions": partial(paraphrase.write, "actions"),
     "paraphrase_opinions": partial(paraphrase.write, "opinions"),
 }
+_TEXT_WRITERS: dict[str, TextWriter] = {"questions": questions.write, "summaries": summaries.write}
 # Words of one token in a lower-cased byte-level BPE of 8 k tokens, the same for all tasks of a type.
 _WORDS: dict[str, tuple[str, ...]] = {
     "sentiment": ("terrible", "great"),
@@ -47,11 +50,32 @@ def _task(short: str) -> Task:
         label_column="label",
         label_words=_WORDS[kind],
         builtin=True,
+        cue=CUES[kind],
     )
 
 
-BUILTIN_TASKS: tuple[Task, ...] = tuple(_task(short) for short in _WRITERS)
-"""The rows of the registry, sentiment first."""
+def _text_task(short: str, kind: str, text_b: str | None, metrics: tuple[str, ...], max_target_length: int) -> Task:
+    return Task(
+        name=f"builtin_{short}",
+        type=kind,
+        text_a="text_a",
+        text_b=text_b,
+        label_column=None,
+        metric=metrics[0],
+        metrics=metrics,
+        target_column="target",
+        max_target_length=max_target_length,
+        builtin=True,
+        cue=CUES[kind],
+    )
+
+
+BUILTIN_TASKS: tuple[Task, ...] = (
+    *(_task(short) for short in _WRITERS),
+    _text_task("questions", "qa", "text_b", ("squad_f1", "exact_match"), 12),
+    _text_task("summaries", "summarization", None, ("rougeL", "rouge1", "rouge2"), 16),
+)
+"""The rows of the registry, sentiment first, generation last."""
 _BY_NAME = {task.name: task for task in BUILTIN_TASKS}
 
 
@@ -63,8 +87,8 @@ def builtin_rows(name: str, split: str) -> list[Row]:
         split: `train` (2000 rows), `validation` (400) or `test` (600).
 
     Returns:
-        One dict a row: `text_a` (str), `text_b` (str, empty for single texts), `label` (int, 0..C-1). The classes
-        differ by one row at most.
+        One dict a row: `text_a` (str), `text_b` (str, empty for single texts), and `label` (int, 0..C-1; the classes
+        differ by one row at most) or, for generation, `target` (list of str, the first is the one to write).
 
     Raises:
         UserError: no such task or split.
@@ -73,4 +97,7 @@ def builtin_rows(name: str, split: str) -> list[Row]:
         raise UserError(f"there is no built-in task {name}; choose one of {', '.join(_BY_NAME)}")
     if split not in SPLIT_SIZES:
         raise UserError(f"built-in tasks have no split {split}; choose one of {', '.join(SPLIT_SIZES)}")
-    return rows(name, split, _BY_NAME[name].num_classes, _WRITERS[name.removeprefix("builtin_")])
+    short = name.removeprefix("builtin_")
+    if short in _TEXT_WRITERS:
+        return text_rows(name, split, _TEXT_WRITERS[short])
+    return rows(name, split, _BY_NAME[name].num_classes, _WRITERS[short])

@@ -18,6 +18,9 @@ Writer = Callable[[random.Random, random.Random, str, int, int], tuple[str, str]
 `scene` draws what carries no label and is equal for equal turns; `words` draws what carries the label. So row `turn` of
 one class differs from row `turn` of another in label-carrying words only."""
 
+TextWriter = Callable[[random.Random, str, int], tuple[str, str, list[str]]]
+"""`(random, split, turn) -> (text_a, text_b, targets)`, for generation; `turn` counts rows and picks the template."""
+
 _SLOT = re.compile(r"\{([a-z_]+)(\d*)\}")
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiou])")
 
@@ -82,4 +85,21 @@ def rows(name: str, split: str, classes: int, write: Writer) -> list[Row]:
         seen.add(pair)
         out.append({"text_a": pair[0], "text_b": pair[1], "label": label})
     words.shuffle(out)
+    return out
+
+
+def text_rows(name: str, split: str, write: TextWriter) -> list[Row]:
+    """The rows of one split of a generation task: no text twice, shuffled. Raises as `rows` does."""
+    rng, seen, out = seeded(name, split), set(), []
+    for turn in range(SPLIT_SIZES[split]):
+        for _ in range(100):
+            first, second, targets = write(rng, split, turn)
+            pair = sentence(first), sentence(second)
+            if pair not in seen:
+                break
+        else:
+            raise RuntimeError(f"{name}/{split}: the lexicon is too small for {SPLIT_SIZES[split]} different rows")
+        seen.add(pair)
+        out.append({"text_a": pair[0], "text_b": pair[1], "target": targets})
+    rng.shuffle(out)
     return out

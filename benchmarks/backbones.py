@@ -1,0 +1,89 @@
+"""What a prompt gets out of each built-in backbone on real tasks, beside a random prompt and what needs no model.
+
+    python benchmarks/backbones.py --root ../shared/data --output results/backbones
+
+Every run is a `fit` and a `test` as a user would type them; `commands.txt` has the commands. Runs that are in the table
+already are not done again.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from prompt_transfer import results
+from prompt_transfer.cli import main
+from prompt_transfer.commands.parsing import call
+from prompt_transfer.files import write_text_atomic
+from prompt_transfer.tasks import get_task
+
+CLASSES = ("sst2", "mrpc")
+TEXTS = ("squad", "samsum")
+ALL = ("roberta-nano", "bert-nano", "roberta-micro", "gpt2-nano", "t5-nano")
+WRITERS = ("gpt2-nano", "t5-nano")
+COLUMNS = ["task", "backbone", "split", "metric", "what", "value", "low", "high", "n", "seed", "attention", "layout"]
+
+
+def commands(task: str, backbone: str, root: str, folder: Path, steps: int) -> list[list[str]]:
+    """The `fit` and the `test` of one cell."""
+    data = ["--data.source", "local", "--data.root", root, "--data.limit_eval", "2000"]
+    if get_task(task).is_generation:
+        # Texts of 192 tokens hold most answers; 500 written texts give an interval of a few points.
+        data[-1] = "500"
+        data += ["--data.max_length", "192", "--data.batch_size", "16", "--data.eval_batch_size", "50"]
+    interval = str(steps // 4)
+    budget = ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", interval]
+    fit = ["fit", "--model.backbone", backbone, "--data.task", task, *data, *budget, "--output", str(folder)]
+    limits = data[4:6]
+    if get_task(task).is_generation:
+        limits += data[-2:]
+    test = ["test", "--prompt", str(folder), *limits, "--random_prompts", "3", "--output", str(folder / "test")]
+    return [fit, test]
+
+
+def run(
+    root: str = "../shared/data",
+    output: str = "results/backbones",
+    runs: str = "runs/backbones",
+    backbones: str = ",".join(ALL),
+    tasks: str = ",".join((*CLASSES, *TEXTS)),
+    steps: int = 600,
+) -> None:
+    """Fill the table.
+
+    Args:
+        root: folder with the tasks in local form.
+        output: folder of `results.csv` and `commands.txt`.
+        runs: folder of the run folders.
+        backbones: names, separated by commas.
+        tasks: names, separated by commas.
+        steps: optimizer steps of a run.
+    """
+    place = Path(output)
+    file = place / "results.csv"
+    frames = [pd.read_csv(file)] if file.is_file() else []
+    done = {(row.task, row.backbone) for frame in frames for row in frame.itertuples()}
+    for task in tasks.split(","):
+        for backbone in backbones.split(","):
+            if (task, backbone) in done or (get_task(task).is_generation and backbone not in WRITERS):
+                continue
+            folder = Path(runs) / f"{task}-{backbone}"
+            lines = commands(task, backbone, root, folder, steps)
+            for line in lines:
+                extra = ["--overwrite"] if line[0] == "fit" else []
+                if main([*line, *extra, "--trainer.enable_progress_bar", "false"]):
+                    raise SystemExit(f"failed: prompt-transfer {shlex.join(line)}")
+            frame = pd.read_csv(folder / "test" / "results.csv").assign(backbone=backbone)
+            frames.append(frame[[column for column in COLUMNS if column in frame]])
+            table = pd.concat(frames, ignore_index=True).sort_values(["task", "backbone"], kind="stable")
+            results.write(table, file)
+            said = place / "commands.txt"
+            before = said.read_text() if said.is_file() else ""
+            write_text_atomic(said, before + "".join(f"prompt-transfer {shlex.join(line)}\n" for line in lines))
+
+
+if __name__ == "__main__":
+    call(run, "backbones", sys.argv[1:])

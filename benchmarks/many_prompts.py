@@ -1,0 +1,126 @@
+"""Prompts of several seeds trained at once, against the same prompts one after the other.
+
+    python benchmarks/many_prompts.py --output results/benchmarks/many_prompts.json
+
+Both ways run in this process on the same tokens and batches, in turn; each includes its evaluations. What is measured
+is training: loading a backbone and tokenising, which the runs one after the other would pay again and again, do not
+count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from typing import Any
+
+import lightning as L
+import torch
+
+from prompt_transfer import results
+from prompt_transfer.commands.lightning import TRAINER_DEFAULTS, quiet
+from prompt_transfer.commands.parsing import call
+from prompt_transfer.data.datamodule import TaskDataModule
+from prompt_transfer.files import write_text_atomic
+from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
+from prompt_transfer.modules.prompt_tuning import PromptTuning
+
+
+def train(module: PromptTuning, data: TaskDataModule, steps: int, seed: int) -> float:
+    """Seconds of a run of so many steps, with an evaluation in the middle and one at the end."""
+    L.seed_everything(seed, verbose=False)
+    trainer = L.Trainer(
+        **{**TRAINER_DEFAULTS, "max_steps": steps, "val_check_interval": max(1, steps // 2)},
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    )  # fmt: skip
+    started = time.perf_counter()
+    trainer.fit(module, datamodule=data)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def run(
+    output: str,
+    backbone: str = "roberta-nano",
+    task: str = "builtin_movies",
+    data_root: str | None = None,
+    prompts: int = 8,
+    prompt_length: int = 20,
+    batch_size: int = 32,
+    steps: int = 50,
+    limit_eval: int = 256,
+    repeats: int = 3,
+    threads: int = 2,
+    dtype: str = "float32",
+) -> None:
+    """Measure and write a JSON file.
+
+    Args:
+        output: the file.
+        backbone: a built-in backbone, a folder or a hub id.
+        task: name of a task.
+        data_root: folder with the task's data; None for built-in tasks.
+        prompts: N, prompts that are trained.
+        prompt_length: P.
+        batch_size: B, texts of a step.
+        steps: of each run.
+        limit_eval: rows of an evaluation.
+        repeats: runs of each way; medians are reported.
+        threads: of torch.
+        dtype: of the backbone's weights.
+    """
+    torch.set_num_threads(threads)
+    quiet()
+    warnings.simplefilter("ignore")
+    rows: list[dict[str, Any]] = []
+    for attention in ("full", "shared"):
+        same: dict[str, Any] = {
+            "backbone": backbone, "prompt_length": prompt_length, "attention": attention, "dtype": dtype,
+        }  # fmt: skip
+        data = TaskDataModule(
+            task, "local" if data_root else "builtin", data_root, batch_size=batch_size, limit_eval=limit_eval
+        )
+        train(PromptTuning(**same), data, 2, 0)  # tokenises, and warms up
+        taken: dict[str, list[float]] = {"at once": [], "one after the other": []}
+        apart = 0.0
+        for _ in range(repeats):
+            together = PromptEnsemble(seeds=list(range(prompts)), **same)
+            taken["at once"].append(train(together, data, steps, 0))
+            seconds = 0.0
+            for seed in range(prompts):
+                alone = PromptTuning(**same)
+                seconds += train(alone, data, steps, seed)
+                moved = together.prompt(f"prompt-seed{seed}").embeddings - alone.prompt().embeddings
+                apart = max(apart, moved.abs().max().item())
+            taken["one after the other"].append(seconds)
+        once, each = (statistics.median(values) for values in taken.values())
+        rows.append(
+            {"attention": attention, "prompts": prompts, "at_once_s": once, "one_after_the_other_s": each,
+             "speed": each / once, "cost_over_one_run": once / (each / prompts), "largest_difference": apart}
+        )  # fmt: skip
+    cuda = torch.cuda.is_available()
+    facts = {
+        "what": f"{prompts} prompts of {backbone} on {task}: trained at once and one after the other",
+        "steps": steps,
+        "repeats": repeats,
+        "batch_size": batch_size,
+        "prompt_length": prompt_length,
+        "dtype": dtype,
+        "threads": threads,
+        "load": os.getloadavg()[0],
+        "machine": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "lightning")},
+        "rows": rows,
+    }
+    results.show(rows)
+    write_text_atomic(output, json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    call(run, "many_prompts", sys.argv[1:])

@@ -1,0 +1,204 @@
+"""How fast prompts converge, and how much faster from a transferred start.
+
+The definitions. A run *converges* at its first evaluation within `tolerance` (0.5 points, absolute) of the best that it
+ever reaches; it is evaluated from step 0 on, has a fixed budget and no early stopping, and compared runs see the same
+data in the same order. A run whose best is not above the majority class *did not learn*.
+
+- *convergence speed-up*: vanilla's convergence point / the transferred run's.
+- *comparable-result speed-up*: vanilla's convergence point / the first point where the transferred run reaches the
+  score at which vanilla converged. Where it never does, it is *not reached*.
+
+Who is there at step 0 needed no training: nothing can be divided by that, and all that is known is that the next
+evaluation would have come too late. So the speed-up is *at least* vanilla's point / the first evaluation after step 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prompt_transfer.metrics import bootstrap_mean_interval
+
+TOLERANCE = 0.005
+UNITS = ("step", "samples", "seconds")
+MEASURES = ("convergence", "comparable result")
+EXACT, AT_LEAST, NOT_REACHED, NOT_LEARNED, NO_NEED = (
+    *("exact", "at least", "not reached", "did not learn"),
+    "vanilla needs no training",
+)
+# Scores are float32; two that print alike are alike.
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The evaluations of one prompt's training.
+
+    Attributes:
+        name: for people.
+        task: of the run.
+        source: the task whose prompt it starts from; None for a vanilla run.
+        seed: of the run.
+        evaluations: columns step, samples, seconds, value; the first is before any training.
+        majority: score of answering without a model.
+        metric: what `value` is.
+        at_once: prompts that were trained together, whose seconds are shared.
+    """
+
+    name: str
+    task: str
+    source: str | None
+    seed: str
+    evaluations: pd.DataFrame
+    majority: float
+    metric: str = "accuracy"
+    at_once: int = 1
+
+    @property
+    def values(self) -> np.ndarray:
+        """Scores, one an evaluation."""
+        return self.evaluations["value"].to_numpy(float)
+
+    @property
+    def learned(self) -> bool:
+        """Whether it is ever above the majority class."""
+        return bool(self.values.max() > self.majority + EPSILON)
+
+    def converged(self, tolerance: float = TOLERANCE) -> int:
+        """The number of the evaluation at which it has converged."""
+        values = self.values
+        return int(np.argmax(values >= values.max() - tolerance - EPSILON))
+
+    def reached(self, score: float) -> int | None:
+        """The number of the first evaluation with at least `score`; None: never."""
+        found = self.values >= score - EPSILON
+        return int(np.argmax(found)) if found.any() else None
+
+    def area(self) -> float:
+        """Area under the curve over steps, divided by the budget: the mean score on the way."""
+        steps = self.evaluations["step"].to_numpy(float)
+        return float(np.trapezoid(self.values, steps) / (steps[-1] - steps[0]))
+
+    def facts(self, tolerance: float = TOLERANCE) -> dict[str, Any]:
+        """One row for the table of runs."""
+        at = self.converged(tolerance)
+        row = self.evaluations.iloc[at]
+        return {
+            "task": self.task,
+            "source": self.source or "",
+            "seed": self.seed,
+            "metric": self.metric,
+            "start": float(self.values[0]),
+            "best": float(self.values.max()),
+            "converged_score": float(self.values[at]),
+            **{unit: row[unit].item() for unit in UNITS},
+            "area": self.area(),
+            "majority": self.majority,
+            "learned": self.learned,
+            "run": self.name,
+        }
+
+
+def compare(vanilla: Curve, transferred: Curve, tolerance: float = TOLERANCE) -> list[dict[str, Any]]:
+    """Both speed-ups in every unit, and the areas, of a pair of runs that differ in their start alone.
+
+    Returns:
+        Rows of task, source, seed, measure, unit, vanilla and transferred (where each was there), value (vanilla /
+        transferred) and outcome: `exact`, `at least`, `not reached`, `did not learn`, `vanilla needs no training`;
+        value is missing for the last three. The last row's measure is `area`, its value transferred - vanilla.
+    """
+    at = vanilla.converged(tolerance)
+    points = {
+        "convergence": transferred.converged(tolerance) if transferred.learned else None,
+        "comparable result": transferred.reached(float(vanilla.values[at])),
+    }
+    common = {"task": transferred.task, "source": transferred.source, "seed": transferred.seed}
+    rows: list[dict[str, Any]] = []
+    for measure in MEASURES:
+        point = points[measure]
+        if not vanilla.learned:
+            outcome = NOT_LEARNED
+        elif at == 0:
+            outcome = NO_NEED
+        elif point is None:
+            outcome = NOT_REACHED if measure == "comparable result" else NOT_LEARNED
+        else:
+            outcome = EXACT if point else AT_LEAST
+        for unit in UNITS:
+            # The clock of a process that trains eight prompts says nothing of one that trains one.
+            comparable = unit != "seconds" or vanilla.at_once == transferred.at_once
+            needed = vanilla.evaluations[unit].iloc[at].item() if vanilla.learned and comparable else None
+            used = transferred.evaluations[unit].iloc[point].item() if point is not None and comparable else None
+            value = None
+            if outcome in (EXACT, AT_LEAST) and comparable:
+                assert point is not None
+                value = needed / transferred.evaluations[unit].iloc[max(point, 1)].item()
+            rows.append(
+                {**common, "measure": measure, "unit": unit, "vanilla": needed, "transferred": used, "value": value,
+                 "outcome": outcome}
+            )  # fmt: skip
+    areas = {"vanilla": vanilla.area(), "transferred": transferred.area()}
+    area = {"measure": "area", "unit": "score", **areas, "value": areas["transferred"] - areas["vanilla"]}
+    return [*rows, {**common, **area, "outcome": EXACT}]
+
+
+def summarise(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Over seeds: one row a task, source, measure and unit, and one over all of these (task `all`).
+
+    Returns:
+        Rows of task, source, measure, unit, n (pairs), value (geometric mean of the speed-ups that there are; for
+        the area the mean difference), low and high (95 % bootstrap over pairs, over tasks and sources in the row of
+        all; missing for fewer than two), at_least, not_reached, not_learned, no_need (pairs of each outcome), and
+        result (all of it in words).
+    """
+    frame = pd.DataFrame(list(pairs))
+    rows = [
+        {"task": keys[0], "source": keys[1], "measure": keys[2], "unit": keys[3], **_mean(part, keys[2], part["value"])}
+        for keys, part in frame.groupby(["task", "source", "measure", "unit"], sort=False)
+    ]
+    groups = pd.DataFrame(rows)
+    if len(groups.groupby(["task", "source"])) > 1:
+        for (measure, unit), part in groups.groupby(["measure", "unit"], sort=False):
+            outcomes = frame[(frame["measure"] == measure) & (frame["unit"] == unit)]
+            rows.append(
+                {"task": "all", "source": "", "measure": measure, "unit": unit,
+                 **_mean(outcomes, measure, part["value"])}
+            )  # fmt: skip
+    return rows
+
+
+def _mean(pairs: pd.DataFrame, measure: Any, found: pd.Series) -> dict[str, Any]:
+    values = found.dropna().to_numpy(float)
+    scale, back = (lambda x: x, float) if measure == "area" else (np.log, lambda x: float(np.exp(x)))
+    value = back(scale(values).mean()) if len(values) else None
+    low = high = None
+    if len(values) > 1:
+        low, high = (back(end) for end in bootstrap_mean_interval(scale(values), seed=0))
+    outcomes = pairs["outcome"]
+    counts = {
+        name: int((outcomes == outcome).sum())
+        for name, outcome in (
+            *(("at_least", AT_LEAST), ("not_reached", NOT_REACHED), ("not_learned", NOT_LEARNED)),
+            ("no_need", NO_NEED),
+        )
+    }
+    row = {"n": len(pairs), "value": value, "low": low, "high": high, **counts}
+    return {**row, "result": _in_words(row, measure == "area")}
+
+
+def _in_words(row: dict[str, Any], difference: bool) -> str:
+    words = []
+    if row["value"] is not None:
+        number = f"{100 * row['value']:+.1f} points" if difference else f"{row['value']:.2g} times"
+        if row["low"] is not None:
+            ends = [f"{100 * row[end]:+.1f}" if difference else f"{row[end]:.2g}" for end in ("low", "high")]
+            number += f" [{ends[0]}, {ends[1]}]"
+        words.append(f"at least {number}" if row["at_least"] else number)
+    for name, text in (("not_reached", NOT_REACHED), ("not_learned", NOT_LEARNED), ("no_need", NO_NEED)):
+        if row[name]:
+            words.append(text if row[name] == row["n"] else f"{text} in {row[name]} of {row['n']}")
+    return "; ".join(words) or "-"

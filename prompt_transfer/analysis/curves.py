@@ -1,0 +1,70 @@
+"""Figures of runs: the score over steps, from vanilla and from transferred starts."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from prompt_transfer.analysis.convergence import TOLERANCE, Curve
+
+COLUMNS = 3
+
+
+def convergence(curves: Sequence[Curve], tolerance: float = TOLERANCE) -> Axes:
+    """A panel a task: mean score over seeds, with the 95 % interval of the mean where there are several.
+
+    Dots mark where each run has converged: the first evaluation within `tolerance` of its best. The dashed line is the
+    majority class.
+
+    Args:
+        curves: of one task or several.
+        tolerance: a fraction.
+
+    Returns:
+        The axes of the first panel; its figure holds them all.
+    """
+    tasks = list(dict.fromkeys(curve.task for curve in curves))
+    across = min(COLUMNS, len(tasks))
+    down = -(-len(tasks) // across)
+    figure, grid = plt.subplots(
+        down, across, figsize=(0.8 + 3.4 * across, 1.0 + 2.7 * down), layout="constrained", squeeze=False
+    )
+    starts = sorted({curve.source for curve in curves if curve.source is not None})
+    colours = dict(zip(["vanilla", *starts], ["0.35", *sns.color_palette("colorblind", len(starts))], strict=True))
+    for number, ax in enumerate(grid.flat):
+        if number >= len(tasks):
+            ax.set_axis_off()
+            continue
+        _panel(ax, [curve for curve in curves if curve.task == tasks[number]], colours, tolerance)
+        ax.set_title(tasks[number], fontsize=10)
+    caption = (
+        f"Dot: a run has converged, its first evaluation within {100 * tolerance:g} points of its best. Convergence "
+        "speed-up: vanilla's dot / the transferred run's. Comparable-result speed-up: vanilla's dot / where the "
+        "transferred run first has the score of it. Evaluated from step 0 on, one budget, one data order. Dashed: "
+        "majority class. Bands: 95 % interval of the mean over seeds."
+    )
+    figure.supxlabel(textwrap.fill(caption, 25 + 50 * across), fontsize=7)
+    return grid.flat[0]
+
+
+def _panel(ax: Axes, curves: Sequence[Curve], colours: dict[str, object], tolerance: float) -> None:
+    for start, colour in colours.items():
+        mine = [curve for curve in curves if (curve.source or "vanilla") == start]
+        if not mine:
+            continue
+        frame = pd.concat([curve.evaluations for curve in mine], ignore_index=True)
+        label = start if start == "vanilla" else f"from {start}"
+        errorbar = ("ci", 95) if len(mine) > 1 else None
+        sns.lineplot(frame, x="step", y="value", color=colour, label=label, errorbar=errorbar, seed=0, ax=ax)
+        at = [curve.evaluations.iloc[curve.converged(tolerance)] for curve in mine]
+        ax.scatter([row["step"] for row in at], [row["value"] for row in at], s=16, color=[colour], zorder=3)
+    ax.axhline(curves[0].majority, linestyle="--", color="0.6", linewidth=1)
+    ax.set_xlabel("optimizer steps")
+    ax.set_ylabel(f"{curves[0].metric} on validation")
+    ax.legend(frameon=False, fontsize=8)
+    sns.despine(ax=ax)

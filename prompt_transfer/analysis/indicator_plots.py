@@ -1,0 +1,185 @@
+"""Figures about indicators: functions that take a table and return Axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from prompt_transfer.analysis.indicators import INDICATORS
+
+GROUP_COLOURS = {"embeddings": "C0", "neurons": "C2", "confounder": "0.45"}
+STATISTIC_LABELS = {
+    "spearman_per_target": "Spearman, mean per target",
+    "spearman_pooled": "Spearman, all pairs",
+    "ndcg": "nDCG",
+    "regret_at_1": "Regret@1",
+    "regret_at_3": "Regret@3",
+    "same_type_auc": "AUC, same type over different",
+    "nearest_neighbour": "nearest neighbour of same type",
+}
+CHANCE = {"spearman_per_target": 0.0, "spearman_pooled": 0.0, "same_type_auc": 0.5}
+
+
+def readable(indicator: str) -> str:
+    """An indicator's name for people: `neuron_overlap_per_layer/03` -> `neuron overlap, layer 3`."""
+    name, _, part = indicator.partition("/")
+    words = name.replace("_", " ").replace("cka", "CKA")
+    return f"{words.replace(' per ', ', ')} {int(part)}" if part else words
+
+
+def _label(ax: Axes, x: str, y: str) -> None:
+    """Labels of a size that suits a figure one column wide."""
+    ax.set_xlabel(x, fontsize=9)
+    ax.set_ylabel(y, fontsize=9)
+
+
+def similarity_matrix(pairs: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Heat map of one indicator, tasks in the table's order, with lines between task types.
+
+    Args:
+        pairs: columns `target`, `source`, `value`, `target_type`, rows of one type together; several values of a pair
+            (seeds) are averaged.
+        ax: drawn on; a new figure 3.5 inches wide or wider when missing.
+    """
+    tasks = list(dict.fromkeys(pairs["target"]))
+    types = pairs.drop_duplicates("target").set_index("target")["target_type"]
+    square = pairs.groupby(["target", "source"])["value"].mean().unstack().loc[tasks, tasks]
+    if ax is None:
+        side = max(3.5, 1.4 + 0.17 * len(tasks))
+        _, ax = plt.subplots(figsize=(side, side * 0.86), layout="constrained")
+    # The own prompt is an outlier (often exactly 1) that would take all the colours.
+    others = square.where(~np.eye(len(tasks), dtype=bool))
+    sns.heatmap(
+        square,
+        vmin=float(np.nanmin(others)),
+        vmax=float(np.nanmax(others)),
+        cmap="viridis",
+        square=True,
+        xticklabels=True,
+        yticklabels=True,
+        cbar_kws={"shrink": 0.75},
+        ax=ax,
+    )
+    ends = [index for index in range(1, len(tasks)) if types[tasks[index]] != types[tasks[index - 1]]]
+    ax.hlines(ends, 0, len(tasks), colors="white", linewidth=1.5)
+    ax.vlines(ends, 0, len(tasks), colors="white", linewidth=1.5)
+    ax.tick_params(labelsize=7, length=0)
+    plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+    _label(ax, "source", "target")
+    bar = ax.collections[0].colorbar
+    assert bar is not None
+    bar.ax.tick_params(labelsize=7)
+    return ax
+
+
+def indicator_against_transfer(pairs: pd.DataFrame, rho: float | None = None, ax: Axes | None = None) -> Axes:
+    """Scatter of an indicator against relative transfer, a dot a pair of different tasks.
+
+    Args:
+        pairs: columns `value` (of one indicator), `transfer`, `target`, `source`, `target_type`, `source_type`.
+        rho: Spearman's rho over these pairs, for the title.
+        ax: drawn on; a new figure 3.5 inches wide when missing.
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=(3.5, 2.6), layout="constrained")
+    shown = pairs[pairs["target"] != pairs["source"]].dropna(subset=["transfer"])
+    same = (shown["source_type"] == shown["target_type"]).map({True: "same type", False: "different type"})
+    sns.scatterplot(
+        x=shown["value"],
+        y=shown["transfer"],
+        hue=same,
+        style=same,
+        hue_order=["same type", "different type"],
+        style_order=["same type", "different type"],
+        palette=["C3", "0.55"],
+        s=18,
+        linewidth=0.3,
+        ax=ax,
+    )
+    ax.axhline(1, linestyle="--", color="0.5", linewidth=0.8)
+    ax.locator_params(axis="x", nbins=4)
+    _label(ax, "indicator", "transfer, relative")
+    if rho is not None:
+        ax.set_title(f"Spearman {rho:.2f}, all pairs", fontsize=9)
+    ax.legend(frameon=False, title=None, fontsize=7, handletextpad=0.2, loc="best")
+    ax.tick_params(labelsize=8)
+    sns.despine(ax=ax)
+    return ax
+
+
+def indicator_ranking(
+    correlations: pd.DataFrame, statistic: str = "spearman_per_target", ax: Axes | None = None
+) -> Axes:
+    """Indicators, best first, with 95 % intervals over tasks.
+
+    Args:
+        correlations: the table of `correlation.correlations`.
+        statistic: which one is drawn.
+        ax: drawn on; a new figure 3.5 inches wide when missing.
+    """
+    rows = correlations[correlations["statistic"] == statistic].dropna(subset=["value"])
+    rows = rows.sort_values("value", ascending=statistic.startswith("regret"))
+    if ax is None:
+        _, ax = plt.subplots(figsize=(3.5, 0.9 + 0.19 * len(rows)), layout="constrained")
+    places = np.arange(len(rows))
+    groups = [INDICATORS[name.partition("/")[0]].group for name in rows["indicator"]]
+    for group, colour in GROUP_COLOURS.items():
+        mine = np.array([found == group for found in groups], dtype=bool)
+        if mine.any():
+            part = rows[mine]
+            ax.hlines(places[mine], part["low"], part["high"], colors=colour, linewidth=1.2)
+            ax.plot(part["value"], places[mine], "o", color=colour, markersize=4, label=group)
+    if statistic in CHANCE:
+        ax.axvline(CHANCE[statistic], linestyle="--", color="0.5", linewidth=0.8)
+    ax.tick_params(axis="x", labelsize=8)
+    ax.set_yticks(places, [readable(name) for name in rows["indicator"]], fontsize=7)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    _label(ax, STATISTIC_LABELS.get(statistic, statistic.replace("_", " ")), "")
+    # Above the axes: inside, a long list leaves no corner free.
+    ax.legend(frameon=False, fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1.0), handletextpad=0.1)
+    sns.despine(ax=ax, left=True)
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def layer_curve(
+    correlations: pd.DataFrame,
+    statistic: str = "spearman_per_target",
+    indicator: str = "neuron_overlap_per_layer",
+    references: Sequence[str] = ("neuron_overlap",),
+    ax: Axes | None = None,
+) -> Axes:
+    """A statistic of an indicator in each layer, with its 95 % interval as a band.
+
+    Args:
+        correlations: the table of `correlation.correlations`, with rows `indicator/00`, `indicator/01`, ...
+        statistic: which one is drawn.
+        indicator: the one of several parts.
+        references: indicators that are drawn as dashed lines.
+        ax: drawn on; a new figure 3.5 inches wide when missing.
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=(3.5, 2.6), layout="constrained")
+    of = correlations[correlations["statistic"] == statistic]
+    rows = of[of["indicator"].str.startswith(f"{indicator}/")].sort_values("indicator")
+    layers = rows["indicator"].str.rpartition("/")[2].astype(int)
+    ax.plot(layers, rows["value"], "o-", color=GROUP_COLOURS["neurons"], markersize=4, label="one layer")
+    ax.fill_between(layers, rows["low"], rows["high"], color=GROUP_COLOURS["neurons"], alpha=0.2, linewidth=0)
+    if statistic in CHANCE:
+        ax.axhline(CHANCE[statistic], color="0.5", linewidth=0.8)
+    for index, name in enumerate(references):
+        for value in of.loc[of["indicator"] == name, "value"]:
+            label = "all layers" if name == "neuron_overlap" else readable(name)
+            ax.axhline(value, linestyle="--", color=f"C{index + 1}", linewidth=1, label=label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _label(ax, "layer, from the input", STATISTIC_LABELS.get(statistic, statistic))
+    ax.legend(frameon=False, fontsize=7)
+    ax.tick_params(labelsize=8)
+    sns.despine(ax=ax)
+    return ax

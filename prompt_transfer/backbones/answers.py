@@ -1,0 +1,250 @@
+"""How each kind of backbone answers behind a prompt: where the answer slot is, and how text is scored and written.
+
+Shape letters: B batch, T text tokens, P prompt tokens, H hidden, N prompts, S target tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from prompt_transfer.backbones.attention import PromptStates
+from prompt_transfer.backbones.families import Family
+from prompt_transfer.backbones.layouts import Layout
+from prompt_transfer.backbones.stack import Part, Stack
+from prompt_transfer.errors import UserError
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """N prompts [N, P, H] in the backbone's dtype, and which one each example takes: [B], or None for the only one."""
+
+    rows: Tensor
+    ids: Tensor | None
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return self.rows.shape[1]
+
+    def of_examples(self, count: int) -> Tensor:
+        """The prompt of each example [B, P, H]."""
+        return self.rows.expand(count, -1, -1) if self.ids is None else self.rows[self.ids]
+
+    def repeated(self, times: int) -> Prompts:
+        """For a batch in which each example stands so many times in a row."""
+        return Prompts(self.rows, None if self.ids is None else self.ids.repeat_interleave(times))
+
+
+class Answers:
+    """What all kinds share.
+
+    Args:
+        model: with its LM head.
+        family: its row.
+        layout: where the parts stand.
+        attention: `full` or `shared`.
+        pad_token_id: fills up what is written.
+        mask_token_id: of an encoder, stands in its answer slot.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        layout: Layout,
+        attention: str,
+        pad_token_id: int,
+        mask_token_id: int | None,
+    ) -> None:
+        self.model, self.family, self.layout, self.attention = model, family, layout, attention
+        self.pad_token_id, self.mask_token_id = pad_token_id, mask_token_id
+        self.stack = Stack(model, family)
+        self.first_position = family.first_position(model.config)
+
+    def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
+        """Last hidden state at the answer slot [B, H]."""
+        raise NotImplementedError
+
+    def target_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
+        """States [B, S, H] from which the `target_ids` [B, S] of the batch are predicted."""
+        raise self._cannot_write()
+
+    def generate(self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int) -> Tensor:
+        """Token ids of the texts that are written [B, S], filled up with pads."""
+        raise self._cannot_write()
+
+    def _cannot_write(self) -> UserError:
+        return UserError(
+            f"a {self.family.name} backbone fills in one word and cannot write text: for this task use a causal or "
+            "sequence-to-sequence backbone (gpt2-nano, t5-nano)"
+        )
+
+    def text_part(self, batch: dict[str, Tensor], offset: int) -> Part:
+        """The text [B, T] of the batch, its first token `offset` positions after the first."""
+        ids = batch["input_ids"]
+        first = self.first_position + offset
+        positions = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
+        embeddings = self.model.get_input_embeddings()(ids)
+        return Part(embeddings, positions, torch.zeros_like(ids), batch["attention_mask"])
+
+    def prompt_part(self, rows: Tensor) -> Part:
+        """Prompt rows [N, P, H], with positions only where the model cannot do without."""
+        size, length = rows.shape[:2]
+        mask = torch.ones(size, length, dtype=torch.long, device=rows.device)
+        token_types = torch.full_like(mask, self.family.prompt_token_type)
+        if self.family.needs_positions:
+            positions = torch.arange(self.first_position, self.first_position + length, device=rows.device)
+            return Part(rows, positions.expand(size, -1), token_types, mask)
+        return Part(rows, torch.full_like(mask, -1), token_types, mask)
+
+
+class MaskedAnswers(Answers):
+    """An encoder scores the mask token that is its answer slot."""
+
+    def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
+        text = self._answer_and_text(batch, prompts.length)
+        if self.attention == "shared":
+            _, states = self.stack.record(self.prompt_part(prompts.rows))
+            return self.stack.behind(states, text, prompts.length, prompts.ids)[:, 0]
+        prompt = self.prompt_part(prompts.of_examples(len(batch["input_ids"])))
+        if self.layout.answer_first:
+            whole = text.between(0, 1).joined(prompt).joined(text.between(1, None))
+        else:
+            whole = prompt.joined(text)
+        return self.stack.alone(whole)[:, self.layout.answer_index(prompts.length)]
+
+    def _answer_and_text(self, batch: dict[str, Tensor], prompt_length: int) -> Part:
+        bare = not self.family.needs_positions
+        offset = self.layout.text_offset(prompt_length) if bare else prompt_length + 1
+        text = self.text_part(batch, offset)
+        slot = text.between(0, 1)
+        assert self.mask_token_id is not None
+        ids = torch.full_like(batch["input_ids"][:, :1], self.mask_token_id)
+        answer = Part(
+            self.model.get_input_embeddings()(ids),
+            torch.full_like(slot.positions, -1) if bare else slot.positions - 1,
+            torch.full_like(ids, self.family.prompt_token_type if bare else 0),
+            torch.ones_like(slot.mask),
+        )
+        return answer.joined(text)
+
+
+class CausalAnswers(Answers):
+    """A causal model scores what follows the last token. Its prompt never sees the text, so it runs once a batch."""
+
+    def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
+        last = batch["attention_mask"].sum(dim=1) - 1
+        states = self._behind(prompts, batch)
+        return states[torch.arange(len(last), device=last.device), last]
+
+    def _behind(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
+        _, states = self.stack.record(self.prompt_part(prompts.rows))
+        return self.stack.behind(states, self.text_part(batch, prompts.length), prompts.length, prompts.ids)
+
+    def target_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
+        ids, mask, targets = batch["input_ids"], batch["attention_mask"], batch["target_ids"]
+        lengths, count = mask.sum(dim=1, keepdim=True), targets.shape[1]
+        places = lengths + torch.arange(count, device=ids.device)
+        written = (targets != IGNORED).long()
+        # The target stands right behind each text; what is scattered where it has ended is masked.
+        room = ids.new_full((len(ids), count), self.pad_token_id)
+        joined = torch.cat([ids, room], dim=1).scatter(1, places, torch.where(written > 0, targets, self.pad_token_id))
+        joined_mask = torch.cat([mask, torch.zeros_like(room)], dim=1).scatter(1, places, written)
+        states = self._behind(prompts, {"input_ids": joined, "attention_mask": joined_mask})
+        return states.gather(1, (places - 1).unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+
+    def generate(self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int) -> Tensor:
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        size, length = ids.shape
+        # What is written goes on from the last column, so the pads go to the left.
+        order = (torch.arange(length, device=ids.device) - (length - mask.sum(dim=1, keepdim=True))) % length
+        ids, mask = ids.gather(1, order), mask.gather(1, order)
+        _, states = self.stack.record(self.prompt_part(prompts.rows))
+        cache = self._cache(states, prompts.repeated(num_beams), size * num_beams)
+        # The first P ids stand for the prompt: they lie in the cache, so nobody looks them up.
+        stand_in = ids.new_full((size, prompts.length), self.pad_token_id)
+        sequences = self.model.generate(
+            input_ids=torch.cat([stand_in, ids], dim=1),
+            attention_mask=torch.cat([torch.ones_like(stand_in), mask], dim=1),
+            past_key_values=cache,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            do_sample=False,
+            pad_token_id=self.pad_token_id,
+        )
+        return sequences[:, prompts.length + length :]
+
+    def _cache(self, states: PromptStates, prompts: Prompts, examples: int) -> DynamicCache:
+        """The recorded keys and values for `examples` rows."""
+        cache = DynamicCache(config=self.model.config)
+        states.prompt_ids = prompts.ids
+        for index, (keys, values) in enumerate(states.layers):
+            cache.update(states.rows(keys, examples), states.rows(values, examples), index)
+        return cache
+
+
+class Seq2SeqAnswers(Answers):
+    """A sequence-to-sequence model has prompt and text in its encoder and scores the first step of its decoder."""
+
+    def encoded(self, prompts: Prompts, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Encoder states [B, P + T, H] of prompt and text, and their mask [B, P + T]."""
+        size = len(batch["input_ids"])
+        text = self.text_part(batch, prompts.length)
+        mask = torch.cat([text.mask.new_ones(size, prompts.length), text.mask], dim=1)
+        if self.attention == "full":
+            return self.stack.alone(self.prompt_part(prompts.of_examples(size)).joined(text)), mask
+        of_prompts, states = self.stack.record(self.prompt_part(prompts.rows))
+        of_text = self.stack.behind(states, text, prompts.length, prompts.ids)
+        return torch.cat([Prompts(of_prompts, prompts.ids).of_examples(size), of_text], dim=1), mask
+
+    def _decoded(self, ids: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:
+        """Decoder states [B, S, H] of `ids` [B, S], scaled as the output layer takes them."""
+        output = self.model.get_decoder()(
+            input_ids=ids, encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=False
+        )
+        states = output.last_hidden_state
+        # T5 v1.0 scales what enters its tied output layer; v1.1 and mT5 do not.
+        scaled = getattr(self.model.config, "scale_decoder_outputs", False)
+        return states * encoded.shape[-1] ** -0.5 if scaled else states
+
+    def _start(self, size: int, device: torch.device) -> Tensor:
+        return torch.full((size, 1), self.model.config.decoder_start_token_id, device=device)
+
+    def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
+        encoded, mask = self.encoded(prompts, batch)
+        return self._decoded(self._start(len(mask), mask.device), encoded, mask)[:, 0]
+
+    def target_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
+        encoded, mask = self.encoded(prompts, batch)
+        targets = batch["target_ids"]
+        # Each target token is predicted from those before it; pads come last, where nothing looks back at them.
+        before = torch.where(targets == IGNORED, self.pad_token_id, targets)[:, :-1]
+        ids = torch.cat([self._start(len(mask), mask.device), before], dim=1)
+        return self._decoded(ids, encoded, mask)
+
+    def generate(self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int) -> Tensor:
+        encoded, mask = self.encoded(prompts, batch)
+        sequences = self.model.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            do_sample=False,
+            pad_token_id=self.pad_token_id,
+        )
+        return sequences[:, 1:]
+
+
+KINDS: dict[str, Callable[..., Answers]] = {
+    "masked_lm": MaskedAnswers,
+    "causal_lm": CausalAnswers,
+    "seq2seq_lm": Seq2SeqAnswers,
+}

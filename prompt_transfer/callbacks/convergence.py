@@ -1,0 +1,94 @@
+"""How a run converges: its evaluations, with what each of them had cost by then, as a file in the run folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from prompt_transfer.data.baselines import trivial_score
+from prompt_transfer.files import write_text_atomic
+from prompt_transfer.modules.prompted import PromptedModule
+
+COLUMNS = ("prompt", "step", "samples", "seconds", "metric", "value", "majority")
+
+
+class ConvergenceSpeed(Callback):
+    """Writes one row an evaluation (and prompt) to `path`, whole or not at all.
+
+    Columns:
+        prompt: name of the prompt file without its suffix.
+        step, samples: optimizer steps, and examples trained on over all processes.
+        seconds: since `started`. Loading, preparation, training, waiting, checkpoints and evaluations count, the one of
+            the row too; of a run in several goes those of all of them, but for what a kill took away.
+        metric, value: what selects prompts, on the validation split; of several tasks the mean.
+        majority: the same of the commonest class; for written texts of the lead baseline.
+
+    The rows are part of the checkpoint: a resumed run goes on with those of its checkpoint, so that none is doubled and
+    none is missing, whatever the file held. Process 0 writes.
+
+    Args:
+        path: the CSV file.
+        from_start: evaluate before the first step too, so that the start of a prompt counts.
+        started: reading of `time.monotonic` from which seconds count; None: when this callback was made.
+    """
+
+    def __init__(self, path: str | Path, from_start: bool = False, started: float | None = None) -> None:
+        self.path = Path(path)
+        self.from_start = from_start
+        self.rows: list[list[Any]] = []
+        self.samples = 0
+        self._since = time.monotonic() if started is None else started
+        self._majority: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Of this run until now."""
+        return time.monotonic() - self._since
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not `on_train_start`: other callbacks (the progress bar) begin there.
+        if not self.from_start or trainer.global_step or self.rows:
+            return
+        # As Lightning itself evaluates within training.
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.samples += int(batch["global_count"])
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        assert isinstance(pl_module, PromptedModule)
+        if self._majority is None:
+            data: Any = trainer.datamodule
+            found = [trivial_score(data, "validation", index) for index in range(len(pl_module.tasks))]
+            self._majority = sum(found) / len(found)
+        metric = ",".join(sorted({task.metric for task in pl_module.tasks}))
+        seconds = round(self.seconds, 3)
+        for name, scores in pl_module.named_scores(trainer.callback_metrics, "validation").items():
+            value = scores["score"]
+            self.rows.append([name, trainer.global_step, self.samples, seconds, metric, value, self._majority])
+        if trainer.is_global_zero:
+            lines = [",".join(COLUMNS), *(",".join(_cell(value) for value in row) for row in self.rows)]
+            write_text_atomic(self.path, "\n".join(lines) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "samples": self.samples, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.samples = [list(row) for row in state_dict["rows"]], state_dict["samples"]
+        # What this process has spent on getting ready again counts as well.
+        self._since -= state_dict["seconds"]
+
+
+def _cell(value: Any) -> str:
+    text = repr(value) if isinstance(value, float) else str(value)
+    return f'"{text}"' if "," in text else text

@@ -1,0 +1,78 @@
+"""`analyze`: tables and figures from what other commands left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from prompt_transfer import results
+from prompt_transfer.commands.parsing import subcommand
+
+
+def convergence(runs: list[str], output: str, tolerance: float = 0.005) -> None:
+    """how much faster runs converge from a transferred prompt
+
+    Args:
+        runs: folders of `fit --convergence`, vanilla and transferred, or folders that hold them.
+        output: folder for the tables and the figure.
+        tolerance: how near its best a run counts as converged, a fraction.
+    """
+    from prompt_transfer.studies import convergence as study
+
+    overview = study.convergence(runs, output, tolerance)
+    rows: list[dict[str, Any]] = overview.to_dict("records")  # type: ignore[assignment]
+    results.show(rows, columns=("task", "source", "measure", "unit", "n", "result"))
+    print(output)
+
+
+def indicators(
+    prompts: str,
+    output: str,
+    matrix: str | None = None,
+    neurons: str | None = None,
+    backbone: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> None:
+    """which numbers tell, from the prompts alone, where a prompt transfers
+
+    Leaves indicators.parquet (a row an indicator and pair of prompts), correlations.csv (a row an indicator and
+    statistic, with intervals) and figures in the output folder.
+
+    Args:
+        prompts: folder of prompt files for one backbone; several of a task (seeds) are averaged.
+        output: folder for tables and figures.
+        matrix: transfer matrix as CSV: a row a target task, a column a source task.
+        neurons: folder of captured activations; a file lies there as its prompt does in the folder of prompts.
+        backbone: take only the prompts for this backbone, by the name in their files.
+        resamples: bootstrap draws, and permutations, of tasks.
+        seed: of both.
+    """
+    from prompt_transfer.studies.indicators import analyze
+
+    analyze(prompts, output, matrix, neurons, backbone, resamples, seed)
+
+
+SUBCOMMANDS: dict[str, Callable[..., Any]] = {"convergence": convergence, "indicators": indicators}
+# Subcommands that take files or folders without an option's name -> that option, a list.
+POSITIONAL = {"convergence": "--runs"}
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`prompt-transfer analyze`."""
+    if arguments and arguments[0] in POSITIONAL:
+        arguments = [arguments[0], *_named(POSITIONAL[arguments[0]], arguments[1:])]
+    subcommand(command, SUBCOMMANDS, arguments)
+
+
+def _named(option: str, arguments: list[str]) -> list[str]:
+    """What stands without an option's name, anywhere, as the list `option`."""
+    values, rest, left = [], [], iter(arguments)
+    for argument in left:
+        if not argument.startswith("-"):
+            values.append(argument)
+            continue
+        takes_value = "=" not in argument and argument not in ("-h", "--help")
+        rest += [argument, *([value] if takes_value and (value := next(left, None)) is not None else [])]
+    return [option, json.dumps(values), *rest] if values else rest

@@ -1,0 +1,57 @@
+"""What a score is compared with: answers that need no model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from prompt_transfer.data.sources import TaskData
+from prompt_transfer.metrics import example_scores, make_metrics
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from prompt_transfer.data.datamodule import TaskDataModule
+
+
+def trivial_answers(task: TaskData, rows: Dataset) -> list[str]:
+    """The lead baseline: the first words of each row's first text, as many as a target of the training split has.
+
+    How many that is, is the mean over the first targets of all training rows, rounded, and at least one. For summaries
+    it is the usual baseline (the first line says most); for questions it tells what answering without reading is worth.
+
+    Args:
+        task: a generation task with its splits (`TaskDataModule.data`).
+        rows: N rows of any split, with the column ``text_a``.
+
+    Returns:
+        N texts, words joined by single blanks; score them with `prompt_transfer.metrics.example_scores`.
+    """
+    words = [len(targets[0].split()) for targets in task.split("train")["target"][:]]
+    count = max(1, round(float(np.mean(words))))
+    return [" ".join(text.split()[:count]) for text in rows["text_a"][:]]
+
+
+def trivial_score(data: TaskDataModule, split: str, index: int = 0) -> float:
+    """What answers without a model score in the task's own metric: the commonest class, or the lead of each text.
+
+    Args:
+        data: the data module, with its rows at hand.
+        split: of whose used rows.
+        index: of the task.
+
+    Returns:
+        A fraction; for accuracy it is the majority share.
+    """
+    task = data.tasks[index]
+    if task.is_generation:
+        rows = data.selection.rows(split, index)
+        answers = trivial_answers(data.data[index], rows)
+        return float(example_scores(task, answers, rows["target"][:])[task.metric].mean())
+    counts = torch.tensor(data.label_counts(split, index))
+    labels = torch.arange(len(counts)).repeat_interleave(counts)
+    metrics = make_metrics(task)
+    metrics.update(torch.full_like(labels, int(counts.argmax())), labels)
+    return float(metrics.compute()[task.metric])

@@ -1,0 +1,58 @@
+"""The loader around a data set of batches, and what a trainer must not do with it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from prompt_transfer.data.batches import BatchDataset, as_is
+from prompt_transfer.errors import UserError
+
+
+def batch_loader(
+    batches: BatchDataset, sampler: Sampler[Any], num_workers: int, seed: int, *, single: bool = False
+) -> DataLoader[dict[str, Any]]:
+    """A loader of what `sampler` asks for.
+
+    Args:
+        batches: makes a batch of each of the sampler's `BatchRows`.
+        sampler: a sampler of whole batches.
+        num_workers: processes that make batches; 0 makes them in this one.
+        seed: of the workers' random numbers.
+        single: True for predict, in which Lightning wraps batch samplers.
+    """
+    if num_workers:
+        # The workers do not tokenise; without a word on it the tokenizers warn at every fork.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # In predict Lightning wraps batch samplers (and warns of those it does not know), but leaves samplers alone.
+    which: dict[str, Any] = {"sampler": sampler, "batch_size": None} if single else {"batch_sampler": sampler}
+    return DataLoader(
+        batches,
+        **which,
+        collate_fn=as_is,  # type: ignore[arg-type]  # samplers give whole batches
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        # A loader draws a seed for its workers each time it begins; the run's random numbers stay its own.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def check_trainer(trainer: L.Trainer | None, stage: str | None) -> None:
+    """A UserError where options of the trainer would change what a batch is."""
+    if trainer is None:
+        return
+    if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+        raise UserError(
+            "with several processes set --trainer.use_distributed_sampler false: the data module divides the rows "
+            "itself, and Lightning would replace its sampler"
+        )
+    if stage == "fit" and trainer.accumulate_grad_batches != 1:
+        raise UserError(
+            f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: --data.batch_size counts the "
+            "examples of an optimizer step already; to save memory set --data.max_tokens"
+        )

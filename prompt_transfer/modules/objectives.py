@@ -1,0 +1,225 @@
+"""What a prompt is trained and scored on: to choose a label word, or to write a text.
+
+Shape letters: B batch, T text tokens, P prompt tokens, S target tokens, C classes, K tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.errors import UserError
+from prompt_transfer.metrics import example_scores, make_metrics
+from prompt_transfer.tasks import Task
+from prompt_transfer.verbalizers import Verbalizer, VerbalizerStack, label_sequences, stack
+
+SPLITS = ("validation", "test")
+# (split, ids [B]) -> the texts that are right for each of them.
+References = Callable[[str, Tensor], list[list[str]]]
+
+
+class Objective(nn.Module):
+    """Loss, predictions and metrics of the tasks of a run; all of one kind.
+
+    Args:
+        backbone: what answers.
+        tasks: of the run; their order gives the task numbers.
+    """
+
+    def __init__(self, backbone: FrozenBackbone, tasks: list[Task]) -> None:
+        super().__init__()
+        self.tasks = tasks
+        # Not a submodule: the module that trains owns the backbone.
+        self._backbone = [backbone]
+        self.metrics = nn.ModuleDict({split: nn.ModuleList([make_metrics(task) for task in tasks]) for split in SPLITS})
+
+    @property
+    def backbone(self) -> FrozenBackbone:
+        """What answers."""
+        return self._backbone[0]
+
+    def losses(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Loss of each example [B] in nats."""
+        raise NotImplementedError
+
+    def predict(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """Predictions for a batch: `ids`, `task_ids` [B], and what the kind of task gives."""
+        raise NotImplementedError
+
+    def outputs(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """What an evaluation needs of the backbone, each with one entry an example: a tensor [B, ...] or a list."""
+        raise NotImplementedError
+
+    def count(
+        self, outputs: dict[str, Any], batch: dict[str, Tensor], split: str, references: References, keep: bool = False
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Feed the metrics of `split`; the mean loss, and with `keep` a record of the examples."""
+        raise NotImplementedError
+
+    def evaluate(
+        self, prompt: Tensor, batch: dict[str, Tensor], split: str, references: References, keep: bool = False
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """`count` what the backbone answers behind `prompt`."""
+        return self.count(self.outputs(prompt, batch), batch, split, references, keep)
+
+    def task_metrics(self, split: str) -> list[MetricCollection]:
+        """The metrics of every task on `validation` or `test`."""
+        return [cast("MetricCollection", metrics) for metrics in cast("nn.ModuleList", self.metrics[split])]
+
+    def compute(self, split: str) -> list[dict[str, Tensor]]:
+        """Every task's metrics over what was fed since the last call."""
+        found = []
+        for metrics in self.task_metrics(split):
+            found.append(metrics.compute())
+            metrics.reset()
+        return found
+
+
+class Classification(Objective):
+    """Cross entropy over the label words, compared at the answer slot or, for the policy `sequence`, as whole texts."""
+
+    token_ids: Tensor
+    word_weights: Tensor
+    class_mask: Tensor
+    predicted: Tensor
+    sequences: Tensor | None
+
+    def __init__(self, backbone: FrozenBackbone, tasks: list[Task]) -> None:
+        super().__init__(backbone, tasks)
+        in_sequence = {task.label_words_policy == "sequence" for task in tasks}
+        if len(in_sequence) > 1:
+            raise UserError("tasks with label_words_policy sequence and others cannot be mixed in one run")
+        if in_sequence == {True}:
+            if not backbone.writes:
+                raise UserError(
+                    f"label_words_policy sequence needs a backbone that writes text, {backbone.id} fills in one word: "
+                    "use single-token label words"
+                )
+            sequences, class_mask = label_sequences(tasks, backbone.encoder(1))
+            self.register_buffer("sequences", sequences, persistent=False)
+        else:
+            self.verbalizers = [Verbalizer.for_task(task, backbone.tokenizer, backbone.family.name) for task in tasks]
+            stacked = stack(self.verbalizers)
+            self.sequences, class_mask = None, stacked.class_mask
+            self.register_buffer("token_ids", stacked.token_ids, persistent=False)
+            self.register_buffer("word_weights", stacked.weights, persistent=False)
+        self.register_buffer("class_mask", class_mask, persistent=False)
+        self.register_buffer("predicted", torch.zeros_like(class_mask, dtype=torch.long), persistent=False)
+
+    def logits(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Class logits [B, C], C the most classes of any task; -inf where a task has fewer."""
+        if self.sequences is None:
+            words = self.backbone(prompt, batch, self.token_ids)
+            stacked = VerbalizerStack(self.token_ids, self.word_weights, self.class_mask)
+            return stacked.class_logits(words, batch["task_ids"])
+        targets = self.sequences[batch["task_ids"]]
+        size, classes, length = targets.shape
+        repeated = {"target_ids": targets.reshape(size * classes, length)}
+        for name in ("input_ids", "attention_mask", "prompt_ids"):
+            if name in batch:
+                repeated[name] = batch[name].repeat_interleave(classes, dim=0)
+        found = self.backbone.target_log_probs(prompt, repeated).sum(dim=1).view(size, classes)
+        return found.masked_fill(~self.class_mask[batch["task_ids"]], float("-inf"))
+
+    def losses(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(self.logits(prompt, batch), batch["labels"], reduction="none")
+
+    def predict(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """`ids`, `task_ids` [B] and `probabilities` [B, C]."""
+        probabilities = self.logits(prompt, batch).softmax(dim=1)
+        return {"ids": batch["ids"], "task_ids": batch["task_ids"], "probabilities": probabilities}
+
+    def outputs(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
+        return {"logits": self.logits(prompt, batch)}
+
+    def count(
+        self, outputs: dict[str, Any], batch: dict[str, Tensor], split: str, references: References, keep: bool = False
+    ) -> tuple[Tensor, dict[str, Any]]:
+        logits = outputs["logits"]
+        predictions = logits.argmax(dim=1)
+        for index, metrics in enumerate(self.task_metrics(split)):
+            rows = batch["task_ids"] == index
+            if rows.any():  # torchmetrics' accuracy refuses an empty update
+                metrics.update(predictions[rows], batch["labels"][rows])
+        counted = (batch["task_ids"], predictions)
+        self.predicted.index_put_(counted, torch.ones_like(predictions), accumulate=True)
+        loss = nn.functional.cross_entropy(logits, batch["labels"])
+        return loss, {**{name: batch[name] for name in ("ids", "task_ids", "labels")}, "predictions": predictions}
+
+    def only_predictions(self, counts: Tensor) -> list[tuple[Task, str]]:
+        """Tasks of whose classes one alone was predicted, with its word; `counts` [K, C] over all processes."""
+        return [
+            (task, task.label_words[int(row.argmax())])
+            for task, row in zip(self.tasks, counts, strict=True)
+            if int((row > 0).sum()) == 1
+        ]
+
+
+class Generation(Objective):
+    """Mean cross entropy over the tokens of the text to be written; scored on what is written greedily or in beams.
+
+    Args:
+        num_beams: 1 writes greedily.
+    """
+
+    def __init__(self, backbone: FrozenBackbone, tasks: list[Task], num_beams: int = 1) -> None:
+        super().__init__(backbone, tasks)
+        self.num_beams = num_beams
+        if not backbone.writes:
+            raise UserError(
+                f"{tasks[0].name} is to be answered with a text, and {backbone.id} fills in one word: use a causal or "
+                "sequence-to-sequence backbone (gpt2-nano, t5-nano)"
+            )
+
+    def losses(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        found = self.backbone.target_log_probs(prompt, batch)
+        return -found.sum(dim=1) / (batch["target_ids"] >= 0).sum(dim=1).clamp_min(1)
+
+    def _write(self, prompt: Tensor, batch: dict[str, Tensor]) -> list[str]:
+        longest = max(task.max_target_length for task in self.tasks)
+        written = self.backbone.generate(prompt, batch, max_new_tokens=longest, num_beams=self.num_beams)
+        return self.backbone.decode(written)
+
+    def predict(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """`ids`, `task_ids` [B] and `texts`, B of them."""
+        return {"ids": batch["ids"], "task_ids": batch["task_ids"], "texts": self._write(prompt, batch)}
+
+    def outputs(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
+        return {"texts": self._write(prompt, batch), "losses": self.losses(prompt, batch)}
+
+    def count(
+        self, outputs: dict[str, Any], batch: dict[str, Tensor], split: str, references: References, keep: bool = False
+    ) -> tuple[Tensor, dict[str, Any]]:
+        texts, right = outputs["texts"], references(split, batch["ids"])
+        scores = torch.zeros(len(texts), max(len(task.metrics) for task in self.tasks))
+        for index, (task, metrics) in enumerate(zip(self.tasks, self.task_metrics(split), strict=True)):
+            rows = (batch["task_ids"] == index).nonzero().flatten().tolist()
+            if rows:
+                answers = [texts[row] for row in rows], [right[row] for row in rows]
+                metrics.update(*answers)
+                found = example_scores(task, *answers).values() if keep else ()
+                for column, values in enumerate(found):
+                    scores[rows, column] = torch.from_numpy(values).float()
+        return outputs["losses"].mean(), {
+            "ids": batch["ids"],
+            "task_ids": batch["task_ids"],
+            "scores": scores,
+            "texts": texts,
+        }
+
+
+def make_objective(backbone: FrozenBackbone, tasks: list[Task], num_beams: int = 1) -> Objective:
+    """The objective of `tasks`.
+
+    Raises:
+        UserError: tasks of both kinds, or a backbone that cannot do what they ask for.
+    """
+    kinds = {task.is_generation for task in tasks}
+    if len(kinds) > 1:
+        raise UserError("tasks with label words and tasks that write a text cannot be mixed in one run")
+    return Generation(backbone, tasks, num_beams) if kinds == {True} else Classification(backbone, tasks)

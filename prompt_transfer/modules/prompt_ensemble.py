@@ -1,0 +1,328 @@
+"""PromptEnsemble: several prompts trained at once over one frozen backbone, each as if it were alone."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+from prompt_transfer.errors import UserError
+from prompt_transfer.modules.objectives import Objective, make_objective
+from prompt_transfer.modules.prompt_tuning import Pass, PromptTuning, norms
+from prompt_transfer.prompts.initializers import Initializer
+from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.prompts.reparameterizations import Reparameterization
+from prompt_transfer.tasks import Task
+
+
+class PromptEnsemble(PromptTuning):
+    """Trains a prompt for each pair of a seed and a learning rate; all see the same batches.
+
+    A batch of texts is repeated for the N prompts with `prompt_ids` [N * B]: loading, tokenising and waiting are paid
+    once, and where prompts see only themselves the keys and values of each are computed once a step. The loss is the
+    sum of the prompts' own mean losses, gradients are clipped prompt by prompt, and one optimizer with a group of
+    parameters for each steps them all: N prompts trained together are those trained alone (but for the backbone's
+    dropout, which draws other numbers). A prompt that is stopped, or whose numbers are no longer finite, costs nothing
+    from then on.
+
+    Shape letters: B batch, P prompt tokens, H hidden, N prompts.
+
+    Args:
+        seeds: one prompt each, as a run with that `--seed_everything` would train it; None: that of the run.
+        learning_rates: each seed with each of them.
+        prompts_at_once: of one forward pass, at most; None: all, or as many as --data.max_tokens allows.
+        options: as of PromptTuning.
+    """
+
+    initial_prompt: Tensor
+
+    def __init__(
+        self,
+        seeds: list[int] | None = None,
+        learning_rates: list[float] | None = None,
+        prompts_at_once: int | None = None,
+        **options: Any,
+    ) -> None:
+        _check(seeds, learning_rates, prompts_at_once, options)
+        super().__init__(**options)
+        self.save_hyperparameters(
+            {"seeds": seeds, "learning_rates": learning_rates, "prompts_at_once": prompts_at_once}
+        )
+        own_seeds: list[int | None] = list(seeds) if seeds else [None]
+        rates: list[float | None] = list(learning_rates) if learning_rates else [None]
+        grid = list(itertools.product(own_seeds, rates))
+        self.seeds: list[int | None] = [seed for seed, _ in grid]
+        self.learning_rates: list[float | None] = [rate for _, rate in grid]
+        # Short names for logs; those of the files have `prompt-` before them.
+        self.names = [_name(seed, rate) for seed, rate in grid]
+        self.inits: list[Initializer] = [self.init] * len(grid)
+        self.members = nn.ModuleList([copy.deepcopy(self.reparameterization) for _ in grid])
+        self.active = list(range(len(grid)))
+        # Scored in the last evaluation.
+        self.evaluated: list[int] = []
+
+    # Set-up ----------------------------------------------------------------------------------------------------
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the prompts' files without the suffix."""
+        return [f"prompt-{name}" for name in self.names]
+
+    def member(self, number: int) -> Reparameterization:
+        """What is trained in place of a prompt."""
+        return cast("Reparameterization", self.members[number])
+
+    @property
+    def is_built(self) -> bool:
+        return self.member(0).is_built
+
+    def connect(self, tasks: list[Task]) -> None:
+        """Build what `tasks` are trained and scored on: metrics for each prompt."""
+        before = getattr(self, "objective", None)
+        super().connect(tasks)
+        if self.objective is before:
+            return
+        others = [make_objective(self.backbone, self.tasks, self.hparams.num_beams) for _ in self.names[1:]]
+        self.objectives = nn.ModuleList([self.objective, *others]).to(self.device)
+
+    def begin(self, seed: int) -> None:
+        """Make the initial prompts; `seed` is that of those that have none of their own."""
+        self.seeds = [seed if own is None else own for own in self.seeds]
+        starts = []
+        for number, own in enumerate(self.seeds):
+            self.inits[number] = self.init.for_seed(cast("int", own))
+            starts.append(self.start(self.inits[number], cast("int", own)))
+        self.build(torch.stack([initial for initial, _ in starts]), [generator for _, generator in starts])
+        self._check_different()
+
+    def build(self, initial: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> None:
+        """Start from the prompts `initial` [N, P, H], with a generator for each."""
+        self.prompt_length = initial.shape[1]
+        self.register_buffer("initial_prompt", initial.detach().clone().float(), persistent=True)
+        generators = generator if isinstance(generator, list) else [torch.Generator().manual_seed(0) for _ in initial]
+        for number, own in enumerate(generators):
+            self.member(number).build(initial[number].float(), self.backbone, own)
+        self.members.to(self.device)
+
+    def _check_different(self) -> None:
+        """Equal prompts with equal learning rates would stay equal, and an interval over them would be a lie."""
+        if self.backbone.dropout:
+            return
+        for first, second in itertools.combinations(range(len(self.names)), 2):
+            states = [self.member(number).state_dict() for number in (first, second)]
+            same = all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+            if same and self.learning_rates[first] == self.learning_rates[second]:
+                raise UserError(
+                    f"the prompts {self.names[first]} and {self.names[second]} would start equal and stay equal with "
+                    f"{self.init.describe()}: give one seed, or a start for each (a path with {{seed}})"
+                )
+
+    # The forward pass ------------------------------------------------------------------------------------------
+
+    def current_prompt(self) -> Tensor:
+        """All prompts [N, P, H] as they are now, with their gradients."""
+        return self.stacked(list(range(len(self.names))))
+
+    def stacked(self, members: list[int]) -> Tensor:
+        """Some of the prompts, [N, P, H]."""
+        return torch.stack([self.member(number)() for number in members])
+
+    def trained(self) -> list[nn.Parameter]:
+        return [p for number in self.active for p in self.member(number).parameters() if p.requires_grad]
+
+    def passes(self, batches: list[dict[str, Tensor]]) -> list[Pass]:
+        """Each batch with as many of the active prompts as one forward pass takes."""
+        found = []
+        for batch in batches:
+            size = min(self._at_once(batch), len(self.active))
+            for start in range(0, len(self.active), size):
+                found.append((batch, self.active[start : start + size]))
+        return found
+
+    def _at_once(self, batch: dict[str, Tensor]) -> int:
+        limit = self.hparams.prompts_at_once or len(self.names)
+        budget = self.trainer.datamodule.max_tokens
+        if budget is None:
+            return limit
+        rows, length = batch["input_ids"].shape
+        target = batch["target_ids"].shape[1] if "target_ids" in batch else 0
+        return max(1, min(limit, budget // (rows * (length + self.encoder.extra_positions + target))))
+
+    def repeated(self, batch: dict[str, Tensor], times: int) -> dict[str, Tensor]:
+        """A batch [B, ...] once for each of so many prompts, [N * B, ...], prompt after prompt."""
+        found = {name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in batch.items()}
+        size = len(batch["input_ids"])
+        found["prompt_ids"] = torch.arange(times, device=batch["input_ids"].device).repeat_interleave(size)
+        return found
+
+    def summed_losses(self, batch: dict[str, Tensor], members: list[int]) -> Tensor:
+        losses = self.objective.losses(self.stacked(members), self.repeated(batch, len(members)))
+        sums = losses.view(len(members), -1).sum(dim=1)
+        where = torch.tensor(members, device=sums.device)
+        return sums.new_zeros(len(self.names)).index_add(0, where, sums) + self._unused()
+
+    def _unused(self) -> Tensor:
+        """Zero, with all that is not trained any more in its graph: DDP waits for the gradient of every parameter."""
+        zero = torch.zeros((), device=self.device)
+        if self.trainer.world_size == 1:
+            return zero
+        stopped = set(range(len(self.names))) - set(self.active)
+        # Over no element, so that a number that is not finite does not get in.
+        return zero + sum(p.flatten()[:0].sum() for number in stopped for p in self.member(number).parameters())
+
+    def on_after_backward(self) -> None:
+        """Leave those that are stopped as they are: an optimizer with momentum would move them without a gradient."""
+        for number in set(range(len(self.names))) - set(self.active):
+            for parameter in self.member(number).parameters():
+                parameter.grad = None
+
+    def log_losses(self, losses: Tensor, count: int) -> None:
+        self.log("train/loss", losses[self.active].mean(), prog_bar=True, batch_size=count, sync_dist=True)
+        if self.logs_this_step:
+            own = {f"train/{self.names[number]}/loss": losses[number] for number in self.active}
+            self.log_dict(own, batch_size=count, sync_dist=True)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.logs_this_step:
+            for number in self.active:
+                self.log_dict(norms(f"train/{self.names[number]}", self.member(number), self.initial_prompt[number]))
+
+    # Evaluation ------------------------------------------------------------------------------------------------
+
+    def evaluation_step(self, batch: dict[str, Tensor], split: str) -> None:
+        """Feed the metrics of every active prompt from one pass over the data."""
+        references, size = self.trainer.datamodule.targets, len(batch["ids"])
+        for _, members in self.passes([batch]):
+            outputs = self.objective.outputs(self.stacked(members), self.repeated(batch, len(members)))
+            for place, number in enumerate(members):
+                own = {name: values[place * size : (place + 1) * size] for name, values in outputs.items()}
+                loss, record = self._objective(number).count(own, batch, split, references, self.keep_records)
+                name = f"{split}/{self.names[number]}/loss"
+                self.log(name, loss, on_epoch=True, batch_size=size, sync_dist=True, add_dataloader_idx=False)
+                self._keep({**record, "prompt": self.names[number]})
+
+    def _objective(self, number: int) -> Objective:
+        return cast("Objective", self.objectives[number])
+
+    def evaluation_end(self, split: str) -> None:
+        """Log every prompt's metrics, and as `<split>/score` the best of them."""
+        self._stop_those_that_broke()
+        self.evaluated = list(self.active)
+        scores = [
+            self.log_scores(self._objective(number), split, f"{split}/{self.names[number]}") for number in self.active
+        ]
+        self.log(f"{split}/score", torch.stack(scores).max(), prog_bar=True)
+        self.gather_records()
+
+    def _stop_those_that_broke(self) -> None:
+        with torch.no_grad():
+            finite = [bool(torch.isfinite(self.member(number)()).all()) for number in self.active]
+        broken = [number for number, fine in zip(self.active, finite, strict=True) if not fine]
+        if broken and len(broken) == len(self.active):
+            raise UserError(
+                f"every prompt holds NaN or Inf at step {self.trainer.global_step}: lower the learning rate"
+            )
+        for number in broken:
+            self.stop(number)
+            warnings.warn(
+                f"step {self.trainer.global_step}: the prompt {self.names[number]} holds NaN or Inf and is stopped; "
+                "its best until then is kept",
+                stacklevel=2,
+            )
+
+    def stop(self, number: int) -> None:
+        """Train and score a prompt no longer."""
+        self.active.remove(number)
+
+    def named_scores(self, logged: Mapping[str, Tensor], split: str) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for number in self.evaluated:
+            prefix = f"{split}/{self.names[number]}/"
+            own = {name.removeprefix(prefix): float(value) for name, value in logged.items() if name.startswith(prefix)}
+            if own:
+                found[self.files[number]] = own
+        return found
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        raise UserError(
+            "prompts that were trained at once predict one by one: give a prompt file of the run (--prompt)"
+        )
+
+    # Optimizer -------------------------------------------------------------------------------------------------
+
+    def parameter_groups(self) -> list[Any]:
+        groups: list[dict[str, Any]] = []
+        for number, rate in enumerate(self.learning_rates):
+            group: dict[str, Any] = {"params": [p for p in self.member(number).parameters() if p.requires_grad]}
+            groups.append(group if rate is None else {**group, "lr": rate})
+        return groups
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient of each prompt as if it were alone."""
+        if not gradient_clip_val:
+            return
+        clip: Any = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
+        for number in self.active:
+            clip(self.member(number).parameters(), gradient_clip_val)
+
+    # Files -----------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["prompts"], checkpoint["active"] = self.names, self.active
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = checkpoint.get("prompts", [])
+        if trained != self.names:
+            raise UserError(
+                f"this checkpoint trains the prompts {', '.join(trained) or '(one alone)'}, the options name "
+                f"{', '.join(self.names)}: go on with the seeds and learning rates that it was trained with"
+            )
+        super().on_load_checkpoint(checkpoint)
+        self.active = list(checkpoint["active"])
+
+    def prompt(self, name: str = "prompt") -> Prompt:
+        """A prompt as it is now.
+
+        Args:
+            name: one of `files`.
+        """
+        number = self.files.index(name)
+        prompt = self.packed(self.member(number), self.inits[number], self.initial_prompt[number])
+        own = {"seed": str(self.seeds[number])}
+        if self.learning_rates[number] is not None:
+            own["learning_rate"] = repr(self.learning_rates[number])
+        return Prompt(prompt.embeddings, {**prompt.metadata, **own}, prompt.initial)
+
+
+def _name(seed: int | None, rate: float | None) -> str:
+    parts = [] if seed is None else [f"seed{seed}"]
+    parts += [] if rate is None else [f"lr{rate:g}"]
+    return "-".join(parts)
+
+
+def _check(
+    seeds: list[int] | None, rates: list[float] | None, prompts_at_once: int | None, options: dict[str, Any]
+) -> None:
+    if not seeds and not rates:
+        raise UserError("PromptEnsemble trains several prompts: give --model.seeds [0,1,2] or --model.learning_rates")
+    if seeds is not None and (len(set(seeds)) != len(seeds) or not all(0 <= seed < 2**32 for seed in seeds)):
+        raise UserError(f"--model.seeds {seeds}: give different numbers from 0 to 2**32 - 1")
+    if rates is not None:
+        if options.get("optimizer") is not None or options.get("learning_rate") is not None:
+            raise UserError("--model.learning_rates stands in place of --model.learning_rate and --model.optimizer")
+        if len({_name(None, rate) for rate in rates}) != len(rates) or not all(rate > 0 for rate in rates):
+            raise UserError(f"--model.learning_rates {rates}: give different numbers above 0")
+    if prompts_at_once is not None and prompts_at_once < 1:
+        raise UserError(f"--model.prompts_at_once is {prompts_at_once}: one forward pass takes one prompt or more")

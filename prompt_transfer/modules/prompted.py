@@ -1,0 +1,137 @@
+"""What LightningModules with a prompt in front of a frozen backbone share: tasks, evaluation, prediction."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.modules.objectives import Classification, Objective, make_objective
+from prompt_transfer.tasks import Task
+
+
+class PromptedModule(L.LightningModule):
+    """Scores `current_prompt` on the tasks of the datamodule.
+
+    A subclass sets `backbone` and saves the hyperparameters `label_words_policy` and `num_beams`.
+
+    Attributes:
+        tasks: of the run, in the order of their numbers.
+        objective: what they are trained and scored on.
+        keep_records: set by those who want every prediction of an evaluation, not only its metrics.
+        records: one dict a batch, of all processes once the evaluation has ended.
+    """
+
+    backbone: FrozenBackbone
+    objective: Objective
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: list[Task] = []
+        self.keep_records = False
+        self.records: list[dict[str, Any]] = []
+
+    def current_prompt(self) -> Tensor:
+        """The prompt [P, H] that is scored."""
+        raise NotImplementedError
+
+    def connect(self, tasks: list[Task]) -> None:
+        """Build what `tasks` are trained and scored on."""
+        policy = self.hparams.label_words_policy
+        if policy is not None:
+            tasks = [task if task.is_generation else replace(task, label_words_policy=policy) for task in tasks]
+        if tasks == self.tasks:
+            return
+        self.tasks = tasks
+        self.objective = make_objective(self.backbone, tasks, self.hparams.num_beams)
+        self.objective.to(self.device)
+
+    def evaluation_step(self, batch: dict[str, Tensor], split: str) -> None:
+        """Feed the metrics of `split`."""
+        references = self.trainer.datamodule.targets
+        keep = self.keep_records
+        loss, record = self.objective.evaluate(self.current_prompt(), batch, split, references, keep)
+        size = len(batch["ids"])
+        self.log(f"{split}/loss", loss, on_epoch=True, batch_size=size, sync_dist=True, add_dataloader_idx=False)
+        self._keep(record)
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        if self.keep_records:
+            kept = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in record.items()}
+            self.records.append(kept)
+
+    def evaluation_end(self, split: str) -> None:
+        """Log every task's metrics and `<split>/score`, the mean of those that select."""
+        self.log_scores(self.objective, split, split, prog_bar=len(self.tasks) == 1)
+        self.gather_records()
+
+    def log_scores(self, objective: Objective, split: str, prefix: str, prog_bar: bool = False) -> Tensor:
+        """Log what `objective` has counted below `prefix`; the mean of the metrics that select."""
+        scores = []
+        for task, values in zip(self.tasks, objective.compute(split), strict=True):
+            start = prefix if len(self.tasks) == 1 else f"{prefix}/{task.name}"
+            self.log_dict({f"{start}/{name}": value for name, value in values.items()}, prog_bar=prog_bar)
+            scores.append(values[task.metric])
+        score = torch.stack([value.float() for value in scores]).mean()
+        self.log(f"{prefix}/score", score)
+        if isinstance(objective, Classification):
+            self._warn_of_one_class(objective, prefix)
+        return score
+
+    def named_scores(self, logged: Mapping[str, Tensor], split: str) -> dict[str, dict[str, float]]:
+        """Of all that was logged what the last evaluation on `split` gave: prompt -> name of the metric -> value.
+
+        A prompt is called like its file without the suffix.
+        """
+        prefix = f"{split}/"
+        found = {name: float(value) for name, value in logged.items() if name.startswith(prefix)}
+        return {"prompt": {name.removeprefix(prefix): value for name, value in found.items()}} if found else {}
+
+    def gather_records(self) -> None:
+        """Put the records of all processes together, on each of them."""
+        if self.keep_records and self.trainer.world_size > 1:
+            parts: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, self.records)
+            self.records = [record for part in parts for record in part]
+
+    def _warn_of_one_class(self, objective: Classification, prefix: str) -> None:
+        split, _, name = prefix.partition("/")
+        whose = f" behind the prompt {name}" if name else ""
+        counts = objective.predicted
+        if self.trainer.world_size > 1:
+            counts = self.all_gather(counts).sum(dim=0)
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking and self.global_step > 0:
+            for task, word in objective.only_predictions(counts):
+                warnings.warn(
+                    f"step {self.global_step}: every {split} example of {task.name}{whose} "
+                    f"is predicted {word!r}; if this stays, try another learning rate or more steps",
+                    stacklevel=2,
+                )
+        objective.predicted.zero_()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.evaluation_step(batch, "validation")
+
+    def on_validation_epoch_end(self) -> None:
+        self.evaluation_end("validation")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.evaluation_step(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        self.evaluation_end("test")
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        """`ids`, `task_ids` [B] and `probabilities` [B, C], or `texts` where the task is to write."""
+        output = self.objective.predict(self.current_prompt(), batch)
+        self._keep(output)
+        return output
+
+    def on_predict_epoch_end(self) -> None:
+        self.gather_records()

@@ -1,0 +1,207 @@
+"""Which indicators tell where a prompt transfers: tables and figures from prompt files and a transfer matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from prompt_transfer import results
+from prompt_transfer.analysis import indicator_plots, plots
+from prompt_transfer.analysis.correlation import MIN_TASKS, correlations
+from prompt_transfer.analysis.indicators import INDICATORS, compute
+from prompt_transfer.analysis.statistics import relative
+from prompt_transfer.errors import UserError
+from prompt_transfer.files import check_writable_dir
+from prompt_transfer.prompts.prompt import UNKNOWN
+from prompt_transfer.studies.inputs import PromptSet, load_prompts, read_matrix, read_neurons
+
+RANKED_BY = "spearman_per_target"
+_NEED_WORDS = {
+    "initial": "initial prompts in all prompt files",
+    "neurons": "--neurons",
+    "label_words": "label words in the prompt files",
+    "data_sizes": "train_rows in all prompt files",
+}
+
+
+def analyze(
+    prompts: str | Path,
+    output: str | Path,
+    matrix: str | Path | None = None,
+    neurons: str | Path | None = None,
+    backbone: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Work out all indicators that the inputs allow, write tables and figures to `output`, and print the ranking.
+
+    Args:
+        prompts, backbone: see `load_prompts`.
+        output: gets `indicators.parquet`, `correlations.csv`, `similarity.png` and `ranking.png`; with a matrix
+            `scatter.png`, with neurons `layers.png` too.
+        matrix: see `read_matrix`.
+        neurons: see `read_neurons`.
+        resamples, seed: of bootstrap and permutation test.
+
+    Returns:
+        The two tables.
+
+    Raises:
+        UserError: inputs that cannot be read or do not go together.
+    """
+    if resamples < 1:
+        raise UserError(f"--resamples {resamples}: give at least 1, better 1000")
+    found = load_prompts(prompts, backbone)
+    inputs: dict[str, Any] = {
+        "prompts": found.embeddings,
+        "initial": found.initial,
+        "neurons": None if neurons is None else read_neurons(neurons, found),
+        "label_words": found.label_words,
+        "data_sizes": found.data_sizes,
+    }
+    tasks, types = list(dict.fromkeys(found.tasks)), dict(zip(found.tasks, found.types, strict=True))
+    scores, notes = (None, []) if matrix is None else _scores(read_matrix(matrix), tasks, matrix)
+    folder = check_writable_dir(output)
+    matrices = compute(inputs)
+    pairs = pair_table(matrices, found)
+    results.write(pairs, folder / "indicators.parquet")
+    by_task = {name: mean_over_prompts(values, found.tasks) for name, values in matrices.items()}
+    # A task of unknown type is like no other one, not like the other unknown ones.
+    kinds = [types[task] if types[task] != UNKNOWN else f"{UNKNOWN}: {task}" for task in tasks]
+    transfer = None if scores is None else relative(scores)
+    table = correlations(by_task, kinds, transfer, resamples, seed)
+    results.write(table, folder / "correlations.csv")
+    _draw(folder, pairs, table, tasks, transfer)
+    _print(folder, table, found, [*found.notes, *notes, *_missing(inputs)])
+    return pairs, table
+
+
+def pair_table(matrices: Mapping[str, np.ndarray], prompts: PromptSet) -> pd.DataFrame:
+    """Tidy: one row an indicator and pair of prompts; `source` and `target` are tasks.
+
+    Returns:
+        Columns indicator, source, target, value, source_type, target_type, source_prompt, target_prompt.
+    """
+    number = len(prompts.names)
+    target, source = (grid.ravel() for grid in np.mgrid[:number, :number])
+    parts = []
+    for name, values in matrices.items():
+        columns: dict[str, Any] = {"indicator": name}
+        for key, kinds in (("", prompts.tasks), ("_type", prompts.types), ("_prompt", prompts.names)):
+            # Categories: a study of 500 prompts has a quarter of a million pairs.
+            columns[f"source{key}"] = pd.Categorical(np.asarray(kinds, dtype=object)[source])
+            columns[f"target{key}"] = pd.Categorical(np.asarray(kinds, dtype=object)[target])
+        parts.append(pd.DataFrame(columns | {"value": np.asarray(values, dtype=float).ravel()}))
+    order = ["indicator", "source", "target", "value", "source_type", "target_type", "source_prompt", "target_prompt"]
+    return pd.concat(parts, ignore_index=True)[order]
+
+
+def mean_over_prompts(matrix: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
+    """`[N, N]` between prompts -> mean between tasks `[T, T]`, in the order in which tasks first appear.
+
+    A prompt's pair with itself counts only where it is the only one of its task.
+    """
+    names = list(dict.fromkeys(tasks))
+    member = np.array([[task == name for task in tasks] for name in names], dtype=float)
+    weights = np.ones(matrix.shape)
+    several = [list(tasks).count(task) > 1 for task in tasks]
+    weights[np.diag_indices(len(tasks))] = [0.0 if many else 1.0 for many in several]
+    return (member @ (weights * matrix) @ member.T) / (member @ weights @ member.T)
+
+
+def _scores(matrix: pd.DataFrame, tasks: list[str], path: str | Path) -> tuple[np.ndarray, list[str]]:
+    """The matrix for these tasks, NaN where it has no such row or column."""
+    shared = [task for task in tasks if task in matrix.index and task in matrix.columns]
+    if len(shared) < MIN_TASKS:
+        raise UserError(
+            f"{path} and the prompts have {len(shared)} tasks in common ({', '.join(shared) or 'none'}); "
+            f"{MIN_TASKS} or more are needed"
+        )
+    absent = [task for task in tasks if task not in shared]
+    notes = [f"not in the transfer matrix: {', '.join(absent)}"] if absent else []
+    return matrix.reindex(index=tasks, columns=tasks).to_numpy(dtype=float), notes
+
+
+def _missing(inputs: Mapping[str, Any]) -> list[str]:
+    notes = []
+    for need, words in _NEED_WORDS.items():
+        names = [name for name, row in INDICATORS.items() if need in row.needs]
+        if inputs.get(need) is None:
+            notes.append(f"left out for want of {words}: {', '.join(names)}")
+    return notes
+
+
+def _draw(
+    folder: Path, pairs: pd.DataFrame, table: pd.DataFrame, tasks: list[str], transfer: np.ndarray | None
+) -> None:
+    by = "same_type_auc" if transfer is None else RANKED_BY
+    whole = _whole(table)
+    ranked = whole[whole["statistic"] == by].sort_values("value", ascending=False)["indicator"]
+    best = {INDICATORS[name].group: name for name in reversed(list(ranked))}
+    shown = "neuron_overlap" if "neuron_overlap" in set(ranked) else best["embeddings"]
+    ax = indicator_plots.similarity_matrix(pairs[pairs["indicator"] == shown])
+    ax.set_title(indicator_plots.readable(shown), fontsize=9)
+    plots.save(ax, folder / "similarity.png")
+    plots.save(indicator_plots.indicator_ranking(whole, by), folder / "ranking.png")
+    if table["indicator"].str.startswith("neuron_overlap_per_layer/").any():
+        plots.save(indicator_plots.layer_curve(table, by), folder / "layers.png")
+    if transfer is not None:
+        # The best of each kind: what the prompts' rows, their neurons, and everything else can tell.
+        chosen = [best[group] for group in ("embeddings", "neurons", "confounder") if group in best]
+        _scatter(folder, pairs, table, chosen, pd.DataFrame(transfer, index=tasks, columns=tasks))
+
+
+def _scatter(folder: Path, pairs: pd.DataFrame, table: pd.DataFrame, chosen: list[str], transfer: pd.DataFrame) -> None:
+    """One panel an indicator, side by side, a dot a pair of tasks."""
+    size = (0.6 + 2.2 * len(chosen), 2.5)
+    _, axes = plt.subplots(1, len(chosen), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    scored = transfer.rename_axis("target").reset_index().melt("target", var_name="source", value_name="transfer")
+    keys = ["target", "source", "target_type", "source_type"]
+    rho = table[table["statistic"] == "spearman_pooled"].set_index("indicator")["value"]
+    for name, ax in zip(chosen, axes[0], strict=True):
+        mine = pairs[pairs["indicator"] == name].astype(dict.fromkeys(keys, str))
+        means = mine.groupby(keys)["value"].mean().reset_index().merge(scored, on=["target", "source"])
+        indicator_plots.indicator_against_transfer(means, rho[name], ax)
+        ax.set_xlabel(indicator_plots.readable(name), fontsize=9)
+        if ax is not axes[0][0]:
+            ax.get_legend().remove()
+    plots.save(axes[0][0], folder / "scatter.png")
+
+
+def _whole(table: pd.DataFrame) -> pd.DataFrame:
+    """Without single layers: the best of many is good by chance more easily than a whole indicator."""
+    return table[~table["indicator"].str.contains("/")]
+
+
+def _print(folder: Path, table: pd.DataFrame, prompts: PromptSet, notes: list[str]) -> None:
+    whole = _whole(table)
+    value = whole.pivot(index="indicator", columns="statistic", values="value")
+    spread = whole.set_index(["indicator", "statistic"])
+    by = RANKED_BY if RANKED_BY in value else "same_type_auc"
+    rows = []
+    for name in value[by].sort_values(ascending=False, na_position="last").index:
+        low, high, p_value = spread.loc[(name, by), ["low", "high", "p_value"]]
+        row = {"indicator": name, _SHORT[by]: value.loc[name, by], "95 %": f"{low:.2f} to {high:.2f}", "p": p_value}
+        row |= {short: value.loc[name, label] for label, short in _SHORT.items() if label in value and label != by}
+        rows.append(row)
+    tasks, backbone = len(set(prompts.tasks)), prompts.prompts[0].metadata.get("backbone", UNKNOWN)
+    ranked = indicator_plots.STATISTIC_LABELS[by]
+    results.show(rows, title=f"{len(prompts.names)} prompts of {tasks} tasks on {backbone}, by {ranked}")
+    for note in notes:
+        print(f"note: {note}")
+    print(f"tables and figures in {folder}")
+
+
+_SHORT = {
+    "spearman_per_target": "per target",
+    "spearman_pooled": "pooled",
+    "ndcg": "nDCG",
+    "regret_at_1": "Regret@1",
+    "same_type_auc": "AUC",
+    "nearest_neighbour": "neighbour",
+}

@@ -1,0 +1,221 @@
+"""What a study of prompts reads: prompt files of one backbone, a transfer matrix, captured neurons."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from prompt_transfer.errors import UserError
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, list_prompts
+from prompt_transfer.prompts.published import TASKS
+from prompt_transfer.prompts.tensor_file import sizes
+from prompt_transfer.tasks import get_task, task_names
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts of one backbone and shape, ordered by task type, task and path.
+
+    Attributes:
+        prompts: N prompts.
+        names: their paths below the folder, without the suffix.
+        tasks, types: of each prompt; the type is "unknown" for a task that is not in the registry.
+        notes: what was left out, and why.
+    """
+
+    prompts: list[Prompt]
+    names: list[str]
+    tasks: list[str]
+    types: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """All prompts, float32 `[N, P, H]`."""
+        return torch.stack([prompt.embeddings for prompt in self.prompts])
+
+    @property
+    def initial(self) -> Tensor | None:
+        """What they started from, `[N, P, H]`; None where a prompt does not say."""
+        found = [prompt.initial for prompt in self.prompts if prompt.initial is not None]
+        return torch.stack(found) if len(found) == len(self.prompts) else None
+
+    @property
+    def data_sizes(self) -> list[int] | None:
+        """Training examples of each; None where a prompt does not say."""
+        found = [prompt.metadata.get("train_rows", "") for prompt in self.prompts]
+        return [int(text) for text in found] if all(text.isascii() and text.isdecimal() for text in found) else None
+
+    @property
+    def label_words(self) -> list[list[str]] | None:
+        """Label words of each, [] for a task that has none; None where no prompt has any."""
+        found = []
+        for prompt, task in zip(self.prompts, self.tasks, strict=True):
+            try:
+                words = json.loads(prompt.metadata.get("label_words") or "{}").get(task, [])
+                found.append([str(word) for word in words])
+            except (ValueError, AttributeError, TypeError):
+                raise UserError(f"{prompt.path} is damaged: its label_words are no JSON table of tasks") from None
+        return found if any(found) else None
+
+
+def load_prompts(folder: str | Path, backbone: str | None = None) -> PromptSet:
+    """All prompts below `folder` that were made for one task each.
+
+    Random prompts and those of several tasks are left out, and projected ones where there are trained ones too.
+
+    Args:
+        folder: searched with everything below it.
+        backbone: take only prompts with this backbone in their metadata.
+
+    Raises:
+        UserError: a file cannot be read, fewer than three prompts are left, or they are of several backbones or shapes.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"no folder {folder}: give one that holds prompt files with --prompts DIR")
+    prompts = []
+    for row in list_prompts(folder):
+        if row["error"]:
+            raise UserError(row["error"])
+        if backbone is None or row["backbone"] == backbone:
+            prompts.append(Prompt.load(row["path"]))
+    notes = []
+    trained = [prompt for prompt in prompts if prompt.metadata.get("projected") != "true"]
+    for why, keep in (
+        ("random", lambda prompt: prompt.metadata.get("random") != "true"),
+        ("of no task or of several", lambda prompt: prompt.metadata.get("task", ",").count(",") == 0),
+        ("projected, beside trained ones", lambda prompt: not trained or prompt.metadata.get("projected") != "true"),
+    ):
+        kept = [prompt for prompt in prompts if keep(prompt)]
+        if len(kept) < len(prompts):
+            notes.append(f"{len(prompts) - len(kept)} of the prompts left out: {why}")
+        prompts = kept
+    if len(prompts) < 3:
+        of = f" for the backbone {backbone}" if backbone else ""
+        raise UserError(f"{folder} holds {len(prompts)} prompts of one task each{of}; a study needs three or more")
+    _check_one_backbone(prompts, folder)
+    order = {name: index for index, name in enumerate(_by_type())}
+    keyed = []
+    for prompt in prompts:
+        task, name = prompt.metadata["task"], str(Path(str(prompt.path)).relative_to(folder).with_suffix(""))
+        keyed.append(((order.get(task, len(order)), task, name), prompt, name, task, _type(task, prompt)))
+    keyed.sort(key=lambda entry: entry[0])
+    return PromptSet(
+        [entry[1] for entry in keyed],
+        [entry[2] for entry in keyed],
+        [entry[3] for entry in keyed],
+        [entry[4] for entry in keyed],
+        notes,
+    )
+
+
+def _by_type() -> list[str]:
+    """Registered tasks, those of one type together."""
+    types: dict[str, list[str]] = {}
+    for name in task_names():
+        types.setdefault(get_task(name).type, []).append(name)
+    return [name for group in types.values() for name in group]
+
+
+def _type(task: str, prompt: Prompt) -> str:
+    if task in task_names():
+        return get_task(task).type
+    try:
+        # A task of the user's: its file, if it is still where it was.
+        return get_task(json.loads(prompt.metadata.get("data_task", "[]"))[0]).type
+    except (UserError, ValueError, LookupError, TypeError):
+        return UNKNOWN
+
+
+def _check_one_backbone(prompts: list[Prompt], folder: str | Path) -> None:
+    def values(key: str) -> set[str]:
+        return {prompt.metadata.get(key) or UNKNOWN for prompt in prompts}
+
+    prints, names = values("fingerprint"), values("backbone")
+    # Equal fingerprints are the same backbone, whatever the two are called.
+    if len(names) > 1 and (UNKNOWN in prints or len(prints) > 1):
+        text = ", ".join(sorted(names))
+        raise UserError(f"{folder} holds prompts for the backbones {text}; choose one with --backbone NAME")
+    if len(prints - {UNKNOWN}) > 1:
+        raise UserError(
+            f"{folder} holds prompts for several backbones that are all called {names.pop()} (their fingerprints "
+            "differ); put them into folders of their own"
+        )
+    for key in ("layout", "attention"):
+        if len(several := values(key) - {UNKNOWN}) > 1:
+            text = " and ".join(sorted(several))
+            raise UserError(f"{folder} holds prompts with {key} {text}; put them into folders of their own")
+    shapes = sorted({tuple(prompt.embeddings.shape) for prompt in prompts})
+    if len(shapes) > 1:
+        text = ", ".join(sizes(shape) for shape in shapes)
+        raise UserError(f"{folder} holds prompts of the shapes {text}; only prompts of one shape can be compared")
+
+
+def read_matrix(path: str | Path) -> pd.DataFrame:
+    """A transfer matrix: rows target, columns source task, scores as floats, NaN where missing.
+
+    Names of release 1.0 (`movierationales`) are those of the registry (`movie_rationales`) afterwards.
+
+    Raises:
+        UserError: no such file, not such a table, or a task twice.
+    """
+    try:
+        frame = pd.read_csv(path, index_col=0).astype(float)
+    except FileNotFoundError:
+        raise UserError(f"no transfer matrix {path}; `prompt-transfer transfer` writes matrix.csv") from None
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} is not a transfer matrix (targets in rows, sources in columns, scores): {reason}"
+        ) from None
+    frame.index = pd.Index([TASKS.get(str(name), str(name)) for name in frame.index])
+    frame.columns = pd.Index([TASKS.get(str(name), str(name)) for name in frame.columns])
+    for axis, names in (("row", frame.index), ("column", frame.columns)):
+        if names.has_duplicates:
+            raise UserError(f"{path} has more than one {axis} {names[names.duplicated()][0]!r}; keep one of them")
+    return frame
+
+
+def read_neurons(folder: str | Path, prompts: PromptSet) -> np.ndarray:
+    """Captured activations of every prompt, `[N, L, F]`.
+
+    They lie below `folder` as the prompts do below theirs, each a safetensors file with a tensor `activations` [L, F].
+
+    Raises:
+        UserError: a file is missing, holds something else, or has another shape than the others.
+    """
+    found: list[Tensor] = []
+    for name in prompts.names:
+        path = Path(folder) / f"{name}.safetensors"
+        tensor = _activations(path)
+        if found and tensor.shape != found[0].shape:
+            raise UserError(
+                f"{path} has {sizes(tensor.shape)} layers and neurons, the file before it {sizes(found[0].shape)}; "
+                "capture them together"
+            )
+        found.append(tensor)
+    return torch.stack(found).numpy()
+
+
+def _activations(path: Path) -> Tensor:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"no neurons {path}: capture those of all prompts, or leave out --neurons")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensor: Any = file.get_tensor("activations").float()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} holds no tensor `activations`: {str(error).splitlines()[0]}") from error
+    if tensor.ndim != 2 or not torch.isfinite(tensor).all():
+        raise UserError(
+            f"{path}: activations are finite numbers [L, F], these are {sizes(tensor.shape)}, or not all finite"
+        )
+    return tensor
