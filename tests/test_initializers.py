@@ -126,7 +126,7 @@ def test_text_is_cut_and_repeated(backbone):
     prompt = Text("a bad movie")(backbone, (5, 4), seeded())
     assert torch.equal(prompt[:3], backbone.embedding_weight[[12, 7, 10]])
     assert torch.allclose(prompt[3:], backbone.embedding_weight[[12, 7]], atol=4)
-    with pytest.raises(UserError, match="no tokens"):
+    with pytest.raises(UserError, match="the text is empty"):
         Text("  ")(backbone, (2, 4), seeded())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +15,8 @@ import pytest
 
 from prompt_transfer.cli import main
 from prompt_transfer.commands.lightning import find_configs
+from prompt_transfer.commands.table import COMMANDS
+from prompt_transfer.tasks import get_task, task_names
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,21 +34,91 @@ def commands() -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("prompt-transfer ")]
 
 
-def test_the_shell_commands_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def stand_in(command: list[str], backbone: Path, root: Path) -> list[str]:
+    """The same command with a tiny model and rows of our own in place of what lies on the hub."""
+    if "FacebookAI/roberta-base" not in command:
+        return command
+    local = ["--data.source", "local", "--data.root", str(root)]
+    return [str(backbone) if word == "FacebookAI/roberta-base" else word for word in command] + local
+
+
+def write_rows(folder: Path, text: str, classes: int) -> None:
+    folder.mkdir(parents=True)
+    rows = [f"the film {number} is {number % classes},{number % classes}" for number in range(60)]
+    for split in ("train", "validation"):
+        (folder / f"{split}.csv").write_text("\n".join([f"{text},label", *rows]))
+
+
+def test_the_shell_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_roberta: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PROMPT_TRANSFER_CACHE", str(tmp_path / "cache"))
+    write_rows(tmp_path / "data" / "sst2", "sentence", 2)
+    # The reader's own task: the YAML of the README and the folder that it names.
+    (text,) = blocks("yaml")
+    (tmp_path / "trec.yaml").write_text(text)
+    write_rows(tmp_path / "trec_folder", "text", 3)
     found = commands()
     assert {"fit", "test", "prompts"} <= {command[0] for command in found}
+    assert ["fit", "--data.task", "trec.yaml", "--data.source", "local"] in found
     for command in found:
-        if "FacebookAI/roberta-base" in command:
-            # The hub is not for tests: the rest of the command must be sound, and the answer one line.
-            assert main(command) == 2
-            assert "unknown backbone 'FacebookAI/roberta-base'" in capsys.readouterr().err
-            continue
+        command = stand_in(command, tiny_roberta, tmp_path / "data")
         assert main([*command, *SHORT.get(command[0], [])]) == 0, command
-    assert (tmp_path / "runs" / "films" / "prompt.safetensors").is_file()
+    for run in ("films", "sst2", "trec-roberta-nano-seed0"):
+        assert (tmp_path / "runs" / run / "prompt.safetensors").is_file()
+
+
+def test_every_command_in_the_text_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", README, flags=re.S))]
+    named = [code.removeprefix("prompt-transfer ") for code in inline]
+    found = [code.split() for code in named if code.split()[0] in COMMANDS]
+    assert {words[0] for words in found} >= {
+        "fit",
+        "validate",
+        "test",
+        "predict",
+        "prompts",
+        "tasks",
+        "data",
+        "pretrain",
+    }
+    helps = {}
+    for words in found:
+        verb = words[:2] if words[0] in ("prompts", "tasks", "data") else words[:1]
+        if str(verb) not in helps:
+            with contextlib.suppress(SystemExit):
+                main([*verb, "--help"])
+            helps[str(verb)] = capsys.readouterr().out
+        for option in words:
+            assert not option.startswith("--") or option in helps[str(verb)], (words, option)
+
+
+def test_the_figures_are_those_of_the_results() -> None:
+    quick = pd.read_csv(ROOT / "results/quickstart/quickstart.csv")
+    for row in quick.to_dict("records"):
+        values = (f"{row[key]:.3f}" for key in ("trained prompt", "random prompt", "majority"))
+        assert f"| {row['task']} | {row['use']} | {' | '.join(values)} |" in README
+    section = README.partition("## How well")[2]
+    sst2 = pd.read_csv(ROOT / "results/sst2/results.csv").iloc[0]
+    probe = json.loads((ROOT / "results/sst2/linear_probe.json").read_text())
+    grid = pd.read_csv(ROOT / "results/sst2_grid.csv")
+    base = grid[(grid["learning_rate"] == 0.003) & (grid["prompt_length"] == 20)]
+    base = base[(base["reparameterization"] == "Plain") & (base["init"] == "Vocabulary")]
+    shared = base[base["attention"] == "shared"]["value"].iloc[0]
+    layouts = base[base["attention"] == "full"].set_index("layout")["value"]
+    assert f"**{sst2['value']:.3f}**" in section
+    assert f"{layouts['mask_first']:.3f} / {layouts['prefix']:.3f}" in section
+    assert f"attention | {shared:.3f} |" in section
+    assert f"majority class | {sst2['majority']:.3f} |" in section
+    assert (
+        f"{probe['training_examples']:,} training sentences | {max(probe['logistic_regression'].values()):.3f} |"
+        in section
+    )
+
+
+def test_the_tasks_are_counted_rightly() -> None:
+    tasks = [get_task(name) for name in task_names()]
+    hub, builtin = sum(task.hub is not None for task in tasks), sum(task.builtin for task in tasks)
+    assert f"{hub} tasks of the hub plus {builtin} built-in ones" in README
 
 
 def test_make_targets_are_there() -> None:
@@ -58,15 +132,6 @@ def test_the_python_block_runs(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "torch.Size([20, 256]) roberta-nano" in done.stdout
-
-
-def test_the_task_of_the_readme_is_a_task(tmp_path: Path) -> None:
-    from prompt_transfer.tasks import get_task
-
-    (text,) = blocks("yaml")
-    (tmp_path / "trec.yaml").write_text(text)
-    task = get_task(str(tmp_path / "trec.yaml"))
-    assert (task.name, task.num_classes) == ("trec", 3)
 
 
 def test_named_configurations_are_found() -> None:
