@@ -31,12 +31,12 @@ WAYS = ("peft", "full", "shared")
 
 
 def save_t5_base(folder: Path, dtype: torch.dtype) -> None:
-    """A T5-base (v1.0 sizes, 223 M parameters) of random weights; the tokenizer is that of the built-in T5."""
+    """A T5-base (v1.0 sizes, 223 M parameters) of random weights; the tokenizer is a built-in one."""
     config = T5Config(
         vocab_size=32128, d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12, decoder_start_token_id=0
     )
     T5ForConditionalGeneration(config).to(dtype).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(builtin_backbones()["t5-nano"]).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(builtin_backbones()["roberta-nano"]).save_pretrained(folder)
 
 
 def run(

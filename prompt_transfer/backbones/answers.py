@@ -84,7 +84,7 @@ class Answers:
     def _cannot_write(self) -> UserError:
         return UserError(
             f"a {self.family.name} backbone fills in one word and cannot write text: for this task use a causal or "
-            "sequence-to-sequence backbone (gpt2-nano, t5-nano)"
+            "sequence-to-sequence backbone (gpt2-nano is built in)"
         )
 
     def text_part(self, batch: dict[str, Tensor], offset: int) -> Part:
