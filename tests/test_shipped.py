@@ -1,0 +1,61 @@
+"""The backbones that ship with the project: whole, small, better than word frequencies, at home in every task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from prompt_transfer.backbones.builtin import builtin_backbones
+from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.modules.objectives import make_objective
+from prompt_transfer.tasks import get_task, task_names
+
+SHIPPED = builtin_backbones()
+
+
+def test_all_together_are_small() -> None:
+    sizes = {name: sum(file.stat().st_size for file in folder.iterdir()) / 1e6 for name, folder in SHIPPED.items()}
+    assert set(sizes) == {"roberta-nano", "bert-nano", "gpt2-nano", "roberta-micro"}
+    assert max(sizes.values()) < 25
+    assert sum(sizes.values()) < 90
+
+
+@pytest.mark.parametrize("folder", SHIPPED.values(), ids=SHIPPED.keys())
+def test_cards_tell_of_a_loss_better_than_both_baselines(folder: Path) -> None:
+    facts = json.loads((folder / "facts.json").read_text())
+    loss = facts.get("held_out_loss", facts.get("held_out_masked_loss"))
+    assert loss < facts["unigram_loss"] < facts["random_weights_loss"]
+    assert f"| this model | {loss:.2f} |" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_task_has_an_answer_on_every_backbone(name: str) -> None:
+    backbone = FrozenBackbone(name)
+    texts = backbone.encoder(4).encode(["the film was great ."], None, 32, cue="it was")
+    batch = {"input_ids": torch.tensor(texts), "attention_mask": torch.ones(1, len(texts[0]), dtype=torch.long)}
+    for task in (get_task(task) for task in task_names()):
+        if task.is_generation:
+            continue
+        objective = make_objective(backbone, [task])
+        prompt = backbone.embedding_weight[10:14].float()
+        logits = objective.logits(prompt, {**batch, "task_ids": torch.zeros(1, dtype=torch.long)})
+        assert logits.shape == (1, task.num_classes)
+        assert torch.isfinite(logits).all()
+
+
+def test_a_good_film_is_not_a_bad_one() -> None:
+    # What pretraining is for: behind "it was" the masked models expect a word of the text's kind.
+    for name in ("roberta-nano", "roberta-micro", "bert-nano"):
+        backbone = FrozenBackbone(name)
+        tokenizer = backbone.tokenizer
+        words = [tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word in ("great", "terrible")]
+        model = backbone.model
+        margins = []
+        for text in ("this is a wonderful film , i loved it .", "this is an awful film , i hated it ."):
+            ids = tokenizer.encode(f"{text} it was {tokenizer.mask_token} .")
+            logits = model(input_ids=torch.tensor([ids])).logits[0, ids.index(tokenizer.mask_token_id)]
+            margins.append(float(logits[words[0]] - logits[words[1]]))
+        assert margins[0] > margins[1], name
