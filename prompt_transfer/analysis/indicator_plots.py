@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from prompt_transfer.analysis.indicators import INDICATORS
 
@@ -71,7 +72,9 @@ def similarity_matrix(pairs: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.tick_params(labelsize=7, length=0)
     plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     _label(ax, "source", "target")
-    ax.collections[0].colorbar.ax.tick_params(labelsize=7)
+    bar = ax.collections[0].colorbar
+    assert bar is not None
+    bar.ax.tick_params(labelsize=7)
     return ax
 
 
@@ -174,7 +177,7 @@ def layer_curve(
         for value in of.loc[of["indicator"] == name, "value"]:
             label = "all layers" if name == "neuron_overlap" else readable(name)
             ax.axhline(value, linestyle="--", color=f"C{index + 1}", linewidth=1, label=label)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _label(ax, "layer, from the input", STATISTIC_LABELS.get(statistic, statistic))
     ax.legend(frameon=False, fontsize=7)
     ax.tick_params(labelsize=8)
