@@ -38,9 +38,8 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         rows.append({"indicator": name, "seconds": seconds, "processor": cpu, "peak GB": peak})
     total = {key: sum(row[key] for row in rows) for key in ("seconds", "processor")}
-    results.show(
-        [*rows, {"indicator": "all", **total}], title=f"{' x '.join(map(str, shape))}, {options.threads} threads"
-    )
+    title = f"{' x '.join(map(str, shape))}, {options.threads} threads"
+    results.show([*rows, {"indicator": "all", **total}], title=title)
 
 
 if __name__ == "__main__":

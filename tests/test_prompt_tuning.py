@@ -153,6 +153,7 @@ def test_export_keeps_the_best_prompt_and_its_start(task: str, tiny_roberta: Pat
     assert prompt.initial is not None
     assert torch.equal(prompt.initial, module.initial_prompt)
     assert "data_root" not in prompt.metadata
+    assert prompt.metadata["train_rows"] == "50"
 
 
 def test_one_class_is_warned_of(task: str, tiny_roberta: Path, tmp_path: Path) -> None:
