@@ -222,14 +222,12 @@ class FrozenBackbone(nn.Module):
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _prompts(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Prompts:
-        recorded = None
-        if isinstance(prompt, PromptBank):
-            prompt, recorded = prompt.rows, prompt.recorded
-        prompts = (prompt if prompt.ndim == 3 else prompt.unsqueeze(0)).to(self.model.dtype)
+        given = prompt if isinstance(prompt, PromptBank) else PromptBank(prompt, None)
+        prompts = (given.rows if given.rows.ndim == 3 else given.rows.unsqueeze(0)).to(self.model.dtype)
         prompt_ids = batch.get("prompt_ids")
         if prompts.shape[0] > 1 and prompt_ids is None:
             raise ValueError("several prompts need `prompt_ids` [B] in the batch")
-        return Prompts(prompts, prompt_ids, recorded)
+        return Prompts(prompts, prompt_ids, given.recorded)
 
     @torch.no_grad()
     def text_features(self, batch: dict[str, Tensor]) -> Tensor:
