@@ -14,7 +14,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("prompt_transfer.commands.evaluation", "score a prompt on the development split of a task"),
     "test": ("prompt_transfer.commands.evaluation", "score a prompt on the test split, beside its baselines"),
     "predict": ("prompt_transfer.commands.evaluation", "label and probabilities for each row of a task or text file"),
-    "prompts": ("prompt_transfer.commands.prompts", "list | inspect | import prompt files"),
+    "transfer": ("prompt_transfer.commands.transfer", "score every prompt of a folder on every task"),
+    "analyze": ("prompt_transfer.commands.analyze", "what the tables of studies say: matrix"),
+    "prompts": (
+        "prompt_transfer.commands.prompts",
+        "list | inspect | import | add | scale | mean | transplant prompt files",
+    ),
     "tasks": ("prompt_transfer.commands.tasks", "list the tasks that are known by name"),
     "data": ("prompt_transfer.commands.tasks", "download tasks for machines without a network"),
     "pretrain": ("prompt_transfer.commands.pretraining", "train a small backbone like the built-in ones"),
