@@ -271,3 +271,45 @@ def bootstrap_mean_interval(
     )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def bootstrap_metric_interval(
+    name: str,
+    predictions: ArrayLike,
+    labels: ArrayLike,
+    num_classes: int,
+    seed: int,
+    n: int = 1000,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a metric of classes, over examples.
+
+    Args:
+        name: one of `METRICS`.
+        predictions, labels: int `[N]`.
+        num_classes: C.
+        seed: of the resampling.
+        n: number of resamples.
+        level: the share of resamples within the interval.
+    """
+    predicted, true = np.asarray(predictions, dtype=np.int64), np.asarray(labels, dtype=np.int64)
+    if name == "accuracy":
+        return bootstrap_interval(predicted == true, seed, n, level)
+    # All of them depend on the counts of (true, predicted) alone, and those of a resample are multinomial.
+    counts = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
+    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=n)
+    values = _from_confusion(name, drawn.reshape(n, num_classes, num_classes).astype(np.float64))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _from_confusion(name: str, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """F1 or Matthews correlation `[n]` of counts `[n, C, C]`, true classes in rows."""
+    right, true, predicted = np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2), counts.sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if name == "f1":
+            each = np.where(true + predicted > 0, 2 * right / (true + predicted), np.nan)
+            return np.nan_to_num(each[:, 1]) if counts.shape[1] == 2 else np.nanmean(each, axis=1)
+        total = counts.sum(axis=(1, 2))
+        spread = (total**2 - (predicted**2).sum(axis=1)) * (total**2 - (true**2).sum(axis=1))
+        return np.where(spread > 0, (right.sum(axis=1) * total - (predicted * true).sum(axis=1)) / np.sqrt(spread), 0.0)

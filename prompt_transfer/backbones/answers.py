@@ -22,12 +22,33 @@ from prompt_transfer.errors import UserError
 IGNORED = -100
 
 
+# States [N, P, H] of prompts that see only themselves, and their keys and values.
+Recorded = tuple[Tensor, PromptStates]
+
+
+@dataclass(frozen=True)
+class PromptBank:
+    """N prompts that many batches are scored behind; made by `FrozenBackbone.record`.
+
+    Attributes:
+        rows: [N, P, H] in the backbone's dtype.
+        recorded: what they are computed to be where they see only themselves, else None.
+    """
+
+    rows: Tensor
+    recorded: Recorded | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 @dataclass(frozen=True)
 class Prompts:
     """N prompts [N, P, H] in the backbone's dtype, and which one each example takes: [B], or None for the only one."""
 
     rows: Tensor
     ids: Tensor | None
+    recorded: Recorded | None = None
 
     @property
     def length(self) -> int:
@@ -40,7 +61,8 @@ class Prompts:
 
     def repeated(self, times: int) -> Prompts:
         """For a batch in which each example stands so many times in a row."""
-        return Prompts(self.rows, None if self.ids is None else self.ids.repeat_interleave(times))
+        ids = None if self.ids is None else self.ids.repeat_interleave(times)
+        return Prompts(self.rows, ids, self.recorded)
 
 
 class Answers:
@@ -87,13 +109,23 @@ class Answers:
             "sequence-to-sequence backbone (gpt2-nano is built in)"
         )
 
+    @property
+    def prompt_is_alone(self) -> bool:
+        """Whether the prompt sees only itself, so that what it becomes does not depend on the text."""
+        return self.attention == "shared" or self.stack.causal
+
+    def record(self, prompts: Prompts) -> Recorded:
+        """What prompts become that see only themselves, computed now where that was not done before."""
+        return prompts.recorded or self.stack.record(self.prompt_part(prompts.rows))
+
     def text_part(self, batch: dict[str, Tensor], offset: int) -> Part:
-        """The text [B, T] of the batch, its first token `offset` positions after the first."""
-        ids = batch["input_ids"]
+        """The text [B, T] of each example, its first token `offset` positions after the first."""
+        embeddings, mask = self.model.get_input_embeddings()(batch["input_ids"]), batch["attention_mask"]
+        if "text_ids" in batch:
+            embeddings, mask = embeddings[batch["text_ids"]], mask[batch["text_ids"]]
         first = self.first_position + offset
-        positions = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
-        embeddings = self.model.get_input_embeddings()(ids)
-        return Part(embeddings, positions, torch.zeros_like(ids), batch["attention_mask"])
+        positions = torch.arange(first, first + mask.shape[1], device=mask.device).expand_as(mask)
+        return Part(embeddings, positions, torch.zeros_like(mask), mask)
 
     def prompt_part(self, rows: Tensor) -> Part:
         """Prompt rows [N, P, H], with positions only where the model cannot do without."""
@@ -112,9 +144,9 @@ class MaskedAnswers(Answers):
     def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         text = self._answer_and_text(batch, prompts.length)
         if self.attention == "shared":
-            _, states = self.stack.record(self.prompt_part(prompts.rows))
+            _, states = self.record(prompts)
             return self.stack.behind(states, text, prompts.length, prompts.ids)[:, 0]
-        prompt = self.prompt_part(prompts.of_examples(len(batch["input_ids"])))
+        prompt = self.prompt_part(prompts.of_examples(len(text.mask)))
         if self.layout.answer_first:
             whole = text.between(0, 1).joined(prompt).joined(text.between(1, None))
         else:
@@ -127,7 +159,7 @@ class MaskedAnswers(Answers):
         text = self.text_part(batch, offset)
         slot = text.between(0, 1)
         assert self.mask_token_id is not None
-        ids = torch.full_like(batch["input_ids"][:, :1], self.mask_token_id)
+        ids = torch.full_like(slot.positions, self.mask_token_id)
         answer = Part(
             self.model.get_input_embeddings()(ids),
             torch.full_like(slot.positions, -1) if bare else slot.positions - 1,
@@ -141,13 +173,14 @@ class CausalAnswers(Answers):
     """A causal model scores what follows the last token. Its prompt never sees the text, so it runs once a batch."""
 
     def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
-        last = batch["attention_mask"].sum(dim=1) - 1
-        states = self._behind(prompts, batch)
+        text = self.text_part(batch, prompts.length)
+        last = text.mask.sum(dim=1) - 1
+        states = self._behind(prompts, text)
         return states[torch.arange(len(last), device=last.device), last]
 
-    def _behind(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
-        _, states = self.stack.record(self.prompt_part(prompts.rows))
-        return self.stack.behind(states, self.text_part(batch, prompts.length), prompts.length, prompts.ids)
+    def _behind(self, prompts: Prompts, text: Part) -> Tensor:
+        _, states = self.record(prompts)
+        return self.stack.behind(states, text, prompts.length, prompts.ids)
 
     def target_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         ids, mask, targets = batch["input_ids"], batch["attention_mask"], batch["target_ids"]
@@ -158,7 +191,8 @@ class CausalAnswers(Answers):
         room = ids.new_full((len(ids), count), self.pad_token_id)
         joined = torch.cat([ids, room], dim=1).scatter(1, places, torch.where(written > 0, targets, self.pad_token_id))
         joined_mask = torch.cat([mask, torch.zeros_like(room)], dim=1).scatter(1, places, written)
-        states = self._behind(prompts, {"input_ids": joined, "attention_mask": joined_mask})
+        text = self.text_part({"input_ids": joined, "attention_mask": joined_mask}, prompts.length)
+        states = self._behind(prompts, text)
         return states.gather(1, (places - 1).unsqueeze(-1).expand(-1, -1, states.shape[-1]))
 
     def generate(self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int) -> Tensor:
@@ -167,7 +201,7 @@ class CausalAnswers(Answers):
         # What is written goes on from the last column, so the pads go to the left.
         order = (torch.arange(length, device=ids.device) - (length - mask.sum(dim=1, keepdim=True))) % length
         ids, mask = ids.gather(1, order), mask.gather(1, order)
-        _, states = self.stack.record(self.prompt_part(prompts.rows))
+        _, states = self.record(prompts)
         cache = self._cache(states, prompts.repeated(num_beams), size * num_beams)
         # The first P ids stand for the prompt: they lie in the cache, so nobody looks them up.
         stand_in = ids.new_full((size, prompts.length), self.pad_token_id)
@@ -196,12 +230,12 @@ class Seq2SeqAnswers(Answers):
 
     def encoded(self, prompts: Prompts, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Encoder states [B, P + T, H] of prompt and text, and their mask [B, P + T]."""
-        size = len(batch["input_ids"])
         text = self.text_part(batch, prompts.length)
+        size = len(text.mask)
         mask = torch.cat([text.mask.new_ones(size, prompts.length), text.mask], dim=1)
         if self.attention == "full":
             return self.stack.alone(self.prompt_part(prompts.of_examples(size)).joined(text)), mask
-        of_prompts, states = self.stack.record(self.prompt_part(prompts.rows))
+        of_prompts, states = self.record(prompts)
         of_text = self.stack.behind(states, text, prompts.length, prompts.ids)
         return torch.cat([Prompts(of_prompts, prompts.ids).of_examples(size), of_text], dim=1), mask
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prompt_transfer.backbones import loading
-from prompt_transfer.backbones.answers import IGNORED, KINDS, Prompts
+from prompt_transfer.backbones.answers import IGNORED, KINDS, PromptBank, Prompts
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.layouts import get_layout
 from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, path_of, replace
@@ -132,12 +132,14 @@ class FrozenBackbone(nn.Module):
 
     # The forward pass ------------------------------------------------------------------------------------------
 
-    def forward(self, prompt: Tensor, batch: dict[str, Tensor], token_ids: Tensor) -> Tensor:
+    def forward(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor], token_ids: Tensor) -> Tensor:
         """Logits of some tokens at the answer slot.
 
         Args:
-            prompt: [P, H], or N prompts [N, P, H] with `prompt_ids` [B] in the batch.
-            batch: `input_ids` and `attention_mask` [B, T] of the text, padded on the right.
+            prompt: [P, H], or N prompts ([N, P, H], or from `record`) with `prompt_ids` [B] in the batch.
+            batch: `input_ids` and `attention_mask` [B, T] of the text, padded on the right. With `text_ids` [B] they
+                are those of other texts [D, T], of which example b reads `text_ids[b]`: texts that many prompts
+                stand before are embedded once.
             token_ids: [U], the vocabulary ids to score.
 
         Returns:
@@ -145,7 +147,21 @@ class FrozenBackbone(nn.Module):
         """
         return self.score(self.answer_states(prompt, batch), token_ids)
 
-    def answer_states(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    @torch.no_grad()
+    def record(self, prompt: Tensor) -> PromptBank:
+        """Prompts for many batches, without gradients: in place of a tensor wherever this backbone takes a prompt.
+
+        Where prompts see only themselves (`shared` attention, causal LMs) their states, keys and values are computed
+        here, once, instead of in each batch. They take 2 L P H numbers a prompt.
+
+        Args:
+            prompt: [P, H] or [N, P, H].
+        """
+        rows = (prompt if prompt.ndim == 3 else prompt.unsqueeze(0)).to(self.model.dtype)
+        alone = self._answers.prompt_is_alone
+        return PromptBank(rows, self._answers.record(Prompts(rows, None)) if alone else None)
+
+    def answer_states(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
         """Last hidden state at the answer slot [B, H]."""
         return self._answers.answer_states(self._prompts(prompt, batch), batch)
 
@@ -163,7 +179,7 @@ class FrozenBackbone(nn.Module):
             states = self.model.get_submodule(path)(states)
         return states.float()
 
-    def target_log_probs(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def target_log_probs(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
         """Log-probability over the whole vocabulary of each token of the texts in `target_ids`.
 
         Args:
@@ -176,7 +192,7 @@ class FrozenBackbone(nn.Module):
         Raises:
             UserError: the backbone cannot write text.
         """
-        states = self._answers.target_states(self._prompts(prompt, batch), batch)
+        states = self._answers.target_states(self._prompts(prompt, batch), _each_text(batch))
         targets = batch["target_ids"]
         wanted = targets != IGNORED
         # Only states of real targets go through the head: it is the largest matrix there is.
@@ -186,7 +202,7 @@ class FrozenBackbone(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, prompt: Tensor, batch: dict[str, Tensor], max_new_tokens: int = 32, num_beams: int = 1
+        self, prompt: Tensor | PromptBank, batch: dict[str, Tensor], max_new_tokens: int = 32, num_beams: int = 1
     ) -> Tensor:
         """Texts that the backbone writes behind prompt and text: greedily, or with `num_beams` beams.
 
@@ -198,19 +214,20 @@ class FrozenBackbone(nn.Module):
         Raises:
             UserError: the backbone cannot write text.
         """
-        return self._answers.generate(self._prompts(prompt, batch), batch, max_new_tokens, num_beams)
+        return self._answers.generate(self._prompts(prompt, batch), _each_text(batch), max_new_tokens, num_beams)
 
     def decode(self, ids: Tensor) -> list[str]:
         """The texts of token ids [B, S] without special tokens."""
         ids = ids.masked_fill(ids == IGNORED, self.encoder(1).pad_token_id)
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def _prompts(self, prompt: Tensor, batch: dict[str, Tensor]) -> Prompts:
-        prompts = (prompt if prompt.ndim == 3 else prompt.unsqueeze(0)).to(self.model.dtype)
+    def _prompts(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Prompts:
+        given = prompt if isinstance(prompt, PromptBank) else PromptBank(prompt, None)
+        prompts = (given.rows if given.rows.ndim == 3 else given.rows.unsqueeze(0)).to(self.model.dtype)
         prompt_ids = batch.get("prompt_ids")
         if prompts.shape[0] > 1 and prompt_ids is None:
             raise ValueError("several prompts need `prompt_ids` [B] in the batch")
-        return Prompts(prompts, prompt_ids)
+        return Prompts(prompts, prompt_ids, given.recorded)
 
     @torch.no_grad()
     def text_features(self, batch: dict[str, Tensor]) -> Tensor:
@@ -219,3 +236,11 @@ class FrozenBackbone(nn.Module):
         states = self._answers.stack.alone(self._answers.text_part(batch, 0)).float()
         weights = mask.unsqueeze(-1).float()
         return (states * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def _each_text(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with the text of each example in place of `text_ids`: to write, ids are needed and not only states."""
+    if "text_ids" not in batch:
+        return batch
+    texts = {name: batch[name][batch["text_ids"]] for name in ("input_ids", "attention_mask")}
+    return {name: value for name, value in batch.items() if name != "text_ids"} | texts

@@ -21,12 +21,10 @@ from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir, prove_writable_dir
 from prompt_transfer.metrics import bootstrap_interval, bootstrap_mean_interval, example_scores
 from prompt_transfer.modules.prompt_tuning import PromptTuning
-from prompt_transfer.prompts.initializers import Vocabulary
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.prompts.reparameterizations import Plain
 from prompt_transfer.tasks import Task
-
-RANDOM_SEED = 1_000_003  # of the first random prompt; far from the seeds that people give to runs
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -123,10 +121,9 @@ def _score(command: str, parsed: Command, model: PromptTuning, path: str) -> Non
     model.keep_records = True
     for number, name in enumerate(names):
         if number:
-            generator = torch.Generator().manual_seed(RANDOM_SEED + number)
             shape = (model.prompt_length, model.backbone.hidden_size)
             model.reparameterization = Plain()
-            model.build(Vocabulary()(model.backbone, shape, generator, []), generator)
+            model.build(random_prompt(model.backbone, shape, number), torch.Generator())
         model.records = []
         with told_in_one_line(command):
             verb(model, datamodule=data, verbose=False)

@@ -1,14 +1,15 @@
-"""`prompts`: look at prompt files, and take in those of others."""
+"""`prompts`: look at prompt files, take in those of others, and make new ones of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from prompt_transfer import results
+from prompt_transfer.commands.arithmetic import SUBCOMMANDS
 from prompt_transfer.commands.parsing import subcommand
 from prompt_transfer.errors import UserError
 
@@ -55,7 +56,8 @@ def _short(row: dict[str, Any], folder: str) -> dict[str, Any]:
 
 def _marks(facts: Mapping[str, str]) -> str:
     """What tells that a prompt was not trained on its task."""
-    return " ".join(mark for mark in ("random", "projected") if facts.get(mark) == "true")
+    marks = [mark for mark in ("random", "projected") if facts.get(mark) == "true"]
+    return " ".join([*marks, *([facts["arithmetic"].partition("(")[0]] if facts.get("arithmetic") else [])])
 
 
 def inspect(prompt: str) -> None:
@@ -133,6 +135,12 @@ def run(command: str, arguments: list[str]) -> None:
     options = {"list": "--folder", "inspect": "--prompt"}
     if len(arguments) > 1 and arguments[0] in options and not arguments[1].startswith("-"):
         arguments = [arguments[0], options[arguments[0]], *arguments[1:]]
-    if arguments[:1] == ["import"]:
-        arguments = ["import", *_with_sources(arguments[1:])]
-    subcommand(command, {"list": list_prompts, "inspect": inspect, "import": import_prompts}, arguments)
+    if arguments and arguments[0] in ("import", *SUBCOMMANDS):
+        arguments = [arguments[0], *_with_sources(arguments[1:])]
+    table: dict[str, Callable[..., Any]] = {
+        "list": list_prompts,
+        "inspect": inspect,
+        "import": import_prompts,
+        **SUBCOMMANDS,
+    }
+    subcommand(command, table, arguments)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
 from prompt_transfer.metrics import example_scores, make_metrics
@@ -47,7 +48,7 @@ class Objective(nn.Module):
         """Loss of each example [B] in nats."""
         raise NotImplementedError
 
-    def predict(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
+    def predict(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> dict[str, Any]:
         """Predictions for a batch: `ids`, `task_ids` [B], and what the kind of task gives."""
         raise NotImplementedError
 
@@ -111,7 +112,7 @@ class Classification(Objective):
         self.register_buffer("class_mask", class_mask, persistent=False)
         self.register_buffer("predicted", torch.zeros_like(class_mask, dtype=torch.long), persistent=False)
 
-    def logits(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def logits(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
         """Class logits [B, C], C the most classes of any task; -inf where a task has fewer."""
         if self.sequences is None:
             words = self.backbone(prompt, batch, self.token_ids)
@@ -120,16 +121,18 @@ class Classification(Objective):
         targets = self.sequences[batch["task_ids"]]
         size, classes, length = targets.shape
         repeated = {"target_ids": targets.reshape(size * classes, length)}
-        for name in ("input_ids", "attention_mask", "prompt_ids"):
+        for name in ("input_ids", "attention_mask", "prompt_ids", "text_ids"):
             if name in batch:
-                repeated[name] = batch[name].repeat_interleave(classes, dim=0)
+                # With `text_ids` the texts are not those of the examples.
+                once = "text_ids" in batch and name in ("input_ids", "attention_mask")
+                repeated[name] = batch[name] if once else batch[name].repeat_interleave(classes, dim=0)
         found = self.backbone.target_log_probs(prompt, repeated).sum(dim=1).view(size, classes)
         return found.masked_fill(~self.class_mask[batch["task_ids"]], float("-inf"))
 
     def losses(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(self.logits(prompt, batch), batch["labels"], reduction="none")
 
-    def predict(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
+    def predict(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> dict[str, Any]:
         """`ids`, `task_ids` [B] and `probabilities` [B, C]."""
         probabilities = self.logits(prompt, batch).softmax(dim=1)
         return {"ids": batch["ids"], "task_ids": batch["task_ids"], "probabilities": probabilities}
@@ -180,12 +183,12 @@ class Generation(Objective):
         found = self.backbone.target_log_probs(prompt, batch)
         return -found.sum(dim=1) / (batch["target_ids"] >= 0).sum(dim=1).clamp_min(1)
 
-    def _write(self, prompt: Tensor, batch: dict[str, Tensor]) -> list[str]:
+    def _write(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> list[str]:
         longest = max(task.max_target_length for task in self.tasks)
         written = self.backbone.generate(prompt, batch, max_new_tokens=longest, num_beams=self.num_beams)
         return self.backbone.decode(written)
 
-    def predict(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
+    def predict(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> dict[str, Any]:
         """`ids`, `task_ids` [B] and `texts`, B of them."""
         return {"ids": batch["ids"], "task_ids": batch["task_ids"], "texts": self._write(prompt, batch)}
 

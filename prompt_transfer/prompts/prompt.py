@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 UNKNOWN = "unknown"
 LISTED_METADATA = (
     *("task", "backbone", "layout", "attention", "metric", "score", "split", "seed", "created"),
-    *("source", "random", "projected"),
+    *("source", "random", "projected", "arithmetic"),
 )
 
 
@@ -54,7 +54,8 @@ class Prompt:
         metadata: strings only: format_version, backbone, fingerprint, family, hidden_size, prompt_length, layout,
             attention, task, source, label_words, train_rows, split, metric, score, seed, steps, init,
             source_prompt, reparameterization, dtype, versions (JSON), created (UTC); random and projected are "true"
-            for a prompt that was not trained, or made by a projector. All but the sizes may be missing.
+            for a prompt that was not trained, or made by a projector; arithmetic says of what prompts it was made. All
+            but the sizes may be missing.
         initial: the prompt before training, float32 `[P, H]`, or None; the difference is the task vector.
         path: the file it was loaded from or saved to, for messages.
 
@@ -222,8 +223,8 @@ def list_prompts(folder: str | Path) -> list[dict[str, Any]]:
 
     Returns:
         One dict a file: path, prompt_length, hidden_size (None where unreadable), the metadata task, backbone,
-        layout, attention, metric, score, split, seed, created, source, random, projected ("" where missing), and error
-        (None where all is well).
+        layout, attention, metric, score, split, seed, created, source, random, projected, arithmetic ("" where
+        missing), and error (None where all is well).
 
     Raises:
         UserError: no such folder.

@@ -1,0 +1,120 @@
+"""Figures of transfer matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from prompt_transfer.analysis.matrix import Matrix
+
+KINDS = {"same": "same type", "different": "different type", "random": "random prompt"}
+
+
+def transfer_heatmap(matrix: Matrix, clustered: bool = False, ax: Axes | None = None) -> Axes:
+    """Colour: relative performance, cut at 1.2; numbers: scores in per cent; framed: a target's own prompt.
+
+    Args:
+        matrix: scores of sources on targets; random prompts and baseline stand at the right.
+        clustered: order targets and sources by how alike their rows and columns are (average linkage of Euclidean
+            distances), instead of by type.
+        ax: drawn on; a new figure as large as the matrix needs when missing.
+    """
+    scores = matrix.scores
+    relative = matrix.measured(scores, "relative")
+    if clustered:
+        rows = [scores.index[place] for place in linkage_order(_filled(relative))]
+        columns = [scores.columns[place] for place in linkage_order(_filled(relative.T))]
+    else:
+        rows, columns = matrix.by_type(scores.index), matrix.by_type(scores.columns)
+    baseline = matrix.baseline.rename("majority").to_frame().dropna(axis=1, how="all")
+    whole = pd.concat([scores[columns], matrix.random, baseline], axis=1).loc[rows]
+    if ax is None:
+        size = (2.6 + 0.42 * whole.shape[1], 1.6 + 0.36 * whole.shape[0])
+        _, ax = plt.subplots(figsize=size, layout="constrained")
+    colours = matrix.measured(whole, "relative")
+    # Where a target has no prompt of its own there is no colour, but still a score.
+    labels = (whole * 100).map(lambda value: "" if pd.isna(value) else f"{value:.0f}")
+    sns.heatmap(
+        colours.fillna(0.0), annot=labels, fmt="", vmin=0, vmax=1.2, cmap="YlGnBu", ax=ax, linewidths=0.5,
+        annot_kws={"fontsize": 7}, cbar_kws={"label": "score / score of the own prompt", "shrink": 0.8},
+    )  # fmt: skip
+    for row, target in enumerate(rows):
+        if target in columns:
+            ax.add_patch(Rectangle((columns.index(target), row), 1, 1, fill=False, edgecolor="black", linewidth=1.5))
+    if not clustered:
+        _separate(ax, [matrix.types.get(name, "") for name in rows], horizontal=True)
+        _separate(ax, [matrix.types.get(name, "") for name in columns], horizontal=False)
+    ax.axvline(len(columns), color="black", linewidth=2)
+    ax.set_xticks(np.arange(whole.shape[1]) + 0.5, whole.columns, rotation=45, ha="right", rotation_mode="anchor")
+    ax.tick_params(axis="both", labelsize=8, length=0)
+    ax.tick_params(axis="y", rotation=0)
+    ax.set_xlabel("source of the prompt")
+    ax.set_ylabel("target task")
+    return ax
+
+
+def _separate(ax: Axes, types: Sequence[str], horizontal: bool) -> None:
+    draw = ax.axhline if horizontal else ax.axvline
+    for place in range(1, len(types)):
+        if types[place] != types[place - 1]:
+            draw(place, color="black", linewidth=0.8)
+
+
+def _filled(table: pd.DataFrame) -> NDArray[np.float64]:
+    values = table.to_numpy(dtype=float)
+    if np.isnan(values).all():
+        return np.zeros(values.shape)
+    return np.where(np.isnan(values), np.nanmean(values), values)
+
+
+def linkage_order(values: NDArray[np.float64]) -> list[int]:
+    """Order of the leaves of an average-linkage clustering of the rows of `values` [n, d].
+
+    Two clusters that are joined are turned so that their nearest ends meet.
+    """
+    distance = np.sqrt(((values[:, None] - values[None]) ** 2).sum(axis=-1))
+    clusters = [[row] for row in range(len(values))]
+    while len(clusters) > 1:
+        choices = [(left, right) for left in range(len(clusters)) for right in range(left + 1, len(clusters))]
+        gaps = [distance[np.ix_(clusters[left], clusters[right])].mean() for left, right in choices]
+        left, right = choices[int(np.argmin(gaps))]
+        second, first = clusters.pop(right), clusters.pop(left)
+        ends = [(a, b) for a in (first, first[::-1]) for b in (second, second[::-1])]
+        joined = min(ends, key=lambda pair: distance[pair[0][-1], pair[1][0]])
+        clusters.insert(left, [*joined[0], *joined[1]])
+    return clusters[0] if clusters else []
+
+
+def summary_figure(summary: pd.DataFrame, measure: str = "relative", ax: Axes | None = None) -> Axes:
+    """Mean transfer from sources of the same and of other types and of random prompts, in all and for each type.
+
+    Args:
+        summary: of `summarize`.
+        measure: `relative` or `chance_corrected`.
+        ax: drawn on; a new figure when missing.
+    """
+    table = summary[(summary["measure"] == measure) & (summary["targets"] == "all") & summary["kind"].isin(KINDS)]
+    types = list(dict.fromkeys(table["type"]))
+    if ax is None:
+        _, ax = plt.subplots(figsize=(1.6 + 0.8 * len(types), 2.8), layout="constrained")
+    for number, (kind, label) in enumerate(KINDS.items()):
+        mine = table[table["kind"] == kind].set_index("type").reindex(types)
+        places = np.arange(len(types)) + (number - 1) * 0.22
+        spread = np.abs(mine[["low", "high"]].to_numpy().T - mine["mean"].to_numpy())
+        ax.errorbar(places, mine["mean"], yerr=np.nan_to_num(spread), fmt="os^"[number], markersize=4, capsize=2,
+                    label=label)  # fmt: skip
+    ax.axhline(1, color="0.5", linewidth=0.8, linestyle="--")
+    counts = table[table["kind"] == "same"].set_index("type")["n_targets"].reindex(types).fillna(0).astype(int)
+    ax.set_xticks(range(len(types)), [f"{name}\n({counts[name]})" for name in types], fontsize=8)
+    ax.set_xlabel("type of the target (targets)")
+    ax.set_ylabel(measure.replace("_", " ") + (" performance" if measure == "relative" else " score"))
+    ax.legend(frameon=False, fontsize=7)
+    sns.despine(ax=ax)
+    return ax

@@ -1,0 +1,262 @@
+"""The transfer matrix: from a file or from results, and its summary as in Su et al. 2022, section 4.
+
+*Relative performance* of source s on target t is score(s, t) / score(t, t). The summary takes its mean over all pairs
+of a target and another source of the same type, and over all pairs of different types; for random prompts over targets.
+Chance-corrected, (s - c) / (o - c) with the baseline c, it is given too where the baseline is known. Intervals are 95 %
+percentile bootstraps over targets: each is drawn with all its pairs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from prompt_transfer.errors import UserError
+from prompt_transfer.tasks import get_task, task_names
+
+BASELINES = ("majority", "lead")
+TYPE_ORDER = ("sentiment", "nli", "ethics", "paraphrase", "qa", "summarization")
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Scores of sources on targets.
+
+    Attributes:
+        scores: targets in rows, sources in columns, by task name.
+        random: targets in rows, a column for each kind of random prompt.
+        baseline: score of the majority class (or lead) of each target, NaN where unknown.
+        types: task -> type, of all targets and sources; other columns (prompts that were made, of no task) have none.
+        learned: whether each target's own prompt is above the baseline by more than chance; None where unknown.
+    """
+
+    scores: pd.DataFrame
+    random: pd.DataFrame
+    baseline: pd.Series
+    types: dict[str, str]
+    learned: pd.Series | None = None
+
+    @property
+    def own(self) -> pd.Series:
+        """Score of each target's own prompt, NaN where there is none."""
+        values = [self.scores[target][target] if target in self.scores else np.nan for target in self.scores.index]
+        return pd.Series(values, index=self.scores.index, dtype=float)
+
+    def measured(self, scores: pd.DataFrame, measure: str) -> pd.DataFrame:
+        """`scores` as `relative` or `chance_corrected`."""
+        if measure == "relative":
+            return scores.div(self.own, axis=0)
+        gap = (self.own - self.baseline).replace(0, np.nan)
+        return scores.sub(self.baseline, axis=0).div(gap, axis=0)
+
+    def by_type(self, names: pd.Index) -> list[str]:
+        """Names ordered by type, within a type as they stand; those without a type last."""
+        found = list(dict.fromkeys(self.types.get(name, "") for name in names))
+        order = [kind for kind in TYPE_ORDER if kind in found]
+        order += [*sorted(kind for kind in found if kind and kind not in order), ""]
+        return [name for kind in order for name in names if self.types.get(name, "") == kind]
+
+
+def from_results(frame: pd.DataFrame, types: Mapping[str, str] | None = None) -> Matrix:
+    """The matrix of a study's tidy table, mean over seeds.
+
+    Args:
+        frame: `results.parquet` of `prompt-transfer transfer`.
+        types: task -> type, for tasks of which the table says none.
+    """
+    targets = list(dict.fromkeys(frame["task"]))
+    known = dict(zip(frame["task"], frame["task_type"], strict=True))
+    trained = frame[frame["kind"] == "trained"].dropna(subset=["source_type"])
+    known |= dict(zip(trained["source"], trained["source_type"], strict=True))
+    means = frame.pivot_table(index="task", columns="source", values="value", aggfunc="mean").reindex(targets)
+    made_of = dict(zip(frame["source"], frame["kind"], strict=True))
+    sources = [source for source in dict.fromkeys([*targets, *made_of]) if source in means]
+    random = [source for source in sources if made_of[source] == "random"]
+    baselines = [source for source in sources if made_of[source] in BASELINES]
+    learned = frame.groupby("task")["learned"].first().reindex(targets) if "learned" in frame else None
+    return Matrix(
+        scores=means[[source for source in sources if source not in (*random, *baselines)]],
+        random=means[random],
+        baseline=means[baselines].mean(axis=1),
+        types=known | dict(types or {}),
+        learned=learned,
+    )
+
+
+def to_table(matrix: Matrix) -> pd.DataFrame:
+    """As `matrix.csv` holds it: targets in rows; sources, random prompts and baseline in columns."""
+    table = pd.concat([matrix.scores, matrix.random, matrix.baseline.rename("majority")], axis=1)
+    table.index.name = "target"
+    return table.reset_index()
+
+
+def read_matrix(path: str | Path, types: Mapping[str, str] | None = None) -> Matrix:
+    """A matrix from a file.
+
+    A CSV file has targets in rows and sources in columns, named as in the task registry or as the authors name them
+    (`SST2`, `movierationales`); columns that begin with `random` are random prompts, `majority` is the baseline. What a
+    study's `matrix.csv` does not tell (types of YAML tasks, what was learned) is taken from `results.parquet` beside
+    it, which can be given itself too.
+
+    Args:
+        path: the file.
+        types: task -> type, for tasks that are not in the registry.
+
+    Raises:
+        UserError: no such file, not a matrix, or a task of unknown type.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet" and path.is_file():
+        return _checked(_of_study(path, types), path)
+    try:
+        table = pd.read_csv(path, index_col=0)
+        table = table.astype(float)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"cannot read {path} as a matrix of numbers: {reason}") from error
+    beside = path.with_name("results.parquet")
+    study = _of_study(beside, types) if path.name == "matrix.csv" and beside.is_file() else None
+    given = dict(types or {}) | (study.types if study else {})
+    names = {name: name if name in given else _registered(str(name)) for name in [*table.index, *table.columns]}
+    table = table.rename(index=names, columns=names)
+    random = [column for column in table if str(column).lower().startswith("random") and table[column].notna().any()]
+    others = [column for column in table if str(column).lower().startswith("random") or column in BASELINES]
+    known = {name: get_task(name).type for name in names.values() if name in task_names()} | given
+    baseline = table["majority"] if "majority" in table else pd.Series(np.nan, index=table.index)
+    learned = study.learned.reindex(table.index) if study and study.learned is not None else None
+    return _checked(Matrix(table.drop(columns=others), table[random], baseline, known, learned), path)
+
+
+def _of_study(path: Path, types: Mapping[str, str] | None) -> Matrix:
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: it is no Parquet file") from error
+    if not {"task", "source", "kind", "value", "task_type", "source_type"} <= set(frame):
+        raise UserError(f"{path} is no table of `prompt-transfer transfer`")
+    return from_results(frame, types)
+
+
+def _registered(name: str) -> str:
+    """The registry's name of a task that is written with other case or without underlines."""
+    plain = {re.sub(r"\W|_", "", task).lower(): task for task in task_names()}
+    return plain.get(re.sub(r"\W|_", "", name).lower(), name)
+
+
+def _checked(matrix: Matrix, path: Path) -> Matrix:
+    if matrix.scores.index.has_duplicates or matrix.scores.columns.has_duplicates:
+        raise UserError(f"{path} names a task twice")
+    if matrix.own.isna().all():
+        raise UserError(
+            f"{path} has no target with a score of its own prompt, so nothing is relative to anything: rows are "
+            "targets, columns source tasks, by the same names"
+        )
+    untyped = [str(name) for name in matrix.scores.index if name not in matrix.types]
+    if untyped:
+        example = f'--types \'{{"{untyped[0]}": "TYPE"}}\''
+        raise UserError(f"{path}: the type of {', '.join(untyped)} is not known; give it with {example}")
+    return matrix
+
+
+def pairs(matrix: Matrix, measure: str = "relative") -> pd.DataFrame:
+    """One row a pair of a target and another source, or a random prompt: target, type, kind, source, value.
+
+    `kind` is `same`, `different` or `random`. Sources of no task, and targets without a prompt of their own, are left
+    out.
+    """
+    measured, random = (matrix.measured(scores, measure) for scores in (matrix.scores, matrix.random))
+    rows = []
+    for target, values, drawn in zip(measured.index, measured.to_numpy(), random.to_numpy(), strict=True):
+        kind_of_target = matrix.types[target]
+        for source, value in zip(measured.columns, values, strict=True):
+            if source != target and source in matrix.types:
+                kind = "same" if matrix.types[source] == kind_of_target else "different"
+                rows.append((target, kind_of_target, kind, source, value))
+        rows += [
+            (target, kind_of_target, "random", source, value)
+            for source, value in zip(random.columns, drawn, strict=True)
+        ]
+    return pd.DataFrame(rows, columns=["target", "type", "kind", "source", "value"]).dropna(subset=["value"])
+
+
+def best_sources(matrix: Matrix) -> pd.DataFrame:
+    """The best source other than its own of each target that has one of its own type.
+
+    Returns:
+        target, type, best, best_type, same_type (bool), relative.
+    """
+    found = pairs(matrix)
+    found = found[found["kind"] != "random"]
+    rows = []
+    for target, mine in found.groupby("target", sort=False):
+        if (mine["kind"] == "same").any():
+            best = mine.iloc[int(mine["value"].to_numpy().argmax())]
+            same = best["kind"] == "same"
+            rows.append((target, best["type"], best["source"], matrix.types[best["source"]], same, best["value"]))
+    return pd.DataFrame(rows, columns=["target", "type", "best", "best_type", "same_type", "relative"])
+
+
+def summarize(matrix: Matrix, seed: int = 0) -> pd.DataFrame:
+    """Means of transfer, with intervals over targets.
+
+    Returns:
+        One row a mean: measure (`relative`, `chance_corrected`), targets (`all`, or `learned` ones only), type (`all`
+        or a task type), kind (`same`, `different`, `random`, each kind of random prompt where there are several, and
+        `best source of the same type`: a share of targets), mean, low, high, n_pairs, n_targets.
+    """
+    rows: list[dict[str, object]] = []
+    measures = ["relative"] + (["chance_corrected"] if matrix.baseline.notna().any() else [])
+    known = matrix.learned is not None and not matrix.learned.isna().all()
+    for measure in measures:
+        table = pairs(matrix, measure)
+        best = best_sources(matrix).rename(columns={"same_type": "value"}) if measure == "relative" else None
+        for scope in ["all"] + (["learned"] if known else []):
+            keep = set(matrix.scores.index)
+            if scope == "learned" and matrix.learned is not None:
+                keep = set(matrix.learned.index[matrix.learned.fillna(False).astype(bool)])
+            common = {"measure": measure, "targets": scope}
+            parts = _parts(table[table["target"].isin(keep)])
+            if best is not None:
+                parts.append(("best source of the same type", best[best["target"].isin(keep)]))
+            for kind, part in parts:
+                rows.append({**common, "type": "all", "kind": kind, **_mean(part, seed)})
+                for name, mine in part.groupby("type", sort=False):
+                    rows.append({**common, "type": name, "kind": kind, **_mean(mine, seed)})
+    columns = ["measure", "targets", "type", "kind", "mean", "low", "high", "n_pairs", "n_targets"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame[frame["n_pairs"] > 0].reset_index(drop=True)
+
+
+def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    parts = [(kind, table[table["kind"] == kind]) for kind in ("same", "different", "random")]
+    random = parts[-1][1]
+    if random["source"].nunique() > 1:
+        parts += [(str(source), mine) for source, mine in random.groupby("source", sort=False)]
+    return parts
+
+
+def _mean(part: pd.DataFrame, seed: int) -> dict[str, float | int]:
+    """Mean over pairs, and its interval over resampled targets."""
+    by_target = part.groupby("target")["value"].agg(["sum", "count"]).astype(float)
+    facts: dict[str, float | int] = {"n_pairs": len(part), "n_targets": len(by_target)}
+    if not len(part):
+        return facts | {"mean": np.nan, "low": np.nan, "high": np.nan}
+    low, high = np.nan, np.nan
+    if len(by_target) > 1:
+        low, high = _interval(by_target.to_numpy(), seed)
+    return {"mean": float(part["value"].astype(float).mean()), "low": low, "high": high, **facts}
+
+
+def _interval(sums: NDArray[np.float64], seed: int) -> tuple[float, float]:
+    """Of sum / count over resampled rows of `sums` [targets, 2]."""
+    drawn = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
+    totals = sums[drawn].sum(axis=1)
+    low, high = np.quantile(totals[:, 0] / totals[:, 1], [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,99 @@
+"""`transfer`: how well every prompt does on every task."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pandas as pd
+
+from prompt_transfer import results
+from prompt_transfer.analysis.matrix import BASELINES, from_results
+from prompt_transfer.commands.lightning import quiet, show_warning
+from prompt_transfer.commands.parsing import call
+from prompt_transfer.studies.matrix import show_summary, write_summary
+from prompt_transfer.studies.targets import EvaluationData
+from prompt_transfer.studies.transfer import TransferStudy
+from prompt_transfer.studies.transfer import transfer as run_study
+
+DATA = EvaluationData()
+
+
+def transfer(
+    backbone: str,
+    prompts: str,
+    tasks: str,
+    output: str,
+    data: EvaluationData = DATA,
+    split: str = "test",
+    random_prompts: int = 3,
+    attention: str | None = None,
+    layout: str | None = None,
+    dtype: str | None = None,
+    label_words_policy: str | None = None,
+    accelerator: str = "auto",
+    devices: int = 1,
+) -> None:
+    """score every prompt of a folder on every task
+
+    Args:
+        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
+        prompts: folder with prompt files, at any depth.
+        tasks: target tasks, separated by commas: names, or paths of YAML files.
+        output: folder for results.parquet, matrix.csv, matrix.png and matrix_clustered.png.
+        data: where the rows come from and how many are used.
+        split: test or validation.
+        random_prompts: how many to draw of each kind.
+        attention: score only prompts that were trained so (full or shared).
+        layout: score only prompts that were trained so.
+        dtype: float32, bfloat16 or float16, of the backbone's weights; default: that of the prompts.
+        label_words_policy: for label words of several tokens.
+        accelerator: auto, cpu or cuda.
+        devices: processes; each takes a share of every task's rows.
+    """
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    study = TransferStudy(
+        backbone, prompts, names, output, data, split, random_prompts, attention, layout, dtype,
+        label_words_policy, accelerator, devices,
+    )  # fmt: skip
+    frame = run_study(study)
+    if frame.empty:
+        return  # another process shows it
+    show(frame)
+    matrix = from_results(frame)
+    summary = write_summary(matrix, Path(output))
+    show_summary(summary)
+    print(output)
+
+
+def show(frame: pd.DataFrame) -> None:
+    """One row a target: its own prompt, the best other one, and the baselines."""
+    rows = []
+    for target, mine in frame.groupby("task", sort=False):
+        trained = mine[mine["kind"] == "trained"].groupby("source")["value"].mean()
+        others = trained.drop(str(target), errors="ignore")
+        random = mine[mine["kind"] == "random"].groupby("source")["value"].mean()
+        first = mine.iloc[0]
+        baseline = mine[mine["kind"].isin(BASELINES)].iloc[0]
+        rows.append(
+            {
+                "target": target,
+                "split": first["split"],
+                "metric": first["metric"],
+                "n": int(first["n"]),
+                "own": float(trained[target]) if target in trained else None,
+                "best other": float(others.max()) if len(others) else None,
+                "source": others.idxmax() if len(others) else None,
+                **{str(kind): float(value) for kind, value in random.items()},
+                str(baseline["kind"]): float(baseline["value"]),
+                "learned": "" if pd.isna(first["learned"]) else ("yes" if first["learned"] else "no"),
+            }
+        )
+    results.show(rows)
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`prompt-transfer transfer`."""
+    quiet()
+    warnings.showwarning = show_warning
+    call(transfer, command, arguments)

@@ -1,0 +1,58 @@
+"""What a transfer matrix says: means by type, best sources, a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from prompt_transfer import results
+from prompt_transfer.analysis import plots
+from prompt_transfer.analysis.heatmaps import summary_figure
+from prompt_transfer.analysis.matrix import Matrix, best_sources, read_matrix, summarize
+from prompt_transfer.files import check_writable_dir
+
+
+def analyze_matrix(file: str | Path, output: str | Path, types: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Write `summary.csv`, `best_sources.csv` and `summary.png`, and print the means.
+
+    Args:
+        file: see `prompt_transfer.analysis.matrix.read_matrix`.
+        output: folder.
+        types: task -> type, for tasks that are not in the registry.
+
+    Returns:
+        The summary (`prompt_transfer.analysis.matrix.summarize`).
+    """
+    matrix = read_matrix(file, types)
+    folder = check_writable_dir(output)
+    summary = write_summary(matrix, folder)
+    show_summary(summary)
+    return summary
+
+
+def write_summary(matrix: Matrix, folder: Path) -> pd.DataFrame:
+    """The three files; returns the summary."""
+    summary = summarize(matrix)
+    results.write(summary, folder / "summary.csv")
+    results.write(best_sources(matrix), folder / "best_sources.csv")
+    if len(summary):
+        plots.save(summary_figure(summary), folder / "summary.png")
+    return summary
+
+
+def show_summary(summary: pd.DataFrame) -> None:
+    """Print the means and intervals: task types in rows, what the prompts are in columns."""
+    best = "best source of the same type"
+    for (measure, targets), table in summary.groupby(["measure", "targets"], sort=False):
+        rows: dict[str, dict[str, object]] = {}
+        for row in table[table["kind"] != best].to_dict("records"):
+            interval = "" if pd.isna(row["low"]) else f" [{row['low']:.3f}, {row['high']:.3f}]"
+            rows.setdefault(row["type"], {"type": row["type"]})[row["kind"]] = f"{row['mean']:.3f}{interval}"
+        chosen = "" if targets == "all" else ", targets that were learned"
+        title = f"{str(measure).replace('_', '-')} score{chosen}: mean over pairs, 95 % interval over targets"
+        columns = ["type", *[kind for kind in dict.fromkeys(table["kind"]) if kind != best]]
+        results.show(list(rows.values()), title, columns)
+        for row in table[(table["kind"] == best) & (table["type"] == "all")].to_dict("records"):
+            print(f"{best} for {round(row['mean'] * row['n_targets'])} of {row['n_targets']} targets")

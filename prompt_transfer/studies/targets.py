@@ -1,0 +1,133 @@
+"""A target task as a study scores it: its rows read and tokenised once, its right answers, its baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prompt_transfer.backbones.encoder import TextEncoder
+from prompt_transfer.data.baselines import trivial_answers
+from prompt_transfer.data.selection import Selection
+from prompt_transfer.data.tables import Tables
+from prompt_transfer.data.tokens import TokenTable
+from prompt_transfer.metrics import (
+    bootstrap_mean_interval,
+    bootstrap_metric_interval,
+    make_metrics,
+    text_scores,
+)
+from prompt_transfer.task import Task
+
+
+@dataclass
+class EvaluationData:
+    """Where the rows of the target tasks come from and how many are used.
+
+    Args:
+        source: hub, local or builtin.
+        root: folder that holds <task>/<split>.parquet, .jsonl or .csv for source local.
+        limit_eval: rows of each task, a random subset by seed; null for all.
+        max_length: tokens that a text keeps; null: the task's own.
+        max_tokens: positions of one forward pass; null: what suits the device.
+        label_words: default or paper; null: as the prompts were trained.
+        seed: of the subset, and of a validation split that has to be cut from train.
+        cache_dir: folder for tokenised rows.
+    """
+
+    source: Literal["hub", "local", "builtin"] = "builtin"
+    root: str | None = None
+    limit_eval: int | None = 2000
+    max_length: int | None = None
+    max_tokens: int | None = None
+    label_words: Literal["default", "paper"] | None = None
+    seed: int = 0
+    cache_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A task with n rows to score.
+
+    An *answer* is one number a row: the predicted class, or the score of the text that was written.
+
+    Attributes:
+        task: with the label words that are used.
+        split: split and where it comes from, for the tables.
+        table: token ids.
+        references: the right texts of each row, for tasks that write one.
+        baseline: answers [n] of the majority class, or of the lead of the text.
+        facts: all that decides the answers beside prompt and backbone, as plain values.
+    """
+
+    task: Task
+    split: str
+    table: TokenTable = field(repr=False)
+    references: list[list[str]] = field(repr=False)
+    baseline: NDArray[np.float32] = field(repr=False)
+    facts: dict[str, Any] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def examples(self, answers: NDArray[np.float32]) -> NDArray[np.float64]:
+        """What each row adds to the mean score [n]: right or wrong, or the score of its text."""
+        if self.task.is_generation:
+            return answers.astype(np.float64)
+        return (answers.astype(np.int64) == self.table.labels).astype(np.float64)
+
+    def score(self, answers: NDArray[np.float32]) -> float:
+        """The task's metric, a fraction."""
+        if self.task.is_generation or self.task.metric == "accuracy":
+            return float(self.examples(answers).mean())
+        import torch
+
+        metrics = make_metrics(self.task)
+        metrics.update(torch.from_numpy(answers).long(), torch.from_numpy(self.table.labels))
+        return float(metrics.compute()[self.task.metric])
+
+    def interval(self, answers: NDArray[np.float32]) -> tuple[float, float]:
+        """95 % bootstrap interval of the metric over rows."""
+        if self.task.is_generation:
+            return bootstrap_mean_interval(answers, seed=0)
+        return bootstrap_metric_interval(self.task.metric, answers, self.table.labels, self.task.num_classes, seed=0)
+
+    def beats_baseline(self, own: Sequence[NDArray[np.float32]]) -> bool:
+        """Whether the target's own prompts are above the baseline by more than chance: was the task *learned*?
+
+        True where the 95 % interval of their mean score minus the baseline's, over the same rows, lies above 0; for
+        metrics that are no mean over rows, where the interval of every own prompt lies above the baseline.
+        """
+        if self.task.is_generation or self.task.metric == "accuracy":
+            ahead = np.mean([self.examples(answers) for answers in own], axis=0) - self.examples(self.baseline)
+            return bootstrap_mean_interval(ahead, seed=0)[0] > 0
+        return min(self.interval(answers)[0] for answers in own) > self.score(self.baseline)
+
+
+def load_target(task: Task, data: EvaluationData, label_words: str, split: str, encoder: TextEncoder) -> Target:
+    """Read and tokenise the rows of a split.
+
+    Raises:
+        UserError: the source does not have the task, or its data cannot be what was meant.
+    """
+    limits = {"train": None, "validation": data.limit_eval, "test": data.limit_eval}
+    selection = Selection([task], data.source, data.root, data.seed, label_words, limits)
+    tables = Tables(selection, encoder, data.max_length, data.cache_dir)
+    table, task, rows = tables.split(split), selection.tasks[0], selection.rows(split)
+    references = selection.targets(split, table.ids.tolist()) if task.is_generation else []
+    if task.is_generation:
+        baseline = text_scores(task.metric, trivial_answers(selection.data[0], rows), references)
+    else:
+        baseline = np.full(len(table), int(np.argmax(selection.label_counts(split))))
+    facts = {
+        **selection.facts(split, 0),
+        "task": task.name,
+        "words": [list(task.label_words), task.label_words_policy],
+        "metric": task.metric,
+        "max_length": tables.lengths[0],
+    }
+    origin = f"{split} ({selection.data[0].origin[split]})"
+    return Target(task, origin, table, references, baseline.astype(np.float32), facts)

@@ -1,0 +1,340 @@
+"""The transfer matrix: N prompts on M tasks of one backbone, each task's rows in one pass, resumable."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from prompt_transfer import results
+from prompt_transfer.analysis import plots
+from prompt_transfer.analysis.heatmaps import transfer_heatmap
+from prompt_transfer.analysis.matrix import Matrix, from_results, to_table
+from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.errors import UserError
+from prompt_transfer.files import check_writable_dir, write_text_atomic
+from prompt_transfer.studies.entries import (
+    agreed,
+    check_all,
+    make_entries,
+    read_folder,
+    warn_of_other_words,
+)
+from prompt_transfer.studies.scoring import MAX_TOKENS, AnswerFile, Batch, Scorer
+from prompt_transfer.studies.targets import EvaluationData, Target, load_target
+from prompt_transfer.studies.transfer_table import check_names, is_own, target_rows, tidy
+from prompt_transfer.tasks import get_task
+
+ANSWERS = "answers"
+# What the prompts of a matrix have in common, beside their attention mode.
+SETTING = ("layout", "dtype", "head", "revision")
+
+
+@dataclass
+class TransferStudy:
+    """What is scored and how.
+
+    Args:
+        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
+        prompts: folder with prompt files, at any depth.
+        tasks: target tasks: names, or paths of YAML files.
+        output: folder for tables, figures and the answers so far; a study that was stopped goes on there.
+        data: where the rows come from and how many.
+        split: test or validation.
+        random_prompts: how many prompts to draw of each kind: embeddings of tokens, and numbers of U[0, 1).
+        attention, layout: None: those of the prompts; else only prompts that were trained so are scored.
+        dtype: of the backbone's weights; None: that of the prompts.
+        label_words_policy: for label words of several tokens; None: that of the prompts, or of the tasks.
+        accelerator: auto, cpu or cuda.
+        devices: processes; each takes a share of every task's rows.
+    """
+
+    backbone: str
+    prompts: str
+    tasks: Sequence[str]
+    output: str
+    data: EvaluationData = field(default_factory=EvaluationData)
+    split: str = "test"
+    random_prompts: int = 3
+    attention: str | None = None
+    layout: str | None = None
+    dtype: str | None = None
+    label_words_policy: str | None = None
+    accelerator: str = "auto"
+    devices: int = 1
+
+    def __post_init__(self) -> None:
+        if self.split not in ("test", "validation"):
+            raise UserError(f"--split is {self.split!r}: choose test or validation")
+        if self.random_prompts < 0 or self.devices < 1:
+            raise UserError("--random_prompts must be 0 or more, --devices 1 or more")
+        if self.accelerator not in ("auto", "cpu", "cuda"):
+            raise UserError(f"--accelerator is {self.accelerator!r}: choose auto, cpu or cuda")
+        for name in ("limit_eval", "max_length", "max_tokens"):
+            value = getattr(self.data, name)
+            if value is not None and value < 1:
+                raise UserError(f"--data.{name} must be 1 or more, not {value}")
+        if self.data.seed < 0:
+            raise UserError("--data.seed must be 0 or more")
+
+    def device(self, rank: int) -> torch.device:
+        """Where process `rank` computes."""
+        if self.accelerator == "cpu" or (self.accelerator == "auto" and not torch.cuda.is_available()):
+            return torch.device("cpu")
+        if not torch.cuda.is_available():
+            raise UserError("--accelerator cuda: there is no such device here; use cpu")
+        return torch.device("cuda", rank % torch.cuda.device_count())
+
+
+class Ready:
+    """A study whose prompts, backbone, tasks and data have been read and checked.
+
+    Args:
+        study: what to do.
+        rank: number of this process.
+
+    Raises:
+        UserError: anything that does not fit, before any score is computed.
+    """
+
+    def __init__(self, study: TransferStudy, rank: int = 0) -> None:
+        self.study, self.rank = study, rank
+        tasks = [get_task(name) for name in study.tasks]
+        names = [task.name for task in tasks]
+        if not tasks or len(set(names)) < len(names):
+            raise UserError("--tasks needs target tasks, each once")
+        prompts = read_folder(study.prompts, study.attention, study.layout)
+        settings = {key: agreed(prompts, key, getattr(study, key, None)) for key in SETTING}
+        attention = self._attention(prompts)
+        self.folder = check_writable_dir(study.output)
+        self.backbone = FrozenBackbone(
+            study.backbone,
+            attention=attention,
+            layout=settings["layout"],
+            dtype=settings["dtype"] or "float32",
+            head=settings["head"] or "lm",
+            revision=settings["revision"],
+        )
+        check_all(prompts, self.backbone)
+        self.entries = make_entries(prompts, self.backbone, study.random_prompts)
+        check_names(self.entries)
+        policy = agreed(prompts, "label_words_policy", study.label_words_policy)
+        if policy is not None:
+            tasks = [task if task.is_generation else replace(task, label_words_policy=policy) for task in tasks]
+        words = agreed(prompts, "data_label_words", study.data.label_words) or "default"
+        encoder = self.backbone.encoder(max(len(entry.embeddings) for entry in self.entries))
+        self.targets = [load_target(task, study.data, words, study.split, encoder) for task in tasks]
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+        if rank == 0:
+            warn_of_other_words(prompts, [target.task for target in self.targets])
+            self._warn_of_targets_without_own()
+        self.files = [AnswerFile(self.folder / ANSWERS, target, self.facts(), rank) for target in self.targets]
+        # What a prompt answers depends on its numbers alone, so equal ones are scored once.
+        self.distinct = list({entry.digest: entry for entry in self.entries}.values())
+
+    def _attention(self, prompts: dict[str, Any]) -> str:
+        try:
+            return agreed(prompts, "attention", self.study.attention) or "full"
+        except UserError:
+            # For causal models both are one function, and a folder may hold both.
+            if all(prompt.metadata.get("layout") == "answer_last" for prompt in prompts.values()):
+                return "full"
+            raise
+
+    def facts(self) -> dict[str, str]:
+        """What decides all answers beside prompt and task."""
+        backbone = self.backbone
+        return {
+            "backbone": backbone.fingerprint,
+            "layout": backbone.layout.name,
+            "attention": backbone.attention,
+            "dtype": backbone.dtype_name,
+            "head": backbone.head,
+        }
+
+    def compute(self, world: int) -> None:
+        """Score this process's share of what is missing."""
+        device = self.study.device(self.rank)
+        self.backbone.to(device)
+        scorer = Scorer(self.backbone, self.distinct)
+        max_tokens = self.study.data.max_tokens or MAX_TOKENS[device.type]
+        work = []
+        for target, file in zip(self.targets, self.files, strict=True):
+            missing = np.isnan(file.matrix(self.distinct))
+            work.append(scorer.batches(target, missing, max_tokens)[self.rank :: world])
+        positions = [
+            [_positions(batch, target, scorer.extra(target)) for batch in batches]
+            for target, batches in zip(self.targets, work, strict=True)
+        ]
+        with _progress(self.rank == 0) as bar:
+            everything = bar.add_task("scoring", total=sum(map(sum, positions)))
+            for target, file, batches, costs in zip(self.targets, self.files, work, positions, strict=True):
+                bar.update(everything, description=target.task.name)
+                for cost in file.fill(self.distinct, scorer.answers(target, batches), costs):
+                    bar.advance(everything, cost)
+                    _stop_without_parent()
+                if world == 1:
+                    # Every finished task is in the table at once, also when the rest never comes.
+                    self.write_results()
+
+    def write_results(self) -> pd.DataFrame:
+        """`results.parquet`: the tasks whose answers are complete."""
+        facts = {key: value for key, value in self.facts().items() if key in ("layout", "attention", "dtype")}
+        common = {"backbone": self.study.backbone, **facts}
+        for target, file in zip(self.targets, self.files, strict=True):
+            answers = file.matrix(self.entries)
+            if target.task.name not in self._rows and not np.isnan(answers).any():
+                self._rows[target.task.name] = target_rows(target, self.entries, answers, common)
+        order = [target.task.name for target in self.targets if target.task.name in self._rows]
+        types = {target.task.name: target.task.type for target in self.targets}
+        frame = tidy([row for name in order for row in self._rows[name]], types)
+        results.write(frame, self.folder / "results.parquet")
+        return frame
+
+    def finish(self) -> pd.DataFrame:
+        """Put the answers of all processes together; tables and figures."""
+        self.files = [AnswerFile(self.folder / ANSWERS, target, self.facts()) for target in self.targets]
+        for file in self.files:
+            paths = file.paths()
+            file.save()
+            for path in paths:
+                if path.name != f"{file.name}.0.npz":
+                    path.unlink()
+        unfinished = [file.target.task.name for file in self.files if np.isnan(file.matrix(self.entries)).any()]
+        if unfinished:
+            raise UserError(
+                f"scores are missing on {', '.join(unfinished)} (was {self.folder} used by two commands at once?); the "
+                "same command goes on with what is missing"
+            )
+        frame = self.write_results()
+        matrix = from_results(frame)
+        results.write(to_table(matrix), self.folder / "matrix.csv")
+        draw(matrix, self.folder)
+        config = asdict(self.study) | {"tasks": list(self.study.tasks)}
+        write_text_atomic(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        return frame
+
+    def _warn_of_targets_without_own(self) -> None:
+        names = [target.task.name for target in self.targets]
+        without = [name for name in names if not any(is_own(entry, name) for entry in self.entries)]
+        if without:
+            warnings.warn(
+                f"no prompt here was trained on {', '.join(without)}: scores there are not relative to anything",
+                stacklevel=2,
+            )
+
+
+def draw(matrix: Matrix, folder: Path) -> None:
+    """`matrix.png`, ordered by type, and `matrix_clustered.png`."""
+    plots.save(transfer_heatmap(matrix), folder / "matrix.png")
+    plots.save(transfer_heatmap(matrix, clustered=True), folder / "matrix_clustered.png")
+
+
+def transfer(study: TransferStudy) -> pd.DataFrame:
+    """Score all prompts on all tasks and write the tables and figures.
+
+    Returns:
+        The tidy table (`prompt_transfer.studies.transfer_table.target_rows`); in all processes but the first of
+        several that torchrun started an empty one.
+
+    Raises:
+        UserError: see `Ready`.
+    """
+    made = not Path(study.output).exists()
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    try:
+        ready = Ready(study, rank)
+    except UserError:
+        folder = Path(study.output)
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    if world > 1:
+        return _with_torchrun(ready, world)
+    if study.devices > 1:
+        return _with_processes(ready)
+    ready.compute(1)
+    return ready.finish()
+
+
+def _with_processes(ready: Ready) -> pd.DataFrame:
+    """Share the rows with processes that are started here; this one is the first."""
+    # Not forked: threads of torch and tokenizers, and CUDA, do not survive that.
+    context = multiprocessing.get_context("spawn")
+    world, threads = ready.study.devices, torch.get_num_threads()
+    readies, go = [context.Event() for _ in range(1, world)], context.Event()
+    workers = [
+        context.Process(target=_work, args=(ready.study, rank, one, go), daemon=True)
+        for rank, one in enumerate(readies, start=1)
+    ]
+    try:
+        for worker in workers:
+            worker.start()
+        torch.set_num_threads(max(1, threads // world))
+        # Nobody writes before all have seen the same answers: the shares are cut from what is missing.
+        while not all(one.is_set() for one in readies) and all(worker.is_alive() for worker in workers):
+            readies[0].wait(0.1)
+        if all(worker.is_alive() for worker in workers):
+            go.set()
+            ready.compute(world)
+            for worker in workers:
+                worker.join()
+    finally:
+        torch.set_num_threads(threads)
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise UserError("a process ended before its share was done; the same command goes on with what is missing")
+    return ready.finish()
+
+
+def _work(study: TransferStudy, rank: int, ready: Any, go: Any) -> None:
+    torch.set_num_threads(max(1, torch.get_num_threads() // study.devices))
+    share = Ready(study, rank)
+    ready.set()
+    while not go.wait(1.0):
+        _stop_without_parent()
+    share.compute(study.devices)
+
+
+def _stop_without_parent() -> None:
+    """End a worker whose first process was killed: it would be in the way of the one that goes on."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        sys.exit(1)
+
+
+def _with_torchrun(ready: Ready, world: int) -> pd.DataFrame:
+    import torch.distributed as distributed
+
+    distributed.init_process_group("gloo")
+    try:
+        # Nobody writes before all have seen the same answers: the shares are cut from what is missing.
+        distributed.barrier()
+        ready.compute(world)
+        distributed.barrier()
+        return ready.finish() if ready.rank == 0 else pd.DataFrame()
+    finally:
+        distributed.destroy_process_group()
+
+
+def _progress(shown: bool) -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    return Progress(*columns, disable=not shown, transient=True)
+
+
+def _positions(batch: Batch, target: Target, extra: int) -> int:
+    prompts, rows = batch
+    return len(prompts) * len(rows) * (int(target.table.lengths[rows].max()) + extra)

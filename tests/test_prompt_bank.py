@@ -1,0 +1,79 @@
+"""Recorded prompts and texts that many prompts stand before: the same numbers as one prompt at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_frozen import TEXTS, P, random_prompt
+from tiny_models import CAUSAL, MASKED, SEQ2SEQ
+from torch import Tensor
+
+from prompt_transfer.backbones.frozen import FrozenBackbone
+
+N = 3
+
+
+def batch_of(backbone: FrozenBackbone) -> dict[str, Tensor]:
+    encoder = backbone.encoder(P)
+    rows = encoder.encode(TEXTS, None, 32)
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [encoder.pad_token_id] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def every_text_with_every_prompt(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    texts = len(TEXTS)
+    return {
+        **batch,
+        "text_ids": torch.arange(texts).repeat(N),
+        "prompt_ids": torch.arange(N).repeat_interleave(texts),
+    }
+
+
+@pytest.mark.parametrize("family", [*MASKED, *CAUSAL, *SEQ2SEQ])
+@pytest.mark.parametrize("attention", ["full", "shared"])
+def test_a_bank_scores_as_each_prompt_does(tiny: Callable[[str], Path], family: str, attention: str) -> None:
+    backbone = FrozenBackbone(str(tiny(family)), attention=attention)
+    prompts = torch.stack([random_prompt(backbone, seed) for seed in range(N)])
+    batch, token_ids = batch_of(backbone), torch.tensor([5, 9, 11])
+    with torch.no_grad():
+        bank = backbone.record(prompts)
+        expected = torch.cat([backbone(prompt, batch, token_ids) for prompt in prompts])
+        crossed = every_text_with_every_prompt(batch)
+        # Twice: what was recorded is not used up.
+        for _ in range(2):
+            torch.testing.assert_close(backbone(bank, crossed, token_ids), expected, atol=1e-5, rtol=0)
+    assert len(bank) == N
+    assert (bank.recorded is None) == (attention == "full" and family not in CAUSAL)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "t5"])
+@pytest.mark.parametrize("attention", ["full", "shared"])
+def test_a_bank_writes_as_each_prompt_does(tiny: Callable[[str], Path], family: str, attention: str) -> None:
+    backbone = FrozenBackbone(str(tiny(family)), attention=attention)
+    prompts = torch.stack([random_prompt(backbone, seed) for seed in range(N)])
+    batch = batch_of(backbone)
+    crossed = every_text_with_every_prompt(batch)
+    targets = torch.tensor([[7, 8, 9], [7, -100, -100]])
+    with torch.no_grad():
+        bank = backbone.record(prompts)
+        together = backbone.target_log_probs(bank, crossed | {"target_ids": targets.repeat(N, 1)})
+        alone = [backbone.target_log_probs(prompt, batch | {"target_ids": targets}) for prompt in prompts]
+        torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+        written = backbone.decode(backbone.generate(bank, crossed, max_new_tokens=4))
+        one_by_one = [backbone.decode(backbone.generate(prompt, batch, max_new_tokens=4)) for prompt in prompts]
+    assert written == [text for texts in one_by_one for text in texts]
+
+
+def test_keys_and_values_are_computed_once(tiny_roberta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = FrozenBackbone(str(tiny_roberta), attention="shared")
+    batch, token_ids = batch_of(backbone), torch.tensor([5, 9])
+    bank = backbone.record(random_prompt(backbone))
+    monkeypatch.setattr(backbone._answers.stack, "record", None)
+    backbone(bank, batch, token_ids)
+    with pytest.raises(TypeError):
+        backbone(random_prompt(backbone), batch, token_ids)
