@@ -188,7 +188,14 @@ def start(toy: Path, backbone: Path, output: Path, *more: str) -> subprocess.Pop
     command += ["--data.task", str(toy), "--data.source", "local", *FIT, "--output", str(output), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background their shell has told them to ignore Ctrl-C; the command shall not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
