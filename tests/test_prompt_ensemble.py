@@ -92,6 +92,7 @@ def test_together_equals_alone(
         torch.testing.assert_close(
             together.prompt(name).embeddings, alone.prompt().embeddings, atol=1e-5, rtol=0, msg=name
         )
+        assert not torch.equal(together.prompt(name).embeddings, together.prompt(name).initial)
         own, other = (Prompt.load(path) for path in (tmp_path / "together" / f"{name}.safetensors", folder))
         assert {key: own.metadata[key] for key in ("seed", "steps", "score", "init", "learning_rate", "task")} == {
             key: other.metadata[key] for key in ("seed", "steps", "score", "init", "learning_rate", "task")
@@ -107,6 +108,19 @@ def test_together_equals_alone(
 
 def score(prompt: Prompt) -> float:
     return float(prompt.metadata["score"])
+
+
+def test_each_gradient_is_clipped_by_itself(task: str, tiny_roberta: Path, tmp_path: Path) -> None:
+    # AdamW hardly sees the length of a gradient, so plain SGD: one step of rate 1 is as long as the clipped gradient.
+    module = PromptEnsemble(
+        seeds=[3, 11], backbone=str(tiny_roberta), prompt_length=P, init=Normal(0.5), schedule="constant",
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=1.0),
+    )  # fmt: skip
+    train(module, task, tmp_path / "run", steps=1, val_check_interval=1, gradient_clip_val=1e-3)
+    for name in module.files:
+        prompt = module.prompt(name)
+        assert prompt.initial is not None
+        assert float((prompt.embeddings - prompt.initial).norm()) == pytest.approx(1e-3, rel=0.01)
 
 
 @pytest.mark.parametrize("reparameterization", [LowRank(2), ResidualMLP(3), Superposition(8, top_k=0)])

@@ -39,6 +39,11 @@ class PromptExport(Callback):
         """The best of all."""
         return max((score for score, _ in self.best.values()), default=None)
 
+    @property
+    def best_step(self) -> int | None:
+        """The step at which a prompt first had the best score of all."""
+        return min((step for score, step in self.best.values() if score == self.best_score), default=None)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
