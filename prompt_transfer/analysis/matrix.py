@@ -197,7 +197,7 @@ def best_sources(matrix: Matrix) -> pd.DataFrame:
     rows = []
     for target, mine in found.groupby("target", sort=False):
         if (mine["kind"] == "same").any():
-            best = mine.loc[mine["value"].idxmax()]
+            best = mine.iloc[int(mine["value"].to_numpy().argmax())]
             same = best["kind"] == "same"
             rows.append((target, best["type"], best["source"], matrix.types[best["source"]], same, best["value"]))
     return pd.DataFrame(rows, columns=["target", "type", "best", "best_type", "same_type", "relative"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +68,7 @@ def transplant(sources: list[str], onto: str, output: str, overwrite: bool = Fal
     _write(arithmetic.transplant(_one(sources), Prompt.load(onto)), output, overwrite)
 
 
-SUBCOMMANDS = {"add": add, "scale": scale, "mean": mean, "transplant": transplant}
+SUBCOMMANDS: dict[str, Callable[..., None]] = {"add": add, "scale": scale, "mean": mean, "transplant": transplant}
 
 
 def _load(sources: Sequence[str]) -> list[Prompt]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,5 +127,10 @@ def run(command: str, arguments: list[str]) -> None:
         arguments = [arguments[0], options[arguments[0]], *arguments[1:]]
     if arguments and arguments[0] in ("import", *SUBCOMMANDS):
         arguments = [arguments[0], *_with_sources(arguments[1:])]
-    table = {"list": list_prompts, "inspect": inspect, "import": import_prompts, **SUBCOMMANDS}
+    table: dict[str, Callable[..., Any]] = {
+        "list": list_prompts,
+        "inspect": inspect,
+        "import": import_prompts,
+        **SUBCOMMANDS,
+    }
     subcommand(command, table, arguments)
