@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # A run of some steps, for commands that would train for minutes.
 SHORT = {
-    "fit": ["--trainer.max_steps", "6", "--trainer.val_check_interval", "3"],
+    "fit": ["--trainer.max_steps", "6", "--trainer.val_check_interval", "3", "--data.limit_eval", "100"],
     "test": ["--data.limit_eval", "100"],
     "transfer": ["--data.limit_eval", "40", "--random_prompts", "1"],
 }
