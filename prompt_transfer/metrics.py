@@ -273,6 +273,19 @@ def bootstrap_mean_interval(
     return float(low), float(high)
 
 
+def class_metric(name: str, predictions: ArrayLike, labels: ArrayLike, num_classes: int) -> float:
+    """A metric of `METRICS` from whole arrays, the same number as torchmetrics gives.
+
+    It never talks to other processes, as metrics do wherever there are some.
+
+    Args:
+        name: one of `METRICS`.
+        predictions, labels: int `[N]`.
+        num_classes: C.
+    """
+    return float(_from_confusion(name, _confusion(predictions, labels, num_classes)[None])[0])
+
+
 def bootstrap_metric_interval(
     name: str,
     predictions: ArrayLike,
@@ -292,21 +305,29 @@ def bootstrap_metric_interval(
         n: number of resamples.
         level: the share of resamples within the interval.
     """
-    predicted, true = np.asarray(predictions, dtype=np.int64), np.asarray(labels, dtype=np.int64)
     if name == "accuracy":
-        return bootstrap_interval(predicted == true, seed, n, level)
-    # All of them depend on the counts of (true, predicted) alone, and those of a resample are multinomial.
-    counts = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
-    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=n)
+        return bootstrap_interval(np.equal(predictions, labels), seed, n, level)
+    # The others depend on the counts of (true, predicted) alone, and those of a resample are multinomial.
+    counts = _confusion(predictions, labels, num_classes).ravel()
+    drawn = np.random.default_rng(seed).multinomial(int(counts.sum()), counts / counts.sum(), size=n)
     values = _from_confusion(name, drawn.reshape(n, num_classes, num_classes).astype(np.float64))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
+def _confusion(predictions: ArrayLike, labels: ArrayLike, num_classes: int) -> NDArray[np.float64]:
+    """Counts `[C, C]`, true classes in rows."""
+    predicted, true = np.asarray(predictions, dtype=np.int64), np.asarray(labels, dtype=np.int64)
+    counts = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes).astype(np.float64)
+
+
 def _from_confusion(name: str, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """F1 or Matthews correlation `[n]` of counts `[n, C, C]`, true classes in rows."""
+    """A metric `[n]` of counts `[n, C, C]`, true classes in rows."""
     right, true, predicted = np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2), counts.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
+        if name == "accuracy":
+            return right.sum(axis=1) / counts.sum(axis=(1, 2))
         if name == "f1":
             each = np.where(true + predicted > 0, 2 * right / (true + predicted), np.nan)
             return np.nan_to_num(each[:, 1]) if counts.shape[1] == 2 else np.nanmean(each, axis=1)

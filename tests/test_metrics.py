@@ -10,10 +10,10 @@ import torch
 from prompt_transfer.errors import UserError
 from prompt_transfer.metrics import (
     TEXT_SCORES,
-    _from_confusion,
     bootstrap_interval,
     bootstrap_mean_interval,
     bootstrap_metric_interval,
+    class_metric,
     example_scores,
     majority_share,
     make_metrics,
@@ -245,20 +245,27 @@ def test_both_bootstraps_agree_on_an_accuracy():
     assert one == pytest.approx(other, abs=0.006)
 
 
-@pytest.mark.parametrize(("metric", "classes"), [("f1", 2), ("f1", 3), ("matthews", 2), ("matthews", 3)])
+@pytest.mark.parametrize(("metric", "classes"), [(name, count) for name in NAMES for count in (2, 3)])
 def test_bootstrap_of_other_metrics(metric: str, classes: int) -> None:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, classes, 400)
     predictions = np.where(generator.random(400) < 0.6, labels, generator.integers(0, classes, 400))
-    counts = np.bincount(labels * classes + predictions, minlength=classes**2).reshape(1, classes, classes)
     value = values(predictions.tolist(), labels.tolist(), classes)[metric]
-    assert _from_confusion(metric, counts.astype(float))[0] == pytest.approx(value, abs=1e-6)
+    assert class_metric(metric, predictions, labels, classes) == pytest.approx(value, abs=1e-6)
     low, high = bootstrap_metric_interval(metric, predictions, labels, classes, seed=0)
     assert low < value < high
     assert high - low < 0.25
     by_drawing = []
     for _ in range(400):
         rows = generator.integers(0, 400, 400)
-        drawn = np.bincount(labels[rows] * classes + predictions[rows], minlength=classes**2)
-        by_drawing.append(_from_confusion(metric, drawn.reshape(1, classes, classes).astype(float))[0])
+        by_drawing.append(class_metric(metric, predictions[rows], labels[rows], classes))
     assert np.quantile(by_drawing, [0.025, 0.975]) == pytest.approx([low, high], abs=0.025)
+
+
+@pytest.mark.parametrize("metric", NAMES)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_constant_predictions_score_the_same_from_arrays(metric, classes):
+    for label, prediction in ((0, 0), (0, 1), (1, 0)):
+        preds, labels = [prediction] * 5, [label] * 4 + [classes - 1]
+        expected = values(preds, labels, classes)[metric]
+        assert class_metric(metric, preds, labels, classes) == pytest.approx(expected, abs=1e-6)

@@ -17,7 +17,7 @@ from prompt_transfer.data.tokens import TokenTable
 from prompt_transfer.metrics import (
     bootstrap_mean_interval,
     bootstrap_metric_interval,
-    make_metrics,
+    class_metric,
     text_scores,
 )
 from prompt_transfer.task import Task
@@ -81,13 +81,9 @@ class Target:
 
     def score(self, answers: NDArray[np.float32]) -> float:
         """The task's metric, a fraction."""
-        if self.task.is_generation or self.task.metric == "accuracy":
+        if self.task.is_generation:
             return float(self.examples(answers).mean())
-        import torch
-
-        metrics = make_metrics(self.task)
-        metrics.update(torch.from_numpy(answers).long(), torch.from_numpy(self.table.labels))
-        return float(metrics.compute()[self.task.metric])
+        return class_metric(self.task.metric, answers, self.table.labels, self.task.num_classes)
 
     def interval(self, answers: NDArray[np.float32]) -> tuple[float, float]:
         """95 % bootstrap interval of the metric over rows."""

@@ -325,9 +325,9 @@ def _with_torchrun(ready: Ready, world: int) -> pd.DataFrame:
         distributed.barrier()
         ready.compute(world)
         distributed.barrier()
-        return ready.finish() if ready.rank == 0 else pd.DataFrame()
     finally:
         distributed.destroy_process_group()
+    return ready.finish() if ready.rank == 0 else pd.DataFrame()
 
 
 def _progress(shown: bool) -> Progress:
