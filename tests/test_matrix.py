@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,16 +130,26 @@ def test_leaves_that_are_alike_stand_together() -> None:
 
 
 @pytest.mark.parametrize("clustered", [False, True])
-def test_heatmaps_are_ordered(clustered: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", ["abc", "bca", "cba"])
+def test_heatmaps_are_ordered(clustered: bool, order: str, tmp_path: Path) -> None:
     whole = matrix()
+    # Rows come in any order.
+    whole = replace(whole, scores=whole.scores.loc[list(order)], random=whole.random.loc[list(order)])
     whole.types["made"] = ""
     ax = transfer_heatmap(whole, clustered)
     targets = [label.get_text() for label in ax.get_yticklabels()]
     assert sorted(targets) == ["a", "b", "c"]
+    columns = [label.get_text() for label in ax.get_xticklabels()]
+    colours = np.ma.filled(ax.collections[0].get_array(), np.nan).reshape(len(targets), len(columns))
+    texts = [text.get_text() for text in ax.texts]
+    for row, target in enumerate(targets):
+        for column, source in enumerate(columns[:4]):
+            score = whole.scores.loc[target, source]
+            assert colours[row, column] == pytest.approx(score / whole.scores.loc[target, target])
+            assert texts[row * len(columns) + column] == f"{score * 100:.0f}"
     if not clustered:
-        assert targets == ["a", "b", "c"]
-        labels = [label.get_text() for label in ax.get_xticklabels()]
-        assert labels == ["a", "b", "c", "made", "random_vocabulary", "random_uniform", "majority"]
+        assert [whole.types[target] for target in targets] == ["sentiment", "sentiment", "nli"]
+        assert columns == ["a", "b", "c", "made", "random_vocabulary", "random_uniform", "majority"]
     assert plots.save(ax, tmp_path / "m.png").stat().st_size > 5_000
 
 

@@ -18,7 +18,8 @@ KINDS = {"same": "same type", "different": "different type", "random": "random p
 
 
 def transfer_heatmap(matrix: Matrix, clustered: bool = False, ax: Axes | None = None) -> Axes:
-    """Colour: relative performance, cut at 1.2; numbers: scores in per cent; framed: a target's own prompt.
+    """Colour: relative performance, cut at 1.2; numbers: scores in per cent; framed: a target's own prompt;
+    grey: targets without one.
 
     Args:
         matrix: scores of sources on targets; random prompts and baseline stand at the right.
@@ -39,12 +40,19 @@ def transfer_heatmap(matrix: Matrix, clustered: bool = False, ax: Axes | None = 
         size = (2.6 + 0.42 * whole.shape[1], 1.6 + 0.36 * whole.shape[0])
         _, ax = plt.subplots(figsize=size, layout="constrained")
     colours = matrix.measured(whole, "relative")
-    # Where a target has no prompt of its own there is no colour, but still a score.
     labels = (whole * 100).map(lambda value: "" if pd.isna(value) else f"{value:.0f}")
+    ax.set_facecolor("0.9")
     sns.heatmap(
-        colours.fillna(0.0), annot=labels, fmt="", vmin=0, vmax=1.2, cmap="YlGnBu", ax=ax, linewidths=0.5,
-        annot_kws={"fontsize": 7}, cbar_kws={"label": "score / score of the own prompt", "shrink": 0.8},
+        colours, annot=labels, fmt="", vmin=0, vmax=1.2, cmap="YlGnBu", ax=ax, linewidths=0.5,
+        annot_kws={"fontsize": 7}, cbar_kws={"shrink": 0.8},
     )  # fmt: skip
+    # Where a target has no prompt of its own there is no colour, but still a score.
+    for row, column in zip(*np.nonzero(colours.isna().to_numpy()), strict=True):
+        ax.text(column + 0.5, row + 0.5, str(labels.iat[row, column]), fontsize=7, ha="center", va="center")
+    bar = ax.collections[0].colorbar
+    if bar is not None:
+        bar.set_label("score / score of the own prompt", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
     for row, target in enumerate(rows):
         if target in columns:
             ax.add_patch(Rectangle((columns.index(target), row), 1, 1, fill=False, edgecolor="black", linewidth=1.5))

@@ -50,11 +50,12 @@ class Matrix:
         return pd.Series(values, index=self.scores.index, dtype=float)
 
     def measured(self, scores: pd.DataFrame, measure: str) -> pd.DataFrame:
-        """`scores` as `relative` or `chance_corrected`."""
+        """`scores`, targets in rows in any order, as `relative` or `chance_corrected`."""
+        # pandas would sort the rows where the two orders differ.
+        own, baseline = self.own.reindex(scores.index), self.baseline.reindex(scores.index)
         if measure == "relative":
-            return scores.div(self.own, axis=0)
-        gap = (self.own - self.baseline).replace(0, np.nan)
-        return scores.sub(self.baseline, axis=0).div(gap, axis=0)
+            return scores.div(own.replace(0, np.nan), axis=0)
+        return scores.sub(baseline, axis=0).div((own - baseline).replace(0, np.nan), axis=0)
 
     def by_type(self, names: pd.Index) -> list[str]:
         """Names ordered by type, within a type as they stand; those without a type last."""

@@ -72,24 +72,21 @@ def show(frame: pd.DataFrame) -> None:
     for target, mine in frame.groupby("task", sort=False):
         trained = mine[mine["kind"] == "trained"].groupby("source")["value"].mean()
         others = trained.drop(str(target), errors="ignore")
-        random = mine[mine["kind"] == "random"].groupby("source")["value"].mean()
+        random = mine[mine["kind"] == "random"].groupby("source", sort=False)["value"].mean()
         first = mine.iloc[0]
         baseline = mine[mine["kind"].isin(BASELINES)].iloc[0]
         rows.append(
             {
                 "target": target,
-                "split": first["split"],
-                "metric": first["metric"],
-                "n": int(first["n"]),
                 "own": float(trained[target]) if target in trained else None,
                 "best other": float(others.max()) if len(others) else None,
-                "source": others.idxmax() if len(others) else None,
-                **{str(kind): float(value) for kind, value in random.items()},
+                "of": others.idxmax() if len(others) else None,
+                **{str(kind).removeprefix("random_"): float(value) for kind, value in random.items()},
                 str(baseline["kind"]): float(baseline["value"]),
-                "learned": "" if pd.isna(first["learned"]) else ("yes" if first["learned"] else "no"),
+                "learned": "-" if pd.isna(first["learned"]) else ("yes" if first["learned"] else "no"),
             }
         )
-    results.show(rows)
+    results.show(rows, title="scores; vocabulary, uniform: means of random prompts")
 
 
 def run(command: str, arguments: list[str]) -> None:
