@@ -140,8 +140,9 @@ class CorpusBatches(IterableDataset):
 
         Returns:
             Without sentinels: `input_ids`, `attention_mask`, `position_ids`, `masked_ids`, `labels` (of masked tokens),
-            all [B, T]. With them: `input_ids`, `attention_mask` [B, T] and `labels` [B, S] for span corruption, and
-            `prefix_ids`, `prefix_mask`, `prefix_labels` for prefix language modelling of the same texts.
+            all [B, T]. With them: `input_ids`, `attention_mask` [B, T] and `labels` [B, S] for span corruption, and of
+            the same texts `prefix_ids`, `prefix_mask`, `prefix_labels` for prefix language modelling and `infill_ids`,
+            `infill_mask`, `infill_labels` (all [B, T]) for single tokens that the encoder alone fills in.
         """
         length = int(rng.choice(self.lengths))
         rows = self.tokens_per_batch // length
@@ -178,10 +179,17 @@ class CorpusBatches(IterableDataset):
         corrupted = [self._corrupt(rng, sequence) for sequence in sequences]
         cuts = [int(rng.integers(max(1, len(s) // 4), max(2, len(s) * 3 // 4))) for s in sequences]
         prefixes = [(np.append(s[:cut], end), np.append(s[cut:], end)) for s, cut in zip(sequences, cuts, strict=True)]
-        arrays: dict[str, np.ndarray] = {}
+        ids, present = _padded([np.append(s, end) for s in sequences], self.tokens.pad)
+        chosen = present & (ids >= self.tokens.ordinary) & (rng.random(ids.shape) < self.mask_share)
+        sentinels = self.tokens.vocab_size - np.minimum(chosen.cumsum(1), self.tokens.reserved)
+        arrays: dict[str, np.ndarray] = {
+            "infill_ids": np.where(chosen, sentinels, ids),
+            "infill_mask": present.astype(np.int64),
+            "infill_labels": np.where(chosen, ids, IGNORED),
+        }
         names = (("input_ids", "attention_mask", "labels"), ("prefix_ids", "prefix_mask", "prefix_labels"))
-        for (ids, mask, labels), pairs in zip(names, (corrupted, prefixes), strict=True):
-            arrays[ids], present = _padded([source for source, _ in pairs], self.tokens.pad)
+        for (source_ids, mask, labels), pairs in zip(names, (corrupted, prefixes), strict=True):
+            arrays[source_ids], present = _padded([source for source, _ in pairs], self.tokens.pad)
             arrays[mask] = present.astype(np.int64)
             arrays[labels], _ = _padded([target for _, target in pairs], IGNORED)
         return arrays

@@ -41,8 +41,8 @@ class Architecture:
         body: path of the module from ids to hidden states (encoders and GPT).
         head: path of the output layer or head that turns hidden states into logits.
         transform: path of the head's dense layer, for the informed start (encoders only).
-        objectives: what it is trained on: `masked`, `causal`, `span` (corruption), `prefix` (language modelling).
-            The first is what the held-out loss is given for.
+        objectives: what it is trained on: `masked`, `causal`, `span` (corruption), `prefix` (language modelling),
+            `infill` (masked tokens that the encoder alone fills in, through the decoder's output layer). The first is what the held-out loss is given for.
     """
 
     build: Callable[[Sizes], PreTrainedModel]
@@ -117,5 +117,5 @@ ARCHITECTURES: dict[str, Architecture] = {
     "roberta": Architecture(_roberta, "roberta", "lm_head", "lm_head.dense", ("masked", "causal")),
     "bert": Architecture(_bert, "bert", "cls", "cls.predictions.transform.dense", ("masked", "causal")),
     "gpt2": Architecture(_gpt2, "transformer", "lm_head", None, ("causal",)),
-    "t5": Architecture(_t5, "", "lm_head", None, ("prefix", "span")),
+    "t5": Architecture(_t5, "", "lm_head", None, ("prefix", "span", "infill", "causal")),
 }

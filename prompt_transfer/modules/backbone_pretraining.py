@@ -17,7 +17,7 @@ from prompt_transfer.data.corpus import IGNORED
 from prompt_transfer.errors import UserError
 from prompt_transfer.modules.architectures import ARCHITECTURES, Sizes
 from prompt_transfer.modules.growth import grow
-from prompt_transfer.modules.informed_init import informed_init
+from prompt_transfer.modules.informed_init import decoder_from_encoder, informed_init
 
 LONGEST_STEP = 30.0  # seconds
 
@@ -28,7 +28,9 @@ class BackbonePretraining(L.LightningModule):
     Encoders (RoBERTa, BERT) learn masked tokens, if asked for after a warm-up on the next token with a causal mask;
     GPT-2 learns the next token; T5 v1.1 learns span corruption and prefix language modelling in turns, and prefix
     language modelling alone at the end, since a T5 that has seen sentinels only takes prompts badly (Lester et al.
-    2021, "LM adaptation").
+    2021, "LM adaptation"). Before that its encoder learns by itself, the next token first and masked tokens then: a
+    decoder that finds nothing in the encoder yet learns to do without, and the encoder then learns nothing. The decoder
+    starts as a copy of the encoder that knows the next token (Rothe et al. 2020).
 
     Trained on masked tokens alone from random weights, a model of this size stays at the loss of word frequencies for
     a long time. Two ways out: an informed start, or the causal warm-up.
@@ -42,7 +44,9 @@ class BackbonePretraining(L.LightningModule):
         vocab_size: V.
         max_positions: longest text in positions.
         learning_rate: peak, reached after `warmup_steps`, then falling linearly to `final_share` of it.
-        causal_share: share of the budget spent on the next-token objective (encoders).
+        causal_share: share of the budget spent on the next-token objective (encoders, T5's encoder).
+        infill_share: share of the budget after that in which T5's encoder fills in masked tokens, in turns with prefix
+            language modelling.
         prefix_only_share: share of the budget at its end spent on prefix language modelling alone (T5).
         budget_steps: optimizer steps in all.
         budget_minutes: wall-clock budget; the schedule follows whichever budget is nearer its end.
@@ -65,6 +69,7 @@ class BackbonePretraining(L.LightningModule):
         final_share: float = 0.02,
         weight_decay: float = 0.05,
         causal_share: float = 0.0,
+        infill_share: float = 0.0,
         prefix_only_share: float = 0.34,
         budget_steps: int = 12_000,
         budget_minutes: float | None = None,
@@ -82,6 +87,7 @@ class BackbonePretraining(L.LightningModule):
         self.seconds = 0.0
         self.tokens_seen = 0
         self.steps_done = 0
+        self.last_objective = ""
 
     def progress(self) -> float:
         """Share of the budget that is spent, 0 to 1."""
@@ -94,15 +100,22 @@ class BackbonePretraining(L.LightningModule):
         """What the step at hand trains on."""
         progress = self.progress()
         if self.hparams.architecture == "t5":
-            late = progress >= 1 - self.hparams.prefix_only_share
-            return "prefix" if late or self.global_step % 2 else "span"
+            if progress >= 1 - self.hparams.prefix_only_share:
+                return "prefix"
+            if progress < self.hparams.causal_share:
+                return "causal"
+            if progress < self.hparams.causal_share + self.hparams.infill_share:
+                return "prefix" if self.global_step % 3 == 2 else "infill"
+            return "prefix" if self.global_step % 2 else "span"
         if "masked" in self.architecture.objectives and progress >= self.hparams.causal_share:
             return "masked"
         return "causal"
 
     def token_loss(self, batch: dict[str, Tensor], objective: str) -> Tensor:
-        """Mean cross entropy in nats over the predicted tokens of `masked`, `causal`, `span` or `prefix`."""
-        if objective in ("span", "prefix"):
+        """Mean cross entropy in nats over the predicted tokens of `masked`, `causal`, `infill`, `span` or `prefix`."""
+        if self.hparams.architecture == "t5" and objective in ("infill", "causal"):
+            states, labels = self._t5_encoder_states(batch, objective)
+        elif objective in ("span", "prefix"):
             states, labels = self._seq2seq_states(batch, objective)
         else:
             states, labels = self._states(batch, objective)
@@ -115,17 +128,24 @@ class BackbonePretraining(L.LightningModule):
         mask = batch["attention_mask"]
         if objective == "causal":
             ids, attention = batch["input_ids"], mask
-            labels = torch.where(mask[:, 1:].bool(), ids[:, 1:], IGNORED)
-            labels = nn.functional.pad(labels, (0, 1), value=IGNORED)
+            labels = _next_tokens(ids, mask)
             if "masked" in self.architecture.objectives:
-                length = mask.shape[1]
-                below = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-                attention = below & mask[:, None, None, :].bool()
+                attention = _below(mask)
         else:
             ids, attention, labels = batch["masked_ids"], mask, batch["labels"]
         body = self.model.get_submodule(self.architecture.body)
         output = body(ids, attention_mask=attention, position_ids=batch["position_ids"])
         return output.last_hidden_state, labels
+
+    def _t5_encoder_states(self, batch: dict[str, Tensor], objective: str) -> tuple[Tensor, Tensor]:
+        """States [B, T, H] of T5's encoder by itself and the labels [B, T] of its positions."""
+        mask = batch["infill_mask"]
+        if objective == "infill":
+            ids, attention, labels = batch["infill_ids"], mask, batch["infill_labels"]
+        else:
+            ids = torch.where(batch["infill_labels"] == IGNORED, batch["infill_ids"], batch["infill_labels"])
+            attention, labels = _below(mask), _next_tokens(ids, mask)
+        return self.model.encoder(input_ids=ids, attention_mask=attention).last_hidden_state, labels
 
     def _seq2seq_states(self, batch: dict[str, Tensor], objective: str) -> tuple[Tensor, Tensor]:
         """States [B, S, H] of the decoder and the labels [B, S]."""
@@ -168,9 +188,12 @@ class BackbonePretraining(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         objective = self.objective()
+        if self.hparams.architecture == "t5" and self.last_objective == "causal" and objective != "causal":
+            decoder_from_encoder(self.model)
+        self.last_objective = objective
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.hparams.autocast):
             loss = self.token_loss(batch, objective)
-        mask = batch["prefix_mask" if objective == "prefix" else "attention_mask"]
+        mask = batch.get(f"{objective}_mask", batch["attention_mask"])
         targets = {"span": "labels", "prefix": "prefix_labels"}.get(objective)
         written = int((batch[targets] != IGNORED).sum()) if targets else 0
         self.tokens_seen += int(mask.sum()) + written
@@ -196,6 +219,7 @@ class BackbonePretraining(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["budget"] = {"seconds": self.seconds, "tokens_seen": self.tokens_seen, "steps_done": self.steps_done}
+        checkpoint["budget"]["last_objective"] = self.last_objective
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, value in checkpoint["budget"].items():
@@ -208,3 +232,16 @@ class BackbonePretraining(L.LightningModule):
         return torch.optim.AdamW(
             groups, lr=self.hparams.learning_rate, betas=(0.9, 0.98), weight_decay=self.hparams.weight_decay, fused=True
         )
+
+
+def _next_tokens(ids: Tensor, mask: Tensor) -> Tensor:
+    """The token after each position [B, T], `IGNORED` where none follows."""
+    labels = torch.where(mask[:, 1:].bool(), ids[:, 1:], IGNORED)
+    return nn.functional.pad(labels, (0, 1), value=IGNORED)
+
+
+def _below(mask: Tensor) -> Tensor:
+    """The causal mask [B, 1, T, T] over what `mask` [B, T] has."""
+    length = mask.shape[1]
+    below = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    return below & mask[:, None, None, :].bool()

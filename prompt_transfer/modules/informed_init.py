@@ -3,7 +3,8 @@
 A short run never sees a rare word often enough to place it, and a model whose attention passes nothing on yet has no
 gradient that tells it what to look at: it stays at the loss of word frequencies for a long time. So the start is made
 to be a bag-of-words predictor: co-occurrence vectors as word embeddings, first-layer attention that adds the mean of
-the text to each position, a head that compares with word embeddings, and word frequencies as its bias.
+the text to each position, a head that compares with word embeddings, and word frequencies as its bias. In a T5 the
+decoder's attention to the encoder is made to add the mean of what the encoder found.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from prompt_transfer.modules.architectures import Architecture
 
 # Norms beside a normal initialisation with deviation 0.02; found by the held-out loss before the first step.
 WORD_NORM, POSITION_SHARE, VALUE_GAIN = 0.02, 0.3, 3.0
+# A T5's residual stream: what layers add at first, and the length of sentinels, which say nothing of a text.
+T5_LAYER_GAIN, T5_SPECIAL_NORM, T5_VALUE_GAIN = 0.2, 0.1, 3.0
 
 
 def frequencies(streams: list[np.ndarray], vocab_size: int) -> Tensor:
@@ -62,7 +65,7 @@ def sinusoids(count: int, width: int) -> Tensor:
 def informed_init(
     model: PreTrainedModel, architecture: Architecture, tokens: Tokens, streams: list[np.ndarray]
 ) -> None:
-    """Give `model` the start that the module describes; models that write (GPT, T5) get the word vectors alone.
+    """Give `model` the start that the module describes; GPT gets the word vectors alone.
 
     Args:
         model: freshly initialised; changed in place.
@@ -83,6 +86,10 @@ def informed_init(
         # T5 v1.1 does not tie its output layer, and its own start for it gives logits of deviation sqrt(H).
         output.normal_(std=1 / width)
         output[words] += directions / math.sqrt(width)
+    if model.config.is_encoder_decoder:
+        table[: words.start] *= T5_SPECIAL_NORM
+        table[words.stop :] *= T5_SPECIAL_NORM
+        _means_pass_on(model)
     if architecture.transform is not None:
         _bag_of_words(model, architecture, tokens, frequencies(streams, vocab_size))
 
@@ -105,3 +112,39 @@ def _bag_of_words(model: PreTrainedModel, architecture: Architecture, tokens: To
     for name, parameter in model.get_submodule(architecture.head).named_parameters():
         if name.endswith("bias") and parameter.shape == bias.shape:
             parameter.copy_(bias)
+
+
+def _means_pass_on(model: PreTrainedModel) -> None:
+    """Make a T5's encoder add the mean of the text to each position, and its decoder the mean of the encoder."""
+    for name, parameter in model.named_parameters():
+        # The last product of each sublayer: attention and feed-forward.
+        if name.endswith((".o.weight", ".wo.weight")):
+            parameter *= T5_LAYER_GAIN
+    identity = torch.eye(model.config.d_model)
+    attentions = [model.encoder.block[0].layer[0].SelfAttention]
+    attentions += [block.layer[1].EncDecAttention for block in model.decoder.block]
+    for attention, gain in zip(attentions, [T5_VALUE_GAIN] + [1.0] * len(model.decoder.block), strict=True):
+        attention.v.weight.copy_(identity)
+        attention.o.weight.copy_(identity * gain)
+
+
+@torch.no_grad()
+def decoder_from_encoder(model: PreTrainedModel) -> None:
+    """Make the decoder of a T5 a copy of its encoder; its attention to the encoder stays as it is."""
+    for source, target in zip(model.encoder.block, model.decoder.block, strict=True):
+        own, written = source.layer[0].SelfAttention, target.layer[0].SelfAttention
+        for name in ("q", "k", "v", "o"):
+            getattr(written, name).weight.copy_(getattr(own, name).weight)
+        target.layer[0].layer_norm.load_state_dict(source.layer[0].layer_norm.state_dict())
+        target.layer[-1].load_state_dict(source.layer[-1].state_dict())
+    model.decoder.final_layer_norm.load_state_dict(model.encoder.final_layer_norm.state_dict())
+    own, written = (stack.block[0].layer[0].SelfAttention for stack in (model.encoder, model.decoder))
+    # The encoder has half its buckets for what stands before, so each decoder bucket takes that of its distances.
+    distance = torch.arange(model.config.relative_attention_max_distance * 2)
+    buckets = [
+        attention._relative_position_bucket(
+            -distance, both, model.config.relative_attention_num_buckets, model.config.relative_attention_max_distance
+        )
+        for attention, both in ((own, True), (written, False))
+    ]
+    written.relative_attention_bias.weight[buckets[1].flip(0)] = own.relative_attention_bias.weight[buckets[0].flip(0)]

@@ -254,6 +254,18 @@ def list_prompts(folder: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def run_name(path: Path) -> str | None:
+    """The name of a prompt file: that of its run folder where `fit` named the file.
+
+    None for the copy that a run of several prompts makes of its best one.
+    """
+    if path.stem == "prompt":
+        return None if any(path.parent.glob("prompt-*.safetensors")) else path.resolve().parent.name
+    if path.stem.startswith("prompt-"):
+        return f"{path.resolve().parent.name}-{path.stem.removeprefix('prompt-')}"
+    return path.stem
+
+
 def library_versions() -> str:
     """Versions of the libraries that decide the numbers, as JSON; reads their metadata, imports none of them."""
     versions = {"prompt_transfer": prompt_transfer.__version__}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, list_prompts
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, list_prompts, run_name
 from prompt_transfer.prompts.random_prompts import DRAWS, random_prompt
 from prompt_transfer.task import Task
 
@@ -36,6 +36,8 @@ class Entry:
         kind: `trained`, `random`, or how else it was made (`arithmetic`, `projected`).
         source: its column in the matrix: the task it was trained on, the kind of random prompt, else its name.
         seed: of its training or drawing, None where unknown.
+        start: `shared` where a prompt of another task began with the same numbers, else `separate`; None where unknown.
+            A shared start makes prompts similar whatever they learnt.
         embeddings: float32 [P, H] on the CPU.
         digest: SHA-256 of the embeddings; what is known of a prompt is kept under it.
     """
@@ -46,10 +48,10 @@ class Entry:
     seed: int | None
     embeddings: Tensor = field(repr=False)
     digest: str = ""
+    start: str | None = None
 
     def __post_init__(self) -> None:
-        content = f"{tuple(self.embeddings.shape)}".encode() + self.embeddings.contiguous().numpy().tobytes()
-        object.__setattr__(self, "digest", hashlib.sha256(content).hexdigest())
+        object.__setattr__(self, "digest", _digest(self.embeddings))
 
 
 def read_folder(folder: str | Path, attention: str | None = None, layout: str | None = None) -> dict[str, Prompt]:
@@ -71,7 +73,9 @@ def read_folder(folder: str | Path, attention: str | None = None, layout: str | 
         if any(wanted and row[key] not in ("", UNKNOWN, wanted) for key, wanted in _wanted(attention, layout)):
             continue
         path = Path(row["path"])
-        name = path.resolve().parent.name if path.stem == "prompt" else path.stem
+        name = run_name(path)
+        if name is None:
+            continue
         if name in found:
             raise UserError(f"two prompts have the name {name}: {found[name].path} and {path}; rename or move one")
         found[name] = Prompt.load(path)
@@ -145,7 +149,11 @@ def warn_of_other_words(prompts: dict[str, Prompt], tasks: Sequence[Task]) -> No
 
 def make_entries(prompts: dict[str, Prompt], backbone: FrozenBackbone, random_prompts: int) -> list[Entry]:
     """The prompts of the folder by name, then `random_prompts` of each kind, as long as the longest of the others."""
-    entries = [_entry(name, prompt) for name, prompt in sorted(prompts.items())]
+    starts: dict[str, set[str]] = defaultdict(set)
+    for prompt in prompts.values():
+        if prompt.initial is not None:
+            starts[_digest(prompt.initial)].add(prompt.metadata.get("task", ""))
+    entries = [_entry(name, prompt, starts) for name, prompt in sorted(prompts.items())]
     length = max(len(entry.embeddings) for entry in entries)
     shape = (length, backbone.hidden_size)
     for draw in DRAWS:
@@ -155,7 +163,12 @@ def make_entries(prompts: dict[str, Prompt], backbone: FrozenBackbone, random_pr
     return entries
 
 
-def _entry(name: str, prompt: Prompt) -> Entry:
+def _digest(rows: Tensor) -> str:
+    content = f"{tuple(rows.shape)}".encode() + rows.contiguous().numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _entry(name: str, prompt: Prompt, starts: dict[str, set[str]]) -> Entry:
     facts = prompt.metadata
     kind = next((mark for mark in MADE if facts.get(mark, "false") != "false"), "trained")
     source = facts.get("task") or name
@@ -164,4 +177,7 @@ def _entry(name: str, prompt: Prompt) -> Entry:
     elif kind != "trained":
         source = name
     seed = facts.get("seed", "")
-    return Entry(name, kind, source, int(seed) if seed.isdecimal() else None, prompt.embeddings)
+    start = None
+    if prompt.initial is not None and kind == "trained":
+        start = "shared" if len(starts[_digest(prompt.initial)]) > 1 else "separate"
+    return Entry(name, kind, source, int(seed) if seed.isdecimal() else None, prompt.embeddings, start=start)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.errors import UserError
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, list_prompts
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, list_prompts, run_name
 from prompt_transfer.prompts.published import TASKS
 from prompt_transfer.prompts.tensor_file import sizes
 from prompt_transfer.tasks import get_task, task_names
@@ -84,7 +84,7 @@ def load_prompts(folder: str | Path, backbone: str | None = None) -> PromptSet:
     for row in list_prompts(folder):
         if row["error"]:
             raise UserError(row["error"])
-        if backbone is None or row["backbone"] == backbone:
+        if run_name(Path(row["path"])) is not None and (backbone is None or row["backbone"] == backbone):
             prompts.append(Prompt.load(row["path"]))
     notes = []
     trained = [prompt for prompt in prompts if prompt.metadata.get("projected") != "true"]

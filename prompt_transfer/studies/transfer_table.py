@@ -44,9 +44,10 @@ def target_rows(
     for entry, row in [*zip(entries, answers, strict=True), (None, target.baseline)]:
         score = target.score(row)
         low, high = target.interval(row)
-        facts: dict[str, Any] = {"prompt": baseline, "kind": baseline, "source": baseline, "seed": None}
+        facts: dict[str, Any] = {"prompt": baseline, "kind": baseline, "source": baseline, "seed": None, "start": None}
         if entry is not None:
             facts = {"prompt": entry.name, "kind": entry.kind, "source": entry.source, "seed": entry.seed}
+            facts["start"] = entry.start
         gap = own_score - chance
         rows.append(
             {

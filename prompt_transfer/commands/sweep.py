@@ -1,0 +1,151 @@
+"""`sweep`: many runs from one file, and the commands that follow."""
+
+from __future__ import annotations
+
+import fcntl
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from prompt_transfer import results
+from prompt_transfer.commands.parsing import call
+from prompt_transfer.errors import UserError
+from prompt_transfer.files import check_writable_dir, write_text_atomic
+from prompt_transfer.studies.local_executor import LocalExecutor
+from prompt_transfer.studies.sweep import Run, State, overview, read_plan
+
+GROUPS = ("--model.", "--data.", "--trainer.", "--seed_everything", "--convergence", "--early_stopping", "--logger")
+
+
+def sweep(config: str, output: str, at_once: int = 1, retries: int = 1, dry_run: bool = False) -> None:
+    """train many prompts from one file of runs, and go on with what is missing
+
+    Options of `fit` (--model.*, --data.*, --trainer.*) are given to every run and win over the file.
+
+    Args:
+        config: file with `fit`, `grid`, `cases`, `name` and `then`; see configs/study.
+        output: folder for the runs, their logs, sweep.csv (one row a run) and results.parquet (their scores).
+        at_once: runs at a time on this machine.
+        retries: how often a run that failed is started again.
+        dry_run: show the runs and the commands after them, and do nothing.
+    """
+    raise AssertionError("called with the options of fit by `run`")
+
+
+def _sweep(given: dict[str, Any], config: str, output: str, at_once: int, retries: int, dry_run: bool) -> None:
+    if at_once < 1 or retries < 0:
+        raise UserError("--at_once must be 1 or more, --retries 0 or more")
+    folder = Path(output)
+    plan = read_plan(config, folder, given)
+    if dry_run:
+        results.show([{"run": run.name, **run.values} for run in plan.runs], title=f"{len(plan.runs)} runs of fit")
+        for command in plan.then:
+            print(f"$ prompt-transfer {shlex.join(command)}")
+        return
+    check_writable_dir(folder)
+    with _alone(folder):
+        executor = LocalExecutor(folder, at_once, retries, _gpus())
+        states = [State.read(executor.state_file(run), run) for run in plan.runs]
+        for place in ("runs", "configs", "logs", "state"):
+            check_writable_dir(folder / place)
+        for run in plan.runs:
+            write_text_atomic(folder / "configs" / f"{run.name}.yaml", run.config())
+        _train(executor, plan.runs, states, folder)
+        failed = [run.name for run, state in zip(plan.runs, states, strict=True) if state.status == "failed"]
+        if failed:
+            raise UserError(
+                f"{len(failed)} of {len(plan.runs)} runs failed: {', '.join(failed)} (see sweep.csv and logs in "
+                f"{folder}); the same command tries them again"
+            )
+        for command in plan.then:
+            print(f"$ prompt-transfer {shlex.join(command)}", flush=True)
+            if subprocess.run([sys.executable, "-m", "prompt_transfer", *command]).returncode:
+                raise UserError(f"prompt-transfer {command[0]} failed; the same sweep goes on there")
+    print(folder)
+
+
+def _train(executor: LocalExecutor, runs: list[Run], states: list[State], folder: Path) -> None:
+    left = [run for run, state in zip(runs, states, strict=True) if state.status != "done"]
+    if len(left) < len(runs):
+        print(f"{len(runs) - len(left)} of {len(runs)} runs are done already", flush=True)
+    started, finished = time.monotonic(), 0
+
+    def tell(run: Run, state: State) -> None:
+        nonlocal finished
+        finished += 1
+        rest = (time.monotonic() - started) / finished * (len(left) - finished)
+        what = state.status if not state.error else f"{state.status}: {state.error}"
+        about = f", about {rest / 60:.0f} min left" if finished < len(left) else ""
+        print(f"[{finished}/{len(left)}] {run.name}: {what}, {state.seconds:.0f} s{about}", flush=True)
+        results.write(results.table(overview(runs, states)), folder / "sweep.csv")
+
+    executor.execute(runs, states, tell)
+    results.write(results.table(overview(runs, states)), folder / "sweep.csv")
+    tables = []
+    for run in runs:
+        path = folder / "runs" / run.name / "results.csv"
+        if path.is_file():
+            own = pd.read_csv(path)
+            for name, value in run.values.items():
+                own[name] = str(value) if isinstance(value, list | dict) else value
+            own.insert(0, "run", run.name)
+            tables.append(own)
+    if tables:
+        frame = pd.concat(tables, ignore_index=True)
+        results.write(frame, folder / "results.parquet")
+        results.write(frame, folder / "results.csv")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two sweeps in one folder would train the same runs: the second is refused. The lock ends with its process."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another sweep is at work in {folder}: wait for it, or give another --output") from None
+        yield
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def split_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Arguments of the sweep itself, and the options of `fit` among them by dotted name."""
+    own, given = [], {}
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith(GROUPS):
+            own += [argument, "true"] if argument == "--dry_run" else [argument]
+            continue
+        name, equals, value = argument.partition("=")
+        if not equals:
+            value = next(rest, "")
+            if not value or value.startswith("--"):
+                raise UserError(f"{name} needs a value")
+        try:
+            given[name.removeprefix("--")] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{name}: cannot read {value!r} as YAML") from error
+    return own, given
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`prompt-transfer sweep`."""
+    from functools import partial, update_wrapper
+
+    from prompt_transfer.commands.lightning import find_configs
+
+    own, given = split_options(arguments)
+    call(update_wrapper(partial(_sweep, given), sweep), command, find_configs(own))
