@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from prompt_transfer.cli import main
-from prompt_transfer.commands.lightning import find_configs
+from prompt_transfer.commands.arguments import find_configs
 from prompt_transfer.commands.table import COMMANDS
 from prompt_transfer.tasks import get_task, task_names
 
