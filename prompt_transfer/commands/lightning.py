@@ -32,6 +32,7 @@ from prompt_transfer.data.readers import data_root
 from prompt_transfer.errors import UserError
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
+from prompt_transfer.prompts.initializers import FromPrompt
 
 MODELS: dict[str, type[L.LightningModule]] = {"PromptTuning": PromptTuning, "PromptEnsemble": PromptEnsemble}
 DATA: dict[str, type[L.LightningDataModule]] = {"TaskDataModule": TaskDataModule}
@@ -118,6 +119,25 @@ def told_in_one_line(verb: str) -> Iterator[None]:
 def absolute(path: str) -> str:
     """The path from the root, `~` resolved."""
     return str(Path(path).expanduser().resolve())
+
+
+def settle_prompts(options: Namespace) -> None:
+    """Options of `FromPrompt` with absolute paths; what a recommendation chose stands there in its place.
+
+    So a run goes on from the same prompts, whatever becomes of the recommendation.
+    """
+    if options.recommendation is not None:
+        options.recommendation = absolute(options.recommendation)
+        chosen = FromPrompt(**vars(options))
+        options.prompt, options.weights = chosen.prompt, chosen.weights
+        options.recommendation = options.by = options.target = None
+        options.top = 1
+    given = options.prompt
+    if given is None:
+        return  # the initializer has the right words for it
+    files = [given] if isinstance(given, str) and Path(given).exists() else given
+    files = files.split(",") if isinstance(files, str) else files
+    options.prompt = [absolute(str(file).strip()) if str(file).strip() else "" for file in files]
 
 
 class Command(LightningCLI):
@@ -219,10 +239,7 @@ class Command(LightningCLI):
         if resolve(model.backbone)[1] == "folder":
             model.backbone = absolute(model.backbone)
         if model.init is not None and "prompt" in (model.init.get("init_args") or {}):
-            given = model.init.init_args.prompt
-            files = [given] if isinstance(given, str) and Path(given).exists() else given
-            files = files.split(",") if isinstance(files, str) else files
-            model.init.init_args.prompt = [absolute(str(file).strip()) if str(file).strip() else "" for file in files]
+            settle_prompts(model.init.init_args)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with our callbacks and logger."""
