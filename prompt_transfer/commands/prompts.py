@@ -128,4 +128,9 @@ def run(command: str, arguments: list[str]) -> None:
         "import": import_prompts,
         **SUBCOMMANDS,
     }
+    if not arguments or arguments[0] not in table:
+        # Its options are of types that take seconds to import, which the others do without.
+        from prompt_transfer.commands.recommend import recommend
+
+        table["recommend"] = recommend
     subcommand(command, table, arguments)

@@ -1,7 +1,7 @@
 """The table that `prompts recommend` leaves, as those read it who start a prompt from it.
 
-One row a target task and source prompt; beside what the row is about (`FACTS`) each column is a ranking, in which larger
-means better. The first of them is the one that the sources were recommended by.
+One row a target task and source prompt; beside what the row is about (`FACTS`) each column is a ranking, in which
+larger means better. The first of them is the one that the sources were recommended by.
 """
 
 from __future__ import annotations
