@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from prompt_transfer.errors import UserError
-from prompt_transfer.files import check_writable_dir
+from prompt_transfer.files import prove_writable_dir
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.studies.entries import (
     agreed,
@@ -88,8 +88,8 @@ class Sources:
         self.study = study
         if Path(study.output).resolve().is_relative_to(Path(study.prompts).resolve()):
             raise UserError(
-                f"--output {study.output} lies in --prompts {study.prompts}: prompts that are made there would be taken "
-                "for sources; give a folder outside"
+                f"--output {study.output} lies in --prompts {study.prompts}: prompts that are made there would be "
+                "taken for sources; give a folder outside"
             )
         remedy = (
             f"those of one backbone can be recommended: put the prompts for {study.backbone} into a folder of theirs"
@@ -105,7 +105,8 @@ class Sources:
             raise UserError(f"{study.matrix} has no row for {', '.join(self.targets)}: nothing can be judged by it")
         self.policy = agreed(named, "label_words_policy")
         self.words = study.data.label_words or agreed(named, "data_label_words") or "default"
-        self.folder = check_writable_dir(study.output)
+        prove_writable_dir(study.output)
+        self.folder = Path(study.output)
         # The module's backbone serves for everything, so that it is loaded once.
         self.module = PromptTuning(
             study.backbone,

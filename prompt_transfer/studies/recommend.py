@@ -28,6 +28,7 @@ from prompt_transfer.studies.targets import EvaluationData, load_target
 from prompt_transfer.tasks import get_task
 
 SAMPLE, SAME_TYPE = "sample_score", "same_type"
+RANKINGS = (SAMPLE, *SIMILARITIES, "label_word_overlap", "data_size", SAME_TYPE)
 # What recommends unless the user says otherwise: the first of these that is there and tells sources apart.
 PREFERRED = (SAMPLE, "neuron_overlap", "label_word_overlap", SAME_TYPE, "cosine_average", "data_size")
 
@@ -60,6 +61,8 @@ def recommend(study: RecommendStudy) -> Recommended:
     Raises:
         UserError: see `Sources`; or data that cannot be read.
     """
+    if study.by is not None and study.by not in RANKINGS:
+        raise UserError(f"unknown ranking --by {study.by}: choose one of {', '.join(RANKINGS)}")
     sources = Sources(study)
     notes = list(sources.found.notes)
     # name -> values [T, R, N], larger is better; R is 1, or the number of samples.
@@ -157,7 +160,7 @@ def _add_facts(
 def _choose(rankings: dict[str, NDArray[np.float64]], by: str | None) -> str:
     if by is not None:
         if by not in rankings:
-            raise UserError(f"--by {by}: the rankings that can be made here are {', '.join(rankings)}")
+            raise UserError(f"--by {by} cannot be made of what is at hand, only {', '.join(rankings)}")
         return by
     for name in PREFERRED:
         if name in rankings and any(len(np.unique(row[np.isfinite(row)])) > 1 for row in rankings[name][:, 0]):
