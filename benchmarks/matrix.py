@@ -98,7 +98,7 @@ def matrix(
     rows = []
     for attention in ("full", "shared"):
         model = FrozenBackbone(backbone, attention=attention)
-        data = EvaluationData(source, root, limit_eval)
+        data = EvaluationData(source, root, limit_eval=limit_eval)
         encoder = model.encoder(prompt_length)
         targets = [load_target(get_task(name), data, "default", "test", encoder) for name in tasks.split(",")]
         shape = (prompt_length, model.hidden_size)

@@ -141,6 +141,10 @@ class Task:
         """True where the task is to write a text (``target_column``) rather than to choose a class."""
         return self.target_column is not None
 
+    def with_policy(self, policy: str | None) -> Task:
+        """This task with another `label_words_policy`; itself where that is None or the task writes a text."""
+        return self if policy is None or self.is_generation else replace(self, label_words_policy=policy)
+
     def paper_variant(self) -> Task:
         """This task with the words, token ids, classes and text order of release 1.0.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prompt_transfer.cli import main
 from prompt_transfer.errors import UserError
-from prompt_transfer.prompts.arithmetic import add, mean, scale, task_vector, transplant
+from prompt_transfer.prompts.arithmetic import add, average, mean, scale, task_vector, transplant
 from prompt_transfer.prompts.prompt import Prompt
 
 SHAPE = (5, 16)
@@ -159,3 +159,20 @@ def test_commands_refuse_in_one_line(files: Callable[[str], str], capsys: pytest
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
     assert not Path(files("out")).exists()
+
+
+def test_an_average_needs_no_common_start() -> None:
+    other = prompt("qqp", 3, rows(9))
+    made = average([A, other], [1, 3])
+    torch.testing.assert_close(made.embeddings, (A.embeddings + 3 * other.embeddings) / 4)
+    assert made.initial is None
+    assert made.metadata["task"] == "sst2,qqp"
+    assert made.metadata["arithmetic"] == "average(0.25 * the prompt for sst2, 0.75 * the prompt for qqp)"
+    assert torch.equal(average([A], [0.3]).embeddings, A.embeddings)
+    assert torch.equal(average([A, B, C], [1, 2, 3]).embeddings, average([C, A, B], [3, 1, 2]).embeddings)
+    with pytest.raises(UserError, match="different backbones"):
+        average([A, prompt("qqp", 3, fingerprint="g" * 64)], [1, 1])
+    with pytest.raises(UserError, match="one was trained with layout prefix, the other with mask_first"):
+        average([A, prompt("qqp", 3, layout="mask_first")], [1, 1])
+    with pytest.raises(UserError, match="2 prompts and 1 weights"):
+        average([A, B], [1])

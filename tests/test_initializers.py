@@ -158,8 +158,80 @@ def test_from_prompt_refuses_what_does_not_fit(backbone, tmp_path):
             FromPrompt(empty)
 
 
+def test_a_weighted_mean(backbone, tmp_path):
+    files = [save(tmp_path / f"{value}.safetensors", value) for value in (1, 2, 8)]
+    made = FromPrompt(files, [1, 2, 1])(backbone, (3, 4), seeded())
+    assert torch.equal(made, torch.full((3, 4), 3.25))
+    # Of one alone, whatever its weight, not a bit is lost.
+    odd = Prompt(torch.randn(3, 4, generator=seeded(3)), {"backbone": "b", "fingerprint": "ff", "family": "bert"})
+    odd.save(tmp_path / "odd.safetensors")
+    for weights in ([0.3], None):
+        made = FromPrompt(str(tmp_path / "odd.safetensors"), weights)(backbone, (3, 4), seeded())
+        assert torch.equal(made, odd.embeddings)
+    for weights, words in (
+        ([1, 2], "3 prompts and 2 weights"),
+        ([1, -1, 1], "weights are numbers of 0 or more, not all of them 0; these are 1, -1, 1"),
+        ([0, 0, 0], "not all of them 0"),
+        ([1, float("nan"), 1], "0 or more"),
+    ):
+        with pytest.raises(UserError, match=words):
+            FromPrompt(files, weights)
+    assert FromPrompt([f"{tmp_path}/{{seed}}", "x"], [3, 1]).for_seed(2).weights == [3, 1]
+
+
+def test_from_a_recommendation(backbone, tmp_path):
+    files = [save(tmp_path / f"{value}.safetensors", value) for value in (1, 2, 8)]
+    table = tmp_path / "recommendation.csv"
+    lines = [f"toy,{number},t,x,{file}" for number, file in enumerate(files)]
+    values = ["0.5,3,-1", "0.25,1,-3", "0.75,,-2"]
+    both = [f"{line},{value}" for line, value in zip(lines, values, strict=True)]
+    table.write_text("\n".join(["target,prompt,source,source_type,path,score,size,dot", *both]) + "\n")
+
+    def made(**options):
+        return float(FromPrompt(recommendation=str(table), **options)(backbone, (3, 4), seeded())[0, 0])
+
+    assert made() == 8  # the first column, its best
+    assert made(by="size") == 1
+    assert made(top=2) == pytest.approx((0.75 * 8 + 0.5 * 1) / 1.25)
+    assert made(top=2, weights=[1, 1]) == 4.5
+    assert made(by="size", top=2) == pytest.approx((3 * 1 + 1 * 2) / 4)
+    assert FromPrompt(recommendation=str(table)).describe() == f"FromPrompt(prompt={files[2:]!r})"
+    assert FromPrompt(recommendation=str(table), top=2).weights == [0.75, 0.5]
+    for options, words in (
+        ({"by": "size", "top": 3}, "ranks 2 sources by size: the first 3 cannot be taken"),
+        ({"by": "sizes"}, "has no column 'sizes': choose one of score, size, dot"),
+        ({"target": "other"}, "says nothing of the target 'other', but of toy"),
+        ({"by": "dot", "top": 2}, "not all of them 0; these are 0, 0"),
+        ({"prompt": files}, "either a prompt file"),
+    ):
+        with pytest.raises(UserError, match=words):
+            made(**options)
+    table.write_text(table.read_text() + f"late,0,t,x,{files[1]},0.1,2,-1\n")
+    with pytest.raises(UserError, match=r"several targets, toy, late: choose one with --model.init.target"):
+        made()
+    assert made(target="late") == 2
+    table.write_text("target,path,score\ntoy,p,high\n")
+    with pytest.raises(UserError, match="'high' stands in the column score"):
+        made()
+    for text in ("", "target,path\nt,p\n", "a,b\n1,2\n", "target,path,score\nt\n"):
+        table.write_text(text)
+        with pytest.raises(UserError, match="is not a recommendation"):
+            made()
+    with pytest.raises(UserError, match="cannot read the recommendation"):
+        FromPrompt(recommendation=str(tmp_path / "none.csv"))
+
+
+def test_from_prompt_wants_to_know_from_which():
+    with pytest.raises(UserError, match="either a prompt file"):
+        FromPrompt()
+    for options in ({"by": "score"}, {"top": 2}, {"target": "toy"}):
+        with pytest.raises(UserError, match="choose from a table"):
+            FromPrompt("a", **options)
+
+
 def test_describe():
     assert Normal().describe() == "Normal(std=None)"
     assert Vocabulary(10).describe() == "Vocabulary(top_k=10, skip=0)"
     assert Text("good").describe() == "Text(text='good')"
     assert FromPrompt("a,b").describe() == "FromPrompt(prompt=['a', 'b'])"
+    assert FromPrompt("a,b", [1, 3]).describe() == "FromPrompt(prompt=['a', 'b'], weights=[1, 3])"

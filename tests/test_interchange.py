@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import pickle
 import struct
@@ -20,7 +19,6 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.cli import main
-from prompt_transfer.commands.prompts import _with_sources
 from prompt_transfer.errors import UserError
 from prompt_transfer.prompts import torch_file
 from prompt_transfer.prompts.interchange import import_published, read_published
@@ -459,13 +457,6 @@ def test_of_several_checkpoints_one_must_be_chosen(tmp_path: Path) -> None:
     (outcome,) = import_published([last], tmp_path / "out")
     assert outcome.prompt is not None
     assert outcome.prompt.metadata["epoch"] == "2"
-
-
-def test_sources_stand_anywhere_on_the_command_line() -> None:
-    arguments = _with_sources(["a", "--output", "o", "b c", "--overwrite", "d"])
-    assert arguments == ["--sources", json.dumps(["a", "b c", "d"]), "--output", "o", "--overwrite=true"]
-    assert _with_sources(["--help"]) == ["--help"]
-    assert _with_sources(["--output"]) == ["--output"]
 
 
 def test_an_imported_prompt_is_used_with_the_words_of_the_paper(tmp_path: Path) -> None:

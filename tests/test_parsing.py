@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 from test_cli import error_of, fit
 
 from prompt_transfer.cli import main
+from prompt_transfer.commands.parsing import named
 from prompt_transfer.prompts.prompt import Prompt
 
 
@@ -109,3 +111,12 @@ def test_metadata_are_read_with_suspicion(
     prompt = Prompt.load("run")
     Prompt(prompt.embeddings, prompt.metadata | metadata).save("odd.safetensors")
     assert expected in error_of(capsys, main(["test", "--prompt", "odd.safetensors"]))
+
+
+def test_values_without_a_name_stand_anywhere() -> None:
+    arguments = named("--sources", ["a", "--output", "o", "b c", "--overwrite", "d"], flags=["--overwrite"])
+    assert arguments == ["--sources", json.dumps(["a", "b c", "d"]), "--output", "o", "--overwrite=true"]
+    assert named("--runs", ["a", "--overwrite", "d"]) == ["--runs", '["a"]', "--overwrite", "d"]
+    assert named("--runs", ["--tolerance=0.1", "a"]) == ["--runs", '["a"]', "--tolerance=0.1"]
+    assert named("--sources", ["--help"]) == ["--help"]
+    assert named("--sources", ["--output"]) == ["--output"]

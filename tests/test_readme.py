@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from prompt_transfer.cli import main
-from prompt_transfer.commands.lightning import find_configs
+from prompt_transfer.commands.arguments import find_configs
 from prompt_transfer.commands.table import COMMANDS
 from prompt_transfer.tasks import get_task, task_names
 
@@ -24,6 +24,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = {
     "fit": ["--trainer.max_steps", "6", "--trainer.val_check_interval", "3", "--data.limit_eval", "100"],
     "test": ["--data.limit_eval", "100"],
+    "prompts recommend": ["--steps", "2"],
     "transfer": ["--data.limit_eval", "40", "--random_prompts", "1"],
 }
 QUICKSTART = ["quickstart", "--output", "runs/quickstart"]
@@ -66,7 +67,8 @@ def test_the_shell_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert ["fit", "--data.task", "trec.yaml", "--data.source", "local"] in found
     for command in found:
         command = stand_in(command, tiny_roberta, tmp_path / "data")
-        assert main([*command, *SHORT.get(command[0], [])]) == 0, command
+        short = SHORT.get(" ".join(command[:2]), SHORT.get(command[0], []))
+        assert main([*command, *short]) == 0, command
     for run in ("films", "sst2", "trec-roberta-nano-seed0"):
         assert (tmp_path / "runs" / run / "prompt.safetensors").is_file()
 

@@ -193,7 +193,7 @@ def test_one_backbone_of_several_names_or_chosen(prompts: Path) -> None:
     assert len(load_prompts(prompts).prompts) == 6
     save(prompts, "other", values(8, 2, 7), task="cb", backbone="other", fingerprint="g")
     assert len(load_prompts(prompts, backbone="tiny").prompts) == 5
-    with pytest.raises(UserError, match="holds 1 prompts of one task each for the backbone other; a study needs three"):
+    with pytest.raises(UserError, match="holds 1 prompts of one task each for the backbone other; this needs three"):
         load_prompts(prompts, backbone="other")
 
 

@@ -318,11 +318,12 @@ _ROWS = (
 INDICATORS: dict[str, Indicator] = {row.function.__name__: row for row in _ROWS}
 
 
-def compute(inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def compute(inputs: Mapping[str, Any], names: Collection[str] = tuple(INDICATORS)) -> dict[str, np.ndarray]:
     """Every indicator that the inputs allow.
 
     Args:
         inputs: any of the names in `Indicator.needs`; a value of None is the same as none.
+        names: of the indicators.
 
     Returns:
         name -> `[N, N]`; an indicator of several parts gives `name/00`, `name/01`, ...
@@ -330,7 +331,7 @@ def compute(inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     matrices: dict[str, np.ndarray] = {}
     for name, row in INDICATORS.items():
         values = [inputs.get(need) for need in row.needs]
-        if any(value is None for value in values):
+        if name not in names or any(value is None for value in values):
             continue
         matrix = np.asarray(row.function(*values))
         parts = {name: matrix} if matrix.ndim == 2 else {f"{name}/{i:02d}": part for i, part in enumerate(matrix)}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 from prompt_transfer import results
-from prompt_transfer.commands.parsing import subcommand
+from prompt_transfer.commands.parsing import named, subcommand
 
 
 def convergence(runs: list[str], output: str, tolerance: float = 0.005) -> None:
@@ -79,17 +78,5 @@ def run(command: str, arguments: list[str]) -> None:
     if arguments[:1] == ["matrix"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments = ["matrix", "--file", *arguments[1:]]
     if arguments and arguments[0] in POSITIONAL:
-        arguments = [arguments[0], *_named(POSITIONAL[arguments[0]], arguments[1:])]
+        arguments = [arguments[0], *named(POSITIONAL[arguments[0]], arguments[1:])]
     subcommand(command, SUBCOMMANDS, arguments)
-
-
-def _named(option: str, arguments: list[str]) -> list[str]:
-    """What stands without an option's name, anywhere, as the list `option`."""
-    values, rest, left = [], [], iter(arguments)
-    for argument in left:
-        if not argument.startswith("-"):
-            values.append(argument)
-            continue
-        takes_value = "=" not in argument and argument not in ("-h", "--help")
-        rest += [argument, *([value] if takes_value and (value := next(left, None)) is not None else [])]
-    return [option, json.dumps(values), *rest] if values else rest

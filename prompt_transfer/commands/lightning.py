@@ -21,17 +21,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from prompt_transfer.backbones.builtin import shipped
 from prompt_transfer.backbones.loading import resolve
 from prompt_transfer.callbacks.checkpoints import WholeCheckpoints
 from prompt_transfer.callbacks.logs import RunLog
 from prompt_transfer.callbacks.progress import StepProgress
+from prompt_transfer.commands.arguments import find_configs, names_several_prompts, put_text_aside, take_class
 from prompt_transfer.commands.parsing import one_line
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.readers import data_root
 from prompt_transfer.errors import UserError
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
+from prompt_transfer.prompts.initializers import FromPrompt
 
 MODELS: dict[str, type[L.LightningModule]] = {"PromptTuning": PromptTuning, "PromptEnsemble": PromptEnsemble}
 DATA: dict[str, type[L.LightningDataModule]] = {"TaskDataModule": TaskDataModule}
@@ -56,10 +57,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 CONFIG_FILE, RESULTS_FILE = "config.yaml", "results.csv"
 
 LOGGERS = ("csv", "wandb", "tensorboard", "none")
-
-# Options that take a file of values, from the working folder or from the project's `configs/`.
-CONFIG_OPTIONS = ("--config", "-c", "--model", "--data", "--trainer", "--model.init", "--model.reparameterization")
-TEXT_OPTION, TEXT = "--model.init.text", "text"
 
 
 def quiet() -> None:
@@ -124,88 +121,23 @@ def absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve())
 
 
-def take_class(arguments: list[str], option: str, table: dict[str, type]) -> tuple[type, list[str]]:
-    """Remove `--model NAME` from the arguments; the class it names, else the first of the table.
+def settle_prompts(options: Namespace) -> None:
+    """Options of `FromPrompt` with absolute paths; what a recommendation chose stands there in its place.
 
-    `--model FILE.yaml` stays: the parser reads the file.
+    So a run goes on from the same prompts, whatever becomes of the recommendation.
     """
-    kept: list[str] = []
-    chosen = next(iter(table))
-    rest = iter(arguments)
-    for argument in rest:
-        name, _, value = argument.partition("=")
-        if name != option:
-            kept.append(argument)
-            continue
-        value = value or next(rest, "")
-        if value.endswith((".yaml", ".yml")):
-            kept += [option, value]
-            continue
-        chosen = value
-        if chosen not in table:
-            raise UserError(f"unknown {option} {chosen!r}: choose one of {', '.join(table)}")
-    return table[chosen], kept
-
-
-def find_configs(arguments: list[str]) -> list[str]:
-    """Let `--config` name a file of the working folder or one that ships with the project (`experiment/sst2.yaml`)."""
-    found = list(arguments)
-    for position, argument in enumerate(arguments):
-        option, _, value = argument.partition("=")
-        if option not in CONFIG_OPTIONS:
-            continue
-        if not value:
-            if position + 1 == len(arguments):
-                raise UserError(f"{option} needs a file")
-            value = arguments[position + 1]
-        path = Path(value)
-        if option not in ("--config", "-c") and path.suffix not in (".yaml", ".yml"):
-            continue
-        if not path.is_file():
-            path = shipped("configs") / Path(value.removeprefix("configs/"))
-        if not path.is_file():
-            raise UserError(f"no configuration file {value}, here or among those of the project ({shipped('configs')})")
-        try:
-            path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise UserError(f"cannot read the configuration file {path}: {reason}") from error
-        if argument == option:
-            found[position + 1] = str(path)
-        else:
-            found[position] = f"{option}={path}"
-    return found
-
-
-def put_text_aside(arguments: list[str]) -> tuple[list[str], str | None]:
-    """Remove the value of `--model.init.text`, which the parser would read as a mapping where it has a ": "."""
-    kept, text = list(arguments), None
-    for position, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if option == TEXT_OPTION and equals:
-            kept[position], text = f"{option}={TEXT}", value
-        elif option == TEXT_OPTION and position + 1 < len(arguments):
-            kept[position + 1], text = TEXT, arguments[position + 1]
-    return kept, text
-
-
-def names_several_prompts(arguments: Sequence[str]) -> bool:
-    """Whether options, or files of options, ask for several prompts at once."""
-    options = ("seeds", "learning_rates")
-    if any(argument.split("=")[0].rstrip("+") in [f"--model.{name}" for name in options] for argument in arguments):
-        return True
-    pairs = [argument.partition("=")[::2] for argument in arguments]
-    for position, (option, value) in enumerate(pairs):
-        if option not in ("--config", "-c", "--model"):
-            continue
-        try:
-            content = yaml.safe_load(Path(value or arguments[position + 1]).read_text())
-        except (OSError, ValueError, IndexError, yaml.YAMLError):
-            continue  # the parser has the right words for it
-        section = content if option == "--model" else content.get("model") if isinstance(content, dict) else None
-        if isinstance(section, dict) and any(section.get(name) for name in options):
-            return True
-    return False
+    if options.recommendation is not None:
+        options.recommendation = absolute(options.recommendation)
+        chosen = FromPrompt(**vars(options))
+        options.prompt, options.weights = chosen.prompt, chosen.weights
+        options.recommendation = options.by = options.target = None
+        options.top = 1
+    given = options.prompt
+    if given is None:
+        return  # the initializer has the right words for it
+    files = [given] if isinstance(given, str) and Path(given).exists() else given
+    files = files.split(",") if isinstance(files, str) else files
+    options.prompt = [absolute(str(file).strip()) if str(file).strip() else "" for file in files]
 
 
 class Command(LightningCLI):
@@ -307,10 +239,7 @@ class Command(LightningCLI):
         if resolve(model.backbone)[1] == "folder":
             model.backbone = absolute(model.backbone)
         if model.init is not None and "prompt" in (model.init.get("init_args") or {}):
-            given = model.init.init_args.prompt
-            files = [given] if isinstance(given, str) and Path(given).exists() else given
-            files = files.split(",") if isinstance(files, str) else files
-            model.init.init_args.prompt = [absolute(str(file).strip()) if str(file).strip() else "" for file in files]
+            settle_prompts(model.init.init_args)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with our callbacks and logger."""

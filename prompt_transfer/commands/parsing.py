@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
@@ -76,6 +77,26 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str]) -
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         raise one_line(error, command) from error
     return function(**values.as_dict())
+
+
+def named(option: str, arguments: Sequence[str], flags: Sequence[str] = ()) -> list[str]:
+    """What stands without an option's name, anywhere, as the list `option`.
+
+    Args:
+        option: gets the values as JSON.
+        arguments: of a subcommand.
+        flags: options that need no value: alone they mean true.
+    """
+    values, rest, left = [], [], iter(arguments)
+    for argument in left:
+        if argument in flags:
+            rest.append(f"{argument}=true")
+        elif not argument.startswith("-"):
+            values.append(argument)
+        else:
+            takes_value = "=" not in argument and argument not in ("-h", "--help")
+            rest += [argument, *([value] if takes_value and (value := next(left, None)) is not None else [])]
+    return [option, json.dumps(values), *rest] if values else rest
 
 
 def subcommand(command: str, table: dict[str, Callable[..., Any]], arguments: list[str]) -> Any:

@@ -14,7 +14,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from prompt_transfer.callbacks.checkpoints import WholeCheckpoints
 from prompt_transfer.callbacks.logs import KeepLog, RunLog
-from prompt_transfer.commands.lightning import find_configs, quiet, told_in_one_line
+from prompt_transfer.commands.arguments import find_configs
+from prompt_transfer.commands.lightning import quiet, told_in_one_line
 from prompt_transfer.data.corpus import CorpusDataModule
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import prove_writable_dir, write_text_atomic

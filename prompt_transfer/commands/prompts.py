@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from prompt_transfer import results
 from prompt_transfer.commands.arithmetic import SUBCOMMANDS
-from prompt_transfer.commands.parsing import subcommand
+from prompt_transfer.commands.parsing import named, subcommand
 from prompt_transfer.errors import UserError
 
 
@@ -115,20 +114,6 @@ def import_prompts(sources: list[str], output: str, overwrite: bool = False) -> 
     print(f"{len(rows)} imported into {output}" + (f", {len(refused)} refused" if refused else ""))
 
 
-def _with_sources(arguments: list[str]) -> list[str]:
-    """Sources stand without an option's name, anywhere; `--overwrite` needs no value."""
-    sources, rest, options = [], [], iter(arguments)
-    for argument in options:
-        if argument == "--overwrite":
-            rest.append("--overwrite=true")
-        elif not argument.startswith("-"):
-            sources.append(argument)
-        else:
-            takes_value = "=" not in argument and argument not in ("-h", "--help")
-            rest += [argument, *([value] if takes_value and (value := next(options, None)) is not None else [])]
-    return ["--sources", json.dumps(sources), *rest] if sources else rest
-
-
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer prompts`."""
     # Both take one file or folder, which reads best without its option's name.
@@ -136,11 +121,16 @@ def run(command: str, arguments: list[str]) -> None:
     if len(arguments) > 1 and arguments[0] in options and not arguments[1].startswith("-"):
         arguments = [arguments[0], options[arguments[0]], *arguments[1:]]
     if arguments and arguments[0] in ("import", *SUBCOMMANDS):
-        arguments = [arguments[0], *_with_sources(arguments[1:])]
+        arguments = [arguments[0], *named("--sources", arguments[1:], flags=["--overwrite"])]
     table: dict[str, Callable[..., Any]] = {
         "list": list_prompts,
         "inspect": inspect,
         "import": import_prompts,
         **SUBCOMMANDS,
     }
+    if not arguments or arguments[0] not in table:
+        # Its options are of types that take seconds to import, which the others do without.
+        from prompt_transfer.commands.recommend import recommend
+
+        table["recommend"] = recommend
     subcommand(command, table, arguments)

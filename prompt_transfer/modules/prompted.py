@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -43,9 +42,7 @@ class PromptedModule(L.LightningModule):
 
     def connect(self, tasks: list[Task]) -> None:
         """Build what `tasks` are trained and scored on."""
-        policy = self.hparams.label_words_policy
-        if policy is not None:
-            tasks = [task if task.is_generation else replace(task, label_words_policy=policy) for task in tasks]
+        tasks = [task.with_policy(self.hparams.label_words_policy) for task in tasks]
         if tasks == self.tasks:
             return
         self.tasks = tasks

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
+from prompt_transfer.prompts.recommendation import shares
 
 # What stays true of a prompt that is made of others, where they agree in it.
 KEPT = (
@@ -72,6 +73,36 @@ def mean(prompts: Sequence[Prompt]) -> Prompt:
     check_together(prompts)
     names = ", ".join(_name(prompt) for prompt in prompts)
     return _made(prompts, [1 / len(prompts)] * len(prompts), f"mean({names})")
+
+
+def average(prompts: Sequence[Prompt], weights: Sequence[float]) -> Prompt:
+    """Weighted average of whole prompts, whatever they started from: a prompt to start from (SPoT, Vu et al. 2022).
+
+    Unlike `mean` it asks for no common start, and it is a start itself: the result has no initial prompt.
+
+    Args:
+        prompts: one or more.
+        weights: one for each, 0 or more; they count in proportion to their sum.
+
+    Raises:
+        UserError: they are not of one backbone, shape and mode, or the weights cannot be.
+    """
+    check_together(prompts, shared_start=False)
+    rows = weighted_mean([prompt.embeddings for prompt in prompts], weights)
+    parts = [f"{share:.3g} * {_name(prompt)}" for share, prompt in _pairs(shares(list(weights)), prompts)]
+    return Prompt(rows, _metadata(prompts, f"average({', '.join(parts)})"))
+
+
+def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Mean of prompts `[P, H]` with weights, float32; one of them alone comes out bit for bit.
+
+    Raises:
+        UserError: see `prompt_transfer.prompts.recommendation.shares`, or another number of weights.
+    """
+    if len(rows) != len(weights):
+        raise UserError(f"{len(rows)} prompts and {len(weights)} weights: give one weight for each prompt")
+    terms = [share * one.double() for share, one in zip(shares(list(weights)), rows, strict=True)]
+    return _sum(torch.stack(terms)).float()
 
 
 def transplant(prompt: Prompt, onto: Prompt) -> Prompt:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.errors import UserError
+from prompt_transfer.prompts.arithmetic import weighted_mean
 from prompt_transfer.prompts.prompt import Backbone, Prompt
+from prompt_transfer.prompts.recommendation import read_choices, shares
 
 # Slots that tokenizers reserve without calling them special: BERT, RoBERTa (fairseq), T5.
 _RESERVED = re.compile(r"\[unused\d+\]|madeupword\d+|<extra_id_\d+>|<unused_?\d+>")
@@ -161,18 +163,56 @@ class FromPrompt(Initializer):
     Args:
         prompt: a prompt file; several as a list or separated by commas. `{seed}` in a path stands for the seed of the
             run, so that runs of several seeds start from prompts of several seeds.
+        weights: of several prompts, 0 or more, in proportion to their sum; null: equal ones, or with `recommendation`
+            what its column says (SPoT's weighted average).
+        recommendation: a table of `prompts recommend`, from which the prompts are taken in place of `prompt`.
+        by: its column that chooses; null: the one that it recommends by.
+        top: how many prompts; 1 takes the best.
+        target: the target task, where the table has several.
     """
 
-    def __init__(self, prompt: list[str] | str) -> None:
+    def __init__(
+        self,
+        prompt: list[str] | str | None = None,
+        weights: list[float] | None = None,
+        recommendation: str | None = None,
+        by: str | None = None,
+        top: int = 1,
+        target: str | None = None,
+    ) -> None:
+        if (prompt is None) == (recommendation is None):
+            raise UserError(
+                "init FromPrompt: give either a prompt file (--model.init.prompt FILE) or a table of `prompts "
+                "recommend` (--model.init.recommendation FILE)"
+            )
+        if recommendation is not None:
+            choices = read_choices(recommendation, by, top, target)
+            prompt = [choice.path for choice in choices]
+            if weights is None and top > 1:
+                # SPoT's similarities are positive; what a ranking calls negative takes no part.
+                weights = [max(choice.value, 0.0) for choice in choices]
+        elif by is not None or top != 1 or target is not None:
+            raise UserError("init FromPrompt: by, top and target choose from a table: give recommendation FILE too")
         if isinstance(prompt, str):
             # A file whose name has a comma is still one file.
             prompt = [prompt] if Path(prompt).exists() else prompt.split(",")
-        self.prompt = [str(path).strip() for path in prompt]
+        self.prompt = [str(path).strip() for path in prompt or []]
         if not all(self.prompt) or not self.prompt:
             raise UserError("init FromPrompt: an empty path; give one prompt file, or several separated by commas")
+        self.weights = weights
+        if weights is not None and len(weights) != len(self.prompt):
+            raise UserError(
+                f"init FromPrompt: {len(self.prompt)} prompts and {len(weights)} weights: give one weight for each"
+            )
+        if weights is not None:
+            shares(weights)
 
     def for_seed(self, seed: int) -> FromPrompt:
-        return FromPrompt([path.replace("{seed}", str(seed)) for path in self.prompt])
+        return FromPrompt([path.replace("{seed}", str(seed)) for path in self.prompt], self.weights)
+
+    def describe(self) -> str:
+        weights = "" if self.weights is None else f", weights={self.weights!r}"
+        return f"FromPrompt(prompt={self.prompt!r}{weights})"
 
     def __call__(
         self, backbone: Backbone, shape: tuple[int, int], generator: torch.Generator, label_words: Sequence[str] = ()
@@ -187,7 +227,7 @@ class FromPrompt(Initializer):
                     f"init FromPrompt: {path} has {length} rows, the run wants {shape[0]}; "
                     f"set --model.prompt_length {length}"
                 )
-        return torch.stack([prompt.embeddings for prompt in prompts]).mean(dim=0)
+        return weighted_mean([prompt.embeddings for prompt in prompts], self.weights or [1.0] * len(prompts))
 
 
 def word_pieces(tokenizer: Any, text: str) -> list[int]:

@@ -66,7 +66,12 @@ class PromptSet:
         return found if any(found) else None
 
 
-def load_prompts(folder: str | Path, backbone: str | None = None) -> PromptSet:
+def load_prompts(
+    folder: str | Path,
+    backbone: str | None = None,
+    at_least: int = 3,
+    remedy: str = "choose one with --backbone NAME",
+) -> PromptSet:
     """All prompts below `folder` that were made for one task each.
 
     Random prompts and those of several tasks are left out, and projected ones where there are trained ones too.
@@ -74,9 +79,11 @@ def load_prompts(folder: str | Path, backbone: str | None = None) -> PromptSet:
     Args:
         folder: searched with everything below it.
         backbone: take only prompts with this backbone in their metadata.
+        at_least: how many there must be.
+        remedy: what a user can do about prompts of several backbones.
 
     Raises:
-        UserError: a file cannot be read, fewer than three prompts are left, or they are of several backbones or shapes.
+        UserError: a file cannot be read, too few prompts are left, or they are of several backbones or shapes.
     """
     if not Path(folder).is_dir():
         raise UserError(f"no folder {folder}: give one that holds prompt files with --prompts DIR")
@@ -97,10 +104,11 @@ def load_prompts(folder: str | Path, backbone: str | None = None) -> PromptSet:
         if len(kept) < len(prompts):
             notes.append(f"{len(prompts) - len(kept)} of the prompts left out: {why}")
         prompts = kept
-    if len(prompts) < 3:
+    if len(prompts) < at_least:
         of = f" for the backbone {backbone}" if backbone else ""
-        raise UserError(f"{folder} holds {len(prompts)} prompts of one task each{of}; a study needs three or more")
-    _check_one_backbone(prompts, folder)
+        needed = {1: "one", 3: "three"}.get(at_least, str(at_least))
+        raise UserError(f"{folder} holds {len(prompts)} prompts of one task each{of}; this needs {needed} or more")
+    _check_one_backbone(prompts, folder, remedy)
     order = {name: index for index, name in enumerate(_by_type())}
     keyed = []
     for prompt in prompts:
@@ -134,7 +142,7 @@ def _type(task: str, prompt: Prompt) -> str:
         return UNKNOWN
 
 
-def _check_one_backbone(prompts: list[Prompt], folder: str | Path) -> None:
+def _check_one_backbone(prompts: list[Prompt], folder: str | Path, remedy: str) -> None:
     def values(key: str) -> set[str]:
         return {prompt.metadata.get(key) or UNKNOWN for prompt in prompts}
 
@@ -142,7 +150,7 @@ def _check_one_backbone(prompts: list[Prompt], folder: str | Path) -> None:
     # Equal fingerprints are the same backbone, whatever the two are called.
     if len(names) > 1 and (UNKNOWN in prints or len(prints) > 1):
         text = ", ".join(sorted(names))
-        raise UserError(f"{folder} holds prompts for the backbones {text}; choose one with --backbone NAME")
+        raise UserError(f"{folder} holds prompts for the backbones {text}; {remedy}")
     if len(prints - {UNKNOWN}) > 1:
         raise UserError(
             f"{folder} holds prompts for several backbones that are all called {names.pop()} (their fingerprints "
@@ -194,7 +202,7 @@ def read_neurons(folder: str | Path, prompts: PromptSet) -> np.ndarray:
     found: list[Tensor] = []
     for name in prompts.names:
         path = Path(folder) / f"{name}.safetensors"
-        tensor = _activations(path)
+        tensor = read_activations(path)
         if found and tensor.shape != found[0].shape:
             raise UserError(
                 f"{path} has {sizes(tensor.shape)} layers and neurons, the file before it {sizes(found[0].shape)}; "
@@ -204,7 +212,12 @@ def read_neurons(folder: str | Path, prompts: PromptSet) -> np.ndarray:
     return torch.stack(found).numpy()
 
 
-def _activations(path: Path) -> Tensor:
+def read_activations(path: Path) -> Tensor:
+    """The tensor `activations` [L, F] of a file.
+
+    Raises:
+        UserError: no such file, or it holds something else.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

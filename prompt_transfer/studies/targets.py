@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.data.baselines import trivial_answers
-from prompt_transfer.data.selection import Selection
+from prompt_transfer.data.selection import SPLITS, Selection
 from prompt_transfer.data.tables import Tables
 from prompt_transfer.data.tokens import TokenTable
+from prompt_transfer.errors import UserError
 from prompt_transfer.metrics import (
     bootstrap_mean_interval,
     bootstrap_metric_interval,
@@ -24,13 +25,12 @@ from prompt_transfer.task import Task
 
 
 @dataclass
-class EvaluationData:
-    """Where the rows of the target tasks come from and how many are used.
+class TargetData:
+    """Where the rows of the target tasks come from.
 
     Args:
         source: hub, local or builtin.
         root: folder that holds <task>/<split>.parquet, .jsonl or .csv for source local.
-        limit_eval: rows of each task, a random subset by seed; null for all.
         max_length: tokens that a text keeps; null: the task's own.
         max_tokens: positions of one forward pass; null: what suits the device.
         label_words: default or paper; null: as the prompts were trained.
@@ -40,12 +40,31 @@ class EvaluationData:
 
     source: Literal["hub", "local", "builtin"] = "builtin"
     root: str | None = None
-    limit_eval: int | None = 2000
     max_length: int | None = None
     max_tokens: int | None = None
     label_words: Literal["default", "paper"] | None = None
     seed: int = 0
     cache_dir: str | None = None
+
+    def check(self) -> None:
+        """Raise a UserError where a number cannot be."""
+        for name in ("limit_eval", "max_length", "max_tokens"):
+            value = getattr(self, name, None)
+            if value is not None and value < 1:
+                raise UserError(f"--data.{name} must be 1 or more, not {value}")
+        if self.seed < 0:
+            raise UserError("--data.seed must be 0 or more")
+
+
+@dataclass
+class EvaluationData(TargetData):
+    """Where the rows of the target tasks come from and how many are used.
+
+    Args:
+        limit_eval: rows of each task, a random subset by seed; null for all.
+    """
+
+    limit_eval: int | None = 2000
 
 
 @dataclass(frozen=True)
@@ -79,11 +98,13 @@ class Target:
             return answers.astype(np.float64)
         return (answers.astype(np.int64) == self.table.labels).astype(np.float64)
 
-    def score(self, answers: NDArray[np.float32]) -> float:
-        """The task's metric, a fraction."""
+    def score(self, answers: NDArray[np.float32], rows: NDArray[np.int64] | None = None) -> float:
+        """The task's metric, a fraction; of some `rows` of the n, None for all."""
+        chosen = slice(None) if rows is None else rows
         if self.task.is_generation:
-            return float(self.examples(answers).mean())
-        return class_metric(self.task.metric, answers, self.table.labels, self.task.num_classes)
+            return float(answers[chosen].mean(dtype=np.float64))
+        labels = self.table.labels[chosen]
+        return class_metric(self.task.metric, answers[chosen], labels, self.task.num_classes)
 
     def interval(self, answers: NDArray[np.float32]) -> tuple[float, float]:
         """95 % bootstrap interval of the metric over rows."""
@@ -109,8 +130,9 @@ def load_target(task: Task, data: EvaluationData, label_words: str, split: str, 
     Raises:
         UserError: the source does not have the task, or its data cannot be what was meant.
     """
-    limits = {"train": None, "validation": data.limit_eval, "test": data.limit_eval}
-    selection = Selection([task], data.source, data.root, data.seed, label_words, limits)
+    selection = Selection(
+        [task], data.source, data.root, data.seed, label_words, dict.fromkeys(SPLITS, data.limit_eval)
+    )
     tables = Tables(selection, encoder, data.max_length, data.cache_dir)
     table, task, rows = tables.split(split), selection.tasks[0], selection.rows(split)
     references = selection.targets(split, table.ids.tolist()) if task.is_generation else []

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,18 @@ from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir, write_text_atomic
 from prompt_transfer.studies.entries import (
     agreed,
+    backbone_options,
     check_all,
     make_entries,
     read_folder,
     warn_of_other_words,
 )
-from prompt_transfer.studies.scoring import MAX_TOKENS, AnswerFile, Batch, Scorer
+from prompt_transfer.studies.scoring import MAX_TOKENS, AnswerFile, Batch, Scorer, check_accelerator, pick_device
 from prompt_transfer.studies.targets import EvaluationData, Target, load_target
 from prompt_transfer.studies.transfer_table import check_names, is_own, target_rows, tidy
 from prompt_transfer.tasks import get_task
 
 ANSWERS = "answers"
-# What the prompts of a matrix have in common, beside their attention mode.
-SETTING = ("layout", "dtype", "head", "revision")
 
 
 @dataclass
@@ -79,22 +78,8 @@ class TransferStudy:
             raise UserError(f"--split is {self.split!r}: choose test or validation")
         if self.random_prompts < 0 or self.devices < 1:
             raise UserError("--random_prompts must be 0 or more, --devices 1 or more")
-        if self.accelerator not in ("auto", "cpu", "cuda"):
-            raise UserError(f"--accelerator is {self.accelerator!r}: choose auto, cpu or cuda")
-        for name in ("limit_eval", "max_length", "max_tokens"):
-            value = getattr(self.data, name)
-            if value is not None and value < 1:
-                raise UserError(f"--data.{name} must be 1 or more, not {value}")
-        if self.data.seed < 0:
-            raise UserError("--data.seed must be 0 or more")
-
-    def device(self, rank: int) -> torch.device:
-        """Where process `rank` computes."""
-        if self.accelerator == "cpu" or (self.accelerator == "auto" and not torch.cuda.is_available()):
-            return torch.device("cpu")
-        if not torch.cuda.is_available():
-            raise UserError("--accelerator cuda: there is no such device here; use cpu")
-        return torch.device("cuda", rank % torch.cuda.device_count())
+        check_accelerator(self.accelerator)
+        self.data.check()
 
 
 class Ready:
@@ -115,23 +100,14 @@ class Ready:
         if not tasks or len(set(names)) < len(names):
             raise UserError("--tasks needs target tasks, each once")
         prompts = read_folder(study.prompts, study.attention, study.layout)
-        settings = {key: agreed(prompts, key, getattr(study, key, None)) for key in SETTING}
-        attention = self._attention(prompts)
+        options = backbone_options(prompts, study.attention, study.layout, study.dtype)
         self.folder = check_writable_dir(study.output)
-        self.backbone = FrozenBackbone(
-            study.backbone,
-            attention=attention,
-            layout=settings["layout"],
-            dtype=settings["dtype"] or "float32",
-            head=settings["head"] or "lm",
-            revision=settings["revision"],
-        )
+        self.backbone = FrozenBackbone(study.backbone, **options)
         check_all(prompts, self.backbone)
         self.entries = make_entries(prompts, self.backbone, study.random_prompts)
         check_names(self.entries)
         policy = agreed(prompts, "label_words_policy", study.label_words_policy)
-        if policy is not None:
-            tasks = [task if task.is_generation else replace(task, label_words_policy=policy) for task in tasks]
+        tasks = [task.with_policy(policy) for task in tasks]
         words = agreed(prompts, "data_label_words", study.data.label_words) or "default"
         encoder = self.backbone.encoder(max(len(entry.embeddings) for entry in self.entries))
         self.targets = [load_target(task, study.data, words, study.split, encoder) for task in tasks]
@@ -142,15 +118,6 @@ class Ready:
         self.files = [AnswerFile(self.folder / ANSWERS, target, self.facts(), rank) for target in self.targets]
         # What a prompt answers depends on its numbers alone, so equal ones are scored once.
         self.distinct = list({entry.digest: entry for entry in self.entries}.values())
-
-    def _attention(self, prompts: dict[str, Any]) -> str:
-        try:
-            return agreed(prompts, "attention", self.study.attention) or "full"
-        except UserError:
-            # For causal models both are one function, and a folder may hold both.
-            if all(prompt.metadata.get("layout") == "answer_last" for prompt in prompts.values()):
-                return "full"
-            raise
 
     def facts(self) -> dict[str, str]:
         """What decides all answers beside prompt and task."""
@@ -165,7 +132,7 @@ class Ready:
 
     def compute(self, world: int) -> None:
         """Score this process's share of what is missing."""
-        device = self.study.device(self.rank)
+        device = pick_device(self.study.accelerator, self.rank)
         self.backbone.to(device)
         scorer = Scorer(self.backbone, self.distinct)
         max_tokens = self.study.data.max_tokens or MAX_TOKENS[device.type]

@@ -72,34 +72,38 @@ def rows(name: str, split: str, classes: int, write: Writer) -> list[Row]:
     Raises `RuntimeError` where the writer cannot make enough different rows (a lexicon that is too small).
     """
     words = seeded(name, split)
-    size, seen, out = SPLIT_SIZES[split], set(), []
-    for index in range(size):
+
+    def one(index: int) -> tuple[str, str, Row]:
         label, turn = index % classes, index // classes
-        for _ in range(100):
-            first, second = write(words, seeded(name, split, str(turn)), split, label, turn)
-            pair = sentence(first), sentence(second)
-            if pair not in seen:
-                break
-        else:
-            raise RuntimeError(f"{name}/{split}: the lexicon is too small for {size} different rows")
-        seen.add(pair)
-        out.append({"text_a": pair[0], "text_b": pair[1], "label": label})
-    words.shuffle(out)
-    return out
+        first, second = write(words, seeded(name, split, str(turn)), split, label, turn)
+        return first, second, {"label": label}
+
+    return _different(name, split, words, one)
 
 
 def text_rows(name: str, split: str, write: TextWriter) -> list[Row]:
     """The rows of one split of a generation task: no text twice, shuffled. Raises as `rows` does."""
-    rng, seen, out = seeded(name, split), set(), []
-    for turn in range(SPLIT_SIZES[split]):
+    rng = seeded(name, split)
+
+    def one(turn: int) -> tuple[str, str, Row]:
+        first, second, targets = write(rng, split, turn)
+        return first, second, {"target": targets}
+
+    return _different(name, split, rng, one)
+
+
+def _different(name: str, split: str, rng: random.Random, one: Callable[[int], tuple[str, str, Row]]) -> list[Row]:
+    """Rows of different texts, shuffled; `one` writes text_a, text_b and the rest of row 0, 1, ..., anew each time."""
+    seen, out = set(), []
+    for index in range(SPLIT_SIZES[split]):
         for _ in range(100):
-            first, second, targets = write(rng, split, turn)
+            first, second, rest = one(index)
             pair = sentence(first), sentence(second)
             if pair not in seen:
                 break
         else:
             raise RuntimeError(f"{name}/{split}: the lexicon is too small for {SPLIT_SIZES[split]} different rows")
         seen.add(pair)
-        out.append({"text_a": pair[0], "text_b": pair[1], "target": targets})
+        out.append({"text_a": pair[0], "text_b": pair[1], **rest})
     rng.shuffle(out)
     return out

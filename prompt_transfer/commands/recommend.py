@@ -1,0 +1,177 @@
+"""`prompts recommend`: which prompts to start from, and what to do with the answer."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from prompt_transfer import results
+from prompt_transfer.analysis.selection import RANDOM_ORDER
+from prompt_transfer.commands.lightning import absolute, quiet, show_warning
+from prompt_transfer.data.readers import data_root
+from prompt_transfer.errors import UserError
+from prompt_transfer.prompts.arithmetic import average
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
+from prompt_transfer.studies.candidates import RecommendStudy
+from prompt_transfer.studies.recommend import Recommended
+from prompt_transfer.studies.recommend import recommend as run_study
+from prompt_transfer.studies.targets import TargetData
+
+DATA = TargetData()
+SHOWN = 15
+# Of the rankings beside the one that recommends, those that the table of sources shows.
+COLUMNS = ("sample_score", "neuron_overlap", "label_word_overlap", "cosine_average")
+SHORT = {"ndcg": "nDCG", "regret_at_1": "Regret@1", "regret_at_3": "Regret@3", "spearman_per_target": "Spearman"}
+
+
+def recommend(
+    task: str,
+    prompts: str,
+    backbone: str,
+    output: str,
+    data: TargetData = DATA,
+    target: str = "auto",
+    steps: int = 100,
+    sample: int = 32,
+    sample_seeds: int | None = None,
+    neurons: str | None = None,
+    matrix: str | None = None,
+    by: str | None = None,
+    k: int = 3,
+    use: Literal["best", "average", "mixture"] = "best",
+    dtype: str | None = None,
+    accelerator: str = "auto",
+    seed: int = 0,
+) -> None:
+    """rank the prompts of a folder as starts for a target task
+
+    Leaves recommendation.csv (a row a source, a column a ranking; `--model.init.recommendation` reads it), costs.csv,
+    and with a matrix quality.csv and judgements.csv in the output folder.
+
+    Args:
+        task: the target, a name or the path of a YAML file; several separated by commas.
+        prompts: folder with prompt files of one backbone and length.
+        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
+        output: folder for the tables.
+        data: where the rows of the target come from.
+        target: what sources are compared with: auto (the target's own prompt in the folder, else one that is tuned
+            for a few steps), tuned, none, or a prompt file.
+        steps: of that tuning, 32 training examples each.
+        sample: labelled training rows of the target to score all sources on; 0 for none.
+        sample_seeds: samples to judge the score by; null: 5 with a matrix, else 1. The first one recommends.
+        neurons: folder of captured activations; a file lies there as its prompt does in the folder of prompts.
+        matrix: transfer matrix as CSV, rows target, columns source: says how good each ranking was.
+        by: the ranking that recommends, a column of the table; null: the score on the sample where there is one.
+        k: how many sources are used.
+        use: best (train from each of k, keep the best), average (write their average, weighted by the ranking), or
+            mixture (train one prompt on their tasks and the target first). After SPoT (Vu et al. 2022).
+        dtype: float32, bfloat16 or float16, of the backbone's weights; default: that of the prompts.
+        accelerator: auto, cpu or cuda.
+        seed: of the samples and the tuning.
+    """
+    if k < 1:
+        raise UserError("--k must be 1 or more")
+    quiet()
+    warnings.showwarning = show_warning
+    names = [name.strip() for name in task.split(",") if name.strip()]
+    study = RecommendStudy(
+        backbone, prompts, names, output, data, target, steps, sample, sample_seeds, neurons, matrix, by, dtype,
+        accelerator, seed,
+    )  # fmt: skip
+    found = run_study(study)
+    show(found)
+    for line in next_steps(study, found, use, k):
+        print(line)
+    print(output)
+
+
+def show(found: Recommended) -> None:
+    """The best sources of each target, and what each ranking costs and was worth."""
+    same = (found.table["source"] == found.table["prompt"]).all()
+    names = [found.by, *(name for name in COLUMNS if name in found.table and name != found.by)]
+    for target, part in found.table.groupby("target", sort=False):
+        # Equal values share a place.
+        places = part[found.by].rank(ascending=False, method="min").astype("Int64").astype(object)
+        shown = part.assign(place=places.where(places.notna(), None))
+        columns = ["place", "source", *([] if same else ["prompt"]), *names]
+        more = f", the first {SHOWN} of {len(part)}" if len(part) > SHOWN else ""
+        rows: list[dict[str, Any]] = shown.head(SHOWN).to_dict("records")  # type: ignore[assignment]
+        results.show(rows, f"sources for {target}, by {found.by}{more}", columns)
+    costs: list[dict[str, Any]] = found.costs.to_dict("records")  # type: ignore[assignment]
+    title = "what rankings cost, seconds a target"
+    if len(found.quality):
+        means = found.quality.pivot(index="ranking", columns="statistic", values="mean")
+        nothing = {"ranking": RANDOM_ORDER, "seconds": 0.0, "needs": "nothing"}
+        costs = [
+            row | {short: float(means.loc[row["ranking"], name]) for name, short in SHORT.items()}
+            for row in [*costs, nothing]
+        ]
+        costs.sort(key=lambda row: -row["nDCG"])
+        targets, seeds = (int(found.quality[name].max()) for name in ("targets", "seeds"))
+        title += f", and were worth: mean over {targets} targets, {seeds} samples"
+    results.show(costs, title)
+    for note in found.notes:
+        print(f"note: {note}")
+
+
+def next_steps(study: RecommendStudy, found: Recommended, use: str, k: int) -> list[str]:
+    """What to do with the recommendation, as lines to print; `average` writes its prompts."""
+    lines = []
+    for task, (target, part) in zip(study.tasks, found.table.groupby("target", sort=False), strict=True):
+        best = part.dropna(subset=found.by).head(k)
+        prompts = [Prompt.load(path) for path in best["path"]]
+        if not prompts:
+            lines.append(f"{target}: {found.by} ranks no source")
+        elif use == "mixture":
+            lines += _mixture(study, str(target), task, prompts)
+        elif use == "average":
+            path = Path(study.output) / f"{target}-average.safetensors"
+            # As FromPrompt weighs the rows of a recommendation.
+            average(prompts, [max(float(value), 0.0) for value in best[found.by]]).save(path)
+            lines += [f"{target}, from the average of {len(prompts)}:", _fit(study, prompts[0], [task], path)]
+        else:
+            which = "from the best one" if len(prompts) == 1 else f"train from {len(prompts)}, keep the best"
+            outputs = [str(Path(study.output) / f"{target}-from-{place}") for place in range(1, len(prompts) + 1)]
+            runs = zip(best["path"], outputs, strict=True)
+            lines += [f"{target}, {which}:", *(_fit(study, prompts[0], [task], path, output) for path, output in runs)]
+    return lines
+
+
+def _mixture(study: RecommendStudy, target: str, task: str, prompts: Sequence[Prompt]) -> list[str]:
+    """One prompt is trained on the sources' tasks and the target, and from it another on the target alone."""
+    places = {(one.metadata.get("data_source", ""), one.metadata.get("data_root", "")) for one in prompts}
+    root = data_root(study.data.root) if study.data.source == "local" else None
+    place = study.data.source, "" if root is None else absolute(str(root))
+    if places != {place}:
+        where = " ".join(place).strip()
+        return [f"{target}: no mixture, since a run has one place of data and not all sources were trained on {where}"]
+    tasks = [name for one in prompts for name in json.loads(one.metadata.get("data_task") or "[]")]
+    mixed = str(Path(study.output) / f"{target}-mixture")
+    return [
+        f"{target}, from a prompt for the mixture of {len(prompts)} and itself:",
+        _fit(study, prompts[0], list(dict.fromkeys([*tasks, task])), output=mixed),
+        _fit(study, prompts[0], [task], mixed),
+    ]
+
+
+def _fit(study: RecommendStudy, like: Prompt, tasks: Sequence[str], start: str | Path = "", output: str = "") -> str:
+    """The command that trains as the sources were trained."""
+    facts = like.metadata
+    options = {
+        "--model.backbone": study.backbone,
+        "--model.prompt_length": facts["prompt_length"],
+        "--model.layout": facts.get("layout", ""),
+        "--model.attention": facts.get("attention", ""),
+        "--data.task": tasks[0] if len(tasks) == 1 else json.dumps(list(tasks)),
+        "--data.source": study.data.source,
+        "--data.root": study.data.root or "",
+        "--model.init": "FromPrompt" if start else "",
+        "--model.init.prompt": str(start),
+        "--output": output,
+    }
+    known = [part for option, value in options.items() if value not in ("", UNKNOWN) for part in (option, value)]
+    return f"  {shlex.join(['prompt-transfer', 'fit', *known])}"
