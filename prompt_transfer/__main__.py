@@ -2,7 +2,7 @@
 
 import sys
 
-from prompt_transfer.cli import main
+from prompt_transfer.cli import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

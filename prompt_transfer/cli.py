@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from prompt_transfer import __version__
+from prompt_transfer.allocation import keep_memory
 from prompt_transfer.commands.table import COMMANDS, find
 from prompt_transfer.errors import UserError
 
@@ -68,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(f"{place}{error.strerror or error}; free space, or choose another place to write to", debug)
     return 0
+
+
+def start() -> int:
+    """`prompt-transfer` as a process of its own."""
+    keep_memory()
+    return main()
 
 
 def _fail(message: str, debug: bool) -> int:

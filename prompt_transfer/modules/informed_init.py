@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prompt_transfer.data.corpus import Tokens
@@ -22,6 +22,8 @@ from prompt_transfer.modules.architectures import Architecture
 # Norms beside a normal initialisation with deviation 0.02; found by the held-out loss before the first step.
 WORD_NORM, POSITION_SHARE, VALUE_GAIN = 0.02, 0.3, 3.0
 # A T5's residual stream: what layers add at first, and the length of sentinels, which say nothing of a text.
+# Of its heads: what a distance costs in their logits, and a direction that they do not look into.
+NEARNESS, AWAY = 2.0, 5.0
 T5_LAYER_GAIN, T5_SPECIAL_NORM, T5_VALUE_GAIN = 0.2, 0.1, 3.0
 
 
@@ -120,12 +122,33 @@ def _means_pass_on(model: PreTrainedModel) -> None:
         # The last product of each sublayer: attention and feed-forward.
         if name.endswith((".o.weight", ".wo.weight")):
             parameter *= T5_LAYER_GAIN
+    for stack in (model.encoder, model.decoder):
+        _heads_look_around(stack.block[0].layer[0].SelfAttention, both_ways=stack is model.encoder)
     identity = torch.eye(model.config.d_model)
     attentions = [model.encoder.block[0].layer[0].SelfAttention]
     attentions += [block.layer[1].EncDecAttention for block in model.decoder.block]
     for attention, gain in zip(attentions, [T5_VALUE_GAIN] + [1.0] * len(model.decoder.block), strict=True):
         attention.v.weight.copy_(identity)
         attention.o.weight.copy_(identity * gain)
+
+
+def _heads_look_around(attention: nn.Module, both_ways: bool) -> None:
+    """Let the heads of a T5's stack prefer what stands just before, just behind, near, and nothing, in turns.
+
+    A T5 knows positions by these numbers alone, and an optimizer whose steps are as long as its learning rate takes
+    thousands of them to a number that matters in a softmax.
+    """
+    bias = attention.relative_attention_bias.weight
+    distance = torch.arange(-attention.relative_attention_max_distance, attention.relative_attention_max_distance + 1)
+    buckets = attention._relative_position_bucket(
+        distance, both_ways, attention.relative_attention_num_buckets, attention.relative_attention_max_distance
+    )
+    near = -NEARNESS * distance.abs().float().log1p()
+    before = near - AWAY * (distance >= 0)
+    behind = near - AWAY * (distance <= 0)
+    kinds = (before, behind, near, torch.zeros_like(near)) if both_ways else (before, near, near / 2, 0 * near)
+    for head in range(bias.shape[1]):
+        bias[buckets, head] = kinds[head % len(kinds)]
 
 
 @torch.no_grad()

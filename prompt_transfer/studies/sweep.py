@@ -136,10 +136,10 @@ def read_plan(path: str | Path, output: Path, given: Options) -> Plan:
             rest = dict(case)
             if _matches(rest.pop("when", {}), values, path):
                 options |= dict(_flat(rest)) | fixed
-        words = places | {"run": number} | options
-        options = {name: _fill(value, words, path) for name, value in options.items()}
+        options = {name: _fill(value, places | {"run": number} | options, path) for name, value in options.items()}
+        values = {name: options[name] for name in values}
         pattern = content.get("name") or "-".join(f"{{{name}}}" for name in grid)
-        name = re.sub(r"[^\w.+-]+", "_", str(_fill(pattern, words, path)))
+        name = re.sub(r"[^\w.+-]+", "_", str(_fill(pattern, places | {"run": number} | options, path)))
         runs.append(Run(name, options, values))
     names = [run.name for run in runs]
     double = next((name for name in names if names.count(name) > 1), None)
@@ -201,7 +201,8 @@ def _fill(value: Any, words: dict[str, Any], path: str | Path) -> Any:
             return match[0]
         if match[1] not in words:
             raise UserError(f"{path}: nothing is known of {match[0]}: there are {', '.join(words)}")
-        return str(words[match[1]])
+        found = words[match[1]]
+        return "+".join(map(str, found)) if isinstance(found, list) else str(found)
 
     filled = re.sub(r"\{([\w.]+)\}", word, value)
     return int(filled) if filled.isdecimal() else filled

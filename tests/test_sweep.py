@@ -1,0 +1,232 @@
+"""Sweeps: what a file of runs means, what is done again and what is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from prompt_transfer.cli import main
+from prompt_transfer.commands.sweep import split_options
+from prompt_transfer.errors import UserError
+from prompt_transfer.studies.local_executor import LocalExecutor
+from prompt_transfer.studies.sweep import Run, State, read_plan
+
+PLAN = {
+    "fit": {"model": {"prompt_length": 5, "seeds": [0, "100{run}"]}, "data": {"source": "builtin"}},
+    "grid": {"data.task": ["a", "b"], "model.attention": ["full", "shared"]},
+    "cases": [{"when": {"data.task": "b"}, "data.max_length": 99, "model": {"init": {"class_path": "X"}}}],
+    "name": "{data.task}-{model.attention}",
+    "then": [
+        {"transfer": {"tasks": "{data.task}", "prompts": "{runs}", "data.source": "{data.source}"}},
+        {"analyze matrix": {"arguments": "{output}/matrix.csv"}},
+    ],
+}
+
+
+def write(folder: Path, content: Any) -> Path:
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def test_every_combination_is_a_run(tmp_path: Path) -> None:
+    plan = read_plan(write(tmp_path, PLAN), Path("OUT"), {})
+    assert [run.name for run in plan.runs] == ["a-full", "a-shared", "b-full", "b-shared"]
+    assert plan.runs[0].options == {
+        "model.prompt_length": 5, "model.seeds": [0, 1001], "data.source": "builtin", "data.task": "a",
+        "model.attention": "full",
+    }  # fmt: skip
+    assert plan.runs[3].options["model.seeds"] == [0, 1004]
+    assert plan.runs[3].options["data.max_length"] == 99
+    assert yaml.safe_load(plan.runs[3].config())["model"]["init"] == {"class_path": "X"}
+    assert plan.then[0] == ["transfer", "--tasks", "a,b", "--prompts", "OUT/runs", "--data.source", "builtin"]
+    assert plan.then[1] == ["analyze", "matrix", "OUT/matrix.csv"]
+
+
+def test_options_of_the_command_line_win(tmp_path: Path) -> None:
+    given = {"data.max_length": 7, "data.task": ["b"], "model.attention": "full"}
+    plan = read_plan(write(tmp_path, PLAN), Path("OUT"), given)
+    assert [run.name for run in plan.runs] == ["b-full"]
+    assert plan.runs[0].options["data.max_length"] == 7
+
+
+def test_a_seed_in_braces_waits_for_the_run(tmp_path: Path) -> None:
+    path = write(tmp_path, {"fit": {"model.init.path": "{output}/p-seed{seed}"}, "grid": {"data.task": ["a"]}})
+    assert read_plan(path, Path("OUT"), {}).runs[0].options["model.init.path"] == "OUT/p-seed{seed}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "same"}, "two runs have the name same"),
+        ({"gird": {}}, "unknown key 'gird'"),
+        ({"name": "{data.tusk}"}, r"nothing is known of \{data.tusk\}"),
+        ({"cases": [{"when": {"data.tusk": "a"}}]}, "data.tusk, which is no option of the grid"),
+        ({"grid": {"data.task": "a"}}, "needs a list of values"),
+        ({"then": ["transfer"]}, "each step of `then` is one command"),
+    ],
+)
+def test_mistakes_in_the_file(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_plan(write(tmp_path, PLAN | change), Path("OUT"), {})
+
+
+def test_options_of_fit_among_those_of_the_sweep() -> None:
+    own, given = split_options(["--config", "x", "--model.seeds", "[0, 1]", "--data.root=d", "--dry_run"])
+    assert own == ["--config", "x", "--dry_run", "true"]
+    assert given == {"model.seeds": [0, 1], "data.root": "d"}
+    with pytest.raises(UserError, match=r"--data\.root needs a value"):
+        split_options(["--data.root"])
+
+
+RUNS = [Run(name, {"data.task": name}, {"data.task": name}) for name in ("a", "b", "c")]
+
+
+class Scripted(LocalExecutor):
+    """Runs end with the exit codes of a script in place of processes."""
+
+    def __init__(self, folder: Path, codes: dict[str, list[int]], retries: int = 1) -> None:
+        super().__init__(folder, 1, retries)
+        self.codes, self.started = codes, list[str]()
+        for name in ("runs", "configs", "logs", "state"):
+            (folder / name).mkdir()
+
+    def _start(self, run: Run, slot: int) -> int:
+        self.started.append(run.name)
+        (self.folder / "logs" / f"{run.name}.log").write_text(f"x\nerror: {run.name} broke\n")
+        return self.codes[run.name].pop(0)
+
+
+def test_failures_are_tried_again_and_listed(tmp_path: Path) -> None:
+    executor = Scripted(tmp_path, {"a": [1, 0], "b": [2], "c": [-9, -9]})
+    states = [State(run.digest) for run in RUNS]
+    executor.execute(RUNS, states, lambda run, state: None)
+    # A mistake in the options is not tried again.
+    assert executor.started == ["a", "a", "b", "c", "c"]
+    assert [state.status for state in states] == ["done", "failed", "failed"]
+    assert [state.error for state in states] == ["", "error: b broke", "killed by SIGKILL"]
+    again = [State.read(executor.state_file(run), run) for run in RUNS]
+    assert again == states
+    executor.codes = {"b": [0], "c": [0]}
+    executor.execute(RUNS, again, lambda run, state: None)
+    assert executor.started[5:] == ["b", "c"]
+    assert {state.status for state in again} == {"done"}
+
+
+def test_a_run_of_other_options_is_not_taken_for_done(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    State(RUNS[0].digest, "done", 1).write(path)
+    with pytest.raises(UserError, match="was made with other options"):
+        State.read(path, Run("a", {"data.task": "z"}, {}))
+    path.write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        State.read(path, RUNS[0])
+
+
+@pytest.fixture
+def small(tmp_path: Path, toy: Path, tiny_roberta: Path) -> Path:
+    """A sweep of two seeds on the toy task, and its matrix."""
+    return write(
+        tmp_path,
+        {
+            "fit": {
+                "model": {"backbone": str(tiny_roberta), "prompt_length": 3},
+                "data": {"task": str(toy), "batch_size": 4, "source": "local", "root": str(toy.parent)},
+                "trainer": {"max_steps": 2, "val_check_interval": 1, "accelerator": "cpu"},
+            },
+            "grid": {"seed_everything": [0, 1]},
+            "name": "seed{seed_everything}",
+            "then": [
+                {
+                    "transfer": {
+                        "backbone": str(tiny_roberta), "prompts": "{runs}", "tasks": str(toy), "random_prompts": 1,
+                        "data.source": "local", "data.root": str(toy.parent), "output": "{output}/transfer",
+                    }
+                }
+            ],
+        },
+    )  # fmt: skip
+
+
+def test_runs_matrix_and_nothing_twice(tmp_path: Path, small: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["sweep", "--config", str(small), "--output", str(tmp_path / "out")]
+    assert main(command) == 0, capfd.readouterr().err
+    table = pd.read_csv(tmp_path / "out" / "sweep.csv")
+    assert list(table["run"]) == ["seed0", "seed1"]
+    assert list(table["status"]) == ["done", "done"]
+    scores = pd.read_parquet(tmp_path / "out" / "results.parquet")
+    assert list(scores["seed_everything"]) == [0, 1]
+    assert (tmp_path / "out" / "transfer" / "matrix.csv").is_file()
+    found = pd.read_parquet(tmp_path / "out" / "transfer" / "results.parquet")
+    # Both seeds are of one task, so no start is shared between tasks.
+    assert set(found.loc[found["kind"] == "trained", "start"]) == {"separate"}
+    written = (tmp_path / "out" / "runs" / "seed0" / "prompt.safetensors").stat().st_mtime_ns
+    capfd.readouterr()
+    assert main(command) == 0
+    assert "2 of 2 runs are done already" in capfd.readouterr().out
+    assert (tmp_path / "out" / "runs" / "seed0" / "prompt.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_failed_run_is_told_and_stops_what_follows(
+    tmp_path: Path, small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sweep", "--config", str(small), "--output", str(tmp_path / "out"), "--model.prompt_length", "9999"]
+    assert main(command) == 2
+    assert "2 of 2 runs failed: seed0, seed1" in capfd.readouterr().err
+    assert "9999" in pd.read_csv(tmp_path / "out" / "sweep.csv")["error"][0]
+    assert not (tmp_path / "out" / "transfer").exists()
+
+
+def test_a_killed_sweep_takes_its_run_along_and_goes_on(tmp_path: Path, small: Path) -> None:
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "prompt_transfer", "sweep", "--config", str(small), "--output", str(folder)]
+    sweep = subprocess.Popen([*command, "--trainer.max_steps", "3"], stdout=subprocess.DEVNULL)
+    try:
+        state = folder / "state" / "seed0.json"
+        deadline = time.monotonic() + 300
+        while not state.is_file():
+            assert time.monotonic() < deadline and sweep.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+        children = Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children")
+        running = [int(pid) for task in children.parent.parent.glob("*/children") for pid in task.read_text().split()]
+    finally:
+        sweep.send_signal(signal.SIGKILL)
+        sweep.wait()
+    deadline = time.monotonic() + 30
+    while any(_alive(pid) for pid in running):
+        assert time.monotonic() < deadline, "a run goes on without its sweep"
+        time.sleep(0.05)
+    assert json.loads(state.read_text())["attempts"] == 1
+    subprocess.run([*command, "--trainer.max_steps", "3"], check=True, stdout=subprocess.DEVNULL)
+    assert json.loads(state.read_text())["attempts"] == 1
+    assert list(pd.read_csv(folder / "sweep.csv")["status"]) == ["done", "done"]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_two_sweeps_in_one_folder(tmp_path: Path, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import fcntl
+
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(["sweep", "--config", str(small), "--output", str(folder)]) == 2
+    assert "another sweep is at work" in capsys.readouterr().err
