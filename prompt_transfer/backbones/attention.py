@@ -18,6 +18,10 @@ from transformers.masking_utils import sdpa_mask
 NAME = "prompt_transfer"
 
 
+class KeysKnownError(Exception):
+    """Leaves a layer at its attention function, when nothing but its keys and values is wanted (`OneLayer`)."""
+
+
 class PromptStates:
     """Keys and values of N prompts, [N, heads, P, H / heads] each, in the order in which attention layers run.
 
@@ -58,19 +62,41 @@ class PromptStates:
         return torch.cat([first, key], dim=2), torch.cat([second, value], dim=2)
 
 
+class OneLayer:
+    """Keys and values of one layer at all positions, for a second call of it at a few (see `last_layer.py`).
+
+    The first call leaves the layer with `KeysKnownError`; all later ones get what it kept.
+
+    Args:
+        states: of prompts that stand before the layer's own keys and values, or that record them.
+    """
+
+    def __init__(self, states: PromptStates | None) -> None:
+        self.states = states
+        self.kept: tuple[Tensor, Tensor] | None = None
+        self.position_bias: Tensor | None = None
+
+    def exchange(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the first call keep them, prompts before them; to a later one hand out what was kept."""
+        if self.kept is None:
+            self.kept = (key, value) if self.states is None else self.states.exchange(key, value)
+            raise KeysKnownError
+        return self.kept
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    prompt_states: PromptStates | None = None,
+    prompt_states: PromptStates | OneLayer | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention of transformers, over the recorded prompt too where `prompt_states` reads."""
+    """Scaled dot-product attention of transformers, over the keys and values that `prompt_states` hands out."""
     if prompt_states is not None:
         key, value = prompt_states.exchange(key, value)
-        if prompt_states.reading and prompt_states.position_bias is not None:
+        if prompt_states.position_bias is not None:
             kwargs["position_bias"] = prompt_states.position_bias
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 

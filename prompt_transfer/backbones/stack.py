@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from prompt_transfer.backbones.attention import PromptStates
 from prompt_transfer.backbones.families import Family
+from prompt_transfer.backbones.last_layer import LastLayer, Positions, taken
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,35 @@ class Stack:
         self.family, self.config = family, model.config
         self.body: nn.Module = model.get_submodule(family.body)
         self.causal = family.kind == "causal_lm"
+        self.last = LastLayer(model, family) if family.layer is not None else None
 
-    def alone(self, part: Part) -> Tensor:
-        """States [B, T, H] of a part by itself."""
-        return self._run(part, part.mask)
+    def alone(self, part: Part, at: Positions | None = None) -> Tensor:
+        """States [B, T, H] of a part by itself; with `at` only those there [B, S, H]."""
+        return self._run(part, part.mask, at=at)
 
     def record(self, prompts: Part) -> tuple[Tensor, PromptStates]:
-        """States [N, P, H] of prompts that see only themselves, and their keys and values."""
+        """States [N, P, H] of prompts that see only themselves, and their keys and values.
+
+        Where the text reads keys and values alone (all but sequence-to-sequence models), the states of all but the
+        first row are left out, and with them the last layer's work.
+        """
         states = PromptStates()
-        return self._run(prompts, None, states), states
+        at = slice(0, 1) if self.last is not None else None
+        return self._run(prompts, None, states, at), states
 
-    def behind(self, states: PromptStates, text: Part, prompt_length: int, prompt_ids: Tensor | None) -> Tensor:
-        """States [B, T, H] of texts that see recorded prompts too."""
+    def behind(
+        self,
+        states: PromptStates,
+        text: Part,
+        prompt_length: int,
+        prompt_ids: Tensor | None,
+        at: Positions | None = None,
+    ) -> Tensor:
+        """States [B, T, H] of texts that see recorded prompts too; with `at` only those there [B, S, H]."""
         bias = self._position_bias(prompt_length, text.mask.shape[1])
-        return self._run(text, self._masks(text, prompt_length), states.read(prompt_ids, bias))
+        return self._run(text, self._masks(text, prompt_length), states.read(prompt_ids, bias), at)
 
-    def _run(self, part: Part, mask: Any, states: PromptStates | None = None) -> Tensor:
+    def _run(self, part: Part, mask: Any, states: PromptStates | None = None, at: Positions | None = None) -> Tensor:
         options: dict[str, Any] = {} if states is None else {"prompt_states": states}
         if self.family.position_ids:
             options["position_ids"] = part.positions
@@ -72,7 +86,12 @@ class Stack:
             options["token_type_ids"] = part.token_types
         if self.causal:
             options["use_cache"] = False
-        return self.body(inputs_embeds=part.embeddings, attention_mask=mask, **options).last_hidden_state
+        if at is None or self.last is None:
+            found = self.body(inputs_embeds=part.embeddings, attention_mask=mask, **options).last_hidden_state
+            return found if at is None else taken(found, at, 1)
+        with self.last.only(at):
+            found = self.body(inputs_embeds=part.embeddings, attention_mask=mask, **options).last_hidden_state
+            return self.last.result(found)
 
     def _masks(self, text: Part, prompt_length: int) -> Tensor | dict[str, Tensor]:
         """Who sees whom, bool [B, 1, T or 1, P + T]; one a kind of layer for models with sliding windows."""
