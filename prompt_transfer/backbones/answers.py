@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from prompt_transfer.backbones.attention import PromptStates
+from prompt_transfer.backbones.attention import PromptStates, rows_of
 from prompt_transfer.backbones.families import Family
 from prompt_transfer.backbones.layouts import Layout
 from prompt_transfer.backbones.stack import Part, Stack
@@ -218,9 +218,9 @@ class CausalAnswers(Answers):
     def _cache(self, states: PromptStates, prompts: Prompts, examples: int) -> DynamicCache:
         """The recorded keys and values for `examples` rows."""
         cache = DynamicCache(config=self.model.config)
-        states.prompt_ids = prompts.ids
-        for index, (keys, values) in enumerate(states.layers):
-            cache.update(states.rows(keys, examples), states.rows(values, examples), index)
+        for index, layer in enumerate(states.layers):
+            keys, values = (rows_of(recorded, prompts.ids, examples) for recorded in layer)
+            cache.update(keys, values, index)
         return cache
 
 
