@@ -241,7 +241,10 @@ class Seq2SeqAnswers(Answers):
     def _decoded(self, ids: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:
         """Decoder states [B, S, H] of `ids` [B, S], scaled as the output layer takes them."""
         output = self.model.get_decoder()(
-            input_ids=ids, encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=False
+            input_ids=ids,
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=self.stack.seen(mask),
+            use_cache=False,
         )
         states = output.last_hidden_state
         # T5 v1.0 scales what enters its tied output layer; v1.1 and mT5 do not.

@@ -34,6 +34,7 @@ class Family:
         layer: the module of layer `{i}`, where the last one can be computed at a few positions alone
             (`last_layer.py`); None where it cannot be, or where all its states are read.
         reshaped: the module behind the last layer whose output the body gives the shape of its input, if it does.
+        cross_attention: of layer `{i}` of a decoder, where it is as T5's is.
         learning_rate: default for prompts that start from vocabulary embeddings, with AdamW.
         max_positions: configuration -> how many positions an input may have.
         position_table: the position embeddings, where tokens can go without one; None where every token has a position.
@@ -54,6 +55,7 @@ class Family:
     ffn_input: bool = False
     layer: str | None = None
     reshaped: str | None = None
+    cross_attention: str | None = None
     max_positions: Callable[[Any], int] = _positions
     position_table: str | None = None
     token_type_table: str | None = None
@@ -108,6 +110,7 @@ def _t5(name: str, learning_rate: float) -> Family:
         "decoder.block.{i}.layer.2.DenseReluDense.wo",
         learning_rate,
         ffn_input=True,
+        cross_attention="decoder.block.{i}.layer.1.EncDecAttention",
         position_ids=False,
         # Relative positions have no end; beyond this nobody has looked.
         max_positions=lambda config: 2048,

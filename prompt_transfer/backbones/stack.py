@@ -104,7 +104,7 @@ class Stack:
         layers would put the two together each for itself.
         """
         length, device = mask.shape[1], mask.device
-        seen = self._seen(mask, prompt_length)
+        seen = self.seen(mask, prompt_length)
         if not self.family.position_ids:
             first: Any = self.body.get_submodule("block.0.layer.0.SelfAttention")
             bias = first.compute_bias(length, prompt_length + length, past_seen_tokens=prompt_length)
@@ -125,7 +125,7 @@ class Stack:
             return full, None
         return {"full_attention": full, "sliding_attention": full & (keys > queries - window)}, None
 
-    def _seen(self, mask: Tensor, prompt_length: int) -> Tensor | None:
+    def seen(self, mask: Tensor, prompt_length: int = 0) -> Tensor | None:
         """Which of prompt and text are no padding, bool [B, 1, 1, P + T]; None where nobody has to be told."""
         # The padding of a causal model stands behind all that is read: its text never sees it.
         if self.causal:
