@@ -97,7 +97,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def facts(what: str, libraries: tuple[str, ...] = ("torch", "transformers", "lightning"), **more: Any) -> dict[str, Any]:
+def facts(
+    what: str, libraries: tuple[str, ...] = ("torch", "transformers", "lightning"), **more: Any
+) -> dict[str, Any]:
     """The head of a report; call it before the work, so that it has the load of others."""
     return {"what": what, "machine": machine(), "versions": {name: version(name) for name in libraries}, **more}
 

@@ -13,6 +13,7 @@ old way, which pads to 128 tokens. This project's batches are those of its sampl
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -55,10 +56,11 @@ class Worker:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         script = str(Path(__file__).with_name("ways.py"))
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, script, json.dumps(spec)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
         self._reply()
 
