@@ -4,12 +4,16 @@ PYTHON ?= $(shell for candidate in python3.11 python3; do \
 	"$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$candidate" && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Folder with sst2/ and other real tasks, for the benchmarks; they take built-in sentences where it is missing.
+DATA ?= ../shared/data
+BENCH := results/benchmarks
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
+BENCH_STAMP := $(VENV)/.installed-bench
 INSTALL_INPUTS := setup.cfg pyproject.toml requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format wheel clean
+.PHONY: help quickstart test lint format wheel bench clean
 # Two goals of one `make -j` would install into one environment at the same time.
 .NOTPARALLEL:
 
@@ -35,6 +39,14 @@ wheel: $(RUN_STAMP) ## a wheel in dist/, with configs and checkpoints inside
 	rm -rf build
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
+bench: $(BENCH_STAMP) ## speed and memory against PEFT and others; an hour or two on an idle machine
+	$(BIN)/python benchmarks/start_up.py --data_root $(DATA) --output $(BENCH)/start_up.json
+	$(BIN)/python benchmarks/training_step.py --data_root $(DATA) --output $(BENCH)/training_step.json
+	$(BIN)/python benchmarks/time_to_accuracy.py --data_root $(DATA) --output $(BENCH)/time_to_accuracy.json
+	$(BIN)/python benchmarks/cost.py --output $(BENCH)/cost.json
+	$(BIN)/python benchmarks/many_prompts.py --output $(BENCH)/many_prompts.json
+	$(BIN)/python benchmarks/table.py --folder $(BENCH) --readme README.md
+
 clean: ## remove what tools leave behind; the environment stays
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis htmlcov .coverage .coverage.*
 	find prompt_transfer tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -51,4 +63,8 @@ $(RUN_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
 
 $(DEV_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
 	$(BIN)/python -m pip install -r requirements.txt -e ".[dev]"
+	@touch $(RUN_STAMP) $@
+
+$(BENCH_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
+	$(BIN)/python -m pip install -r requirements.txt -e ".[bench]"
 	@touch $(RUN_STAMP) $@

@@ -9,24 +9,20 @@ count.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 import warnings
-from importlib.metadata import version
 from typing import Any
 
 import lightning as L
 import torch
+from common import facts, write
 
 from prompt_transfer import results
 from prompt_transfer.commands.lightning import TRAINER_DEFAULTS, quiet
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.data.datamodule import TaskDataModule
-from prompt_transfer.files import write_text_atomic
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 
@@ -78,6 +74,10 @@ def run(
     torch.set_num_threads(threads)
     quiet()
     warnings.simplefilter("ignore")
+    report = facts(
+        f"{prompts} prompts of {backbone} on {task}: trained at once and one after the other", steps=steps,
+        repeats=repeats, batch_size=batch_size, prompt_length=prompt_length, dtype=dtype, threads=threads,
+    )  # fmt: skip
     rows: list[dict[str, Any]] = []
     for attention in ("full", "shared"):
         same: dict[str, Any] = {
@@ -104,22 +104,8 @@ def run(
             {"attention": attention, "prompts": prompts, "at_once_s": once, "one_after_the_other_s": each,
              "speed": each / once, "cost_over_one_run": once / (each / prompts), "largest_difference": apart}
         )  # fmt: skip
-    cuda = torch.cuda.is_available()
-    facts = {
-        "what": f"{prompts} prompts of {backbone} on {task}: trained at once and one after the other",
-        "steps": steps,
-        "repeats": repeats,
-        "batch_size": batch_size,
-        "prompt_length": prompt_length,
-        "dtype": dtype,
-        "threads": threads,
-        "load": os.getloadavg()[0],
-        "machine": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "lightning")},
-        "rows": rows,
-    }
     results.show(rows)
-    write_text_atomic(output, json.dumps(facts, indent=2) + "\n")
+    write(output, {**report, "rows": rows})
 
 
 if __name__ == "__main__":

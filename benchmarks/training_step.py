@@ -1,133 +1,244 @@
-"""One way to take a training step, in a process of its own: seconds a step and peak memory, as one line of JSON.
+"""Seconds and peak memory of a training step: this project's ways beside PEFT, a plain loop and the old releases'.
 
-    python benchmarks/training_step.py --model FOLDER --texts FILE --way full|shared|peft
+    pip install peft
+    python benchmarks/training_step.py --output results/benchmarks/training_step.json
 
-`full` and `shared` are this project's attention modes; `peft` is PEFT's prompt tuning with its loss over the whole
-vocabulary. All ways see the same texts, padded to the batch, and a prompt trained with AdamW.
+Models have the sizes of RoBERTa-base, GPT-2 and T5-base and random weights, texts are those of SST-2 where
+`--data_root` holds it. Each way runs in a process of its own, so that its peak holds everything: libraries, loading,
+forward, backward, optimizer. All live at the same time and take their steps in turn. All pad to their batch but the
+old way, which pads to 128 tokens. This project's batches are those of its sampler, of texts of similar length; with
+`_random` in its name a way takes the same random batches as the others. The floor is explained in `floor.py`.
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import time
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from common import MODELS, facts, save_random, sentences, write
+from floor import Rates, Sizes, needed
+from transformers import AutoTokenizer
 
+from prompt_transfer import results
 from prompt_transfer.commands.parsing import call
+from prompt_transfer.data.batches import LengthGroupedBatchSampler
 
-WORDS = (" terrible", " great")
-
-
-def ours(model: str, way: str, dtype: str, prompt_length: int, rows: list[str], labels: list[int]) -> Any:
-    """A function that takes one step with this project, and the number of text positions of its batch."""
-    from prompt_transfer.backbones.frozen import FrozenBackbone
-
-    backbone = FrozenBackbone(model, attention=way, dtype=dtype)
-    encoder = backbone.encoder(prompt_length)
-    ids = encoder.encode(rows, None, 128)
-    width = max(map(len, ids))
-    batch = {
-        "input_ids": torch.tensor([row + [encoder.pad_token_id] * (width - len(row)) for row in ids]),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids]),
-    }
-    words = torch.tensor([backbone.tokenizer.encode(word, add_special_tokens=False)[-1] for word in WORDS])
-    prompt = torch.nn.Parameter(backbone.embedding_weight[:prompt_length].float().clone())
-    optimizer = torch.optim.AdamW([prompt], lr=0.01)
-    targets = torch.tensor(labels)
-
-    def step() -> None:
-        torch.nn.functional.cross_entropy(backbone(prompt, batch, words), targets).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step, width
+WAYS: dict[str, dict[str, Any]] = {
+    "old": {"way": "plain", "dtype": "float32", "width": 128},
+    "plain": {"way": "plain", "dtype": "bfloat16"},
+    "peft_autocast": {"way": "peft", "dtype": "float32", "autocast": True},
+    "peft": {"way": "peft", "dtype": "bfloat16"},
+    "full_random": {"way": "full", "dtype": "bfloat16"},
+    "full": {"way": "full", "dtype": "bfloat16", "grouped": True},
+    "shared_random": {"way": "shared", "dtype": "bfloat16"},
+    "shared": {"way": "shared", "dtype": "bfloat16", "grouped": True},
+    # Not among the default ones.
+    "peft_float32": {"way": "peft", "dtype": "float32"},
+    "full_float32": {"way": "full", "dtype": "float32", "grouped": True},
+    "shared_float32": {"way": "shared", "dtype": "float32", "grouped": True},
+    "full_compiled": {"way": "full", "dtype": "bfloat16", "grouped": True, "compile": True},
+    "shared_compiled": {"way": "shared", "dtype": "bfloat16", "grouped": True, "compile": True},
+}
+DEFAULT = "old,plain,peft_autocast,peft,full_random,full,shared_random,shared"
 
 
-def peft(model: str, dtype: str, prompt_length: int, rows: list[str], labels: list[int]) -> Any:
-    """The same with PEFT: labels are words to be written, the loss is over the whole vocabulary."""
-    from peft import PromptTuningConfig, TaskType, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+class Worker:
+    """A process that takes one way (`ways.py`)."""
 
-    seq2seq = AutoConfig.from_pretrained(model).is_encoder_decoder
-    auto: Any = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-    base = auto.from_pretrained(model, dtype=getattr(torch, dtype))
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    kind = TaskType.SEQ_2_SEQ_LM if seq2seq else TaskType.CAUSAL_LM
-    tuned = get_peft_model(base, PromptTuningConfig(task_type=kind, num_virtual_tokens=prompt_length))
-    words = [tokenizer.encode(WORDS[label], add_special_tokens=False)[-1] for label in labels]
-    if seq2seq:
-        batch = dict(tokenizer(rows, padding=True, truncation=True, max_length=128, return_tensors="pt"))
-        batch["labels"] = torch.tensor([[word, tokenizer.eos_token_id] for word in words])
-    else:
-        ids = [[*tokenizer.encode(row)[:127], word] for row, word in zip(rows, words, strict=True)]
-        width = max(map(len, ids))
-        batch = {
-            "input_ids": torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in ids]),
-            "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids]),
-            "labels": torch.tensor([[-100] * (len(row) - 1) + row[-1:] + [-100] * (width - len(row)) for row in ids]),
+    def __init__(self, spec: dict[str, Any]) -> None:
+        script = str(Path(__file__).with_name("ways.py"))
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, script, json.dumps(spec)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        self._reply()
+
+    def _reply(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.log.seek(0)
+            raise RuntimeError(f"a way has ended:\n{self.log.read()[-2000:]}")
+        return json.loads(line)
+
+    def step(self, texts: list[str]) -> dict[str, Any]:
+        """What one step on some texts costs."""
+        assert self.process.stdin is not None
+        print(json.dumps(texts), file=self.process.stdin, flush=True)
+        return self._reply()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        self.log.close()
+
+
+def batches(texts: list[str], tokenizer: Any, size: int, steps: int) -> tuple[list[list[str]], list[list[str]]]:
+    """`steps` batches of `size` texts in random order, and as many of this project's sampler over the same texts."""
+    order = np.random.default_rng(0).permutation(len(texts))
+    chosen = [texts[row] for row in order[: 50 * size]]
+    lengths = np.array([len(row) for row in tokenizer(chosen)["input_ids"]])
+    sampler = LengthGroupedBatchSampler(lengths, size)
+    # Evenly over all lengths: the sampler's own order is random.
+    by_length = sorted(range(len(sampler)), key=lambda index: lengths[sampler.global_batch(index)].max())
+    middle = (np.arange(steps) + 0.5) * len(sampler) / steps
+    grouped = [[chosen[row] for row in sampler.global_batch(by_length[int(place)])] for place in middle]
+    return [chosen[index * size : (index + 1) * size] for index in range(steps)], grouped
+
+
+def measure(kind: str, ways: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a way on the model `kind`."""
+    steps, size = options["steps"], options["batch_size"]
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        folders = {dtype: Path(scratch) / dtype for dtype in {WAYS[way]["dtype"] for way in ways}}
+        for dtype, folder in folders.items():
+            save_random(kind, options["size"], dtype, folder)
+        tokenizer = AutoTokenizer.from_pretrained(next(iter(folders.values())))
+        random, grouped = batches(options["texts"], tokenizer, size, steps)
+        shared = {name: options[name] for name in ("prompt_length", "threads", "device")}
+        workers = {
+            way: stack.enter_context(Worker({**WAYS[way], **shared, "model": str(folders[WAYS[way]["dtype"]])}))
+            for way in ways
         }
-    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=0.01)
-    tuned.train()
+        taken: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+        for index in range(-1, steps):
+            for way, worker in workers.items():
+                rows = grouped if WAYS[way].get("grouped") else random
+                reply = worker.step(rows[index])
+                # The first round, on the last batch, warms up.
+                if index >= 0:
+                    taken[way].append(reply)
+        found = [{"model": kind, "step": way, "dtype": WAYS[way]["dtype"], **summary(taken[way])} for way in ways]
+    add_ratios(found)
+    add_floor(kind, found, tokenizer, grouped, options)
+    return found
 
-    def step() -> None:
-        tuned(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
-    return step, batch["input_ids"].shape[1]
+def summary(replies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of seconds and positions, the highest peak."""
+    seconds = [reply["seconds"] for reply in replies]
+    row = {
+        "seconds": statistics.median(seconds),
+        "seconds_min": min(seconds),
+        "seconds_max": max(seconds),
+        "text_positions": statistics.median(reply["text_positions"] for reply in replies),
+        "peak_mib": round(replies[-1]["peak_mib"]),
+    }
+    if "peak_gpu_mib" in replies[-1]:
+        row["peak_gpu_mib"] = round(replies[-1]["peak_gpu_mib"])
+    return row
 
 
-def measure(
-    model: str,
-    texts: str,
-    way: str,
-    dtype: str = "bfloat16",
-    prompt_length: int = 100,
-    batch_size: int = 32,
-    steps: int = 5,
-    threads: int = 2,
+def add_ratios(rows: list[dict[str, Any]]) -> None:
+    """How much faster than PEFT's faster way with bf16 and than the old one; memory over PEFT's smallest."""
+    peft = [row for row in rows if row["step"] in ("peft", "peft_autocast")]
+    old = next((row for row in rows if row["step"] == "old"), None)
+    for row in rows:
+        if peft:
+            row["faster_than_peft"] = min(other["seconds"] for other in peft) / row["seconds"]
+            row["peak_over_peft"] = row["peak_mib"] / min(other["peak_mib"] for other in peft)
+        if old:
+            row["faster_than_old"] = old["seconds"] / row["seconds"]
+
+
+def add_floor(
+    kind: str, rows: list[dict[str, Any]], tokenizer: Any, grouped: list[list[str]], options: dict[str, Any]
 ) -> None:
-    """Take steps and print what they cost.
+    """Time over floor of this project's own ways; none for a sequence-to-sequence model."""
+    if kind == "t5":
+        return
+    config = MODELS[kind][options["size"]][1]
+    hidden = config.get("hidden_size", config.get("n_embd"))
+    sizes = Sizes(
+        config.get("num_hidden_layers", config.get("n_layer")),
+        hidden,
+        config.get("intermediate_size", 4 * hidden),
+        config.get("num_attention_heads", config.get("n_head")),
+    )
+    length, causal = options["prompt_length"], kind == "gpt2"
+    answer = 0 if causal else 1
+    texts = [[min(len(row), 128) + answer for row in tokenizer(batch)["input_ids"]] for batch in grouped]
+    rates: dict[tuple[str, int], Rates] = {}
+    for row in rows:
+        spec = WAYS[row["step"]]
+        if not spec.get("grouped"):
+            continue
+        way = "shared" if causal else spec["way"]
+        size = options["batch_size"]
+        positions = int(statistics.median(map(sum, texts))) + length * (1 if way == "shared" else size)
+        key = (spec["dtype"], positions)
+        if key not in rates:
+            dtype = getattr(torch, spec["dtype"])
+            rates[key] = Rates(sizes, positions, size, dtype, options["device"])
+        work = [needed(sizes, way, length, batch, causal) for batch in texts]
+        matrix, both = (statistics.median(each) for each in zip(*map(rates[key].seconds, work), strict=True))
+        row["needed_gflop"] = statistics.median(each.total for each in work) / 1e9
+        row["matrix_gflop_per_second"] = rates[key].linear[hidden, sizes.ffn] / 1e9
+        row["copy_gb_per_second"] = rates[key].copy / 1e9
+        row["over_matrix_floor"] = row["seconds"] / matrix
+        row["over_floor_with_bytes"] = row["seconds"] / both
+
+
+def run(
+    output: str,
+    models: str = "roberta,gpt2,t5",
+    ways: str = DEFAULT,
+    data_root: str = "../shared/data",
+    batch_size: int = 32,
+    prompt_length: int = 100,
+    steps: int = 7,
+    threads: int = 2,
+    device: str = "cpu",
+    size: str = "base",
+) -> None:
+    """Measure and write a JSON file.
 
     Args:
-        model: folder of the backbone.
-        texts: text file, one example a line; the first `batch_size` are the batch.
-        way: full, shared or peft.
-        dtype: of the weights.
-        prompt_length: P.
+        output: the file.
+        models: of roberta, gpt2 and t5.
+        ways: of those in WAYS.
+        data_root: folder with sst2/; built-in sentences where there is none.
         batch_size: B.
-        steps: measured after one that is not.
+        prompt_length: P.
+        steps: measured, after one that is not.
         threads: of torch.
+        device: cpu or cuda.
+        size: base, or tiny to try the script.
     """
     torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    rows = Path(texts).read_text().splitlines()[:batch_size]
-    labels = [index % 2 for index in range(len(rows))]
-    if way == "peft":
-        step, width = peft(model, dtype, prompt_length, rows, labels)
-    else:
-        step, width = ours(model, way, dtype, prompt_length, rows, labels)
-    seconds = []
-    for index in range(steps + 1):
-        started = time.perf_counter()
-        step()
-        if index:
-            seconds.append(time.perf_counter() - started)
-    facts = {
-        "way": way,
-        "dtype": dtype,
-        "seconds": sorted(seconds)[len(seconds) // 2],
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "text_positions": width,
-    }
-    print(json.dumps(facts))
+    texts, task = sentences(data_root)
+    settings = {
+        "batch_size": batch_size, "prompt_length": prompt_length, "steps": steps, "threads": threads,
+        "device": device, "size": size,
+    }  # fmt: skip
+    report = facts(
+        "training step of models of random weights: classification, one prompt, AdamW",
+        ("torch", "transformers", "peft"), texts=task, **settings,
+    )  # fmt: skip
+    rows = []
+    for kind in models.split(","):
+        # A causal model's two modes are one function.
+        chosen = [way for way in ways.split(",") if kind != "gpt2" or not way.startswith("shared")]
+        rows += measure(kind, chosen, {**settings, "texts": texts})
+        write(output, {**report, "rows": rows})
+    keys = ["model", "step", "seconds", "text_positions", "peak_mib", "faster_than_peft", "faster_than_old"]
+    results.show(rows, columns=[*keys, "peak_over_peft", "over_matrix_floor", "over_floor_with_bytes"])
 
 
 if __name__ == "__main__":
-    import sys
-
-    call(measure, "training_step", sys.argv[1:])
+    call(run, "training_step", sys.argv[1:])

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from prompt_transfer.backbones.attention import PromptStates
+from prompt_transfer.backbones.attention import PromptStates, rows_of
 from prompt_transfer.backbones.families import Family
 from prompt_transfer.backbones.layouts import Layout
 from prompt_transfer.backbones.stack import Part, Stack
@@ -22,7 +22,7 @@ from prompt_transfer.errors import UserError
 IGNORED = -100
 
 
-# States [N, P, H] of prompts that see only themselves, and their keys and values.
+# States of prompts that see only themselves (see `Stack.record`), and their keys and values.
 Recorded = tuple[Tensor, PromptStates]
 
 
@@ -145,13 +145,14 @@ class MaskedAnswers(Answers):
         text = self._answer_and_text(batch, prompts.length)
         if self.attention == "shared":
             _, states = self.record(prompts)
-            return self.stack.behind(states, text, prompts.length, prompts.ids)[:, 0]
+            return self.stack.behind(states, text, prompts.length, prompts.ids, slice(0, 1))[:, 0]
         prompt = self.prompt_part(prompts.of_examples(len(text.mask)))
         if self.layout.answer_first:
             whole = text.between(0, 1).joined(prompt).joined(text.between(1, None))
         else:
             whole = prompt.joined(text)
-        return self.stack.alone(whole)[:, self.layout.answer_index(prompts.length)]
+        answer = self.layout.answer_index(prompts.length)
+        return self.stack.alone(whole, slice(answer, answer + 1))[:, 0]
 
     def _answer_and_text(self, batch: dict[str, Tensor], prompt_length: int) -> Part:
         bare = not self.family.needs_positions
@@ -174,13 +175,12 @@ class CausalAnswers(Answers):
 
     def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         text = self.text_part(batch, prompts.length)
-        last = text.mask.sum(dim=1) - 1
-        states = self._behind(prompts, text)
-        return states[torch.arange(len(last), device=last.device), last]
+        return self._behind(prompts, text, text.mask.sum(dim=1, keepdim=True) - 1)[:, 0]
 
-    def _behind(self, prompts: Prompts, text: Part) -> Tensor:
+    def _behind(self, prompts: Prompts, text: Part, at: Tensor) -> Tensor:
+        """States [B, S, H] of the text at `at` [B, S]."""
         _, states = self.record(prompts)
-        return self.stack.behind(states, text, prompts.length, prompts.ids)
+        return self.stack.behind(states, text, prompts.length, prompts.ids, at)
 
     def target_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         ids, mask, targets = batch["input_ids"], batch["attention_mask"], batch["target_ids"]
@@ -192,8 +192,7 @@ class CausalAnswers(Answers):
         joined = torch.cat([ids, room], dim=1).scatter(1, places, torch.where(written > 0, targets, self.pad_token_id))
         joined_mask = torch.cat([mask, torch.zeros_like(room)], dim=1).scatter(1, places, written)
         text = self.text_part({"input_ids": joined, "attention_mask": joined_mask}, prompts.length)
-        states = self._behind(prompts, text)
-        return states.gather(1, (places - 1).unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+        return self._behind(prompts, text, places - 1)
 
     def generate(self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int) -> Tensor:
         ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -219,9 +218,9 @@ class CausalAnswers(Answers):
     def _cache(self, states: PromptStates, prompts: Prompts, examples: int) -> DynamicCache:
         """The recorded keys and values for `examples` rows."""
         cache = DynamicCache(config=self.model.config)
-        states.prompt_ids = prompts.ids
-        for index, (keys, values) in enumerate(states.layers):
-            cache.update(states.rows(keys, examples), states.rows(values, examples), index)
+        for index, layer in enumerate(states.layers):
+            keys, values = (rows_of(recorded, prompts.ids, examples) for recorded in layer)
+            cache.update(keys, values, index)
         return cache
 
 
@@ -242,7 +241,10 @@ class Seq2SeqAnswers(Answers):
     def _decoded(self, ids: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:
         """Decoder states [B, S, H] of `ids` [B, S], scaled as the output layer takes them."""
         output = self.model.get_decoder()(
-            input_ids=ids, encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=False
+            input_ids=ids,
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=self.stack.seen(mask),
+            use_cache=False,
         )
         states = output.last_hidden_state
         # T5 v1.0 scales what enters its tied output layer; v1.1 and mT5 do not.

@@ -31,6 +31,10 @@ class Family:
         ffn_site: the module of layer `{i}` where the neurons are (of a seq2seq model in its decoder, where the answer
             is), read off its output; or with `ffn_input` off its input, which for gated FFNs is the product.
         ffn_input: see `ffn_site`.
+        layer: the module of layer `{i}`, where the last one can be computed at a few positions alone
+            (`last_layer.py`); None where it cannot be, or where all its states are read.
+        reshaped: the module behind the last layer whose output the body gives the shape of its input, if it does.
+        cross_attention: of layer `{i}` of a decoder, where it is as T5's is.
         learning_rate: default for prompts that start from vocabulary embeddings, with AdamW.
         max_positions: configuration -> how many positions an input may have.
         position_table: the position embeddings, where tokens can go without one; None where every token has a position.
@@ -49,6 +53,9 @@ class Family:
     ffn_site: str
     learning_rate: float
     ffn_input: bool = False
+    layer: str | None = None
+    reshaped: str | None = None
+    cross_attention: str | None = None
     max_positions: Callable[[Any], int] = _positions
     position_table: str | None = None
     token_type_table: str | None = None
@@ -73,6 +80,7 @@ def _bert_like(name: str, body: str, head: tuple[str, ...], **more: Any) -> Fami
     """BERT and its relatives: tables of positions and token types, prompt rows with neither."""
     facts: dict[str, Any] = {
         "ffn_site": f"{body}.encoder.layer.{{i}}.intermediate.intermediate_act_fn",
+        "layer": f"{body}.encoder.layer.{{i}}",
         "position_table": f"{body}.embeddings.position_embeddings",
         "token_type_table": f"{body}.embeddings.token_type_embeddings",
         "prompt_token_type": -1,
@@ -84,7 +92,11 @@ def _bert_like(name: str, body: str, head: tuple[str, ...], **more: Any) -> Fami
 
 def _decoder(name: str, body: str = "model", head: str = "lm_head", **more: Any) -> Family:
     """Causal models in the manner of Llama: body, one output layer, neurons where they enter the second FFN layer."""
-    facts: dict[str, Any] = {"ffn_site": f"{body}.layers.{{i}}.mlp.down_proj", "ffn_input": True}
+    facts: dict[str, Any] = {
+        "ffn_site": f"{body}.layers.{{i}}.mlp.down_proj",
+        "ffn_input": True,
+        "layer": f"{body}.layers.{{i}}",
+    }
     return Family(name, "causal_lm", body, (head,), **{**facts, "learning_rate": 0.003, **more})
 
 
@@ -98,6 +110,7 @@ def _t5(name: str, learning_rate: float) -> Family:
         "decoder.block.{i}.layer.2.DenseReluDense.wo",
         learning_rate,
         ffn_input=True,
+        cross_attention="decoder.block.{i}.layer.1.EncDecAttention",
         position_ids=False,
         # Relative positions have no end; beyond this nobody has looked.
         max_positions=lambda config: 2048,
@@ -132,6 +145,7 @@ FAMILIES: dict[str, Family] = {
             ("predictions",),
             # One group of shared layers, used again and again: its activation is the site of every layer.
             ffn_site="albert.encoder.albert_layer_groups.0.albert_layers.0.activation",
+            layer=None,
         ),
         _bert_like(
             "distilbert",
@@ -139,6 +153,7 @@ FAMILIES: dict[str, Family] = {
             ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
             ffn_site="distilbert.transformer.layer.{i}.ffn.lin2",
             ffn_input=True,
+            layer="distilbert.transformer.layer.{i}",
             token_type_table=None,
         ),
         Family(
@@ -149,6 +164,7 @@ FAMILIES: dict[str, Family] = {
             "model.layers.{i}.mlp.Wo",
             0.003,
             ffn_input=True,
+            layer="model.layers.{i}",
             sliding=_sliding_window,
         ),
         Family(
@@ -159,10 +175,19 @@ FAMILIES: dict[str, Family] = {
             "transformer.h.{i}.mlp.act",
             # SST-2 on gpt2-nano after 200 steps: loss 0.632, against 0.643 with 0.003.
             0.01,
+            layer="transformer.h.{i}",
+            reshaped="transformer.ln_f",
             max_positions=lambda config: config.n_positions,
         ),
         Family(
-            "opt", "causal_lm", "model.decoder", ("lm_head",), "model.decoder.layers.{i}.fc2", 0.003, ffn_input=True
+            "opt",
+            "causal_lm",
+            "model.decoder",
+            ("lm_head",),
+            "model.decoder.layers.{i}.fc2",
+            0.003,
+            ffn_input=True,
+            layer="model.decoder.layers.{i}",
         ),
         _decoder("gpt_neox", "gpt_neox", ffn_site="gpt_neox.layers.{i}.mlp.act", ffn_input=False),
         _decoder("llama"),

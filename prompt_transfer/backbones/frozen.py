@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.backbones import loading
+from prompt_transfer.backbones import cross_attention, layer_calls, loading
 from prompt_transfer.backbones.answers import IGNORED, KINDS, PromptBank, Prompts
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.layouts import get_layout
@@ -32,11 +32,14 @@ class FrozenBackbone(nn.Module):
         dtype: `float32`, `bfloat16` or `float16`, of the weights; prompts are float32 always.
         head: `lm`, or `embedding`: answer state times word embeddings, for checkpoints without an LM head.
         dropout: use the backbone's dropout in training.
+        gradient_checkpointing: keep only the layers' inputs and compute the rest again in the backward pass.
+        compile: compile the layers with `torch.compile`. It takes a minute or more at the start, once for all lengths.
         revision: of a hub repository.
         trust_remote_code: run model code that comes with the checkpoint.
 
     Raises:
-        UserError: see `loading.load`; also an unknown layout, attention mode, head or dtype.
+        UserError: see `loading.load`; also an unknown layout, attention mode, head or dtype, and layers that cannot be
+            compiled or computed again.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class FrozenBackbone(nn.Module):
         dtype: str = "float32",
         head: str = "lm",
         dropout: bool = False,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -77,12 +82,17 @@ class FrozenBackbone(nn.Module):
         self._answers = KINDS[self.family.kind](
             self.model, self.family, self.layout, attention, pad_token_id, mask_token_id
         )
+        if compile:
+            layer_calls.compile_layers(self._answers.stack, name)
+        if gradient_checkpointing:
+            layer_calls.recompute(self._answers.stack, name)
 
     def _substitute(self) -> None:
         family, model = self.family, self.model
         for table in (family.position_table, family.token_type_table):
             if table is not None:
                 replace(model, table, OptionalEmbedding.sharing(model.get_submodule(table)))
+        cross_attention.substitute(model, family)
         output = model.get_output_embeddings()
         self._output = SelectedRows.sharing(output)
         replace(model, path_of(model, output), self._output)

@@ -96,7 +96,10 @@ def load(
     _refuse_random_weights(name, family, head, info, _tied_by_default(model))
     _check_tokenizer(name, model, tokenizer)
     mark = fingerprint(model, tokenizer)
-    return model.to(dtype), tokenizer, family, mark
+    for parameter in model.parameters():
+        # Not `model.to`: it would round the frequencies of rotary positions too, and far positions would be others.
+        parameter.data = parameter.data.to(dtype)
+    return model, tokenizer, family, mark
 
 
 def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prompt_transfer.backbones.attention import PromptStates
+from prompt_transfer.backbones.attention import LayerStates, OnlyBias, PromptStates
 from prompt_transfer.backbones.families import Family
+from prompt_transfer.backbones.last_layer import LastLayer, Positions, taken
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,36 @@ class Stack:
         self.family, self.config = family, model.config
         self.body: nn.Module = model.get_submodule(family.body)
         self.causal = family.kind == "causal_lm"
+        self.last = LastLayer(model, family) if family.layer is not None else None
 
-    def alone(self, part: Part) -> Tensor:
-        """States [B, T, H] of a part by itself."""
-        return self._run(part, part.mask)
+    def alone(self, part: Part, at: Positions | None = None) -> Tensor:
+        """States [B, T, H] of a part by itself; with `at` only those there [B, S, H]."""
+        masks, bias = self._sight(part.mask, 0)
+        return self._run(part, masks, None if bias is None else OnlyBias(bias), at)
 
     def record(self, prompts: Part) -> tuple[Tensor, PromptStates]:
-        """States [N, P, H] of prompts that see only themselves, and their keys and values."""
+        """States [N, P, H] of prompts that see only themselves, and their keys and values.
+
+        Where the text reads keys and values alone (all but sequence-to-sequence models), the states of all but the
+        first row are left out, and with them the last layer's work.
+        """
         states = PromptStates()
-        return self._run(prompts, None, states), states
+        at = slice(0, 1) if self.last is not None else None
+        return self._run(prompts, None, states, at), states
 
-    def behind(self, states: PromptStates, text: Part, prompt_length: int, prompt_ids: Tensor | None) -> Tensor:
-        """States [B, T, H] of texts that see recorded prompts too."""
-        bias = self._position_bias(prompt_length, text.mask.shape[1])
-        return self._run(text, self._masks(text, prompt_length), states.read(prompt_ids, bias))
+    def behind(
+        self,
+        states: PromptStates,
+        text: Part,
+        prompt_length: int,
+        prompt_ids: Tensor | None,
+        at: Positions | None = None,
+    ) -> Tensor:
+        """States [B, T, H] of texts that see recorded prompts too; with `at` only those there [B, S, H]."""
+        masks, bias = self._sight(text.mask, prompt_length)
+        return self._run(text, masks, states.read(prompt_ids, bias), at)
 
-    def _run(self, part: Part, mask: Any, states: PromptStates | None = None) -> Tensor:
+    def _run(self, part: Part, masks: Any, states: LayerStates | None, at: Positions | None) -> Tensor:
         options: dict[str, Any] = {} if states is None else {"prompt_states": states}
         if self.family.position_ids:
             options["position_ids"] = part.positions
@@ -72,28 +87,50 @@ class Stack:
             options["token_type_ids"] = part.token_types
         if self.causal:
             options["use_cache"] = False
-        return self.body(inputs_embeds=part.embeddings, attention_mask=mask, **options).last_hidden_state
+        if at is None or self.last is None:
+            found = self.body(inputs_embeds=part.embeddings, attention_mask=masks, **options).last_hidden_state
+            return found if at is None else taken(found, at, 1)
+        with self.last.only(at):
+            found = self.body(inputs_embeds=part.embeddings, attention_mask=masks, **options).last_hidden_state
+            return self.last.result(found)
 
-    def _masks(self, text: Part, prompt_length: int) -> Tensor | dict[str, Tensor]:
-        """Who sees whom, bool [B, 1, T or 1, P + T]; one a kind of layer for models with sliding windows."""
-        size, length = text.mask.shape
-        seen = torch.cat([text.mask.new_ones(size, prompt_length), text.mask], dim=1).bool()[:, None, None, :]
-        device = text.mask.device
+    def _sight(
+        self, mask: Tensor, prompt_length: int
+    ) -> tuple[Tensor | dict[str, Tensor | None] | None, Tensor | None]:
+        """Who sees whom among texts [B, T] behind prompts: masks, and T5's bias over prompt and text.
+
+        A mask is bool [B or 1, 1, T or 1, P + T], or None where all are seen: the fastest kernels take none. There is
+        one a kind of layer for models with sliding windows. T5's is part of its bias [B or 1, heads, T, P + T]: its
+        layers would put the two together each for itself.
+        """
+        length, device = mask.shape[1], mask.device
+        seen = self.seen(mask, prompt_length)
+        if not self.family.position_ids:
+            first: Any = self.body.get_submodule("block.0.layer.0.SelfAttention")
+            bias = first.compute_bias(length, prompt_length + length, past_seen_tokens=prompt_length)
+            lowest = torch.finfo(bias.dtype).min
+            return None, (bias if seen is None else torch.where(seen, bias, lowest)).contiguous()
         window = self.family.sliding(self.config)
-        if not self.causal and window is None:
-            # T5 adds its position bias to it, so it is as wide as that.
-            return seen.expand(-1, -1, length, -1)
+        if window is None and (not self.causal or prompt_length == 0):
+            # A causal model's own rule needs no mask where nothing stands before.
+            return seen, None
         keys = torch.arange(prompt_length + length, device=device)
         queries = keys[prompt_length:, None]
-        full = seen & (keys <= queries) if self.causal else seen.expand(-1, -1, length, -1)
+        if not self.causal:
+            assert window is not None
+            near = ((keys - queries).abs() <= window)[None, None]
+            return {"full_attention": seen, "sliding_attention": near if seen is None else seen & near}, None
+        full = (keys <= queries)[None, None]
         if window is None:
-            return full
-        near = keys > queries - window if self.causal else (keys - queries).abs() <= window
-        return {"full_attention": full, "sliding_attention": full & near}
+            return full, None
+        return {"full_attention": full, "sliding_attention": full & (keys > queries - window)}, None
 
-    def _position_bias(self, prompt_length: int, length: int) -> Tensor | None:
-        """T5's bias of texts behind a prompt over both, [1, heads, T, P + T]."""
-        if self.family.position_ids:
+    def seen(self, mask: Tensor, prompt_length: int = 0) -> Tensor | None:
+        """Which of prompt and text are no padding, bool [B, 1, 1, P + T]; None where nobody has to be told."""
+        # The padding of a causal model stands behind all that is read: its text never sees it.
+        if self.causal:
             return None
-        first: Any = self.body.get_submodule("block.0.layer.0.SelfAttention")
-        return first.compute_bias(length, prompt_length + length, past_seen_tokens=prompt_length)
+        # Elsewhere than on a CPU the host would have to wait for the answer.
+        if mask.device.type == "cpu" and bool(mask.all()):
+            return None
+        return torch.cat([mask.new_ones(len(mask), prompt_length), mask], dim=1).bool()[:, None, None, :]

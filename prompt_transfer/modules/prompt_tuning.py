@@ -48,6 +48,9 @@ class PromptTuning(PromptedModule):
             `mean`, or `sequence` (the whole label text is scored: causal and seq2seq backbones).
         num_beams: beams of texts that are written; 1 writes greedily.
         backbone_dropout: use the backbone's dropout in training.
+        gradient_checkpointing: for long inputs: keep only the layers' inputs and compute the rest again in the backward
+            pass. Where single examples fit, `--data.max_tokens` saves memory at no cost.
+        compile: compile the backbone's layers (`torch.compile`).
         revision: of a hub repository.
         trust_remote_code: run model code that comes with a checkpoint.
     """
@@ -70,6 +73,8 @@ class PromptTuning(PromptedModule):
         label_words_policy: str | None = None,
         num_beams: int = 1,
         backbone_dropout: bool = False,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -100,6 +105,8 @@ class PromptTuning(PromptedModule):
             dtype=dtype,
             head=head,
             dropout=backbone_dropout,
+            gradient_checkpointing=gradient_checkpointing,
+            compile=compile,
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
@@ -120,6 +127,8 @@ class PromptTuning(PromptedModule):
                 "label_words_policy": label_words_policy,
                 "num_beams": num_beams,
                 "backbone_dropout": backbone_dropout,
+                "gradient_checkpointing": gradient_checkpointing,
+                "compile": compile,
                 "revision": revision,
             }
         )

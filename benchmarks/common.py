@@ -1,0 +1,130 @@
+"""What the benchmarks share: facts of the machine, random models of known sizes, texts, rates, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+from prompt_transfer.backbones.builtin import builtin_backbones
+from prompt_transfer.data.sources import load_task
+from prompt_transfer.files import write_text_atomic
+from prompt_transfer.tasks import get_task
+
+MODELS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "roberta": {
+        "base": (
+            "Roberta",
+            {"vocab_size": 50265, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+             "intermediate_size": 3072, "max_position_embeddings": 514, "type_vocab_size": 1},
+        ),
+        "tiny": (
+            "Roberta",
+            {"vocab_size": 20000, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "intermediate_size": 64, "max_position_embeddings": 514, "type_vocab_size": 1},
+        ),
+    },
+    "gpt2": {
+        "base": ("GPT2", {"vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024}),
+        "tiny": ("GPT2", {"vocab_size": 20000, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 1024}),
+    },
+    "t5": {
+        "base": (
+            "T5",
+            {"vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12,
+             "decoder_start_token_id": 0},
+        ),
+        "tiny": (
+            "T5",
+            {"vocab_size": 20000, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2,
+             "decoder_start_token_id": 0},
+        ),
+    },
+}  # fmt: skip
+"""Sizes of RoBERTa-base (125 M parameters), GPT-2 (124 M) and T5-base v1.0 (223 M); `tiny` ones to try a script."""
+
+# A benchmark is about arithmetic: nobody pays for dropout.
+NO_DROPOUT = {
+    "Roberta": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "GPT2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "T5": {"dropout_rate": 0.0},
+}
+CLASSES = {"Roberta": "RobertaForMaskedLM", "GPT2": "GPT2LMHeadModel", "T5": "T5ForConditionalGeneration"}
+
+
+def save_random(kind: str, size: str, dtype: str, folder: Path) -> None:
+    """A model of random weights with a built-in tokenizer: time and memory do not depend on what weights hold."""
+    name, sizes = MODELS[kind][size]
+    config = getattr(transformers, f"{name}Config")(**sizes, **NO_DROPOUT[name])
+    torch.manual_seed(0)
+    getattr(transformers, CLASSES[name])(config).to(getattr(torch, dtype)).save_pretrained(folder)
+    own = "gpt2-nano" if kind == "gpt2" else "roberta-nano"
+    AutoTokenizer.from_pretrained(builtin_backbones()[own]).save_pretrained(folder)
+
+
+def sentences(data_root: str | None) -> tuple[list[str], str]:
+    """Training sentences of SST-2 where the folder holds it, else built-in ones; and the name of the task."""
+    real = data_root is not None and (Path(data_root) / "sst2").is_dir()
+    name = "sst2" if real else "builtin_movies"
+    data = load_task(get_task(name), "local" if real else "builtin", data_root if real else None)
+    return list(data.split("train")["text_a"][:]), name
+
+
+def machine() -> dict[str, Any]:
+    """Facts without which a time means nothing."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = re.search(r"model name\s*: (.+)", text)
+    flags = set(text.split())
+    return {
+        "cpu": name[1] if name else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "bf16_in_hardware": [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags],
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+    }
+
+
+def facts(
+    what: str, libraries: tuple[str, ...] = ("torch", "transformers", "lightning"), **more: Any
+) -> dict[str, Any]:
+    """The head of a report; call it before the work, so that it has the load of others."""
+    return {"what": what, "machine": machine(), "versions": {name: version(name) for name in libraries}, **more}
+
+
+def write(output: str, report: dict[str, Any]) -> None:
+    """A report as a JSON file, whole or not at all."""
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(output, json.dumps(report, indent=2) + "\n")
+
+
+def timed(function: Callable[[], Any]) -> float:
+    """Seconds of one call, the GPU's work included."""
+    started = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def in_turn(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each way, taken in turn so that what else the machine does meets all; one round warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for index in range(repeats + 1):
+        for name, function in ways.items():
+            seconds = timed(function)
+            if index:
+                taken[name].append(seconds)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}

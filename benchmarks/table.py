@@ -1,0 +1,150 @@
+"""The README's tables of speed and memory, written from the reports in `results/benchmarks`.
+
+    python benchmarks/table.py --folder results/benchmarks --readme README.md
+
+They stand between two markers; what is there is replaced. Of a report that is missing nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prompt_transfer.commands.parsing import call
+from prompt_transfer.errors import UserError
+from prompt_transfer.files import write_text_atomic
+
+BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+NAMES = {"roberta": "RoBERTa-base", "gpt2": "GPT-2", "t5": "T5-base"}
+STEPS = {
+    "old": "old releases: 128 tokens, whole head, float32",
+    "plain": "plain Hugging Face loop, bf16 weights",
+    "peft_autocast": "PEFT, bf16 autocast",
+    "peft": "PEFT, bf16 weights",
+    "peft_float32": "PEFT, float32",
+    "full_random": "`full`, same batches as PEFT",
+    "full": "`full`",
+    "shared_random": "`shared`, same batches as PEFT",
+    "shared": "`shared`",
+    "full_float32": "`full`, float32",
+    "shared_float32": "`shared`, float32",
+    "full_compiled": "`full`, compiled",
+    "shared_compiled": "`shared`, compiled",
+}
+
+
+def number(value: Any) -> str:
+    """Three digits, nothing for what was not measured."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table; all but the first two columns are numbers."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(number(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def where(report: dict[str, Any]) -> str:
+    """Machine and libraries of a report in a line."""
+    machine, versions = report["machine"], report["versions"]
+    place = machine["gpu"] or f"{machine['cpu']}, {report.get('threads', machine['cores'])} threads"
+    return f"{place}; {', '.join(f'{name} {version}' for name, version in versions.items())}"
+
+
+def steps(report: dict[str, Any]) -> str:
+    """Training steps."""
+    keys = ("seconds", "faster_than_peft", "faster_than_old", "peak_mib", "over_matrix_floor", "over_floor_with_bytes")
+    rows = [
+        [NAMES[row["model"]], STEPS[row["step"]], *(row.get(key) for key in keys)]
+        for row in report["rows"]
+    ]  # fmt: skip
+    head = ["sizes of", "way", "s a step", "x PEFT", "x old", "peak MiB", "over matrix floor", "with bytes"]
+    what = f"A training step: {report['batch_size']} texts of {report['texts']}, prompt of {report['prompt_length']}"
+    how = f"random weights, median of {report['steps']}, ways taken in turn ({where(report)})"
+    note = (
+        "x PEFT: against the faster of its two bf16 ways. The floor is that of the arithmetic (`benchmarks/floor.py`)."
+    )
+    return f"{what}, {how}. {note}\n\n{markdown(head, rows)}"
+
+
+def cost(report: dict[str, Any]) -> str:
+    """Growth."""
+    base = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report["base"].items())
+    keys = ("seconds", "over_base", "expected")
+    rows = [
+        [row["varied"].replace("_", " "), row["attention"], str(row["value"]), *(row[key] for key in keys)]
+        for row in report["rows"]
+    ]  # fmt: skip
+    head = ["varied", "attention", "value", "s a step", "over base", "products over base"]
+    return f"Growth of a step's cost, RoBERTa-base sizes, from the base point {base}.\n\n{markdown(head, rows)}"
+
+
+def many(report: dict[str, Any]) -> str:
+    """Prompts at once."""
+    keys = ("at_once_s", "one_after_the_other_s", "speed", "cost_over_one_run")
+    rows = [[row["attention"], str(row["prompts"]), *(row[key] for key in keys)] for row in report["rows"]]
+    head = ["attention", "prompts", "at once, s", "one after the other, s", "times faster", "over one run"]
+    return f"{report['what']}, {report['steps']} steps.\n\n{markdown(head, rows)}"
+
+
+def start(report: dict[str, Any]) -> str:
+    """The first seconds of `fit`."""
+    keys = ("total", "import", "parse", "load", "data", "first_step", "rest")
+    rows = [[row["backbone"], *(row[key] for key in keys)] for row in report["rows"]]
+    head = ["backbone", *(key.replace("_", " ") for key in keys)]
+    return (
+        f"From the command `fit` to the end of its first step, seconds, median of {report['repeats']}.\n\n"
+        + markdown(head, rows)
+    )
+
+
+def race(report: dict[str, Any]) -> str:
+    """Time until PEFT's accuracy."""
+    best = [row for row in report["rows"] if row.get("best")]
+    peft = {row["backbone"]: row for row in best if row["way"] == "peft"}
+    rows = [
+        [row["backbone"], "PEFT" if row["way"] == "peft" else "`shared`", str(row["learning_rate"]), row["accuracy"],
+         str(row["steps"]), row["seconds"], peft[row["backbone"]]["seconds"] / row["seconds"]]
+        for row in best
+    ]  # fmt: skip
+    head = ["backbone", "way", "learning rate", "accuracy", "steps", "s of training", "x PEFT"]
+    return (
+        f"{report['what'][0].upper()}{report['what'][1:]}, each with its best learning rate.\n\n{markdown(head, rows)}"
+    )
+
+
+PARTS = {"training_step": steps, "time_to_accuracy": race, "many_prompts": many, "start_up": start, "cost": cost}
+
+
+def run(folder: str = "results/benchmarks", readme: str = "README.md", parts: str = ",".join(PARTS)) -> None:
+    """Write the tables.
+
+    Args:
+        folder: with the reports.
+        readme: file with the two markers.
+        parts: reports to show, in this order.
+    """
+    text = Path(readme).read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise UserError(f"{readme} does not have the markers {BEGIN} and {END}, between which tables are written")
+    found = []
+    for part in parts.split(","):
+        file = Path(folder) / f"{part}.json"
+        if file.is_file():
+            found.append(PARTS[part](json.loads(file.read_text(encoding="utf-8"))))
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    inside = "\n\n".join(["## How fast is it?", *found]) + "\n" if found else ""
+    write_text_atomic(readme, f"{before}{BEGIN}\n{inside}{END}{after}")
+
+
+if __name__ == "__main__":
+    call(run, "table", sys.argv[1:])

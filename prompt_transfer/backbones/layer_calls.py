@@ -1,0 +1,76 @@
+"""Layers that are called otherwise: computed again in the backward pass, or compiled.
+
+Both need that a layer is a function of its arguments. `PromptStates` counts its calls, so each layer gets its own part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from prompt_transfer.backbones.attention import PromptStates
+from prompt_transfer.backbones.stack import Stack
+from prompt_transfer.errors import UserError
+
+
+class LayerCall:
+    """In place of a layer's `forward`.
+
+    Args:
+        forward: the layer's own.
+        run: calls a function with the arguments that follow it.
+    """
+
+    def __init__(self, forward: Callable[..., Any], run: Callable[..., Any]) -> None:
+        self.forward, self.run = forward, run
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        states = kwargs.get("prompt_states")
+        if not isinstance(states, PromptStates):
+            return self.run(self.forward, *args, **kwargs)
+        own = states.enter()
+        output = self.run(self.forward, *args, **{**kwargs, "prompt_states": own})
+        states.leave(own)
+        return output
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _plain(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return forward(*args, **kwargs)
+
+
+def layers_of(stack: Stack, name: str) -> list[nn.Module]:
+    """The layers of a body, without a last one that is computed at a few positions alone.
+
+    Raises:
+        UserError: the model has none that are called once each (ALBERT).
+    """
+    found = [module for module in stack.body.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not found:
+        raise UserError(
+            f"the layers of {name} ({stack.family.name}) cannot be compiled or computed again: "
+            "leave out --model.compile and --model.gradient_checkpointing"
+        )
+    return [layer for layer in found if stack.last is None or layer is not stack.last.layer]
+
+
+def recompute(stack: Stack, name: str) -> None:
+    """Keep the layers' inputs only and compute the rest again in the backward pass: less memory, a third more time."""
+    for layer in layers_of(stack, name):
+        layer.forward = LayerCall(layer.forward, _recomputed)
+
+
+def compile_layers(stack: Stack, name: str) -> None:
+    """Compile the layers with `torch.compile`, for shapes of all sizes: one graph serves all layers and lengths."""
+    for layer in layers_of(stack, name):
+        layer.forward = LayerCall(torch.compile(layer.forward, dynamic=True), _plain)

@@ -1,0 +1,134 @@
+"""The benchmarks run at tiny sizes, and count what they say they count."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+TEXTS = ["a good film", "a bad film that goes on and on", "fine"]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a script of the benchmarks, which lie beside each other and in no package."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(kind, dtype) -> folder of a tiny model of random weights."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def folder(common: ModuleType, kind: str, dtype: str) -> Path:
+        if (kind, dtype) not in made:
+            made[kind, dtype] = tmp_path_factory.mktemp(f"{kind}-{dtype}")
+            common.save_random(kind, "tiny", dtype, made[kind, dtype])
+        return made[kind, dtype]
+
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["roberta", "gpt2", "t5"])
+@pytest.mark.parametrize("name", ["old", "plain", "peft_autocast", "peft", "full", "shared"])
+def test_every_way_takes_a_step(benchmark: Any, folders: Any, kind: str, name: str) -> None:
+    if name.startswith("peft"):
+        pytest.importorskip("peft", reason="PEFT is not installed (pip install -e .[bench])")
+    ways, steps = benchmark("ways"), benchmark("training_step")
+    way = steps.WAYS[name]
+    spec = {**way, "model": str(folders(benchmark("common"), kind, way["dtype"])), "prompt_length": 4}
+    make = {"peft": ways.peft, "plain": ways.plain}.get(way["way"], ways.ours)
+    step = make(spec, "cpu")
+    width = step(TEXTS)
+    assert width == (128 if name == "old" else step(TEXTS))
+    assert width > step(TEXTS[2:]) or name == "old"
+
+
+def test_peft_and_this_project_train_the_same_function(benchmark: Any, folders: Any) -> None:
+    pytest.importorskip("peft", reason="PEFT is not installed (pip install -e .[bench])")
+    race = benchmark("time_to_accuracy")
+    model = str(folders(benchmark("common"), "gpt2", "float32"))
+    start = torch.randn(4, 32, generator=torch.Generator().manual_seed(0)) * 0.02
+    rows, labels = [[40, 50, 60], [70, 80, 90, 100, 110]], torch.tensor([0, 1])
+    found = []
+    for make in (race.with_peft, race.with_ours):
+        way = make(model, "float32", start)
+        loss = way.loss(rows, labels)
+        loss.backward()
+        assert way.prompt.grad is not None
+        found.append((loss.detach(), way.prompt.grad, way.predict(rows)))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+
+
+def test_needed_work_by_hand(benchmark: Any) -> None:
+    floor = benchmark("floor")
+    # One layer is first and last: keys and values of 2 x (3 + 5) rows, all else at two answer slots.
+    sizes = floor.Sizes(layers=1, hidden=4, ffn=8, heads=2)
+    work = floor.needed(sizes, "full", 3, [5, 5])
+    rows, prompt_rows, answers = 16, 6, 2
+    assert work.linear[4, 8] == 2 * 4 * 8 * ((rows + prompt_rows) + 2 * answers)
+    assert work.linear[8, 4] == 2 * 4 * 8 * 2 * answers
+    assert work.linear[4, 4] == 2 * 4 * 4 * (2 * answers + 2 * answers)
+    assert work.attention == 6 * 2 * (8 + 8) * 4
+    assert work.elements == answers * (12 * 4 + 5 * 8)
+
+
+def test_shared_work_counts_the_prompt_once(benchmark: Any) -> None:
+    floor = benchmark("floor")
+    sizes = floor.Sizes(layers=12, hidden=768, ffn=3072, heads=12)
+    full, shared = (floor.needed(sizes, mode, 100, [25] * 32) for mode in ("full", "shared"))
+    # Rows: 32 x 125 against 32 x 25 + 100.
+    assert full.linear[768, 3072] / shared.linear[768, 3072] == pytest.approx(4000 / 900, rel=0.01)
+
+
+def test_rates_are_positive_and_give_seconds(benchmark: Any) -> None:
+    floor = benchmark("floor")
+    sizes = floor.Sizes(layers=2, hidden=8, ffn=16, heads=2)
+    rates = floor.Rates(sizes, 32, 4, torch.float32, "cpu", repeats=1)
+    matrix, both = rates.seconds(floor.needed(sizes, "full", 4, [4] * 4))
+    assert 0 < matrix < both
+
+
+def test_ratios_are_against_the_faster_peft(benchmark: Any) -> None:
+    steps = benchmark("training_step")
+    rows = [
+        {"step": "old", "seconds": 12.0, "peak_mib": 900},
+        {"step": "peft", "seconds": 2.0, "peak_mib": 500},
+        {"step": "peft_autocast", "seconds": 3.0, "peak_mib": 400},
+        {"step": "full", "seconds": 1.0, "peak_mib": 200},
+    ]
+    steps.add_ratios(rows)
+    assert (rows[3]["faster_than_peft"], rows[3]["faster_than_old"], rows[3]["peak_over_peft"]) == (2.0, 12.0, 0.5)
+
+
+def test_tables_stand_between_the_markers(benchmark: Any, tmp_path: Path) -> None:
+    table = benchmark("table")
+    machine = {"gpu": None, "cpu": "a CPU", "cores": 2}
+    head = {"machine": machine, "versions": {"torch": "2.13"}, "threads": 2}
+    row = {"backbone": "roberta-nano", "total": 5.25, **dict.fromkeys(("import", "parse", "load"), 1.0)}
+    row |= dict.fromkeys(("data", "first_step", "rest"), 0.5)
+    (tmp_path / "start_up.json").write_text(json.dumps({**head, "repeats": 5, "rows": [row]}))
+    step = {"model": "roberta", "step": "full", "seconds": 1.234, "peak_mib": 2000, "faster_than_peft": 2.5}
+    facts = {"batch_size": 32, "prompt_length": 100, "steps": 7, "texts": "sst2", "what": "a step"}
+    (tmp_path / "training_step.json").write_text(json.dumps({**head, **facts, "rows": [step]}))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    for _ in range(2):
+        table.run(str(tmp_path), str(readme))
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old\n" not in text
+    assert text.count("| roberta-nano | 5.25 | 1 | 1 | 1 | 0.5 | 0.5 | 0.5 |") == 1
+    assert "| RoBERTa-base | `full` | 1.23 | 2.5 |  | 2000 |  |  |" in text

@@ -1,0 +1,99 @@
+"""The last layer at a few positions. That logits and gradients are those of a plain forward stands in test_families.py
+and test_frozen.py; here: that the work is really left out, and where it must not be."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from test_families import ALL, CAUSAL, SEQ2SEQ, P, Tiny, collated, random_prompt, text_rows, words
+from torch import Tensor
+
+from prompt_transfer.backbones.families import FAMILIES
+from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.backbones.last_layer import taken
+
+WHOLE = {*SEQ2SEQ, "albert"}
+"""Families whose last layer is computed at all positions: their decoder reads them, or the layer is used many times."""
+
+
+def positions_of_last_layer(backbone: FrozenBackbone) -> list[int]:
+    """Gets the number of positions of every output of the last layer."""
+    assert backbone.family.layer is not None
+    seen: list[int] = []
+    last = backbone.config.num_hidden_layers - 1
+    # A hook on the layer itself, and not inside, leaves it as it is.
+    backbone.model.get_submodule(backbone.family.layer.format(i=last)).register_forward_hook(
+        lambda module, args, output: seen.append(output.shape[1])
+    )
+    return seen
+
+
+@pytest.mark.parametrize("attention", ["full", "shared"])
+@pytest.mark.parametrize("family", sorted({*ALL} - WHOLE))
+def test_last_layer_is_computed_where_it_is_read(tiny: Tiny, family: str, attention: str) -> None:
+    backbone = FrozenBackbone(str(tiny(family)), attention=attention)
+    seen = positions_of_last_layer(backbone)
+    backbone(random_prompt(backbone), collated(backbone, text_rows(backbone)), words(backbone))
+    # Where the prompt is computed before the text, nothing of it but keys and values is read: one row stands for all.
+    assert seen == ([1, 1] if attention == "shared" or family in CAUSAL else [1])
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_targets_are_read_at_their_positions(tiny: Tiny, family: str) -> None:
+    backbone = FrozenBackbone(str(tiny(family)))
+    seen = positions_of_last_layer(backbone)
+    targets = torch.tensor([[5, 6], [7, -100], [8, 9]])
+    backbone.target_log_probs(
+        random_prompt(backbone), {**collated(backbone, text_rows(backbone)), "target_ids": targets}
+    )
+    assert seen == [1, 2]
+
+
+@pytest.mark.parametrize("family", ["roberta", "gpt2", "qwen2"])
+def test_without_padding_equals_a_padded_batch(tiny: Tiny, family: str) -> None:
+    # No mask is made where nothing is padded; the layer must still not see what comes later.
+    backbone = FrozenBackbone(str(tiny(family)))
+    prompt, token_ids = random_prompt(backbone), words(backbone)
+    row = max(text_rows(backbone), key=len)
+    plain = backbone(prompt, collated(backbone, [row, row]), token_ids)
+    padded = backbone(prompt, collated(backbone, [row, row], width=len(row) + 3), token_ids)
+    torch.testing.assert_close(plain, padded, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["roberta", "gpt2"])
+def test_who_hooks_into_the_layer_sees_all_positions(tiny: Tiny, family: str) -> None:
+    backbone = FrozenBackbone(str(tiny(family)))
+    batch, prompt, token_ids = collated(backbone, text_rows(backbone)), random_prompt(backbone), words(backbone)
+    expected = backbone(prompt, batch, token_ids)
+    seen: list[Tensor] = []
+    handle = backbone.ffn_sites()[-1].register_forward_hook(lambda module, args, output: seen.append(output))
+    torch.testing.assert_close(backbone(prompt, batch, token_ids), expected, atol=1e-6, rtol=0)
+    text = batch["input_ids"].shape[1]
+    assert [states.shape[1] for states in seen] == ([P, text] if family == "gpt2" else [P + 1 + text])
+    handle.remove()
+    backbone(prompt, batch, token_ids)
+    assert len(seen) == (2 if family == "gpt2" else 1)
+
+
+def test_a_copy_computes_its_own_last_layer(tiny: Tiny) -> None:
+    backbone = FrozenBackbone(str(tiny("roberta")))
+    batch, prompt, token_ids = collated(backbone, text_rows(backbone)), random_prompt(backbone), words(backbone)
+    expected = backbone(prompt, batch, token_ids)
+    other = copy.deepcopy(backbone)
+    for parameter in backbone.model.roberta.encoder.layer[-1].parameters():
+        parameter.data.zero_()
+    torch.testing.assert_close(other(prompt, batch, token_ids), expected)
+
+
+def test_families_without_the_saving_are_those_named() -> None:
+    assert {name for name, row in FAMILIES.items() if row.layer is None} == {"albert", "t5", "mt5"}
+
+
+def test_taken_follows_positions_of_each_example() -> None:
+    values = torch.arange(12).view(2, 3, 2)
+    assert taken(values, torch.tensor([[2], [0]]), 1).tolist() == [[[4, 5]], [[6, 7]]]
+    assert taken(values, slice(1, 2), 1).tolist() == [[[2, 3]], [[8, 9]]]
+    masks = torch.arange(6).view(1, 1, 3, 2)
+    assert taken(masks, torch.tensor([[2], [0]]), 2).tolist() == [[[[4, 5]]], [[[0, 1]]]]

@@ -1,0 +1,65 @@
+"""Layers that are computed again in the backward pass, or compiled, are the same functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_families import ALL, Tiny, collated, random_prompt, text_rows, words
+from torch import Tensor
+
+from prompt_transfer.backbones import layer_calls
+from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.errors import UserError
+
+LAYERED = sorted({*ALL} - {"albert"})
+
+
+def logits_and_gradient(backbone: FrozenBackbone) -> tuple[Tensor, Tensor]:
+    prompt = random_prompt(backbone).requires_grad_()
+    logits = backbone(prompt, collated(backbone, text_rows(backbone)), words(backbone))
+    logits.square().sum().backward()
+    assert prompt.grad is not None
+    return logits.detach(), prompt.grad
+
+
+@pytest.mark.parametrize("attention", ["full", "shared"])
+@pytest.mark.parametrize("family", LAYERED)
+def test_computed_again_equals_kept(tiny: Tiny, family: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = logits_and_gradient(FrozenBackbone(str(tiny(family)), attention=attention))
+    calls: list[bool] = []
+    original = layer_calls.checkpoint
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(True)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(layer_calls, "checkpoint", counted)
+    backbone = FrozenBackbone(str(tiny(family)), attention=attention, gradient_checkpointing=True)
+    found = logits_and_gradient(backbone)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    # All layers of a T5 encoder; of the others the last is computed where it is read, and kept.
+    layers = backbone.config.num_hidden_layers - (backbone.family.kind != "seq2seq_lm")
+    expected_calls = layers * (2 if attention == "shared" or backbone.family.kind == "causal_lm" else 1)
+    assert len(calls) == expected_calls
+    with torch.no_grad():
+        backbone(random_prompt(backbone), collated(backbone, text_rows(backbone)), words(backbone))
+    assert len(calls) == expected_calls
+
+
+@pytest.mark.parametrize("attention", ["full", "shared"])
+@pytest.mark.parametrize("family", ["roberta", "gpt2", "t5"])
+def test_traced_layers_equal_others(tiny: Tiny, family: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The tracer without the code generator: what it makes of our attention function is what may go wrong.
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: original(function, backend="eager", **options))
+    torch._dynamo.reset()
+    expected = logits_and_gradient(FrozenBackbone(str(tiny(family)), attention=attention))
+    backbone = FrozenBackbone(str(tiny(family)), attention=attention, compile=True)
+    torch.testing.assert_close(logits_and_gradient(backbone), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_layers_that_are_used_many_times_are_refused(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match="cannot be compiled or computed again"):
+        FrozenBackbone(str(tiny("albert")), gradient_checkpointing=True)
