@@ -31,6 +31,8 @@ class Family:
         ffn_site: the module of layer `{i}` where the neurons are (of a seq2seq model in its decoder, where the answer
             is), read off its output; or with `ffn_input` off its input, which for gated FFNs is the product.
         ffn_input: see `ffn_site`.
+        activation: the activation function of layer `{i}`, where it is another module than `ffn_site`.
+        gated: configuration -> whether what it gives is multiplied with a second projection before it is a neuron.
         learning_rate: default for prompts that start from vocabulary embeddings, with AdamW.
         max_positions: configuration -> how many positions an input may have.
         position_table: the position embeddings, where tokens can go without one; None where every token has a position.
@@ -49,6 +51,8 @@ class Family:
     ffn_site: str
     learning_rate: float
     ffn_input: bool = False
+    activation: str | None = None
+    gated: Callable[[Any], bool] = lambda config: False
     max_positions: Callable[[Any], int] = _positions
     position_table: str | None = None
     token_type_table: str | None = None
@@ -84,8 +88,14 @@ def _bert_like(name: str, body: str, head: tuple[str, ...], **more: Any) -> Fami
 
 def _decoder(name: str, body: str = "model", head: str = "lm_head", **more: Any) -> Family:
     """Causal models in the manner of Llama: body, one output layer, neurons where they enter the second FFN layer."""
-    facts: dict[str, Any] = {"ffn_site": f"{body}.layers.{{i}}.mlp.down_proj", "ffn_input": True}
-    return Family(name, "causal_lm", body, (head,), **{**facts, "learning_rate": 0.003, **more})
+    facts: dict[str, Any] = {
+        "ffn_site": f"{body}.layers.{{i}}.mlp.down_proj",
+        "ffn_input": True,
+        "activation": f"{body}.layers.{{i}}.mlp.act_fn",
+        "gated": lambda config: True,
+        "learning_rate": 0.003,
+    }
+    return Family(name, "causal_lm", body, (head,), **{**facts, **more})
 
 
 def _t5(name: str, learning_rate: float) -> Family:
@@ -98,6 +108,8 @@ def _t5(name: str, learning_rate: float) -> Family:
         "decoder.block.{i}.layer.2.DenseReluDense.wo",
         learning_rate,
         ffn_input=True,
+        activation="decoder.block.{i}.layer.2.DenseReluDense.act",
+        gated=lambda config: config.is_gated_act,
         position_ids=False,
         # Relative positions have no end; beyond this nobody has looked.
         max_positions=lambda config: 2048,
@@ -139,6 +151,7 @@ FAMILIES: dict[str, Family] = {
             ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
             ffn_site="distilbert.transformer.layer.{i}.ffn.lin2",
             ffn_input=True,
+            activation="distilbert.transformer.layer.{i}.ffn.activation",
             token_type_table=None,
         ),
         Family(
@@ -149,6 +162,8 @@ FAMILIES: dict[str, Family] = {
             "model.layers.{i}.mlp.Wo",
             0.003,
             ffn_input=True,
+            activation="model.layers.{i}.mlp.act",
+            gated=lambda config: True,
             sliding=_sliding_window,
         ),
         Family(
@@ -162,9 +177,16 @@ FAMILIES: dict[str, Family] = {
             max_positions=lambda config: config.n_positions,
         ),
         Family(
-            "opt", "causal_lm", "model.decoder", ("lm_head",), "model.decoder.layers.{i}.fc2", 0.003, ffn_input=True
+            "opt",
+            "causal_lm",
+            "model.decoder",
+            ("lm_head",),
+            "model.decoder.layers.{i}.fc2",
+            0.003,
+            ffn_input=True,
+            activation="model.decoder.layers.{i}.activation_fn",
         ),
-        _decoder("gpt_neox", "gpt_neox", ffn_site="gpt_neox.layers.{i}.mlp.act", ffn_input=False),
+        Family("gpt_neox", "causal_lm", "gpt_neox", ("lm_head",), "gpt_neox.layers.{i}.mlp.act", 0.003),
         _decoder("llama"),
         _decoder("qwen2", sliding=_sliding_window),
         _decoder("qwen3", sliding=_sliding_window),

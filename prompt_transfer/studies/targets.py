@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.data.baselines import trivial_answers
-from prompt_transfer.data.selection import Selection
+from prompt_transfer.data.selection import SPLITS, Selection
 from prompt_transfer.data.tables import Tables
 from prompt_transfer.data.tokens import TokenTable
 from prompt_transfer.metrics import (
@@ -109,7 +109,7 @@ def load_target(task: Task, data: EvaluationData, label_words: str, split: str, 
     Raises:
         UserError: the source does not have the task, or its data cannot be what was meant.
     """
-    limits = {"train": None, "validation": data.limit_eval, "test": data.limit_eval}
+    limits: dict[str, int | None] = dict.fromkeys(SPLITS, data.limit_eval)
     selection = Selection([task], data.source, data.root, data.seed, label_words, limits)
     tables = Tables(selection, encoder, data.max_length, data.cache_dir)
     table, task, rows = tables.split(split), selection.tasks[0], selection.rows(split)

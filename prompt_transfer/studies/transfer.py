@@ -24,6 +24,7 @@ from prompt_transfer.analysis.matrix import Matrix, from_results, to_table
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir, write_text_atomic
+from prompt_transfer.studies.backbones import backbone_options, choose_device, facts_of
 from prompt_transfer.studies.entries import (
     agreed,
     check_all,
@@ -37,8 +38,6 @@ from prompt_transfer.studies.transfer_table import check_names, is_own, target_r
 from prompt_transfer.tasks import get_task
 
 ANSWERS = "answers"
-# What the prompts of a matrix have in common, beside their attention mode.
-SETTING = ("layout", "dtype", "head", "revision")
 
 
 @dataclass
@@ -90,11 +89,7 @@ class TransferStudy:
 
     def device(self, rank: int) -> torch.device:
         """Where process `rank` computes."""
-        if self.accelerator == "cpu" or (self.accelerator == "auto" and not torch.cuda.is_available()):
-            return torch.device("cpu")
-        if not torch.cuda.is_available():
-            raise UserError("--accelerator cuda: there is no such device here; use cpu")
-        return torch.device("cuda", rank % torch.cuda.device_count())
+        return choose_device(self.accelerator, rank)
 
 
 class Ready:
@@ -115,17 +110,9 @@ class Ready:
         if not tasks or len(set(names)) < len(names):
             raise UserError("--tasks needs target tasks, each once")
         prompts = read_folder(study.prompts, study.attention, study.layout)
-        settings = {key: agreed(prompts, key, getattr(study, key, None)) for key in SETTING}
-        attention = self._attention(prompts)
+        options = backbone_options(prompts, study.attention, study.layout, study.dtype)
         self.folder = check_writable_dir(study.output)
-        self.backbone = FrozenBackbone(
-            study.backbone,
-            attention=attention,
-            layout=settings["layout"],
-            dtype=settings["dtype"] or "float32",
-            head=settings["head"] or "lm",
-            revision=settings["revision"],
-        )
+        self.backbone = FrozenBackbone(study.backbone, **options)
         check_all(prompts, self.backbone)
         self.entries = make_entries(prompts, self.backbone, study.random_prompts)
         check_names(self.entries)
@@ -143,25 +130,9 @@ class Ready:
         # What a prompt answers depends on its numbers alone, so equal ones are scored once.
         self.distinct = list({entry.digest: entry for entry in self.entries}.values())
 
-    def _attention(self, prompts: dict[str, Any]) -> str:
-        try:
-            return agreed(prompts, "attention", self.study.attention) or "full"
-        except UserError:
-            # For causal models both are one function, and a folder may hold both.
-            if all(prompt.metadata.get("layout") == "answer_last" for prompt in prompts.values()):
-                return "full"
-            raise
-
     def facts(self) -> dict[str, str]:
         """What decides all answers beside prompt and task."""
-        backbone = self.backbone
-        return {
-            "backbone": backbone.fingerprint,
-            "layout": backbone.layout.name,
-            "attention": backbone.attention,
-            "dtype": backbone.dtype_name,
-            "head": backbone.head,
-        }
+        return facts_of(self.backbone)
 
     def compute(self, world: int) -> None:
         """Score this process's share of what is missing."""
