@@ -71,7 +71,12 @@ class FfnHooks:
             layers = [layer for layer, module in enumerate(sites) if module is site]
 
             def seen(neurons: Tensor, key: tuple[str, int] = (kind, number), layers: list[int] = layers) -> Any:
-                return visit(self._layer(key, layers), neurons, backbone.answer_slot)
+                slot, whole = backbone.answer_slot, neurons
+                if neurons.ndim == 2:
+                    # OPT puts the tokens of all examples in one row after the other.
+                    whole = neurons.unflatten(0, (1 if slot is None else len(slot.places), -1))
+                new = visit(self._layer(key, layers), whole, slot)
+                return None if new is None else new.view_as(neurons)
 
             if before:
 
