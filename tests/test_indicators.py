@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prompt_transfer.analysis import indicators
+from prompt_transfer.analysis import indicators, pairwise
 from prompt_transfer.analysis.indicators import INDICATORS, compute
 from prompt_transfer.errors import UserError
 
@@ -171,7 +171,7 @@ def test_free_of_the_order_of_rows(name: str) -> None:
 
 
 def test_blocks_give_what_the_double_loop_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indicators, "_BLOCK_ROWS", 8)
+    monkeypatch.setattr(pairwise, "_BLOCK_ROWS", 8)
     prompts = some(7)
     distances = torch.tensor([[torch.cdist(a, b).mean() for b in prompts] for a in prompts])
     assert indicators.euclidean_average(prompts) == pytest.approx((1 / (1 + distances)).numpy(), abs=1e-6)

@@ -116,7 +116,105 @@ def mask(
     masking.show(masking.mask(study), output)
 
 
-SUBCOMMANDS: dict[str, Callable[..., Any]] = {"capture": capture, "mask": mask}
+def skill(
+    backbone: str,
+    prompts: str,
+    output: str,
+    tasks: str | None = None,
+    data: EvaluationData = MANY,
+    attention: str | None = None,
+    layout: str | None = None,
+    dtype: str | None = None,
+    label_words_policy: str | None = None,
+    accelerator: str = "auto",
+) -> None:
+    """how well each neuron alone tells the classes of the prompt's own task apart
+
+    Adds `predictivity` [layers, neurons] to the files of neurons: thresholds from training rows, accuracies from
+    development rows. `neurons mask` takes it with the option by, `analyze indicators` for ON on skill neurons.
+
+    Args:
+        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
+        prompts: folder with prompt files, at any depth.
+        output: folder of the files of neurons; what they hold under other names stays.
+        tasks: YAML files of tasks of your own that prompts were trained on, separated by commas.
+        data: where the rows come from and how many of each split.
+        attention: full or shared; default: as the prompts were trained.
+        layout: default: as the prompts were trained.
+        dtype: float32, bfloat16 or float16, of the backbone's weights; default: that of the prompts.
+        label_words_policy: for label words of several tokens.
+        accelerator: auto, cpu or cuda.
+    """
+    from prompt_transfer.studies import probing
+
+    study = probing.ProbingStudy(
+        backbone, prompts, output, _names(tasks), data, attention, layout, dtype, label_words_policy, accelerator
+    )
+    print(f"predictivity behind {len(probing.skill(study))} prompts")
+    print(output)
+
+
+def probe(
+    backbone: str,
+    prompts: str,
+    output: str,
+    tasks: str | None = None,
+    data: EvaluationData = FEW,
+    attention: str | None = None,
+    layout: str | None = None,
+    dtype: str | None = None,
+    label_words_policy: str | None = None,
+    accelerator: str = "auto",
+) -> None:
+    """what indicators that need labels are made of: Fisher information, gradients, LEEP
+
+    Adds `fisher`, `gradient` and `leep/TASK` to the files of neurons, from training rows of the prompts' own tasks.
+
+    Args:
+        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
+        prompts: folder with prompt files, at any depth.
+        output: folder of the files of neurons; what they hold under other names stays.
+        tasks: YAML files of tasks of your own that prompts were trained on, separated by commas.
+        data: where the rows come from and how many of each task.
+        attention: full or shared; default: as the prompts were trained.
+        layout: default: as the prompts were trained.
+        dtype: float32, bfloat16 or float16, of the backbone's weights; default: that of the prompts.
+        label_words_policy: for label words of several tokens.
+        accelerator: auto, cpu or cuda.
+    """
+    from prompt_transfer.studies import probing
+
+    study = probing.ProbingStudy(
+        backbone, prompts, output, _names(tasks), data, attention, layout, dtype, label_words_policy, accelerator
+    )
+    print(f"labelled rows behind {len(probing.probe(study))} prompts")
+    print(output)
+
+
+def compare(prompts: str, neurons: str, output: str, backbone: str | None = None) -> None:
+    """overlap of activated neurons (ON) between prompts, by task type and layer
+
+    Leaves overlap.parquet (a row a pair of prompts and layer), overlap.csv, overlap.png, overlap_clustered.png,
+    activations.png and layers.png.
+
+    Args:
+        prompts: folder of prompt files for one backbone; several of a task (seeds) are averaged.
+        neurons: folder of captured neurons; a file lies there as its prompt does in the folder of prompts.
+        output: folder for tables and figures.
+        backbone: take only the prompts for this backbone, by the name in their files.
+    """
+    from prompt_transfer.studies.comparison import compare as study
+
+    study(prompts, neurons, output, backbone)
+
+
+SUBCOMMANDS: dict[str, Callable[..., Any]] = {
+    "capture": capture,
+    "compare": compare,
+    "mask": mask,
+    "skill": skill,
+    "probe": probe,
+}
 
 
 def run(command: str, arguments: list[str]) -> None:

@@ -15,7 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("prompt_transfer.commands.evaluation", "score a prompt on the test split, beside its baselines"),
     "predict": ("prompt_transfer.commands.evaluation", "label and probabilities for each row of a task or text file"),
     "transfer": ("prompt_transfer.commands.transfer", "score every prompt of a folder on every task"),
-    "neurons": ("prompt_transfer.commands.neurons", "capture | mask: what a prompt activates"),
+    "neurons": ("prompt_transfer.commands.neurons", "capture | compare | mask | skill | probe: what prompts activate"),
     "analyze": ("prompt_transfer.commands.analyze", "convergence | indicators | matrix: what runs and tables say"),
     "prompts": (
         "prompt_transfer.commands.prompts",

@@ -116,7 +116,7 @@ def masked_entries(
         UserError: no prompt of the folder was trained on the task.
     """
     values, activations = neurons
-    own = [name for name, prompt in prompts.items() if _trained_on(prompt) == task.name]
+    own = [name for name, prompt in prompts.items() if trained_on(prompt) == task.name]
     if not own:
         raise UserError(f"no prompt here was trained on {task.name}: masking its neurons needs one")
     mean = torch.stack(list(activations.values())).mean(dim=0)
@@ -151,7 +151,7 @@ def masked_entries(
     return entries
 
 
-def _trained_on(prompt: Prompt) -> str | None:
+def trained_on(prompt: Prompt) -> str | None:
     """The one task that a prompt was trained on."""
     facts = prompt.metadata
     made = facts.get("random") == "true" or any(facts.get(mark, "false") != "false" for mark in MADE)
@@ -165,7 +165,7 @@ def _other_sources(
     """Prompts of other tasks, of the same type and of other types; of each task the one with the same seed if any."""
     by_task: dict[str, list[str]] = {}
     for name, prompt in prompts.items():
-        source = _trained_on(prompt)
+        source = trained_on(prompt)
         if source is not None and source != task.name and (source in types or source in task_names()):
             by_task.setdefault(source, []).append(name)
     found: dict[str, list[str]] = {"same_type": [], "different_type": []}

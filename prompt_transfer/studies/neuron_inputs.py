@@ -1,0 +1,85 @@
+"""The files of neurons as a study of prompts reads them, in the order of its prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prompt_transfer.errors import UserError
+from prompt_transfer.neurons import files
+from prompt_transfer.prompts.tensor_file import sizes
+from prompt_transfer.studies.inputs import PromptSet
+
+# Tensors that indicators need as they are, one a prompt.
+PLAIN = ("active", "predictivity", "fisher", "gradient")
+
+
+def read_neurons(folder: str | Path, prompts: PromptSet) -> dict[str, Any]:
+    """What the files of neurons hold of every prompt, by the names in `analysis.indicators.Indicator.needs`.
+
+    They lie below `folder` as the prompts do below theirs. `activations` [L, F] must be there; the others are None
+    where a file lacks them.
+
+    Returns:
+        `neurons`, `active`, `predictivity` [N, L, F], `fisher`, `gradient` [N, P, H], `task_active` [N, T, L, F] with
+        `own_task` [N], and `leep` [N, N] (row = target, column = source).
+
+    Raises:
+        UserError: a file is missing, is of another prompt, or has another shape than the others.
+    """
+    paths = [Path(folder) / f"{name}.safetensors" for name in prompts.names]
+    tensors = []
+    for path, prompt in zip(paths, prompts.prompts, strict=True):
+        found, facts = files.read(path)
+        if facts.get("prompt", files.digest(prompt.embeddings)) != files.digest(prompt.embeddings):
+            raise UserError(f"{path} holds neurons of another prompt than {prompt.path}: capture them again")
+        if "activations" not in found:
+            raise UserError(f"{path} holds no tensor `activations`: `neurons capture` writes it")
+        tensors.append(found)
+    for path, found in zip(paths, tensors, strict=True):
+        check(path, found, tensors[0])
+    inputs: dict[str, Any] = {"neurons": _stacked(tensors, "activations")}
+    inputs |= {name: _stacked(tensors, name) for name in PLAIN}
+    return inputs | _on_tasks(tensors, prompts.tasks)
+
+
+def check(path: Path, tensors: dict[str, Tensor], first: dict[str, Tensor]) -> None:
+    """A UserError where a file does not hold what the first one holds."""
+    neurons = tensors["activations"]
+    if neurons.ndim != 2 or not torch.isfinite(neurons.float()).all():
+        raise UserError(
+            f"{path}: activations are finite numbers [L, F], these are {sizes(neurons.shape)}, or not all finite"
+        )
+    for name in tensors.keys() & first.keys():
+        if tensors[name].shape != first[name].shape:
+            what = "layers and neurons" if name == "activations" else f"numbers in `{name}`"
+            raise UserError(
+                f"{path} has {sizes(tensors[name].shape)} {what}, the first file {sizes(first[name].shape)}; capture "
+                "them together"
+            )
+
+
+def _stacked(tensors: list[dict[str, Tensor]], name: str) -> np.ndarray | None:
+    if any(name not in found for found in tensors):
+        return None
+    return torch.stack([found[name].float() for found in tensors]).numpy()
+
+
+def _on_tasks(tensors: list[dict[str, Tensor]], tasks: list[str]) -> dict[str, Any]:
+    """What is kept for each of several tasks."""
+    inputs: dict[str, Any] = {"task_active": None, "own_task": None, "leep": None}
+    both = set.intersection(*(set(found) for found in tensors))
+    seen = [task for task in dict.fromkeys(tasks) if f"active/{task}" in both]
+    if seen:
+        shares = [np.stack([found[f"active/{task}"].float().numpy() for task in seen]) for found in tensors]
+        inputs["task_active"] = np.stack(shares)
+        inputs["own_task"] = np.array([seen.index(task) if task in seen else -1 for task in tasks])
+    if any(name.startswith("leep/") for found in tensors for name in found):
+        inputs["leep"] = np.array(
+            [[float(found.get(f"leep/{task}", torch.tensor(torch.nan))) for found in tensors] for task in tasks]
+        )
+    return inputs
