@@ -239,7 +239,7 @@ def test_neurons_that_do_not_go_with_the_prompts(tmp_path: Path, prompts: Path) 
     for name in found.names:
         save_file({"activations": values(0, 2, 5).bfloat16()}, folder / f"{name}.safetensors")
     assert read_neurons(folder, found)["neurons"].shape == (5, 2, 5)
-    assert {name for name, value in read_neurons(folder, found).items() if value is not None} == {"neurons"}
+    assert {name for name, value in read_neurons(folder, found).items() if value is not None} == {"neurons", "own_task"}
     for content, words in (
         ({"activations": values(0, 2, 6)}, "2 x 6 layers and neurons, the first file 2 x 5"),
         ({"embeddings": values(0)}, "holds no tensor `activations`"),

@@ -30,15 +30,12 @@ def neuron_overlap_target_inputs(active: Tensor, own: Tensor) -> Tensor:
     Not symmetric: row = target, column = source; in [0, 1]. Needs unlabelled texts of the target. Ours.
 
     Args:
-        active: `[N, T, L, F]`, shares over the inputs of each of T tasks.
-        own: `[N]`, number of the task that a prompt was trained on; NaN rows where it is negative.
+        active: `[N, T, L, F]`, shares over the inputs of each of T tasks; NaN for a task that was not looked at.
+        own: `[N]`, number of the task that a prompt was trained on.
     """
     flat = torch.nn.functional.normalize(active.double().flatten(2), dim=2)
-    rows = [
-        flat[:, int(task)] @ flat[target, int(task)] if task >= 0 else torch.full((len(flat),), torch.nan)
-        for target, task in enumerate(own.tolist())
-    ]
-    return torch.stack([row.to(flat) for row in rows]).clamp(-1, 1)
+    rows = [flat[:, int(task)] @ flat[target, int(task)] for target, task in enumerate(own.tolist())]
+    return torch.stack(rows).clamp(-1, 1)
 
 
 @of_prompts(3)
@@ -80,9 +77,13 @@ def gradient_cosine(gradient: Tensor) -> Tensor:
 
 
 @of_prompts(2)
-def leep(values: Tensor) -> Tensor:
-    """LEEP of each source (column) on each target (row), `[N, N]`, nats, at most 0; NaN where one has no classes.
+def leep(values: Tensor, own: Tensor) -> Tensor:
+    """LEEP of each source (column) on each target (row), nats, at most 0; NaN where one has no classes.
 
     See `studies.probing.leep`. Source: Nguyen et al. 2020.
+
+    Args:
+        values: `[N, T]`, of each prompt as a source on each of T tasks.
+        own: `[N]`, number of the task that a prompt was trained on.
     """
-    return values
+    return values[:, own.long()].T

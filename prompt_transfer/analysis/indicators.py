@@ -234,7 +234,7 @@ class Indicator(NamedTuple):
         function: takes what it needs, in that order.
         needs: of `prompts` `[N, P, H]`, `initial` `[N, P, H]`, `neurons` `[N, L, F]`, `label_words` (N collections),
             `data_sizes` `[N]`, and what files of neurons hold beside them (`data_indicators.py`): `active`,
-            `task_active` with `own_task`, `predictivity`, `fisher`, `gradient`, `leep`.
+            `task_active`, `leep` and `own_task`, `predictivity`, `fisher`, `gradient`.
         group: `embeddings`, `neurons`, `labels` (of the target) or `confounder`.
     """
 
@@ -265,7 +265,7 @@ _ROWS = (
     Indicator(neuron_overlap_skill, ("neurons", "predictivity"), "neurons"),
     Indicator(fisher_cosine, ("fisher",), "labels"),
     Indicator(gradient_cosine, ("gradient",), "labels"),
-    Indicator(leep, ("leep",), "labels"),
+    Indicator(leep, ("leep", "own_task"), "labels"),
     Indicator(norm_similarity, ("prompts",), "confounder"),
     Indicator(source_norm, ("prompts",), "confounder"),
     Indicator(label_word_overlap, ("label_words",), "confounder"),

@@ -31,7 +31,7 @@ class ClassSums:
 
     def add(self, layer: int, neurons: Tensor) -> None:
         """Neurons [B, P', F] of a layer."""
-        values = neurons.unsqueeze(1)
+        values = neurons.float().unsqueeze(1)
         if self.thresholds is not None:
             values = (values > self.thresholds[:, layer]).float()
         if self._sums is None:

@@ -84,6 +84,7 @@ def _print(folder: Path, whole: np.ndarray, layers: pd.DataFrame, prompts: Promp
     ]
     tasks = np.asarray(prompts.tasks)
     own = (tasks[:, None] == tasks) & ~np.eye(len(tasks), dtype=bool)
-    seeds = f"; {whole[own].mean():.3f} between prompts of one task" if own.any() else ""
-    results.show(rows, title=f"ON of {len(prompts.names)} prompts, mean over pairs of tasks{seeds}")
+    results.show(rows, title=f"ON of {len(prompts.names)} prompts, mean over pairs of tasks")
+    if own.any():
+        print(f"all layers, prompts of one task: {whole[own].mean():.3f}")
     print(f"tables and figures in {folder}")

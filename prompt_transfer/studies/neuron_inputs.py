@@ -25,8 +25,8 @@ def read_neurons(folder: str | Path, prompts: PromptSet) -> dict[str, Any]:
     where a file lacks them.
 
     Returns:
-        `neurons`, `active`, `predictivity` [N, L, F], `fisher`, `gradient` [N, P, H], `task_active` [N, T, L, F] with
-        `own_task` [N], and `leep` [N, N] (row = target, column = source).
+        `neurons`, `active`, `predictivity` [N, L, F], `fisher`, `gradient` [N, P, H], `task_active` [N, T, L, F] and
+        `leep` [N, T] over the T tasks of the prompts, with `own_task` [N].
 
     Raises:
         UserError: a file is missing, is of another prompt, or has another shape than the others.
@@ -70,16 +70,17 @@ def _stacked(tensors: list[dict[str, Tensor]], name: str) -> np.ndarray | None:
 
 
 def _on_tasks(tensors: list[dict[str, Tensor]], tasks: list[str]) -> dict[str, Any]:
-    """What is kept for each of several tasks."""
-    inputs: dict[str, Any] = {"task_active": None, "own_task": None, "leep": None}
-    both = set.intersection(*(set(found) for found in tensors))
-    seen = [task for task in dict.fromkeys(tasks) if f"active/{task}" in both]
-    if seen:
-        shares = [np.stack([found[f"active/{task}"].float().numpy() for task in seen]) for found in tensors]
-        inputs["task_active"] = np.stack(shares)
-        inputs["own_task"] = np.array([seen.index(task) if task in seen else -1 for task in tasks])
-    if any(name.startswith("leep/") for found in tensors for name in found):
-        inputs["leep"] = np.array(
-            [[float(found.get(f"leep/{task}", torch.tensor(torch.nan))) for found in tensors] for task in tasks]
-        )
+    """What is kept for each of the T tasks of the prompts, NaN where it is missing."""
+    names = list(dict.fromkeys(tasks))
+    inputs: dict[str, Any] = {"own_task": np.array([names.index(task) for task in tasks])}
+    for key, name, shape in (
+        ("task_active", "active", tensors[0]["activations"].shape),
+        ("leep", "leep", torch.Size([1])),
+    ):
+        there = any(f"{name}/{task}" in found for found in tensors for task in names)
+        missing = torch.full(shape, torch.nan)
+        rows = [[found.get(f"{name}/{task}", missing).float().numpy() for task in names] for found in tensors]
+        inputs[key] = np.array(rows) if there else None
+    if inputs["leep"] is not None:
+        inputs["leep"] = inputs["leep"][:, :, 0]
     return inputs

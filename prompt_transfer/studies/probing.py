@@ -77,7 +77,7 @@ class Probed:
                 self.tasks[task] = extra.get(task, task)
         if not self.tasks:
             raise UserError(
-                f"no prompt in {study.prompts} was trained on a task that is known here (--tasks FILE.yaml)"
+                f"no prompt in {study.prompts} was trained on a known task (tasks of your own: --tasks FILE.yaml)"
             )
         self.policy = agreed(self.prompts, "label_words_policy", study.label_words_policy)
         self.folder = check_writable_dir(study.output)
