@@ -89,6 +89,39 @@ def _clean_root() -> Iterator[None]:
     assert not left, f"the test left {', '.join(sorted(left))} in {ROOT}"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def our_hooks() -> Iterator[list[Any]]:
+    """Handles of all forward hooks that the package's own functions put on modules, of the test that runs."""
+    from torch import nn
+
+    handles: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("register_forward_hook", "register_forward_pre_hook"):
+            patch.setattr(nn.Module, name, _noted(getattr(nn.Module, name), handles))
+        yield handles
+
+
+def _noted(original: Any, handles: list[Any]) -> Any:
+    def register(self: Any, hook: Any, *arguments: Any, **options: Any) -> Any:
+        handle = original(self, hook, *arguments, **options)
+        if str(getattr(hook, "__module__", "")).startswith("prompt_transfer"):
+            handles.append(handle)
+        return handle
+
+    return register
+
+
+@pytest.fixture(autouse=True)
+def _no_hook_left(our_hooks: list[Any]) -> Iterator[None]:
+    """A hook of ours that is left would go on working in everything that comes after."""
+    our_hooks.clear()
+    yield
+    left = [handle for handle in our_hooks if handle.id in (handle.hooks_dict_ref() or {})]
+    for handle in left:
+        handle.remove()
+    assert not left, f"the test left {len(left)} hooks on modules"
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with real data sets beside the repository, one sub-folder a task."""

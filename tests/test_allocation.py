@@ -32,7 +32,11 @@ glibc = pytest.mark.skipif(
 def measured(keep: bool, **environment: str) -> tuple[int, int]:
     own = {name: value for name, value in os.environ.items() if name not in (*CHOICES, HUGE_PAGES)}
     ran = subprocess.run(
-        [sys.executable, "-c", LOOP.format(keep=keep)], env=own | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", LOOP.format(keep=keep)],
+        env=own | environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     changed, faults = map(int, ran.stdout.split())
     return changed, faults

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import NetworkBlockedError
@@ -20,6 +21,17 @@ def test_the_network_is_blocked() -> None:
         outside.connect(("192.0.2.1", 80))
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
         pass
+
+
+def test_hooks_that_are_left_are_noticed(our_hooks: list[Any], tiny_roberta: Path) -> None:
+    from prompt_transfer.backbones.frozen import FrozenBackbone
+    from prompt_transfer.neurons.capture import NeuronCapture
+
+    capture = NeuronCapture(FrozenBackbone(str(tiny_roberta)))
+    capture.__enter__()
+    assert [handle.id in handle.hooks_dict_ref() for handle in our_hooks] == [True] * 4
+    capture.__exit__(None, None, None)
+    assert not any(handle.id in handle.hooks_dict_ref() for handle in our_hooks)
 
 
 @pytest.mark.parametrize("name", SPECIALS)

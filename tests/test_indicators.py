@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from prompt_transfer.analysis import indicators
+from prompt_transfer.analysis import indicators, pairwise
 from prompt_transfer.analysis.indicators import INDICATORS, compute
 from prompt_transfer.errors import UserError
 
-SYMMETRIC = [name for name in INDICATORS if name not in ("max_pairwise", "source_norm", "data_size")]
+DIRECTED = ("max_pairwise", "source_norm", "data_size", "neuron_overlap_target_inputs", "leep")
+SYMMETRIC = [name for name in INDICATORS if name not in DIRECTED]
 # Two prompts of two rows: A has the rows (3, 4) and (0, 0), B the rows (0, 4) and (0, 3).
 A, B = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([[0.0, 4.0], [0.0, 3.0]])
 PAIR = torch.stack([A, B])
@@ -28,6 +29,13 @@ def inputs() -> dict[str, object]:
         "prompts": some(),
         "initial": some().flip(0),
         "neurons": some(5, 7, 50),
+        "active": some(5, 7, 50).sigmoid(),
+        "task_active": some(5, 4, 7 * 50).sigmoid().view(5, 4, 7, 50),
+        "own_task": torch.tensor([2, 0, 1, 1, 3]),
+        "predictivity": some(5, 7, 50).flip(0),
+        "fisher": some().square(),
+        "gradient": some(),
+        "leep": some(5, 4, 1)[:, :, 0],
         "label_words": [["bad", "good"], ["no", "yes"], ["bad", "fine", "good"], [], ["No ", "yes"]],
         "data_sizes": [9, 99, 999, 0, 99],
     }
@@ -171,7 +179,7 @@ def test_free_of_the_order_of_rows(name: str) -> None:
 
 
 def test_blocks_give_what_the_double_loop_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indicators, "_BLOCK_ROWS", 8)
+    monkeypatch.setattr(pairwise, "_BLOCK_ROWS", 8)
     prompts = some(7)
     distances = torch.tensor([[torch.cdist(a, b).mean() for b in prompts] for a in prompts])
     assert indicators.euclidean_average(prompts) == pytest.approx((1 / (1 + distances)).numpy(), abs=1e-6)
@@ -221,4 +229,4 @@ def test_every_indicator_says_what_it_is() -> None:
     for name, row in INDICATORS.items():
         assert row.function.__name__ == name
         assert "[N" in (row.function.__doc__ or "")
-        assert row.group in ("embeddings", "neurons", "confounder")
+        assert row.group in ("embeddings", "neurons", "labels", "confounder")

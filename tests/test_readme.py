@@ -27,6 +27,7 @@ SHORT = {
     "prompts recommend": ["--steps", "2"],
     "transfer": ["--data.limit_eval", "40", "--random_prompts", "1"],
 }
+SHORT_VERBS = {"mask": ["--data.limit_eval", "20", "--random_seeds", "1", "--ratios", "[0.2]"]}
 QUICKSTART = ["quickstart", "--output", "runs/quickstart"]
 
 
@@ -67,7 +68,7 @@ def test_the_shell_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert ["fit", "--data.task", "trec.yaml", "--data.source", "local"] in found
     for command in found:
         command = stand_in(command, tiny_roberta, tmp_path / "data")
-        short = SHORT.get(" ".join(command[:2]), SHORT.get(command[0], []))
+        short = SHORT.get(" ".join(command[:2]), SHORT.get(command[0], SHORT_VERBS.get(command[1], [])))
         assert main([*command, *short]) == 0, command
     for run in ("films", "sst2", "trec-roberta-nano-seed0"):
         assert (tmp_path / "runs" / run / "prompt.safetensors").is_file()
@@ -89,7 +90,7 @@ def test_every_command_in_the_text_is_one(capsys: pytest.CaptureFixture[str]) ->
     }
     helps = {}
     for words in found:
-        verb = words[:2] if words[0] in ("prompts", "tasks", "data") else words[:1]
+        verb = words[:2] if words[0] in ("prompts", "tasks", "data", "neurons") else words[:1]
         if str(verb) not in helps:
             with contextlib.suppress(SystemExit):
                 main([*verb, "--help"])

@@ -30,7 +30,8 @@ from prompt_transfer.prompts.interchange import read_published, read_published_r
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.published import TASKS
 from prompt_transfer.studies.indicators import analyze, mean_over_prompts
-from prompt_transfer.studies.inputs import load_prompts, read_matrix, read_neurons
+from prompt_transfer.studies.inputs import load_prompts, read_matrix
+from prompt_transfer.studies.neuron_inputs import read_neurons
 from prompt_transfer.tasks import get_task
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -72,7 +73,11 @@ def test_from_files_to_tables_and_figures(
     monkeypatch.setenv("COLUMNS", "200")
     for seed, task in enumerate(STUDY):
         (tmp_path / "neurons").mkdir(exist_ok=True)
-        save_file({"activations": values(seed, 2, 30)}, tmp_path / "neurons" / f"{task}.safetensors")
+        tensors = {name: values(seed, 2, 30) for name in ("activations", "active", "predictivity")}
+        tensors |= {name: values(seed).abs() for name in ("fisher", "gradient")}
+        tensors |= {f"active/{other}": values(seed, 2, 30).abs() for other in STUDY}
+        tensors |= {f"leep/{other}": values(seed, 1, 1)[0] for other in STUDY}
+        save_file(tensors, tmp_path / "neurons" / f"{task}.safetensors")
     output = tmp_path / "out"
     options = {"--prompts": prompts, "--matrix": matrix, "--neurons": tmp_path / "neurons", "--output": output}
     arguments = ["analyze", "indicators", *(str(part) for pair in options.items() for part in pair)]
@@ -233,9 +238,10 @@ def test_neurons_that_do_not_go_with_the_prompts(tmp_path: Path, prompts: Path) 
         read_neurons(folder, found)
     for name in found.names:
         save_file({"activations": values(0, 2, 5).bfloat16()}, folder / f"{name}.safetensors")
-    assert read_neurons(folder, found).shape == (5, 2, 5)
+    assert read_neurons(folder, found)["neurons"].shape == (5, 2, 5)
+    assert {name for name, value in read_neurons(folder, found).items() if value is not None} == {"neurons", "own_task"}
     for content, words in (
-        ({"activations": values(0, 2, 6)}, "2 x 6 layers and neurons, the file before it 2 x 5"),
+        ({"activations": values(0, 2, 6)}, "2 x 6 layers and neurons, the first file 2 x 5"),
         ({"embeddings": values(0)}, "holds no tensor `activations`"),
         ({"activations": values(0)[0]}, r"activations are finite numbers \[L, F\]"),
         ({"activations": torch.full((2, 5), torch.nan)}, "not all finite"),

@@ -195,7 +195,8 @@ def test_a_killed_sweep_takes_its_run_along_and_goes_on(tmp_path: Path, small: P
         state = folder / "state" / "seed0.json"
         deadline = time.monotonic() + 300
         while not state.is_file():
-            assert time.monotonic() < deadline and sweep.poll() is None
+            assert time.monotonic() < deadline
+            assert sweep.poll() is None
             time.sleep(0.05)
         time.sleep(0.5)
         children = Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children")

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from prompt_transfer.analysis.indicators import INDICATORS
 
-GROUP_COLOURS = {"embeddings": "C0", "neurons": "C2", "confounder": "0.45"}
+GROUP_COLOURS = {"embeddings": "C0", "neurons": "C2", "labels": "C1", "confounder": "0.45"}
 STATISTIC_LABELS = {
     "spearman_per_target": "Spearman, mean per target",
     "spearman_pooled": "Spearman, all pairs",
@@ -29,7 +29,7 @@ CHANCE = {"spearman_per_target": 0.0, "spearman_pooled": 0.0, "same_type_auc": 0
 def readable(indicator: str) -> str:
     """An indicator's name for people: `neuron_overlap_per_layer/03` -> `neuron overlap, layer 3`."""
     name, _, part = indicator.partition("/")
-    words = name.replace("_", " ").replace("cka", "CKA")
+    words = name.replace("_", " ").replace("cka", "CKA").replace("leep", "LEEP")
     return f"{words.replace(' per ', ', ')} {int(part)}" if part else words
 
 
@@ -142,7 +142,7 @@ def indicator_ranking(
     ax.set_ylim(len(rows) - 0.4, -0.6)
     _label(ax, STATISTIC_LABELS.get(statistic, statistic.replace("_", " ")), "")
     # Above the axes: inside, a long list leaves no corner free.
-    ax.legend(frameon=False, fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1.0), handletextpad=0.1)
+    ax.legend(frameon=False, fontsize=7, ncols=2, loc="lower center", bbox_to_anchor=(0.4, 1.0), handletextpad=0.1)
     sns.despine(ax=ax, left=True)
     ax.tick_params(axis="y", length=0)
     return ax

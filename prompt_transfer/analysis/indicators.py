@@ -11,45 +11,34 @@ To add an indicator, write the function and add a row to `INDICATORS`.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prompt_transfer.errors import UserError
-
-# Rows of prompts in one block of inner products: a million numbers, which stay near the processor.
-_BLOCK_ROWS = 1024
-
-
-def _kind(dimensions: int) -> Callable[[Callable[..., Tensor]], Callable[..., Any]]:
-    """Arrays or tensors in, the same out; the first argument is checked to have `dimensions` (0: any, from 2)."""
-
-    def decorate(function: Callable[..., Tensor]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def wrapped(first: Any, *others: Any, **options: Any) -> Any:
-            values = [torch.as_tensor(value) for value in (first, *others)]
-            values = [value if value.dtype in (torch.float32, torch.float64) else value.float() for value in values]
-            found = values[0].ndim
-            if found != dimensions if dimensions else found < 2:
-                shape = " x ".join(map(str, values[0].shape))
-                what = f"{dimensions} dimensions" if dimensions else "at least two dimensions"
-                raise UserError(f"{function.__name__} takes {what}, one entry a prompt first; this is {shape}")
-            matrix = function(*values, **options).to(values[0].dtype)
-            return matrix if isinstance(first, Tensor) else matrix.cpu().numpy()
-
-        return wrapped
-
-    return decorate
-
+from prompt_transfer.analysis.data_indicators import (
+    fisher_cosine,
+    gradient_cosine,
+    leep,
+    neuron_overlap_inputs,
+    neuron_overlap_skill,
+    neuron_overlap_target_inputs,
+)
+from prompt_transfer.analysis.pairwise import (
+    cosines,
+    of_prompts,
+    overlap_of_groups,
+    row_distances,
+    row_products,
+    symmetric,
+)
 
 # Embeddings of the paper -------------------------------------------------------------------------------------------
 
 
-@_kind(3)
+@of_prompts(3)
 def euclidean_concat(prompts: Tensor) -> Tensor:
     """E_concat: 1 / (1 + |vec(A) - vec(B)|), prompts `[N, P, H]`; symmetric, in (0, 1], 1 for a prompt with itself.
 
@@ -57,10 +46,10 @@ def euclidean_concat(prompts: Tensor) -> Tensor:
     """
     # In double precision: inner products of equal prompts cancel, and a copy must have the distance 0.
     flat = prompts.flatten(1).double()
-    return 1 / (1 + _distances(flat - flat.mean(dim=0)))
+    return 1 / (1 + row_distances(flat - flat.mean(dim=0)))
 
 
-@_kind(3)
+@of_prompts(3)
 def euclidean_average(prompts: Tensor) -> Tensor:
     """E_average: 1 / (1 + mean over all i, j of |A_i - B_j|), prompts `[N, P, H]`; symmetric, in (0, 1].
 
@@ -71,7 +60,7 @@ def euclidean_average(prompts: Tensor) -> Tensor:
     rows = prompts - prompts.mean(dim=(0, 1))
     squares = rows.square().sum(dim=2)
     total = prompts.new_zeros(len(prompts), len(prompts))
-    for left, right, products in _products(rows):
+    for left, right, products in row_products(rows):
         distances = products.mul_(-2).add_(squares[left, :, None, None]).add_(squares[right])
         distances = distances.clamp_(min=0).sqrt_()
         if left == right:
@@ -80,19 +69,19 @@ def euclidean_average(prompts: Tensor) -> Tensor:
         block = distances.mean(dim=(1, 3))
         total[left, right] = block
         total[right, left] = block.T
-    return 1 / (1 + _symmetric(total))
+    return 1 / (1 + symmetric(total))
 
 
-@_kind(3)
+@of_prompts(3)
 def cosine_concat(prompts: Tensor) -> Tensor:
     """C_concat: cos(vec(A), vec(B)), prompts `[N, P, H]`; symmetric, in [-1, 1], 1 for a prompt with itself.
 
     A prompt of zeros has the cosine 0 with all. Source: paper, section 6 ("CosineSimilarity").
     """
-    return _cosines(prompts.flatten(1).double())
+    return cosines(prompts.flatten(1).double())
 
 
-@_kind(3)
+@of_prompts(3)
 def cosine_average(prompts: Tensor) -> Tensor:
     """C_average: mean over all i, j of cos(A_i, B_j), prompts `[N, P, H]`; symmetric, in [-1, 1], below 1 with itself.
 
@@ -100,13 +89,13 @@ def cosine_average(prompts: Tensor) -> Tensor:
     Source: paper, section 6 ("CosineSimilarity_per_token").
     """
     means = torch.nn.functional.normalize(prompts.double(), dim=2).mean(dim=1)
-    return _symmetric(means @ means.T)
+    return symmetric(means @ means.T)
 
 
 # Embeddings of later work ------------------------------------------------------------------------------------------
 
 
-@_kind(3)
+@of_prompts(3)
 def max_pairwise(prompts: Tensor) -> Tensor:
     """MAX: mean over target rows i of max over source rows j of <T_i, S_j>, prompts `[N, P, H]`.
 
@@ -114,13 +103,13 @@ def max_pairwise(prompts: Tensor) -> Tensor:
     Source: Lin et al. 2024, the best of the indicators that they compare.
     """
     matrix = prompts.new_zeros(len(prompts), len(prompts))
-    for left, right, products in _products(prompts):
+    for left, right, products in row_products(prompts):
         matrix[left, right] = products.amax(dim=3).mean(dim=1)
         matrix[right, left] = products.amax(dim=1).mean(dim=2).T
     return matrix
 
 
-@_kind(3)
+@of_prompts(3)
 def task_vector_dot(prompts: Tensor, initial: Tensor) -> Tensor:
     """<mean row of A - A_0, mean row of B - B_0>, prompts and what they started from `[N, P, H]`.
 
@@ -128,19 +117,19 @@ def task_vector_dot(prompts: Tensor, initial: Tensor) -> Tensor:
     the other indicator that needs no data.
     """
     means = (prompts.double() - initial.double()).mean(dim=1)
-    return _symmetric(means @ means.T)
+    return symmetric(means @ means.T)
 
 
-@_kind(3)
+@of_prompts(3)
 def task_vector_cosine(prompts: Tensor, initial: Tensor) -> Tensor:
     """cos(vec(A - A_0), vec(B - B_0)), prompts and what they started from `[N, P, H]`; symmetric, in [-1, 1].
 
     `cosine_concat` without what two prompts share by starting alike. Source: task prompt vectors (Belanec et al. 2024).
     """
-    return _cosines((prompts.double() - initial.double()).flatten(1))
+    return cosines((prompts.double() - initial.double()).flatten(1))
 
 
-@_kind(3)
+@of_prompts(3)
 def linear_cka(prompts: Tensor) -> Tensor:
     """|A'B|^2 / (|A'A| |B'B|), Frobenius norms of centred prompts `[N, P, H]`, A' the transpose of A.
 
@@ -149,50 +138,50 @@ def linear_cka(prompts: Tensor) -> Tensor:
     """
     centred = prompts.double() - prompts.double().mean(dim=1, keepdim=True)
     # |A'B|^2 is the inner product of AA' and BB', which are P x P.
-    return _cosines((centred @ centred.mT).flatten(1))
+    return cosines((centred @ centred.mT).flatten(1))
 
 
 # Neurons -----------------------------------------------------------------------------------------------------------
 
 
-@_kind(0)
+@of_prompts(0)
 def neuron_overlap(neurons: Tensor) -> Tensor:
     """ON: |A and B| / sqrt(|A| |B|) of the sets of active neurons, those > 0; neurons `[N, L, F]` or `[N, L * F]`.
 
     This is the cosine of 0/1 vectors. Symmetric, in [0, 1], 1 with itself; 0 for a prompt that activates nothing.
     Source: paper, section 6 ("ActivatedNeurons"), all layers.
     """
-    return _cosines((neurons > 0).flatten(1).double())
+    return cosines((neurons > 0).flatten(1).double())
 
 
-@_kind(3)
+@of_prompts(3)
 def neuron_overlap_per_layer(neurons: Tensor) -> Tensor:
     """ON in each layer: neurons `[N, L, F]` -> `[L, N, N]`, layer 0 next to the input; see `neuron_overlap`."""
-    return _overlap_of_groups(neurons, 1)
+    return overlap_of_groups(neurons, 1)
 
 
-@_kind(3)
+@of_prompts(3)
 def neuron_overlap_per_group(neurons: Tensor) -> Tensor:
     """ON in groups of three layers, the last one smaller where L is no multiple: `[N, L, F]` -> `[ceil(L / 3), N, N]`.
 
     Source: paper, section 6 ("ActivatedNeurons_k", layers k, k + 1 and k + 2).
     """
-    return _overlap_of_groups(neurons, 3)
+    return overlap_of_groups(neurons, 3)
 
 
-@_kind(3)
+@of_prompts(3)
 def neuron_overlap_bottom(neurons: Tensor) -> Tensor:
     """ON in the three layers next to the input, neurons `[N, L, F]`; see `neuron_overlap`."""
-    return _cosines((neurons[:, :3] > 0).flatten(1).double())
+    return cosines((neurons[:, :3] > 0).flatten(1).double())
 
 
-@_kind(3)
+@of_prompts(3)
 def neuron_overlap_top(neurons: Tensor) -> Tensor:
     """ON in the last three layers, neurons `[N, L, F]`; see `neuron_overlap`. The paper's choice for T5-XXL."""
-    return _cosines((neurons[:, -3:] > 0).flatten(1).double())
+    return cosines((neurons[:, -3:] > 0).flatten(1).double())
 
 
-@_kind(0)
+@of_prompts(0)
 def neuron_overlap_rare(neurons: Tensor) -> Tensor:
     """ON in which a neuron counts log(N / n), n the prompts that activate it: neurons `[N, L, F]` or `[N, L * F]`.
 
@@ -202,13 +191,13 @@ def neuron_overlap_rare(neurons: Tensor) -> Tensor:
     """
     active = (neurons > 0).flatten(1).double()
     weights = (len(active) / active.sum(dim=0).clamp(min=1)).log()
-    return _cosines(active * weights.sqrt())
+    return cosines(active * weights.sqrt())
 
 
 # Confounders: what an indicator must beat --------------------------------------------------------------------------
 
 
-@_kind(3)
+@of_prompts(3)
 def norm_similarity(prompts: Tensor) -> Tensor:
     """1 / (1 + | |A| - |B| |), Frobenius norms of prompts `[N, P, H]`; symmetric, in (0, 1], 1 with itself.
 
@@ -218,7 +207,7 @@ def norm_similarity(prompts: Tensor) -> Tensor:
     return 1 / (1 + (norms[:, None] - norms[None, :]).abs())
 
 
-@_kind(3)
+@of_prompts(3)
 def source_norm(prompts: Tensor) -> Tensor:
     """The Frobenius norm of the source, prompts `[N, P, H]`: the same in each row; 0 and above."""
     return prompts.double().flatten(1).norm(dim=1).expand(len(prompts), -1)
@@ -238,54 +227,15 @@ def label_word_overlap(words: Sequence[Collection[str]]) -> np.ndarray:
     return np.array([[len(a & b) / max(len(a | b), 1) for b in sets] for a in sets], dtype=np.float64)
 
 
-# What they share ---------------------------------------------------------------------------------------------------
-
-
-def _distances(flat: Tensor) -> Tensor:
-    """Euclidean distances of rows, exactly symmetric and exactly 0 on the diagonal."""
-    products = flat @ flat.T
-    squares = products.diagonal()
-    distances = (squares[:, None] + squares[None, :] - 2 * products).clamp(min=0).sqrt()
-    return _symmetric(distances).fill_diagonal_(0)
-
-
-def _cosines(flat: Tensor) -> Tensor:
-    unit = torch.nn.functional.normalize(flat, dim=1)
-    products = unit @ unit.T
-    return _symmetric(products).clamp(-1, 1)
-
-
-def _symmetric(matrix: Tensor) -> Tensor:
-    """Without the last digit by which A with B may differ from B with A, which would break ties of ranks at random."""
-    return (matrix + matrix.T) / 2
-
-
-def _overlap_of_groups(neurons: Tensor, size: int) -> Tensor:
-    return torch.stack([_cosines((group > 0).flatten(1).double()) for group in neurons.split(size, dim=1)])
-
-
-def _products(prompts: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Inner products of all rows, block by block on and above the diagonal: `[b, P, c, P]` for two slices of prompts.
-
-    All at once would be `[N, P, N, P]`: 10 GB for 500 prompts of 100 rows.
-    """
-    number, length, width = prompts.shape
-    size = max(1, _BLOCK_ROWS // length)
-    blocks = [slice(start, min(start + size, number)) for start in range(0, number, size)]
-    for index, left in enumerate(blocks):
-        for right in blocks[index:]:
-            products = prompts[left].reshape(-1, width) @ prompts[right].reshape(-1, width).T
-            yield left, right, products.view(left.stop - left.start, length, right.stop - right.start, length)
-
-
 class Indicator(NamedTuple):
     """A row of the registry.
 
     Attributes:
         function: takes what it needs, in that order.
         needs: of `prompts` `[N, P, H]`, `initial` `[N, P, H]`, `neurons` `[N, L, F]`, `label_words` (N collections),
-            `data_sizes` `[N]`.
-        group: `embeddings`, `neurons` or `confounder`.
+            `data_sizes` `[N]`, and what files of neurons hold beside them (`data_indicators.py`): `active`,
+            `task_active`, `leep` and `own_task`, `predictivity`, `fisher`, `gradient`.
+        group: `embeddings`, `neurons`, `labels` (of the target) or `confounder`.
     """
 
     function: Callable[..., Any]
@@ -310,6 +260,12 @@ _ROWS = (
             *(neuron_overlap_per_group, neuron_overlap_per_layer),
         )
     ),
+    Indicator(neuron_overlap_inputs, ("active",), "neurons"),
+    Indicator(neuron_overlap_target_inputs, ("task_active", "own_task"), "neurons"),
+    Indicator(neuron_overlap_skill, ("neurons", "predictivity"), "neurons"),
+    Indicator(fisher_cosine, ("fisher",), "labels"),
+    Indicator(gradient_cosine, ("gradient",), "labels"),
+    Indicator(leep, ("leep", "own_task"), "labels"),
     Indicator(norm_similarity, ("prompts",), "confounder"),
     Indicator(source_norm, ("prompts",), "confounder"),
     Indicator(label_word_overlap, ("label_words",), "confounder"),

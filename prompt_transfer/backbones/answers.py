@@ -5,7 +5,8 @@ Shape letters: B batch, T text tokens, P prompt tokens, H hidden, N prompts, S t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,21 @@ class Prompts:
         return Prompts(self.rows, ids, self.recorded)
 
 
+@dataclass(frozen=True)
+class AnswerSlot:
+    """Where the answer slots of a batch are in the states of a forward pass.
+
+    Attributes:
+        places: [B], index of the answer slot of each example.
+        prompt_ids: [B], which prompt each example takes, or None for the only one.
+        prompt: first and last + 1 index of the prompt rows where they see the text and stand in the same states.
+    """
+
+    places: Tensor
+    prompt_ids: Tensor | None
+    prompt: tuple[int, int] | None = None
+
+
 class Answers:
     """What all kinds share.
 
@@ -90,6 +106,16 @@ class Answers:
         self.pad_token_id, self.mask_token_id = pad_token_id, mask_token_id
         self.stack = Stack(model, family)
         self.first_position = family.first_position(model.config)
+        self.slot: AnswerSlot | None = None
+
+    @contextmanager
+    def answering(self, places: Tensor, prompts: Prompts, prompt: tuple[int, int] | None = None) -> Iterator[None]:
+        """Tell hooks inside of the body where the answer slots [B] are."""
+        self.slot = AnswerSlot(places, prompts.ids, prompt)
+        try:
+            yield
+        finally:
+            self.slot = None
 
     def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         """Last hidden state at the answer slot [B, H]."""
@@ -143,16 +169,19 @@ class MaskedAnswers(Answers):
 
     def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         text = self._answer_and_text(batch, prompts.length)
+        first = torch.zeros(len(text.mask), dtype=torch.long, device=text.mask.device)
         if self.attention == "shared":
             _, states = self.record(prompts)
-            return self.stack.behind(states, text, prompts.length, prompts.ids, slice(0, 1))[:, 0]
+            with self.answering(first, prompts):
+                return self.stack.behind(states, text, prompts.length, prompts.ids, slice(0, 1))[:, 0]
         prompt = self.prompt_part(prompts.of_examples(len(text.mask)))
         if self.layout.answer_first:
             whole = text.between(0, 1).joined(prompt).joined(text.between(1, None))
         else:
             whole = prompt.joined(text)
-        answer = self.layout.answer_index(prompts.length)
-        return self.stack.alone(whole, slice(answer, answer + 1))[:, 0]
+        place, start = self.layout.answer_index(prompts.length), int(self.layout.answer_first)
+        with self.answering(first + place, prompts, (start, start + prompts.length)):
+            return self.stack.alone(whole, slice(place, place + 1))[:, 0]
 
     def _answer_and_text(self, batch: dict[str, Tensor], prompt_length: int) -> Part:
         bare = not self.family.needs_positions
@@ -178,9 +207,10 @@ class CausalAnswers(Answers):
         return self._behind(prompts, text, text.mask.sum(dim=1, keepdim=True) - 1)[:, 0]
 
     def _behind(self, prompts: Prompts, text: Part, at: Tensor) -> Tensor:
-        """States [B, S, H] of the text at `at` [B, S]."""
+        """States [B, S, H] of the text at `at` [B, S]; the first one is the answer slot."""
         _, states = self.record(prompts)
-        return self.stack.behind(states, text, prompts.length, prompts.ids, at)
+        with self.answering(at[:, 0], prompts):
+            return self.stack.behind(states, text, prompts.length, prompts.ids, at)
 
     def target_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         ids, mask, targets = batch["input_ids"], batch["attention_mask"], batch["target_ids"]
@@ -238,14 +268,15 @@ class Seq2SeqAnswers(Answers):
         of_text = self.stack.behind(states, text, prompts.length, prompts.ids)
         return torch.cat([Prompts(of_prompts, prompts.ids).of_examples(size), of_text], dim=1), mask
 
-    def _decoded(self, ids: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:
+    def _decoded(self, ids: Tensor, encoded: Tensor, mask: Tensor, prompts: Prompts) -> Tensor:
         """Decoder states [B, S, H] of `ids` [B, S], scaled as the output layer takes them."""
-        output = self.model.get_decoder()(
-            input_ids=ids,
-            encoder_hidden_states=encoded,
-            encoder_attention_mask=self.stack.seen(mask),
-            use_cache=False,
-        )
+        with self.answering(torch.zeros_like(ids[:, 0]), prompts):
+            output = self.model.get_decoder()(
+                input_ids=ids,
+                encoder_hidden_states=encoded,
+                encoder_attention_mask=self.stack.seen(mask),
+                use_cache=False,
+            )
         states = output.last_hidden_state
         # T5 v1.0 scales what enters its tied output layer; v1.1 and mT5 do not.
         scaled = getattr(self.model.config, "scale_decoder_outputs", False)
@@ -256,7 +287,7 @@ class Seq2SeqAnswers(Answers):
 
     def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         encoded, mask = self.encoded(prompts, batch)
-        return self._decoded(self._start(len(mask), mask.device), encoded, mask)[:, 0]
+        return self._decoded(self._start(len(mask), mask.device), encoded, mask, prompts)[:, 0]
 
     def target_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         encoded, mask = self.encoded(prompts, batch)
@@ -264,7 +295,7 @@ class Seq2SeqAnswers(Answers):
         # Each target token is predicted from those before it; pads come last, where nothing looks back at them.
         before = torch.where(targets == IGNORED, self.pad_token_id, targets)[:, :-1]
         ids = torch.cat([self._start(len(mask), mask.device), before], dim=1)
-        return self._decoded(ids, encoded, mask)
+        return self._decoded(ids, encoded, mask, prompts)
 
     def generate(self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int) -> Tensor:
         encoded, mask = self.encoded(prompts, batch)

@@ -98,6 +98,22 @@ class TextEncoder:
             encoded.append([*start, *a[:length_a], *between, *b[:length_b], *end])
         return encoded
 
+    def without_text(self) -> list[int]:
+        """The ids that stand where a text would when a prompt is looked at alone, without any data.
+
+        As release 1.0 of Su et al. has it: an encoder's first special token, the first sentinel for the encoder of T5
+        (its end token where there is none). A causal model, which they did not look at, gets its start token, or its
+        end token where it has no other.
+        """
+        tokenizer = self.tokenizer
+        if self.kind == "masked_lm":
+            return [tokenizer.cls_token_id]
+        if self.kind == "seq2seq_lm":
+            sentinel = tokenizer.get_vocab().get("<extra_id_0>")
+            return [tokenizer.eos_token_id if sentinel is None else sentinel]
+        ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, self.pad_token_id)
+        return [next(token_id for token_id in ends if token_id is not None)]
+
     def encode_targets(self, texts: list[str], max_length: int) -> list[list[int]]:
         """Token ids of texts to be written, each with the end token, at most `max_length` of them."""
         end = self.tokenizer.eos_token_id

@@ -35,6 +35,8 @@ class Family:
             (`last_layer.py`); None where it cannot be, or where all its states are read.
         reshaped: the module behind the last layer whose output the body gives the shape of its input, if it does.
         cross_attention: of layer `{i}` of a decoder, where it is as T5's is.
+        activation: the activation function of layer `{i}`, where it is another module than `ffn_site`.
+        gated: configuration -> whether what it gives is multiplied with a second projection before it is a neuron.
         learning_rate: default for prompts that start from vocabulary embeddings, with AdamW.
         max_positions: configuration -> how many positions an input may have.
         position_table: the position embeddings, where tokens can go without one; None where every token has a position.
@@ -56,6 +58,8 @@ class Family:
     layer: str | None = None
     reshaped: str | None = None
     cross_attention: str | None = None
+    activation: str | None = None
+    gated: Callable[[Any], bool] = lambda config: False
     max_positions: Callable[[Any], int] = _positions
     position_table: str | None = None
     token_type_table: str | None = None
@@ -95,9 +99,12 @@ def _decoder(name: str, body: str = "model", head: str = "lm_head", **more: Any)
     facts: dict[str, Any] = {
         "ffn_site": f"{body}.layers.{{i}}.mlp.down_proj",
         "ffn_input": True,
+        "activation": f"{body}.layers.{{i}}.mlp.act_fn",
+        "gated": lambda config: True,
         "layer": f"{body}.layers.{{i}}",
+        "learning_rate": 0.003,
     }
-    return Family(name, "causal_lm", body, (head,), **{**facts, "learning_rate": 0.003, **more})
+    return Family(name, "causal_lm", body, (head,), **{**facts, **more})
 
 
 def _t5(name: str, learning_rate: float) -> Family:
@@ -111,6 +118,8 @@ def _t5(name: str, learning_rate: float) -> Family:
         learning_rate,
         ffn_input=True,
         cross_attention="decoder.block.{i}.layer.1.EncDecAttention",
+        activation="decoder.block.{i}.layer.2.DenseReluDense.act",
+        gated=lambda config: config.is_gated_act,
         position_ids=False,
         # Relative positions have no end; beyond this nobody has looked.
         max_positions=lambda config: 2048,
@@ -154,6 +163,7 @@ FAMILIES: dict[str, Family] = {
             ffn_site="distilbert.transformer.layer.{i}.ffn.lin2",
             ffn_input=True,
             layer="distilbert.transformer.layer.{i}",
+            activation="distilbert.transformer.layer.{i}.ffn.activation",
             token_type_table=None,
         ),
         Family(
@@ -165,6 +175,8 @@ FAMILIES: dict[str, Family] = {
             0.003,
             ffn_input=True,
             layer="model.layers.{i}",
+            activation="model.layers.{i}.mlp.act",
+            gated=lambda config: True,
             sliding=_sliding_window,
         ),
         Family(
@@ -188,8 +200,9 @@ FAMILIES: dict[str, Family] = {
             0.003,
             ffn_input=True,
             layer="model.decoder.layers.{i}",
+            activation="model.decoder.layers.{i}.activation_fn",
         ),
-        _decoder("gpt_neox", "gpt_neox", ffn_site="gpt_neox.layers.{i}.mlp.act", ffn_input=False),
+        Family("gpt_neox", "causal_lm", "gpt_neox", ("lm_head",), "gpt_neox.layers.{i}.mlp.act", 0.003),
         _decoder("llama"),
         _decoder("qwen2", sliding=_sliding_window),
         _decoder("qwen3", sliding=_sliding_window),

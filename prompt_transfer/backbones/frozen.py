@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prompt_transfer.backbones import cross_attention, layer_calls, loading
-from prompt_transfer.backbones.answers import IGNORED, KINDS, PromptBank, Prompts
+from prompt_transfer.backbones.answers import IGNORED, KINDS, AnswerSlot, PromptBank, Prompts
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.layouts import get_layout
 from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, path_of, replace
@@ -135,10 +135,37 @@ class FrozenBackbone(nn.Module):
 
         They are its output, or its input where `family.ffn_input` says so. Layers that share weights share it (ALBERT).
         """
+        return self._of_layers(self.family.ffn_site)
+
+    def activation_sites(self) -> list[nn.Module]:
+        """The activation function of every FFN: what enters it are the neurons before the activation [B, T', F].
+
+        What it gives are the neurons, or in gated FFNs (`is_gated`) the gate that they are multiplied with.
+        """
+        return self._of_layers(self.family.activation or self.family.ffn_site)
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether a neuron is the product of two projections, one of them behind the activation function."""
+        return self.family.gated(self.config)
+
+    @property
+    def answer_slot(self) -> AnswerSlot | None:
+        """For hooks: where the answer slot lies in the states of the forward pass that runs now; None outside of one.
+
+        None too while only the prompt is computed, and in `generate`.
+        """
+        return self._answers.slot
+
+    def watch(self, on: bool) -> None:
+        """For hooks: as long as somebody watches, the last layer too is computed everywhere, as the others are."""
+        self._answers.stack.watched += 1 if on else -1
+
+    def _of_layers(self, path: str) -> list[nn.Module]:
         layers = self.config.num_hidden_layers
         if self.family.kind == "seq2seq_lm":
             layers = self.config.num_decoder_layers
-        return [self.model.get_submodule(self.family.ffn_site.format(i=layer)) for layer in range(layers)]
+        return [self.model.get_submodule(path.format(i=layer)) for layer in range(layers)]
 
     # The forward pass ------------------------------------------------------------------------------------------
 

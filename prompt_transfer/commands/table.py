@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("prompt_transfer.commands.evaluation", "label and probabilities for each row of a task or text file"),
     "transfer": ("prompt_transfer.commands.transfer", "score every prompt of a folder on every task"),
     "sweep": ("prompt_transfer.commands.sweep", "many runs of fit from one file, and what follows; resumable"),
+    "neurons": ("prompt_transfer.commands.neurons", "capture | compare | mask | skill | probe: what prompts activate"),
     "analyze": ("prompt_transfer.commands.analyze", "convergence | indicators | matrix: what runs and tables say"),
     "prompts": (
         "prompt_transfer.commands.prompts",

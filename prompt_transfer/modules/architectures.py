@@ -42,7 +42,8 @@ class Architecture:
         head: path of the output layer or head that turns hidden states into logits.
         transform: path of the head's dense layer, for the informed start (encoders only).
         objectives: what it is trained on: `masked`, `causal`, `span` (corruption), `prefix` (language modelling),
-            `infill` (masked tokens that the encoder alone fills in, through the decoder's output layer). The first is what the held-out loss is given for.
+            `infill` (masked tokens that a T5's encoder fills in by itself, through the decoder's output layer). The
+            first is what the held-out loss is given for.
     """
 
     build: Callable[[Sizes], PreTrainedModel]

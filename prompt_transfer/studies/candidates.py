@@ -11,15 +11,14 @@ import numpy as np
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import prove_writable_dir
 from prompt_transfer.modules.prompt_tuning import PromptTuning
+from prompt_transfer.studies.backbones import backbone_options, check_accelerator
 from prompt_transfer.studies.entries import (
     agreed,
-    backbone_options,
     check_all,
     make_entries,
     warn_of_other_words,
 )
 from prompt_transfer.studies.inputs import load_prompts, read_matrix
-from prompt_transfer.studies.scoring import check_accelerator
 from prompt_transfer.studies.targets import TargetData
 from prompt_transfer.tasks import get_task
 
@@ -41,7 +40,7 @@ class RecommendStudy:
         steps: of the short tuning.
         sample: labelled rows of the target's training split that all sources are scored on; 0: none.
         sample_seeds: samples; the first one recommends, all are judged. None: 5 with a matrix, else 1.
-        neurons: see `prompt_transfer.studies.inputs.read_neurons`.
+        neurons: see `prompt_transfer.studies.neuron_inputs.read_neurons`.
         matrix: a transfer matrix by which the rankings are judged.
         by: the ranking that recommends; None: see `prompt_transfer.studies.recommend.PREFERRED`.
         dtype: of the backbone's weights; None: that of the prompts.

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -111,32 +110,6 @@ def agreed(prompts: dict[str, Prompt], key: str, given: str | None = None) -> st
         choose = f"choose with {OPTIONS[key]}" if key in OPTIONS else "put them into folders of their own"
         raise UserError(f"the prompts differ in {key}: {shown}; {choose}, one matrix has one")
     return next(iter(said), None)
-
-
-def backbone_options(
-    prompts: dict[str, Prompt], attention: str | None = None, layout: str | None = None, dtype: str | None = None
-) -> dict[str, Any]:
-    """The options of `FrozenBackbone` that all prompts were trained with.
-
-    Args:
-        attention, layout, dtype: the user's words, which win.
-
-    Raises:
-        UserError: they differ; see `agreed`.
-    """
-    try:
-        attention = agreed(prompts, "attention", attention)
-    except UserError:
-        # For causal models both are one function, and a folder may hold both.
-        if not all(prompt.metadata.get("layout") == "answer_last" for prompt in prompts.values()):
-            raise
-    return {
-        "attention": attention or "full",
-        "layout": agreed(prompts, "layout", layout),
-        "dtype": agreed(prompts, "dtype", dtype) or "float32",
-        "head": agreed(prompts, "head") or "lm",
-        "revision": agreed(prompts, "revision"),
-    }
 
 
 def check_all(prompts: dict[str, Prompt], backbone: FrozenBackbone) -> None:

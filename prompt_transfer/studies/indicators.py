@@ -18,7 +18,8 @@ from prompt_transfer.analysis.statistics import relative
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir
 from prompt_transfer.prompts.prompt import UNKNOWN
-from prompt_transfer.studies.inputs import PromptSet, load_prompts, read_matrix, read_neurons
+from prompt_transfer.studies.inputs import PromptSet, load_prompts, read_matrix
+from prompt_transfer.studies.neuron_inputs import read_neurons
 
 RANKED_BY = "spearman_per_target"
 _NEED_WORDS = {
@@ -26,7 +27,16 @@ _NEED_WORDS = {
     "neurons": "--neurons",
     "label_words": "label words in the prompt files",
     "data_sizes": "train_rows in all prompt files",
+    "active": "shares of inputs in the files of neurons (neurons capture --tasks)",
+    "task_active": "shares of their own inputs in the files of neurons (neurons capture --tasks)",
+    "predictivity": "predictivity in the files of neurons (neurons skill)",
+    "fisher": "gradients in the files of neurons (neurons probe)",
+    "leep": "LEEP in the files of neurons (neurons probe)",
 }
+
+
+# Needs that the files of neurons may hold beside the neurons themselves.
+_FROM_FILES = ("active", "task_active", "predictivity", "fisher", "leep")
 
 
 def analyze(
@@ -60,9 +70,9 @@ def analyze(
     inputs: dict[str, Any] = {
         "prompts": found.embeddings,
         "initial": found.initial,
-        "neurons": None if neurons is None else read_neurons(neurons, found),
         "label_words": found.label_words,
         "data_sizes": found.data_sizes,
+        **({} if neurons is None else read_neurons(neurons, found)),
     }
     tasks, types = list(dict.fromkeys(found.tasks)), dict(zip(found.tasks, found.types, strict=True))
     scores, notes = (None, []) if matrix is None else _scores(read_matrix(matrix), tasks, matrix)
@@ -104,14 +114,15 @@ def pair_table(matrices: Mapping[str, np.ndarray], prompts: PromptSet) -> pd.Dat
 def mean_over_prompts(matrix: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
     """`[N, N]` between prompts -> mean between tasks `[T, T]`, in the order in which tasks first appear.
 
-    A prompt's pair with itself counts only where it is the only one of its task.
+    A prompt's pair with itself counts only where it is the only one of its task; a NaN is a pair that is not there.
     """
     names = list(dict.fromkeys(tasks))
     member = np.array([[task == name for task in tasks] for name in names], dtype=float)
-    weights = np.ones(matrix.shape)
+    weights = np.where(np.isnan(matrix), 0.0, 1.0)
     several = [list(tasks).count(task) > 1 for task in tasks]
-    weights[np.diag_indices(len(tasks))] = [0.0 if many else 1.0 for many in several]
-    return (member @ (weights * matrix) @ member.T) / (member @ weights @ member.T)
+    weights[np.diag_indices(len(tasks))] *= [0.0 if many else 1.0 for many in several]
+    sums, counts = member @ (weights * np.nan_to_num(matrix)) @ member.T, member @ weights @ member.T
+    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
 def _scores(matrix: pd.DataFrame, tasks: list[str], path: str | Path) -> tuple[np.ndarray, list[str]]:
@@ -131,6 +142,8 @@ def _missing(inputs: Mapping[str, Any]) -> list[str]:
     notes = []
     for need, words in _NEED_WORDS.items():
         names = [name for name, row in INDICATORS.items() if need in row.needs]
+        if need in _FROM_FILES and inputs.get("neurons") is None:
+            continue  # told once, of --neurons
         if inputs.get(need) is None:
             notes.append(f"left out for want of {words}: {', '.join(names)}")
     return notes
@@ -151,8 +164,8 @@ def _draw(
     if table["indicator"].str.startswith("neuron_overlap_per_layer/").any():
         plots.save(indicator_plots.layer_curve(table, by), folder / "layers.png")
     if transfer is not None:
-        # The best of each kind: what the prompts' rows, their neurons, and everything else can tell.
-        chosen = [best[group] for group in ("embeddings", "neurons", "confounder") if group in best]
+        # The best of each kind: what the prompts' rows, their neurons, labelled rows and everything else can tell.
+        chosen = [best[group] for group in ("embeddings", "neurons", "labels", "confounder") if group in best]
         _scatter(folder, pairs, table, chosen, pd.DataFrame(transfer, index=tasks, columns=tasks))
 
 

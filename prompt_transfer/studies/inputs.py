@@ -1,13 +1,11 @@
-"""What a study of prompts reads: prompt files of one backbone, a transfer matrix, captured neurons."""
+"""What a study of prompts reads: prompt files of one backbone, and a transfer matrix."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -189,46 +187,3 @@ def read_matrix(path: str | Path) -> pd.DataFrame:
         if names.has_duplicates:
             raise UserError(f"{path} has more than one {axis} {names[names.duplicated()][0]!r}; keep one of them")
     return frame
-
-
-def read_neurons(folder: str | Path, prompts: PromptSet) -> np.ndarray:
-    """Captured activations of every prompt, `[N, L, F]`.
-
-    They lie below `folder` as the prompts do below theirs, each a safetensors file with a tensor `activations` [L, F].
-
-    Raises:
-        UserError: a file is missing, holds something else, or has another shape than the others.
-    """
-    found: list[Tensor] = []
-    for name in prompts.names:
-        path = Path(folder) / f"{name}.safetensors"
-        tensor = read_activations(path)
-        if found and tensor.shape != found[0].shape:
-            raise UserError(
-                f"{path} has {sizes(tensor.shape)} layers and neurons, the file before it {sizes(found[0].shape)}; "
-                "capture them together"
-            )
-        found.append(tensor)
-    return torch.stack(found).numpy()
-
-
-def read_activations(path: Path) -> Tensor:
-    """The tensor `activations` [L, F] of a file.
-
-    Raises:
-        UserError: no such file, or it holds something else.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise UserError(f"no neurons {path}: capture those of all prompts, or leave out --neurons")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensor: Any = file.get_tensor("activations").float()
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} holds no tensor `activations`: {str(error).splitlines()[0]}") from error
-    if tensor.ndim != 2 or not torch.isfinite(tensor).all():
-        raise UserError(
-            f"{path}: activations are finite numbers [L, F], these are {sizes(tensor.shape)}, or not all finite"
-        )
-    return tensor

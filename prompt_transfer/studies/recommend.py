@@ -21,8 +21,9 @@ from prompt_transfer.errors import UserError
 from prompt_transfer.files import write_text_atomic
 from prompt_transfer.prompts.prompt import UNKNOWN
 from prompt_transfer.prompts.recommendation import FACTS
+from prompt_transfer.studies.backbones import choose_device
 from prompt_transfer.studies.candidates import RecommendStudy, Sources
-from prompt_transfer.studies.scoring import MAX_TOKENS, Scorer, pick_device
+from prompt_transfer.studies.scoring import MAX_TOKENS, Scorer
 from prompt_transfer.studies.similarity import SIMILARITIES, target_prompts
 from prompt_transfer.studies.targets import EvaluationData, load_target
 from prompt_transfer.tasks import get_task
@@ -100,7 +101,7 @@ def sample_scores(sources: Sources) -> tuple[NDArray[np.float64], float]:
     """Scores of all prompts on small labelled samples of each target `[T, S, N]`, and the seconds of one sample."""
     study, backbone = sources.study, sources.backbone
     number = study.sample_seeds or 1
-    device = pick_device(study.accelerator)
+    device = choose_device(study.accelerator)
     backbone.to(device)
     began = time.perf_counter()
     scorer = Scorer(backbone, sources.entries)

@@ -37,25 +37,6 @@ SAVE_SECONDS = 10.0
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
-def check_accelerator(name: str) -> None:
-    """A UserError where there can be no such accelerator."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--accelerator is {name!r}: choose auto, cpu or cuda")
-
-
-def pick_device(accelerator: str, rank: int = 0) -> torch.device:
-    """Where process `rank` computes.
-
-    Raises:
-        UserError: cuda is wanted and not there.
-    """
-    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError("--accelerator cuda: there is no such device here; use cpu")
-    return torch.device("cuda", rank % torch.cuda.device_count())
-
-
 def crossed(batch: dict[str, Tensor], prompts: Tensor) -> dict[str, Tensor]:
     """Each of D texts behind each of K prompts: K * D examples, prompt by prompt, whose texts are embedded once."""
     size = len(batch["ids"])

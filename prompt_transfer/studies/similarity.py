@@ -19,7 +19,7 @@ from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.prompts.tensor_file import sizes
 from prompt_transfer.studies.candidates import Sources
-from prompt_transfer.studies.inputs import read_activations, read_neurons
+from prompt_transfer.studies.neuron_inputs import read_activations, read_neurons
 from prompt_transfer.studies.short_tuning import BATCH_SIZE, ShortTuning, common_start
 
 # What is compared pair by pair, as a whole: the best of many layers is good by chance more easily than one number.
@@ -129,7 +129,7 @@ def _neurons(sources: Sources, further: list[Prompt], notes: list[str]) -> NDArr
     if folder is None:
         notes.append("overlaps of neurons left out: give --neurons DIR")
         return None
-    known = read_neurons(folder, sources.found)
+    known = read_neurons(folder, sources.found)["neurons"]
     paths = [Path(folder) / _file_name(prompt) for prompt in further]
     if absent := [str(path) for path in paths if not path.is_file()]:
         notes.append(
@@ -137,7 +137,7 @@ def _neurons(sources: Sources, further: list[Prompt], notes: list[str]) -> NDArr
             f"{', '.join(str(prompt.path) for prompt in further)} too"
         )
         return None
-    found = [read_activations(path) for path in paths]
+    found = [read_activations(path, prompt) for path, prompt in zip(paths, further, strict=True)]
     for path, tensor in zip(paths, found, strict=True):
         if tensor.shape != known.shape[1:]:
             raise UserError(

@@ -155,7 +155,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(content, dict) or not content.get("fit") and not content.get("grid"):
+    if not isinstance(content, dict) or (not content.get("fit") and not content.get("grid")):
         raise UserError(f"{path} is no sweep: it needs `fit` and `grid`")
     unknown = [key for key in content if key not in KEYS]
     if unknown:

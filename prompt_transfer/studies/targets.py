@@ -130,9 +130,8 @@ def load_target(task: Task, data: EvaluationData, label_words: str, split: str, 
     Raises:
         UserError: the source does not have the task, or its data cannot be what was meant.
     """
-    selection = Selection(
-        [task], data.source, data.root, data.seed, label_words, dict.fromkeys(SPLITS, data.limit_eval)
-    )
+    limits: dict[str, int | None] = dict.fromkeys(SPLITS, data.limit_eval)
+    selection = Selection([task], data.source, data.root, data.seed, label_words, limits)
     tables = Tables(selection, encoder, data.max_length, data.cache_dir)
     table, task, rows = tables.split(split), selection.tasks[0], selection.rows(split)
     references = selection.targets(split, table.ids.tolist()) if task.is_generation else []

@@ -24,15 +24,15 @@ from prompt_transfer.analysis.matrix import Matrix, from_results, to_table
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir, write_text_atomic
+from prompt_transfer.studies.backbones import backbone_options, check_accelerator, choose_device, facts_of
 from prompt_transfer.studies.entries import (
     agreed,
-    backbone_options,
     check_all,
     make_entries,
     read_folder,
     warn_of_other_words,
 )
-from prompt_transfer.studies.scoring import MAX_TOKENS, AnswerFile, Batch, Scorer, check_accelerator, pick_device
+from prompt_transfer.studies.scoring import MAX_TOKENS, AnswerFile, Batch, Scorer
 from prompt_transfer.studies.targets import EvaluationData, Target, load_target
 from prompt_transfer.studies.transfer_table import check_names, is_own, target_rows, tidy
 from prompt_transfer.tasks import get_task
@@ -121,18 +121,11 @@ class Ready:
 
     def facts(self) -> dict[str, str]:
         """What decides all answers beside prompt and task."""
-        backbone = self.backbone
-        return {
-            "backbone": backbone.fingerprint,
-            "layout": backbone.layout.name,
-            "attention": backbone.attention,
-            "dtype": backbone.dtype_name,
-            "head": backbone.head,
-        }
+        return facts_of(self.backbone)
 
     def compute(self, world: int) -> None:
         """Score this process's share of what is missing."""
-        device = pick_device(self.study.accelerator, self.rank)
+        device = choose_device(self.study.accelerator, self.rank)
         self.backbone.to(device)
         scorer = Scorer(self.backbone, self.distinct)
         max_tokens = self.study.data.max_tokens or MAX_TOKENS[device.type]

@@ -1,0 +1,122 @@
+"""Neurons in a Lightning run: captured or masked while a prompt is validated or tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from prompt_transfer.errors import UserError
+from prompt_transfer.files import check_writable_dir
+from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
+from prompt_transfer.modules.prompted import PromptedModule
+from prompt_transfer.neurons import files
+from prompt_transfer.neurons.capture import NeuronCapture
+from prompt_transfer.neurons.hooks import FfnHooks
+from prompt_transfer.neurons.mask import NeuronMask
+
+
+class _DuringEvaluation(Callback):
+    """Hooks that are on from the start to the end of each evaluation, and off whatever ends it."""
+
+    def __init__(self) -> None:
+        self._hooks: FfnHooks | None = None
+
+    def make(self, module: PromptedModule) -> FfnHooks:
+        """The hooks for an evaluation."""
+        raise NotImplementedError
+
+    def finish(self, trainer: L.Trainer, module: PromptedModule, hooks: FfnHooks) -> None:
+        """What is to be done with them after an evaluation that went through."""
+
+    def _start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        if not isinstance(module, PromptedModule) or isinstance(module, PromptEnsemble):
+            raise UserError(f"{type(self).__name__} looks at one prompt at a time, not at {type(module).__name__}")
+        self._stop()
+        self._hooks = self.make(module).__enter__()
+
+    def _end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        hooks = self._stop()
+        if hooks is not None:
+            assert isinstance(module, PromptedModule)
+            self.finish(trainer, module, hooks)
+
+    def _stop(self) -> FfnHooks | None:
+        hooks, self._hooks = self._hooks, None
+        if hooks is not None:
+            hooks.__exit__(None, None, None)
+        return hooks
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end(trainer, pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._stop()
+
+
+class CaptureNeurons(_DuringEvaluation):
+    """Writes what the neurons do at the answer slot of every evaluated example, as `neurons capture --tasks` does.
+
+    `STEP.safetensors` holds `mean`, `active` (the share of examples) [L, F], `before` and for gated FFNs `gate`. With
+    several processes their sums are put together with one exchange, and the first one writes.
+
+    Args:
+        folder: for the files.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.folder = check_writable_dir(folder)
+
+    def make(self, module: PromptedModule) -> NeuronCapture:
+        return NeuronCapture(module.backbone)
+
+    def finish(self, trainer: L.Trainer, module: PromptedModule, hooks: FfnHooks) -> None:
+        assert isinstance(hooks, NeuronCapture)
+        hooks.all_reduce()
+        if not trainer.is_global_zero:
+            return
+        means = {name: values[0] for name, values in hooks.means().items()}
+        means["mean"] = means.pop("activations")
+        facts = {
+            "backbone": module.backbone.fingerprint,
+            "prompt": files.digest(module.current_prompt()),
+            "task": ",".join(task.name for task in module.tasks),
+            "examples": str(int(hooks.counts[0])),
+        }
+        path = self.folder / f"{trainer.global_step:08d}.safetensors"
+        path.unlink(missing_ok=True)
+        files.add(path, means, facts)
+
+
+class MaskNeurons(_DuringEvaluation):
+    """Masks neurons while a prompt is validated or tested; training goes on with all of them.
+
+    Args:
+        mask: bool [L, F].
+        options: as of NeuronMask: method, means, deviation, seed.
+    """
+
+    def __init__(self, mask: torch.Tensor, **options: Any) -> None:
+        super().__init__()
+        self.mask, self.options = mask, options
+
+    def make(self, module: PromptedModule) -> NeuronMask:
+        return NeuronMask(module.backbone, self.mask, **self.options)

@@ -1,0 +1,126 @@
+"""Hooks on the feed-forward networks of a frozen backbone that always come off again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from prompt_transfer.backbones.answers import AnswerSlot
+from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.errors import UserError
+
+# (layer, neurons [B, T', F], answer slot or None) -> None, or neurons to go on with.
+Visit = Callable[[int, Tensor, AnswerSlot | None], Tensor | None]
+KINDS = ("activations", "before", "gate")
+
+
+class FfnHooks:
+    """A context in which functions see, and may replace, the neurons of every layer of a backbone.
+
+    The hooks are on inside `with` alone: they come off at its end, after an exception, and where attaching fails half
+    way. Several may be on at once, of one kind or of several; each takes off its own. Inside `with` an object cannot be
+    entered again.
+
+    Shape letters: B batch, T' tokens of a forward pass, F neurons a layer.
+
+    Args:
+        backbone: whose neurons.
+    """
+
+    def __init__(self, backbone: FrozenBackbone) -> None:
+        self.backbone = backbone
+        self._handles: list[RemovableHandle] = []
+        self._pass: AnswerSlot | None = None
+        self._calls: dict[tuple[str, int], int] = {}
+
+    def visits(self) -> dict[str, Visit]:
+        """What is called for each of `KINDS` of neurons: those after the activation, before it, and the gate."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        if self._handles:
+            raise RuntimeError(f"this {type(self).__name__} is on already; make another one to nest them")
+        refuse_compiled(self.backbone)
+        self.backbone.watch(True)
+        try:
+            for kind, visit in self.visits().items():
+                self._attach(kind, visit)
+        except BaseException:
+            self._detach()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._detach()
+
+    def _detach(self) -> None:
+        self.backbone.watch(False)
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._pass, self._calls = [], None, {}
+
+    def _attach(self, kind: str, visit: Visit) -> None:
+        backbone = self.backbone
+        before = kind == "before" or (kind == "activations" and backbone.family.ffn_input)
+        sites = backbone.ffn_sites() if kind == "activations" else backbone.activation_sites()
+        for number, site in enumerate(dict.fromkeys(sites)):
+            layers = [layer for layer, module in enumerate(sites) if module is site]
+
+            def seen(neurons: Tensor, key: tuple[str, int] = (kind, number), layers: list[int] = layers) -> Any:
+                slot, whole = backbone.answer_slot, neurons
+                if neurons.ndim == 2:
+                    # OPT puts the tokens of all examples in one row after the other.
+                    whole = neurons.unflatten(0, (1 if slot is None else len(slot.places), -1))
+                new = visit(self._layer(key, layers), whole, slot)
+                return None if new is None else new.view_as(neurons)
+
+            if before:
+
+                def enter(module: nn.Module, args: tuple[Any, ...], seen: Callable[[Tensor], Any] = seen) -> Any:
+                    new = seen(args[0])
+                    return None if new is None else (new, *args[1:])
+
+                self._handles.append(site.register_forward_pre_hook(enter))
+            else:
+
+                def leave(
+                    module: nn.Module, args: tuple[Any, ...], output: Tensor, seen: Callable[[Tensor], Any] = seen
+                ) -> Any:
+                    return seen(output)
+
+                self._handles.append(site.register_forward_hook(leave))
+
+    def _layer(self, key: tuple[str, int], layers: list[int]) -> int:
+        """Which layer a site works for now: one that several layers share (ALBERT) works for them in turn."""
+        if len(layers) == 1:
+            return layers[0]
+        if self.backbone.answer_slot is not self._pass:
+            self._pass, self._calls = self.backbone.answer_slot, {}
+        call = self._calls.get(key, 0)
+        self._calls[key] = call + 1
+        return layers[call % len(layers)]
+
+
+def refuse_compiled(backbone: FrozenBackbone) -> None:
+    """A compiled model runs a graph in which hooks that come later are missing, without a sign.
+
+    Raises:
+        UserError: the backbone or a part of it is compiled, or its FFNs run over a part of the tokens at a time.
+    """
+    for name, module in backbone.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            what = f"the part {name} of {backbone.id}" if name else f"the backbone {backbone.id}"
+            raise UserError(
+                f"{what} is compiled, and a compiled model does not show its neurons: use it without torch.compile"
+            )
+    if getattr(backbone.config, "chunk_size_feed_forward", 0):
+        raise UserError(
+            f"{backbone.id} computes its feed-forward layers in chunks (chunk_size_feed_forward in its config.json), "
+            "in which the answer slot cannot be found: set it to 0"
+        )

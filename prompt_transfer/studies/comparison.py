@@ -1,0 +1,90 @@
+"""`neurons compare`: overlap of activated neurons between the prompts of a folder, as tables and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prompt_transfer import results
+from prompt_transfer.analysis import indicator_plots, neuron_plots, plots
+from prompt_transfer.analysis.indicators import neuron_overlap, neuron_overlap_per_layer
+from prompt_transfer.files import check_writable_dir
+from prompt_transfer.prompts.prompt import UNKNOWN
+from prompt_transfer.studies.indicators import mean_over_prompts, pair_table
+from prompt_transfer.studies.inputs import PromptSet, load_prompts
+from prompt_transfer.studies.neuron_inputs import read_neurons
+
+SAME, DIFFERENT = "same type", "different type"
+
+
+def compare(prompts: str | Path, neurons: str | Path, output: str | Path, backbone: str | None = None) -> pd.DataFrame:
+    """Write ON of all pairs and draw it.
+
+    Args:
+        prompts, backbone: see `load_prompts`; they say which task each file of neurons belongs to.
+        neurons: see `read_neurons`.
+        output: gets `overlap.parquet` (a row a pair of prompts, and layer or all of them), `overlap.csv` (tasks in rows
+            and columns), `overlap.png` (by task type), `overlap_clustered.png` (with its dendrogram), `activations.png`
+            and `layers.png`.
+
+    Returns:
+        The table of pairs: indicator `neuron_overlap` for all layers, `neuron_overlap_per_layer/00`, ... for each.
+
+    Raises:
+        UserError: inputs that cannot be read or do not go together.
+    """
+    found = load_prompts(prompts, backbone)
+    activations = read_neurons(neurons, found)["neurons"]
+    folder = check_writable_dir(output)
+    whole, layers = neuron_overlap(activations), neuron_overlap_per_layer(activations)
+    parts = {f"neuron_overlap_per_layer/{number:02d}": matrix for number, matrix in enumerate(layers)}
+    pairs = pair_table({"neuron_overlap": whole, **parts}, found)
+    results.write(pairs, folder / "overlap.parquet")
+    tasks = list(dict.fromkeys(found.tasks))
+    types = dict(zip(found.tasks, found.types, strict=True))
+    square = pd.DataFrame(mean_over_prompts(whole, found.tasks), pd.Index(tasks, name="task"), tasks)
+    results.write(square.reset_index(), folder / "overlap.csv")
+    by_layer = layer_table(layers, found)
+    ax = indicator_plots.similarity_matrix(pairs[pairs["indicator"] == "neuron_overlap"])
+    plots.save(ax, folder / "overlap.png")
+    plots.save(
+        neuron_plots.overlap_dendrogram(square, [types[task] for task in tasks]), folder / "overlap_clustered.png"
+    )
+    plots.save(neuron_plots.activation_heatmap(activations, found.names), folder / "activations.png")
+    plots.save(neuron_plots.overlap_by_layer(by_layer), folder / "layers.png")
+    _print(folder, whole, by_layer, found)
+    return pairs
+
+
+def layer_table(layers: np.ndarray, prompts: PromptSet) -> pd.DataFrame:
+    """ON of pairs of different tasks in each layer, [L, N, N] -> columns layer, value, pair, target, source.
+
+    Several prompts of a task are averaged; each pair of tasks is there once. Tasks of unknown type are like no other.
+    """
+    tasks = list(dict.fromkeys(prompts.tasks))
+    types = dict(zip(prompts.tasks, prompts.types, strict=True))
+    rows: list[dict[str, Any]] = []
+    for layer, matrix in enumerate(layers):
+        means = mean_over_prompts(matrix, prompts.tasks)
+        for left, right in zip(*np.triu_indices(len(tasks), 1), strict=True):
+            same = types[tasks[left]] == types[tasks[right]] != UNKNOWN
+            row = {"layer": layer, "value": means[left, right], "pair": SAME if same else DIFFERENT}
+            rows.append(row | {"target": tasks[left], "source": tasks[right]})
+    return pd.DataFrame(rows)
+
+
+def _print(folder: Path, whole: np.ndarray, layers: pd.DataFrame, prompts: PromptSet) -> None:
+    means = layers.groupby(["layer", "pair"])["value"].mean().unstack("pair").reindex(columns=[SAME, DIFFERENT])
+    rows: list[dict[str, Any]] = [
+        {"layer": str(layer), **{str(key): float(value) for key, value in row.items()}}
+        for layer, row in means.iterrows()
+    ]
+    tasks = np.asarray(prompts.tasks)
+    own = (tasks[:, None] == tasks) & ~np.eye(len(tasks), dtype=bool)
+    results.show(rows, title=f"ON of {len(prompts.names)} prompts, mean over pairs of tasks")
+    if own.any():
+        print(f"all layers, prompts of one task: {whole[own].mean():.3f}")
+    print(f"tables and figures in {folder}")

@@ -1,0 +1,67 @@
+"""Rows of a task as batches behind prompts, for studies that look at them and score nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prompt_transfer.backbones.answers import PromptBank
+from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.data.batches import collate, cut
+from prompt_transfer.studies.scoring import MAX_TEXTS, MAX_TOKENS, crossed
+from prompt_transfer.studies.targets import Target
+
+
+def row_batches(
+    backbone: FrozenBackbone, target: Target, prompt_length: int, count: int = 1, max_tokens: int | None = None
+) -> list[NDArray[np.int64]]:
+    """Row numbers of batches of similar length, each of at most `max_tokens` positions with `count` prompts before it.
+
+    Args:
+        max_tokens: None: what suits the device. A batch has one row at least.
+    """
+    budget = max_tokens or MAX_TOKENS[backbone.embedding_weight.device.type]
+    positions = target.table.lengths + backbone.encoder(prompt_length).extra_positions
+    order = np.argsort(-target.table.lengths, kind="stable")
+    return [order[start:end] for start, end in pairwise(cut(positions[order] * count, MAX_TEXTS, budget))]
+
+
+def tensors_of(backbone: FrozenBackbone, target: Target, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+    """Some rows of a task as a batch on the backbone's device."""
+    device = backbone.embedding_weight.device
+    return {name: value.to(device) for name, value in collate(target.table, rows, pad_of(backbone)).items()}
+
+
+def pad_of(backbone: FrozenBackbone) -> int:
+    """What fills up a batch."""
+    return backbone.encoder(1).pad_token_id
+
+
+def behind_all(
+    backbone: FrozenBackbone,
+    prompts: Sequence[Tensor],
+    target: Target,
+    max_tokens: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple[PromptBank, dict[str, Tensor]]]:
+    """Each row of a task behind each of N prompts of one length, `prompt_ids` [B] telling which.
+
+    Args:
+        rank, world: this process takes every `world`-th batch.
+    """
+    bank = backbone.record(torch.stack(list(prompts)).to(backbone.embedding_weight.device))
+    numbers = torch.arange(len(prompts), device=bank.rows.device)
+    longest = int(target.table.lengths.max()) + backbone.encoder(len(prompts[0])).extra_positions
+    budget = max_tokens or MAX_TOKENS[bank.rows.device.type]
+    together = max(1, budget // longest)
+    batches = row_batches(backbone, target, len(prompts[0]), min(together, len(prompts)), budget)
+    for rows in batches[rank::world]:
+        texts = tensors_of(backbone, target, rows)
+        for some in numbers.split(together):
+            yield bank, crossed(texts, some)
