@@ -143,7 +143,7 @@ class MaskedAnswers(Answers):
 
     def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         text = self._answer_and_text(batch, prompts.length)
-        if self.attention == "shared":
+        if self.attention == "shared" and prompts.length:
             _, states = self.record(prompts)
             return self.stack.behind(states, text, prompts.length, prompts.ids)[:, 0]
         prompt = self.prompt_part(prompts.of_examples(len(text.mask)))
@@ -179,6 +179,8 @@ class CausalAnswers(Answers):
         return states[torch.arange(len(last), device=last.device), last]
 
     def _behind(self, prompts: Prompts, text: Part) -> Tensor:
+        if not prompts.length:
+            return self.stack.alone(text)
         _, states = self.record(prompts)
         return self.stack.behind(states, text, prompts.length, prompts.ids)
 
@@ -233,7 +235,7 @@ class Seq2SeqAnswers(Answers):
         text = self.text_part(batch, prompts.length)
         size = len(text.mask)
         mask = torch.cat([text.mask.new_ones(size, prompts.length), text.mask], dim=1)
-        if self.attention == "full":
+        if self.attention == "full" or not prompts.length:
             return self.stack.alone(self.prompt_part(prompts.of_examples(size)).joined(text)), mask
         of_prompts, states = self.record(prompts)
         of_text = self.stack.behind(states, text, prompts.length, prompts.ids)

@@ -10,6 +10,7 @@ from typing import Any
 
 from prompt_transfer import results
 from prompt_transfer.commands.arithmetic import SUBCOMMANDS
+from prompt_transfer.commands.projecting import SUBCOMMANDS as PROJECTING
 from prompt_transfer.commands.parsing import subcommand
 from prompt_transfer.errors import UserError
 
@@ -135,12 +136,13 @@ def run(command: str, arguments: list[str]) -> None:
     options = {"list": "--folder", "inspect": "--prompt"}
     if len(arguments) > 1 and arguments[0] in options and not arguments[1].startswith("-"):
         arguments = [arguments[0], options[arguments[0]], *arguments[1:]]
-    if arguments and arguments[0] in ("import", *SUBCOMMANDS):
+    if arguments and arguments[0] in ("import", *SUBCOMMANDS, *PROJECTING):
         arguments = [arguments[0], *_with_sources(arguments[1:])]
     table: dict[str, Callable[..., Any]] = {
         "list": list_prompts,
         "inspect": inspect,
         "import": import_prompts,
         **SUBCOMMANDS,
+        **PROJECTING,
     }
     subcommand(command, table, arguments)

@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "analyze": ("prompt_transfer.commands.analyze", "convergence | indicators | matrix: what runs and tables say"),
     "prompts": (
         "prompt_transfer.commands.prompts",
-        "list | inspect | import | add | scale | mean | transplant prompt files",
+        "list | inspect | import | project | fit-projector | add | scale | mean | transplant: prompt files",
     ),
     "tasks": ("prompt_transfer.commands.tasks", "list | hub: the tasks that are known by name"),
     "data": ("prompt_transfer.commands.tasks", "download tasks for machines without a network"),
