@@ -10,8 +10,8 @@ from typing import Any
 
 from prompt_transfer import results
 from prompt_transfer.commands.arithmetic import SUBCOMMANDS
-from prompt_transfer.commands.projecting import SUBCOMMANDS as PROJECTING
 from prompt_transfer.commands.parsing import subcommand
+from prompt_transfer.commands.projecting import SUBCOMMANDS as PROJECTING
 from prompt_transfer.errors import UserError
 
 

@@ -43,7 +43,7 @@ class LeastSquares(ClosedForm):
     Lester et al. (2022), v2v-lin.
 
     Args:
-        ridge: penalty, as a share of the mean square of the embeddings; null: the one that does best on held-out tokens.
+        ridge: penalty, as a share of the embeddings' mean square; null: the one that does best on held-out tokens.
         center: subtract the means of both tables of embeddings first.
         top_k: how many shared tokens to take; 0: all.
         skip: how many of the first to leave out.
@@ -178,7 +178,8 @@ class Relative(ClosedForm):
         point = start.detach().clone().requires_grad_()
         optimizer = torch.optim.Adam([point], lr=self.learning_rate)
         best, waited, result = float("inf"), 0, self._standardized(point).detach()
-        for self.steps in range(1, self.max_steps + 1):
+        for step in range(1, self.max_steps + 1):
+            self.steps = step
             now = self._standardized(point)
             cosines = functional.normalize(now, dim=1) @ self.target_anchors.T
             loss = (1 - functional.cosine_similarity(cosines * kept, wanted, dim=1)).mean()

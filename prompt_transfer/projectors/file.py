@@ -201,8 +201,10 @@ class ProjectorFile:
             if other := sorted(name for name in expected | found if expected.get(name) != found.get(name)):
                 name = other[0]
                 what = [sizes(shapes[name]) if name in shapes else "missing" for shapes in (found, expected)]
-                raise UserError(f"{path} is damaged: its tensor `{name}` is {what[0]}, a {header.metadata['projector']} "
-                                f"of these sizes has {what[1]}")  # fmt: skip
+                raise UserError(
+                    f"{path} is damaged: its tensor `{name}` is {what[0]}, that of a {type(projector).__name__} of "
+                    f"these sizes is {what[1]}"
+                )
             if wrong := [name for name, entry in header.tensors.items() if entry.get("dtype") != "F32"]:
                 raise UserError(f"{path}: the tensor `{wrong[0]}` is not float32 (F32), as those of projectors are")
             state = {name: read_values(file, header, name, path) for name in expected}
@@ -231,8 +233,9 @@ class ProjectorFile:
             prints = [(prompt.metadata.get("fingerprint") or UNKNOWN)[:12], self.source.fingerprint[:12]]
             same = f" (fingerprints {' and '.join(prints)}: tokenizer, configuration or embeddings differ)"
         raise UserError(
-            f"{name} ({length} x {width}, for {own}) does not fit the projector {self.path or self.kind}, which maps "
-            f"prompts of {self.source.backbone} ({self.source.size}) to {self.target.backbone} ({self.target.size}){same}"
+            f"{name} ({length} x {width}, for {own}) does not fit the projector {self.path or self.kind}, which "
+            f"maps prompts of {self.source.backbone} ({self.source.size}) to {self.target.backbone} "
+            f"({self.target.size}){same}"
         )
 
     @torch.no_grad()

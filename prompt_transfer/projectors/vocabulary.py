@@ -57,8 +57,8 @@ def shared_tokens(source: Backbone, target: Backbone, top_k: int = 0, skip: int 
     if len(chosen) < source.hidden_size:
         left = "" if len(chosen) == len(both) else f", of which skip {skip} and top_k {top_k} leave {len(chosen)}"
         raise UserError(
-            f"the vocabularies of {source.id} and {target.id} share {len(both)} tokens{left}; a map of {source.id} needs "
-            f"{source.hidden_size}, one for each dimension of its embeddings: train a projector in its place "
+            f"the vocabularies of {source.id} and {target.id} share {len(both)} tokens{left}; a map of {source.id} "
+            f"needs {source.hidden_size}, one for each dimension of its embeddings: train a projector in its place "
             "(prompt-transfer fit --model CrossModelProjector)"
         )
     return SharedTokens(
@@ -113,8 +113,8 @@ class Fit:
 def fit_ridge(source: Tensor, target: Tensor, ridge: float | None = None, center: bool = False) -> Fit:
     """The map x -> x W + b with the least squared error between two tables of embeddings.
 
-    With penalty r, W = (S'S + r m I)^-1 S'T, m the mean of S'S's diagonal. It is also the map of the minimum-norm linear
-    combinations: weights X of embeddings with least |X S - P|^2 + r m |X|^2 give X T = P W, since
+    With penalty r, W = (S'S + r m I)^-1 S'T, m the mean of S'S's diagonal. It is also the map of the minimum-norm
+    linear combinations: weights X of embeddings with least |X S - P|^2 + r m |X|^2 give X T = P W, since
     S'(SS' + c I)^-1 = (S'S + c I)^-1 S'. So "least squares" and "linear combination" of Lester et al. (2022) are one
     solver here, and differ by the penalty alone. Penalty 0 is the pseudo-inverse.
 
