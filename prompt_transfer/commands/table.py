@@ -15,7 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("prompt_transfer.commands.evaluation", "score a prompt on the test split, beside its baselines"),
     "predict": ("prompt_transfer.commands.evaluation", "label and probabilities for each row of a task or text file"),
     "transfer": ("prompt_transfer.commands.transfer", "score every prompt of a folder on every task"),
-    "analyze": ("prompt_transfer.commands.analyze", "convergence | indicators | matrix: what runs and tables say"),
+    "analyze": ("prompt_transfer.commands.analyze", "convergence | indicators | matrix | projection: what it all says"),
     "prompts": (
         "prompt_transfer.commands.prompts",
         "list | inspect | import | project | fit-projector | add | scale | mean | transplant: prompt files",

@@ -21,7 +21,7 @@ from prompt_transfer.projectors.file import ProjectorFile, Side
 from prompt_transfer.projectors.pairs import PromptsByTask, load_by_task
 from prompt_transfer.projectors.projector import MLP, AffineMap, Space, TrainedProjector
 from prompt_transfer.projectors.vocabulary import fit_ridge, shared_tokens
-from prompt_transfer.prompts.prompt import UNKNOWN, library_versions
+from prompt_transfer.prompts.prompt import library_versions
 from prompt_transfer.tasks import Task
 
 OBJECTIVES = ("task_tuning", "distance", "both", "distill")
@@ -113,7 +113,7 @@ class CrossModelProjector(TrainedModule):
                 f"source prompts have {self.source_length} rows; leave it out, or take the projector MLP"
             )
         self.spaces = Space(self.source_length, source_width), Space(self.prompt_length, self.backbone.hidden_size)
-        self._source_name = source_backbone or sources.prompts[0].metadata.get("backbone") or UNKNOWN
+        self._source_name = source_backbone
         # In a list: they are not submodules, so no checkpoint and no optimizer sees them.
         self._source: list[FrozenBackbone] = []
         self.teacher: Teacher | None = None
@@ -203,24 +203,9 @@ class CrossModelProjector(TrainedModule):
         return fit_ridge(tokens.source, tokens.target).affine
 
     def source(self) -> FrozenBackbone:
-        """The source backbone, loaded when first asked for.
-
-        Raises:
-            UserError: it is not known, or another one than that of the source prompts.
-        """
+        """The source backbone, loaded when first asked for."""
         if not self._source:
-            first = self.sources.prompts[0]
-            if self._source_name == UNKNOWN:
-                raise UserError(f"{first.path} does not name its backbone: give it with --model.source_backbone")
-            facts = first.metadata
-            mode = {
-                key: facts[key]
-                for key in ("layout", "attention", "dtype", "head")
-                if facts.get(key, UNKNOWN) != UNKNOWN
-            }
-            backbone = FrozenBackbone(self._source_name, **mode, revision=facts.get("revision") or None)
-            first.check(backbone)
-            self._source.append(backbone)
+            self._source.append(self.sources.backbone(self._source_name))
         return self._source[0]
 
     @property

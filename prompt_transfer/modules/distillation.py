@@ -136,7 +136,7 @@ class Teacher:
             self.alone.append(AnswerTable(objective, data, "train", nothing, [[0]] * len(of_task)))
 
     def losses(self, logits: Tensor, batch: dict[str, Tensor], slots: Tensor) -> Tensor:
-        """Loss [B] of the target's class logits [B, C] on training rows, behind the prompt `slots` [B] of their task."""
+        """Loss [B] of the target's class logits [B, C] on training rows, behind prompt `slots` [B] of their task."""
         ids, first = batch["ids"], torch.zeros_like(slots)
         alone = [table.look(ids, first) for table in self.alone] or [None, None]
         mask = self.target.class_mask[batch["task_ids"]]

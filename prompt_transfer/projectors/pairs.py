@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, list_prompts
 from prompt_transfer.prompts.tensor_file import sizes
@@ -33,6 +34,25 @@ class PromptsByTask:
     def embeddings(self) -> Tensor:
         """All of them, float32 [K, P, H]."""
         return torch.stack([prompt.embeddings for prompt in self.prompts])
+
+    def backbone(self, name: str | None = None) -> FrozenBackbone:
+        """Their backbone, used as they were trained.
+
+        Args:
+            name: in place of the one that they name.
+
+        Raises:
+            UserError: they do not name it, or it is another one.
+        """
+        first = self.prompts[0]
+        known = {key: value for key, value in first.metadata.items() if value and value != UNKNOWN}
+        name = name or known.get("backbone")
+        if name is None:
+            raise UserError(f"{first.path} does not name its backbone: give it with --model.source_backbone")
+        mode = {key: known[key] for key in ("layout", "attention", "dtype", "head", "revision") if key in known}
+        backbone = FrozenBackbone(name, **mode)  # type: ignore[arg-type]  # none of these is the flag
+        first.check(backbone)
+        return backbone
 
     @property
     def names(self) -> list[str]:
