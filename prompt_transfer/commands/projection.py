@@ -70,7 +70,7 @@ def projection(
         shown = [{key: None if row[key] != row[key] else row[key] for key in SHOWN} for row in rows.to_dict("records")]
         title = (
             f"{name}: {facts['kind']}, mean cosine between projections of different tasks {facts['cosine']:.3f} "
-            f"(source prompts {facts['source_cosine']:.3f}); ahead: projected minus this, paired, 95 % interval over rows"
+            f"(source prompts {facts['source_cosine']:.3f}); ahead: projected minus this, 95 % interval"
         )
         results.show(shown, title, SHOWN)
     print(output)
