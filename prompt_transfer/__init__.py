@@ -12,14 +12,24 @@ if TYPE_CHECKING:
     from prompt_transfer.backbones.frozen import FrozenBackbone
     from prompt_transfer.data.datamodule import TaskDataModule
     from prompt_transfer.errors import UserError
+    from prompt_transfer.modules.cross_model_projector import CrossModelProjector
     from prompt_transfer.modules.prompt_tuning import PromptTuning
     from prompt_transfer.prompts.prompt import Prompt
 
 __version__ = "0.1.0"
 
-__all__ = ["FrozenBackbone", "Prompt", "PromptTuning", "TaskDataModule", "UserError", "__version__"]
+__all__ = [
+    "CrossModelProjector",
+    "FrozenBackbone",
+    "Prompt",
+    "PromptTuning",
+    "TaskDataModule",
+    "UserError",
+    "__version__",
+]
 
 _HOMES = {
+    "CrossModelProjector": "prompt_transfer.modules.cross_model_projector",
     "FrozenBackbone": "prompt_transfer.backbones.frozen",
     "Prompt": "prompt_transfer.prompts.prompt",
     "PromptTuning": "prompt_transfer.modules.prompt_tuning",

@@ -273,7 +273,7 @@ def test_unwritable_output_folder(
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(shipped("configs"))))
-def test_every_configuration_file_parses(config: Path) -> None:
+def test_every_configuration_file_parses(config: Path, tmp_path: Path) -> None:
     class Parsed(Command):
         def instantiate_classes(self) -> None:
             pass
@@ -291,9 +291,13 @@ def test_every_configuration_file_parses(config: Path) -> None:
         parsed = ParsedPretrain(BackbonePretraining, CorpusDataModule, auto_configure_optimizers=False, **kwargs)
         assert parsed.config.data.files
         return
-    option = {"experiment": "--config", "init": "--model.init", "reparameterization": "--model.reparameterization"}
+    parts = ("init", "reparameterization", "projector")
+    option = {"experiment": "--config", **{part: f"--model.{part}" for part in parts}}
     task = [] if group in ("experiment", "data") else ["--data.task", "sst2"]
-    parsed = Parsed("validate", [option.get(group, f"--{group}"), str(config), *task])
+    if group == "projector":
+        task += ["--model", "CrossModelProjector", "--model.prompts", "prompts", "--output", str(tmp_path)]
+    verb = "fit" if group == "projector" else "validate"
+    parsed = Parsed(verb, [option.get(group, f"--{group}"), str(config), *task])
     values = yaml.safe_load(config.read_text())
     if group in ("model", "data", "trainer"):
         for key, value in values.items():

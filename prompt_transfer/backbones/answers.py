@@ -170,7 +170,7 @@ class MaskedAnswers(Answers):
     def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         text = self._answer_and_text(batch, prompts.length)
         first = torch.zeros(len(text.mask), dtype=torch.long, device=text.mask.device)
-        if self.attention == "shared":
+        if self.attention == "shared" and prompts.length:
             _, states = self.record(prompts)
             with self.answering(first, prompts):
                 return self.stack.behind(states, text, prompts.length, prompts.ids, slice(0, 1))[:, 0]
@@ -208,6 +208,9 @@ class CausalAnswers(Answers):
 
     def _behind(self, prompts: Prompts, text: Part, at: Tensor) -> Tensor:
         """States [B, S, H] of the text at `at` [B, S]; the first one is the answer slot."""
+        if not prompts.length:
+            with self.answering(at[:, 0], prompts):
+                return self.stack.alone(text, at)
         _, states = self.record(prompts)
         with self.answering(at[:, 0], prompts):
             return self.stack.behind(states, text, prompts.length, prompts.ids, at)
@@ -262,7 +265,7 @@ class Seq2SeqAnswers(Answers):
         text = self.text_part(batch, prompts.length)
         size = len(text.mask)
         mask = torch.cat([text.mask.new_ones(size, prompts.length), text.mask], dim=1)
-        if self.attention == "full":
+        if self.attention == "full" or not prompts.length:
             return self.stack.alone(self.prompt_part(prompts.of_examples(size)).joined(text)), mask
         of_prompts, states = self.record(prompts)
         of_text = self.stack.behind(states, text, prompts.length, prompts.ids)

@@ -173,7 +173,8 @@ class FrozenBackbone(nn.Module):
         """Logits of some tokens at the answer slot.
 
         Args:
-            prompt: [P, H], or N prompts ([N, P, H], or from `record`) with `prompt_ids` [B] in the batch.
+            prompt: [P, H], or N prompts ([N, P, H], or from `record`) with `prompt_ids` [B] in the batch. With P = 0
+                the backbone answers without a prompt.
             batch: `input_ids` and `attention_mask` [B, T] of the text, padded on the right. With `text_ids` [B] they
                 are those of other texts [D, T], of which example b reads `text_ids[b]`: texts that many prompts
                 stand before are embedded once.

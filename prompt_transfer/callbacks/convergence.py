@@ -69,7 +69,8 @@ class ConvergenceSpeed(Callback):
         assert isinstance(pl_module, PromptedModule)
         if self._majority is None:
             data: Any = trainer.datamodule
-            found = [trivial_score(data, "validation", index) for index in range(len(pl_module.tasks))]
+            counted = [index for index, task in enumerate(pl_module.tasks) if pl_module.selects(task)]
+            found = [trivial_score(data, "validation", index) for index in counted]
             self._majority = sum(found) / len(found)
         metric = ",".join(sorted({task.metric for task in pl_module.tasks}))
         seconds = round(self.seconds, 3)

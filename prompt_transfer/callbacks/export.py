@@ -1,4 +1,4 @@
-"""Keeps the best prompts of a run as prompt files."""
+"""Keeps the best of what a run trains as files."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from lightning.pytorch.callbacks import Callback
 
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.errors import UserError
+from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_tuning import PromptTuning
+from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.prompts.prompt import Prompt
 
 
-class PromptExport(Callback):
+class BestExport(Callback):
     """Writes `path` whenever the validation score is better than ever before in the run.
 
-    Of prompts that are trained at once each has a file of its own beside it (`prompt-seed0.safetensors`), and `path` is
-    the best of all. A run that ends without any validation leaves its last prompt, marked as not scored. The best
-    scores are part of the checkpoint, so a resumed run does not replace a better prompt with a worse one.
+    A run that ends without any validation leaves what it has in the end, marked as not scored. The best scores are part
+    of the checkpoint, so a resumed run does not replace a better one with a worse one.
 
     Args:
-        path: the prompt file.
+        path: the file.
         metadata: string facts to store besides those that the module knows (seed, data source).
     """
 
     def __init__(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
         self.path = Path(path)
         self.metadata = metadata or {}
-        # Name of the prompt -> its best score and the step of it.
+        # Name of what is kept -> its best score and the step of it.
         self.best: dict[str, tuple[float, int]] = {}
 
     @property
@@ -41,13 +42,13 @@ class PromptExport(Callback):
 
     @property
     def best_step(self) -> int | None:
-        """The step at which a prompt first had the best score of all."""
+        """The step at which one first had the best score of all."""
         return min((step for score, step in self.best.values() if score == self.best_score), default=None)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        module = _checked(pl_module)
+        module = self.checked(pl_module)
         for name, scores in module.named_scores(trainer.callback_metrics, "validation").items():
             value, overall = scores["score"], self.best_score
             if name in self.best and value <= self.best[name][0]:
@@ -58,19 +59,14 @@ class PromptExport(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.best and trainer.global_step > 0:
-            module = _checked(pl_module)
-            for name in module.files:
-                self._write(trainer, module, name, name == module.files[0], {})
+            module = self.checked(pl_module)
+            names = self.names(module)
+            for name in names:
+                self._write(trainer, module, name, name == names[0], {})
 
-    def _write(self, trainer: L.Trainer, module: PromptTuning, name: str, best: bool, scored: dict[str, str]) -> None:
+    def _write(self, trainer: L.Trainer, module: Any, name: str, best: bool, scored: dict[str, str]) -> None:
         if not trainer.is_global_zero:
             return
-        try:
-            prompt = module.prompt(name)
-        except UserError as error:
-            raise UserError(
-                f"the prompt was not written at step {trainer.global_step}: {error} (--model.learning_rate)"
-            ) from error
         metrics = sorted({task.metric for task in module.tasks})
         facts = {
             "metric": ",".join(metrics),
@@ -81,11 +77,33 @@ class PromptExport(Callback):
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, TaskDataModule):
             facts["train_rows"] = str(sum(splits["train"]["rows"] for splits in data.describe()["splits"].values()))
-        # What the module knows of a prompt (the seed of one of several) wins over what holds for the run.
-        whole = Prompt(prompt.embeddings, {**self.metadata, **prompt.metadata, **facts}, prompt.initial)
-        own = self.path.with_stem(self.path.stem + name.removeprefix("prompt"))
+        try:
+            whole = self.make(module, name, facts)
+        except UserError as error:
+            what = name.partition("-")[0]
+            raise UserError(
+                f"the {what} was not written at step {trainer.global_step}: {error} (--model.learning_rate)"
+            ) from error
+        # Of several that are trained at once each has a file of its own.
+        own = self.path.with_stem(self.path.stem + "".join(name.partition("-")[1:]))
         for path in dict.fromkeys([own, self.path] if best else [own]):
             whole.save(path)
+
+    def checked(self, module: L.LightningModule) -> Any:
+        """The module, if it is one whose work this keeps."""
+        raise NotImplementedError
+
+    def names(self, module: Any) -> list[str]:
+        """What the module trains, as in its `named_scores`."""
+        raise NotImplementedError
+
+    def make(self, module: Any, name: str, facts: dict[str, str]) -> Prompt | ProjectorFile:
+        """What is written, with its metadata.
+
+        Raises:
+            UserError: it holds numbers that are not finite.
+        """
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": {name: list(found) for name, found in self.best.items()}}
@@ -94,7 +112,40 @@ class PromptExport(Callback):
         self.best = {name: (score, step) for name, (score, step) in state_dict["best"].items()}
 
 
-def _checked(module: L.LightningModule) -> PromptTuning:
-    if not isinstance(module, PromptTuning):
-        raise UserError(f"PromptExport writes prompts of PromptTuning, not of {type(module).__name__}")
-    return module
+class PromptExport(BestExport):
+    """Keeps the best prompt of a run.
+
+    Of prompts that are trained at once each has a file of its own beside `path` (`prompt-seed0.safetensors`), and
+    `path` is the best of all.
+    """
+
+    def checked(self, module: L.LightningModule) -> PromptTuning:
+        if not isinstance(module, PromptTuning):
+            raise UserError(f"PromptExport writes prompts of PromptTuning, not of {type(module).__name__}")
+        return module
+
+    def names(self, module: PromptTuning) -> list[str]:
+        return module.files
+
+    def make(self, module: PromptTuning, name: str, facts: dict[str, str]) -> Prompt:
+        prompt = module.prompt(name)
+        # What the module knows of a prompt (the seed of one of several) wins over what holds for the run.
+        return Prompt(prompt.embeddings, {**self.metadata, **prompt.metadata, **facts}, prompt.initial)
+
+
+class ProjectorExport(BestExport):
+    """Keeps the best projector of a run."""
+
+    def checked(self, module: L.LightningModule) -> CrossModelProjector:
+        if not isinstance(module, CrossModelProjector):
+            raise UserError(f"ProjectorExport writes projectors of CrossModelProjector, not of {type(module).__name__}")
+        return module
+
+    def names(self, module: CrossModelProjector) -> list[str]:
+        return ["projector"]
+
+    def make(self, module: CrossModelProjector, name: str, facts: dict[str, str]) -> ProjectorFile:
+        file = module.projector_file()
+        file.metadata = {**self.metadata, **file.metadata, **facts}
+        file.tensors()
+        return file

@@ -69,7 +69,7 @@ def matrix(file: str, output: str, types: dict[str, str] | None = None) -> None:
 
 SUBCOMMANDS: dict[str, Callable[..., Any]] = {"convergence": convergence, "indicators": indicators, "matrix": matrix}
 # Subcommands that take files or folders without an option's name -> that option, a list.
-POSITIONAL = {"convergence": "--runs"}
+POSITIONAL = {"convergence": "--runs", "projection": "--projectors"}
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -79,4 +79,10 @@ def run(command: str, arguments: list[str]) -> None:
         arguments = ["matrix", "--file", *arguments[1:]]
     if arguments and arguments[0] in POSITIONAL:
         arguments = [arguments[0], *named(POSITIONAL[arguments[0]], arguments[1:])]
-    subcommand(command, SUBCOMMANDS, arguments)
+    table = dict(SUBCOMMANDS)
+    if not arguments or arguments[0] not in table:
+        # Its options are of types that take seconds to import, which the others do without.
+        from prompt_transfer.commands.projection import projection
+
+        table["projection"] = projection
+    subcommand(command, table, arguments)

@@ -11,7 +11,10 @@ from prompt_transfer.backbones.builtin import shipped
 from prompt_transfer.errors import UserError
 
 # Options that take a file of values, from the working folder or from the project's `configs/`.
-CONFIG_OPTIONS = ("--config", "-c", "--model", "--data", "--trainer", "--model.init", "--model.reparameterization")
+CONFIG_OPTIONS = (
+    *("--config", "-c", "--model", "--data", "--trainer"),
+    *("--model.init", "--model.reparameterization", "--model.projector"),
+)
 TEXT_OPTION, TEXT = "--model.init.text", "text"
 
 

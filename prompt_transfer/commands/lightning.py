@@ -30,11 +30,16 @@ from prompt_transfer.commands.parsing import one_line
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.readers import data_root
 from prompt_transfer.errors import UserError
+from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.initializers import FromPrompt
 
-MODELS: dict[str, type[L.LightningModule]] = {"PromptTuning": PromptTuning, "PromptEnsemble": PromptEnsemble}
+MODELS: dict[str, type[L.LightningModule]] = {
+    "PromptTuning": PromptTuning,
+    "PromptEnsemble": PromptEnsemble,
+    "CrossModelProjector": CrossModelProjector,
+}
 DATA: dict[str, type[L.LightningDataModule]] = {"TaskDataModule": TaskDataModule}
 
 # The same in every run, so they stand here and not in each configuration file.
@@ -154,6 +159,11 @@ class Command(LightningCLI):
         data, rest = take_class(rest, "--data", DATA)
         rest, self.text = put_text_aside(find_configs(rest))
         several = names_several_prompts(rest)
+        if model is CrossModelProjector and verb != "fit":
+            raise UserError(
+                f"{verb} takes a prompt: make one with `prompts project PROMPT --projector FILE --output FILE`; "
+                "--model CrossModelProjector belongs to fit"
+            )
         if several and verb != "fit":
             raise UserError("--model.seeds and --model.learning_rates belong to fit: other commands take one prompt")
         # The help of fit tells of the options of both.
@@ -209,7 +219,7 @@ class Command(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Facts that one option takes from another."""
         config = self.config
-        if self.text is not None and "text" in config.model.init.init_args:
+        if self.text is not None and "init" in config.model and "text" in config.model.init.init_args:
             config.model.init.init_args.text = self.text
         self.make_paths_absolute()
         trainer = config.trainer
@@ -236,9 +246,15 @@ class Command(LightningCLI):
         tasks = [data.task] if isinstance(data.task, str) else data.task
         tasks = [absolute(task) if task.endswith((".yaml", ".yml")) else task for task in tasks]
         data.task = tasks[0] if isinstance(data.task, str) else tasks
-        if resolve(model.backbone)[1] == "folder":
-            model.backbone = absolute(model.backbone)
-        if model.init is not None and "prompt" in (model.init.get("init_args") or {}):
+        if data.held_out is not None:
+            data.held_out = [absolute(task) if task.endswith((".yaml", ".yml")) else task for task in data.held_out]
+        for key in ("backbone", "source_backbone"):
+            if model.get(key) is not None and resolve(model[key])[1] == "folder":
+                model[key] = absolute(model[key])
+        for key in ("prompts", "target_prompts"):
+            if model.get(key) is not None:
+                model[key] = [absolute(path) for path in ([model[key]] if isinstance(model[key], str) else model[key])]
+        if model.get("init") is not None and "prompt" in (model.init.get("init_args") or {}):
             settle_prompts(model.init.init_args)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

@@ -32,7 +32,7 @@ def _reason(text: str) -> str:
         return f"{name} needs {missing[1]}: give --{option}.{first} VALUE"
     if extra := re.search(r"Option '(\w+)' is not accepted", text):
         return f"{name} has no option {extra[1]}"
-    if option in ("model.init", "model.reparameterization") and len(keys) == 1:
+    if option in ("model.init", "model.reparameterization", "model.projector") and len(keys) == 1:
         given = re.search(r"Given value: (\w+)$", text, re.MULTILINE)
         what = f"cannot make --{option} {given[1]}" if given else f"--{option} comes before its options"
         return f"{what}: choose one of {', '.join(_choices(option))}"
@@ -54,10 +54,15 @@ def _plain(kind: str) -> str:
 
 
 def _choices(option: str) -> list[str]:
+    from prompt_transfer.projectors.projector import TrainedProjector
     from prompt_transfer.prompts.initializers import Initializer
     from prompt_transfer.prompts.reparameterizations import Reparameterization
 
-    base: type = {"model.init": Initializer, "model.reparameterization": Reparameterization}[option]
+    base: type = {
+        "model.init": Initializer,
+        "model.reparameterization": Reparameterization,
+        "model.projector": TrainedProjector,
+    }[option]
     subclasses: list[type] = base.__subclasses__()
     return sorted(kind.__name__ for kind in subclasses)
 

@@ -10,6 +10,7 @@ from typing import Any
 from prompt_transfer import results
 from prompt_transfer.commands.arithmetic import SUBCOMMANDS
 from prompt_transfer.commands.parsing import named, subcommand
+from prompt_transfer.commands.projecting import SUBCOMMANDS as PROJECTING
 from prompt_transfer.errors import UserError
 
 
@@ -120,13 +121,14 @@ def run(command: str, arguments: list[str]) -> None:
     options = {"list": "--folder", "inspect": "--prompt"}
     if len(arguments) > 1 and arguments[0] in options and not arguments[1].startswith("-"):
         arguments = [arguments[0], options[arguments[0]], *arguments[1:]]
-    if arguments and arguments[0] in ("import", *SUBCOMMANDS):
+    if arguments and arguments[0] in ("import", *SUBCOMMANDS, *PROJECTING):
         arguments = [arguments[0], *named("--sources", arguments[1:], flags=["--overwrite"])]
     table: dict[str, Callable[..., Any]] = {
         "list": list_prompts,
         "inspect": inspect,
         "import": import_prompts,
         **SUBCOMMANDS,
+        **PROJECTING,
     }
     if not arguments or arguments[0] not in table:
         # Its options are of types that take seconds to import, which the others do without.

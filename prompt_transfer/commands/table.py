@@ -17,10 +17,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "transfer": ("prompt_transfer.commands.transfer", "score every prompt of a folder on every task"),
     "sweep": ("prompt_transfer.commands.sweep", "many runs of fit from one file, and what follows; resumable"),
     "neurons": ("prompt_transfer.commands.neurons", "capture | compare | mask | skill | probe: what prompts activate"),
-    "analyze": ("prompt_transfer.commands.analyze", "convergence | indicators | matrix: what runs and tables say"),
+    "analyze": ("prompt_transfer.commands.analyze", "convergence | indicators | matrix | projection: what it all says"),
     "prompts": (
         "prompt_transfer.commands.prompts",
-        "list | inspect | import | recommend | add | scale | mean | transplant prompt files",
+        "list | inspect | import | recommend | project | fit-projector | add | scale | mean | transplant: prompt files",
     ),
     "tasks": ("prompt_transfer.commands.tasks", "list | hub: the tasks that are known by name"),
     "data": ("prompt_transfer.commands.tasks", "download tasks for machines without a network"),

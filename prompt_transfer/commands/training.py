@@ -1,4 +1,4 @@
-"""`fit`: train a prompt in a run folder that can be killed and resumed."""
+"""`fit`: train a prompt, or a projector of prompts, in a run folder that can be killed and resumed."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from prompt_transfer import results
 from prompt_transfer.callbacks.checkpoints import EndOfRun, OptionsWin
 from prompt_transfer.callbacks.convergence import ConvergenceSpeed
-from prompt_transfer.callbacks.export import PromptExport
+from prompt_transfer.callbacks.export import ProjectorExport, PromptExport
 from prompt_transfer.callbacks.logs import KeepLog
 from prompt_transfer.callbacks.stopping import StopEach
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir, write_text_atomic
+from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
+from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.prompts.prompt import Prompt
 
-PROMPT_FILE, LAST = "prompt.safetensors", "checkpoints/last.ckpt"
+PROMPT_FILE, PROJECTOR_FILE, LAST = "prompt.safetensors", "projector.safetensors", "checkpoints/last.ckpt"
 CONVERGENCE_FILE = "convergence.csv"
+# Options of the model that cannot change on the way.
+BEGINNING = ("init", "reparameterization", "layout", "attention", "head")
+PROJECTION = ("projector", "objective", "source_prompts", "select")
 
 
 class RunFolder(Callback):
@@ -49,7 +54,15 @@ class RunFolder(Callback):
         if self.overwrite:
             # By name: what else lies there is not ours to remove.
             several = [path.name for kind in ("seed", "lr") for path in self.folder.glob(f"prompt-{kind}*.safetensors")]
-            for name in (LAST, PROMPT_FILE, *several, CONVERGENCE_FILE, RESULTS_FILE, "logs/metrics.csv"):
+            for name in (
+                LAST,
+                PROMPT_FILE,
+                PROJECTOR_FILE,
+                *several,
+                CONVERGENCE_FILE,
+                RESULTS_FILE,
+                "logs/metrics.csv",
+            ):
                 (self.folder / name).unlink(missing_ok=True)
         write_text_atomic(self.folder / CONFIG_FILE, self.text)
 
@@ -99,7 +112,7 @@ class Fit(Command):
         """After a failure: where there is neither prompt nor checkpoint, leave what was there before."""
         folder = self.output
         assert folder is not None
-        if self.occupied or (folder / PROMPT_FILE).exists() or (folder / LAST).exists():
+        if self.occupied or any((folder / name).exists() for name in (PROMPT_FILE, PROJECTOR_FILE, LAST)):
             return
         shutil.rmtree(folder, ignore_errors=True)
         if not self.made_folders:
@@ -128,7 +141,7 @@ class Fit(Command):
             KeepLog(),
             OptionsWin(),
             EndOfRun(),
-            PromptExport(folder / PROMPT_FILE, facts),
+            self._export(folder, facts),
             ConvergenceSpeed(folder / CONVERGENCE_FILE, bool(config.convergence), self.started),
             # After each validation: Lightning loses a validation that was due when a checkpoint was written before it.
             ModelCheckpoint(
@@ -144,6 +157,11 @@ class Fit(Command):
             one = EarlyStopping("validation/score", mode="max", patience=config.early_stopping)
             callbacks.append(StopEach(config.early_stopping) if several else one)
         return callbacks
+
+    def _export(self, folder: Path, facts: dict[str, str]) -> Callback:
+        if isinstance(self.model, CrossModelProjector):
+            return ProjectorExport(folder / PROJECTOR_FILE, facts)
+        return PromptExport(folder / PROMPT_FILE, facts)
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -172,7 +190,7 @@ def run(command: str, arguments: list[str]) -> None:
 def is_run(folder: Path) -> bool:
     """Whether `fit` made what lies in `folder`; a run killed in its first seconds has logs alone."""
     names = {path.name for path in folder.iterdir()}
-    return names <= {"logs"} or bool({CONFIG_FILE, PROMPT_FILE} & names) or (folder / LAST).is_file()
+    return names <= {"logs"} or bool({CONFIG_FILE, PROMPT_FILE, PROJECTOR_FILE} & names) or (folder / LAST).is_file()
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:
@@ -187,9 +205,9 @@ def _check_resumable(fit: Fit, folder: Path) -> None:
     checkpoint = _read(folder / LAST)
     begun, now = checkpoint["hyper_parameters"], fit.model.hparams
     changed = {
-        f"--model.{name}": (begun[name], now[name])
-        for name in ("init", "reparameterization", "layout", "attention", "head")
-        if name in begun and begun[name] != now[name]
+        f"--model.{name}": (begun[name], now.get(name))
+        for name in (*BEGINNING, *PROJECTION)
+        if name in begun and begun[name] != now.get(name)
     }
     stored = yaml.safe_load((folder / CONFIG_FILE).read_text()) if (folder / CONFIG_FILE).is_file() else {}
     seed = stored.get("seed_everything", fit.config.seed_everything)
@@ -223,39 +241,48 @@ def _with_stored_config(arguments: list[str]) -> list[str]:
 
 def _report(fit: Fit, folder: Path) -> None:
     model, data = fit.model, fit.datamodule
-    assert isinstance(model, PromptTuning)
-    rows = [row for name in model.files for row in _rows(fit, model, data, folder / f"{name}.safetensors")]
+    assert isinstance(model, PromptTuning | CrossModelProjector)
+    files = model.files if isinstance(model, PromptTuning) else ["projector"]
+    rows = [row for name in files for row in _rows(fit, model, data, folder / f"{name}.safetensors")]
     results.write(results.table(rows), folder / RESULTS_FILE)
-    which = ("seed", "learning_rate") if len(model.files) > 1 else ()
+    which = ("seed", "learning_rate") if len(files) > 1 else ()
+    which += ("held_out",) if data.held_out else ()
     results.show(rows, columns=("task", *which, "split", "metric", "value", "majority", "n", "best_step"))
-    print(f"next: prompt-transfer test --prompt {folder / PROMPT_FILE}")
+    if isinstance(model, PromptTuning):
+        print(f"next: prompt-transfer test --prompt {folder / PROMPT_FILE}")
+    else:
+        print(f"next: prompt-transfer prompts project PROMPT --projector {folder / PROJECTOR_FILE} --output FILE")
     print(folder)
 
 
-def _rows(fit: Fit, model: PromptTuning, data: TaskDataModule, path: Path) -> list[dict[str, Any]]:
-    """One row a task of a prompt; nothing of one that broke before its first evaluation."""
+def _rows(
+    fit: Fit, model: PromptTuning | CrossModelProjector, data: TaskDataModule, path: Path
+) -> list[dict[str, Any]]:
+    """One row a task of a prompt or projector; nothing of one that broke before its first evaluation."""
     if not path.is_file():
         return []
-    prompt, rows = Prompt.load(path), []
-    scores = json.loads(prompt.metadata.get("scores", "{}"))
+    kind: type[Prompt] | type[ProjectorFile] = Prompt if isinstance(model, PromptTuning) else ProjectorFile
+    facts, rows = kind.load(path).metadata, []
+    scores = json.loads(facts.get("scores", "{}"))
     for index, task in enumerate(model.tasks):
         rows.append(
             {
                 "task": task.name,
                 "backbone": model.backbone.id,
-                "seed": int(prompt.metadata["seed"]),
+                "seed": int(facts["seed"]),
                 "split": f"validation ({data.data[index].origin['validation']})",
                 "metric": task.metric,
                 "value": scores.get(task.metric if len(model.tasks) == 1 else f"{task.name}/{task.metric}"),
                 "majority": None if task.is_generation else data.majority("validation", index),
                 "n": len(data.selection.rows("validation", index)),
-                "best_step": int(prompt.metadata["steps"]),
+                "best_step": int(facts["steps"]),
                 "prompt": str(path),
+                **({"held_out": task.name in data.held_out} if data.held_out else {}),
                 "attention": model.backbone.attention,
                 "layout": model.backbone.layout.name,
                 "dtype": model.backbone.dtype_name,
                 "prompt_length": model.prompt_length,
-                "learning_rate": prompt.metadata["learning_rate"],
+                "learning_rate": facts["learning_rate"],
             }
         )
     return rows

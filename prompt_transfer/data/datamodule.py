@@ -56,6 +56,7 @@ class TaskDataModule(L.LightningDataModule):
         cache_dir: Folder for tokenised rows. None is the variable PROMPT_TRANSFER_CACHE, or ~/.cache/prompt_transfer.
         predict_split: Split that predict goes through, in its own order.
         pad_multiple: Text lengths are padded up to a multiple of this.
+        held_out: Names of tasks that are evaluated and not trained on; the score that selects is then theirs alone.
 
     Raises:
         UserError: an option that cannot be, or a source that does not have the task.
@@ -78,6 +79,7 @@ class TaskDataModule(L.LightningDataModule):
         cache_dir: str | None = None,
         predict_split: Literal["train", "validation", "test"] = "test",
         pad_multiple: int = 1,
+        held_out: list[str] | None = None,
     ) -> None:
         super().__init__()
         at_least_one = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "pad_multiple": pad_multiple}
@@ -91,7 +93,9 @@ class TaskDataModule(L.LightningDataModule):
         check_split(predict_split)
         names = [task] if isinstance(task, str) else task
         per_split = {"train": limit_train, "validation": limit_eval, "test": limit_eval}
-        self.selection = Selection([get_task(name) for name in names], source, root, seed, label_words, per_split)
+        without = frozenset(get_task(name).name for name in held_out or ())
+        tasks = [get_task(name) for name in names]
+        self.selection = Selection(tasks, source, root, seed, label_words, per_split, without)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.max_length = max_length
@@ -118,6 +122,11 @@ class TaskDataModule(L.LightningDataModule):
     def data(self) -> list[TaskData]:
         """Each task with all its rows; loaded when first asked for."""
         return self.selection.data
+
+    @property
+    def held_out(self) -> frozenset[str]:
+        """Names of the tasks that are not trained on."""
+        return self.selection.held_out
 
     def num_examples(self, split: str) -> int:
         """Rows of a split that are used, over all tasks."""

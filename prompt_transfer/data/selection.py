@@ -27,9 +27,10 @@ class Selection:
         registry: rows of the registry.
         source, root, seed, label_words: as in `prompt_transfer.data.sources.load_task`.
         limits: split -> rows to use of each task (a random subset by seed), None for all.
+        held_out: names of tasks of which no training row is used.
 
     Raises:
-        UserError: a task twice, or a source that does not have one.
+        UserError: a task twice, a source that does not have one, or nothing left to train on.
     """
 
     registry: list[Task]
@@ -38,12 +39,18 @@ class Selection:
     seed: int
     label_words: str
     limits: dict[str, int | None]
+    held_out: frozenset[str] = frozenset()
     _data: list[TaskData] = field(default_factory=list)
     _known: dict[tuple[str, int], dict[int, list[str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.registry or len({task.name for task in self.registry}) < len(self.registry):
             raise UserError("--data.task needs a task, and each task once")
+        names = {task.name for task in self.registry}
+        if self.held_out and (not self.held_out < names):
+            other = ", ".join(sorted(self.held_out - names))
+            reason = f"{other} is none of --data.task" if other else "no task is left to train on"
+            raise UserError(f"--data.held_out names tasks of --data.task that are not trained on: {reason}")
         for task in self.registry:
             _check_source(task, self.source)
         paper = self.label_words == "paper"
@@ -67,21 +74,24 @@ class Selection:
         """
         check_split(split)
         found = self.data[task_index].split(split)
-        limit = self.limits[split]
+        limit = self._limit(split, task_index)
         if limit is None or limit >= len(found):
             return found
         # The head of a permutation: a larger limit keeps the rows of a smaller one.
         chosen = found.select(np.sort(np.random.default_rng(self.seed).permutation(len(found))[:limit]))
-        if split == "train" and not self.tasks[task_index].is_generation and len(set(chosen["label"])) < 2:
+        if limit and split == "train" and not self.tasks[task_index].is_generation and len(set(chosen["label"])) < 2:
             raise UserError(
                 f"task {self.tasks[task_index].name}: the {limit} training rows that --data.limit_train leaves are of "
                 "one class; nothing can be learnt, use more"
             )
         return chosen
 
+    def _limit(self, split: str, task_index: int) -> int | None:
+        return 0 if split == "train" and self.tasks[task_index].name in self.held_out else self.limits[split]
+
     def facts(self, split: str, task_index: int) -> dict[str, Any]:
         """What tells these rows apart from all others, in JSON values."""
-        data, limit = self.data[task_index], self.limits[split]
+        data, limit = self.data[task_index], self._limit(split, task_index)
         limited = limit is not None and limit < len(data.split(split))
         return {"data": data.fingerprint, "split": split, "subset": [limit, self.seed] if limited else None}
 

@@ -14,7 +14,8 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from prompt_transfer.errors import UserError
 from prompt_transfer.modules.objectives import Objective, make_objective
-from prompt_transfer.modules.prompt_tuning import Pass, PromptTuning, norms
+from prompt_transfer.modules.prompt_tuning import PromptTuning, norms
+from prompt_transfer.modules.trained import Pass
 from prompt_transfer.prompts.initializers import Initializer
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.reparameterizations import Reparameterization

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from transformers import get_scheduler
 
-from prompt_transfer.backbones.encoder import TextEncoder
-from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
 from prompt_transfer.modules.objectives import Classification
-from prompt_transfer.modules.prompted import PromptedModule
+from prompt_transfer.modules.trained import TrainedModule
 from prompt_transfer.prompts.initializers import FromPrompt, Initializer, Vocabulary
 from prompt_transfer.prompts.prompt import Prompt, library_versions
 from prompt_transfer.prompts.reparameterizations import Plain, Reparameterization
-from prompt_transfer.task import LABEL_WORDS_POLICIES
-
-# A batch, and the numbers of the prompts that see it.
-Pass = tuple[dict[str, Tensor], list[int]]
-# Those of transformers that need nothing but their length.
-SCHEDULES = ("linear", "constant", "constant_with_warmup", "cosine", "polynomial", "inverse_sqrt")
 
 
-class PromptTuning(PromptedModule):
+class PromptTuning(TrainedModule):
     """Trains `prompt_length` x H numbers; the backbone stays bit-equal.
 
     Args:
@@ -78,85 +68,42 @@ class PromptTuning(PromptedModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__()
         if prompt_length < 1:
             raise UserError(f"prompt_length is {prompt_length}: a prompt needs at least one token")
-        if optimizer is not None and learning_rate is not None:
-            raise UserError("learning_rate is that of the default optimizer: with --model.optimizer give its own lr")
-        if learning_rate is not None and not learning_rate > 0:
-            raise UserError(f"learning_rate is {learning_rate}: give a number above 0 (null: the family's default)")
-        if warmup_steps < 0:
-            raise UserError(f"warmup_steps is {warmup_steps}: give 0 or more")
-        if schedule not in SCHEDULES:
-            raise UserError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
-        if label_words_policy is not None and label_words_policy not in LABEL_WORDS_POLICIES:
-            raise UserError(
-                f"unknown label_words_policy {label_words_policy!r}: choose one of {', '.join(LABEL_WORDS_POLICIES)}"
-            )
-        if num_beams < 1:
-            raise UserError(f"num_beams is {num_beams}: 1 writes greedily, more search")
-        self.init = init or Vocabulary()
-        self.reparameterization = reparameterization or Plain()
-        self._optimizer, self._scheduler = optimizer, scheduler
-        self.backbone = FrozenBackbone(
-            backbone,
+        super().__init__(
+            backbone=backbone,
             layout=layout,
             attention=attention,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            scheduler=scheduler,
             dtype=dtype,
             head=head,
-            dropout=backbone_dropout,
+            label_words_policy=label_words_policy,
+            num_beams=num_beams,
+            backbone_dropout=backbone_dropout,
             gradient_checkpointing=gradient_checkpointing,
             compile=compile,
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-        # Plain types only: Lightning loads checkpoints with weights_only.
+        self.init = init or Vocabulary()
+        self.reparameterization = reparameterization or Plain()
         self.save_hyperparameters(
             {
-                "backbone": backbone,
                 "prompt_length": prompt_length,
-                "layout": self.backbone.layout.name,
-                "attention": attention,
                 "init": self.init.describe(),
                 "reparameterization": self.reparameterization.describe(),
-                "learning_rate": learning_rate or self.backbone.family.learning_rate,
-                "schedule": schedule,
-                "warmup_steps": warmup_steps,
-                "dtype": dtype,
-                "head": head,
-                "label_words_policy": label_words_policy,
-                "num_beams": num_beams,
-                "backbone_dropout": backbone_dropout,
-                "gradient_checkpointing": gradient_checkpointing,
-                "compile": compile,
-                "revision": revision,
             }
         )
         self.prompt_length = prompt_length
-        # Only what is trained is saved (`state_dict`), so the backbone is missing from every checkpoint.
-        self.strict_loading = False
 
     # Set-up ----------------------------------------------------------------------------------------------------
 
     @property
-    def encoder(self) -> TextEncoder:
-        """What the datamodule tokenises with."""
-        return self.backbone.encoder(self.prompt_length)
-
-    def setup(self, stage: str) -> None:
-        """Learn the tasks of the datamodule and make the initial prompt."""
-        if self.trainer.precision in ("bf16-true", "16-true"):
-            raise UserError(
-                f"--trainer.precision {self.trainer.precision} would cast the prompt and its optimizer too; "
-                "use --model.dtype bfloat16 for the backbone's weights"
-            )
-        self.connect(self.trainer.datamodule.tasks)
-        if not self.is_built:
-            self.begin(int(torch.initial_seed() % 2**63))
-
-    @property
     def is_built(self) -> bool:
-        """Whether there is something to train."""
         return self.reparameterization.is_built
 
     def begin(self, seed: int) -> None:
@@ -178,6 +125,9 @@ class PromptTuning(PromptedModule):
         self.register_buffer("initial_prompt", initial.detach().clone().float(), persistent=True)
         self.reparameterization.build(initial.float(), self.backbone, generator or torch.Generator().manual_seed(0))
         self.reparameterization.to(self.device)
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.build(state["initial_prompt"])
 
     # The forward pass ------------------------------------------------------------------------------------------
 
@@ -205,110 +155,17 @@ class PromptTuning(PromptedModule):
         return ["prompt"]
 
     def trained(self) -> list[torch.nn.Parameter]:
-        """The parameters that a step trains."""
         return [p for p in self.reparameterization.parameters() if p.requires_grad]
 
-    def passes(self, batches: list[dict[str, Tensor]]) -> list[Pass]:
-        """The forward passes over some batches: each a batch and the numbers of the prompts that see it."""
-        return [(batch, [0]) for batch in batches]
-
     def summed_losses(self, batch: dict[str, Tensor], members: list[int]) -> Tensor:
-        """The sum of the examples' losses behind each prompt [N], 0 for those that are not among `members`."""
         return self.objective.losses(self.current_prompt(), batch).sum()[None]
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Mean loss over the examples of all ranks; several forward passes only save memory."""
-        parameters = self.trained()
-        count = batch["global_count"] / self.trainer.world_size
-        *early, last = self.passes(batch["micro_batches"])
-        gradients = [torch.zeros_like(p) for p in parameters]
-        totals: list[Tensor] = []
-        for part in early:
-            losses = self.summed_losses(*part) / count
-            found = torch.autograd.grad(losses.sum(), parameters, materialize_grads=True)
-            for sum_, gradient in zip(gradients, found, strict=True):
-                sum_ += gradient
-            totals.append(losses.detach())
-        losses = self.summed_losses(*last) / count
-        totals.append(losses.detach())
-        loss = losses.sum()
-        if early:
-            # A term of value zero whose gradient is that of the micro-batches whose graphs are gone already.
-            carried = torch.stack([(g * p).sum() for g, p in zip(gradients, parameters, strict=True)]).sum()
-            loss = loss + carried - carried.detach()
-        self.trainer.datamodule.batch_done(batch["position"])
-        self.log_losses(torch.stack(totals).sum(dim=0), batch["global_count"])
-        return loss
-
-    def log_losses(self, losses: Tensor, count: int) -> None:
-        """Log the losses [N] of a step over `count` examples."""
-        self.log("train/loss", losses[0], prog_bar=True, batch_size=count, sync_dist=True)
-
-    @property
-    def logs_this_step(self) -> bool:
-        """Whether the loggers write at the end of this step: when its number is a multiple."""
-        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norms that tell why a prompt does not train."""
         if self.logs_this_step:
             self.log_dict(norms("train", self.reparameterization, self.initial_prompt))
 
-    # Optimizer -------------------------------------------------------------------------------------------------
-
-    def parameter_groups(self) -> list[Any]:
-        """What the optimizer is made for."""
-        return self.trained()
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        parameters = self.parameter_groups()
-        if self._optimizer is None:
-            # Weight decay would pull a prompt to zero, where no word embedding is; release 1.0 has none either.
-            optimizer = torch.optim.AdamW(parameters, lr=self.hparams.learning_rate, weight_decay=0.0)
-        else:
-            optimizer = self._optimizer(parameters)
-        if self._scheduler is not None:
-            scheduler = self._scheduler(optimizer)
-        else:
-            steps = self.trainer.estimated_stepping_batches
-            if steps == float("inf"):
-                raise UserError("give --trainer.max_steps or --trainer.max_epochs: the schedule must know its length")
-            scheduler = get_scheduler(self.hparams.schedule, optimizer, self.hparams.warmup_steps, int(steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
     # Files -----------------------------------------------------------------------------------------------------
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Everything but the backbone."""
-        state = super().state_dict(*args, **kwargs)
-        return {key: value for key, value in state.items() if not key.startswith("backbone.")}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["rng"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            checkpoint["cuda_rng"] = torch.cuda.get_rng_state_all()
-        checkpoint["fingerprint"] = self.backbone.fingerprint
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint.get("fingerprint") != self.backbone.fingerprint:
-            raise UserError(
-                f"this checkpoint was trained on {checkpoint['hyper_parameters'].get('backbone')}, "
-                f"another backbone than {self.backbone.id}"
-            )
-        state = checkpoint["state_dict"]
-        if not self.is_built:
-            self.build(state["initial_prompt"])
-        expected = {name: tensor.shape for name, tensor in self.state_dict().items()}
-        found = {name: tensor.shape for name, tensor in state.items()}
-        if expected != found:
-            other = sorted(name for name in expected | found if expected.get(name) != found.get(name))
-            raise UserError(
-                f"this checkpoint does not fit the options given with it ({', '.join(other)} differ): go on with the "
-                "prompt length and reparameterization that it was trained with, or start anew with --overwrite"
-            )
-        torch.set_rng_state(checkpoint["rng"].cpu())
-        if torch.cuda.is_available() and checkpoint.get("cuda_rng"):
-            torch.cuda.set_rng_state_all([state.cpu() for state in checkpoint["cuda_rng"]])
 
     def prompt(self, name: str = "prompt") -> Prompt:
         """The prompt as it is now, folded, with the metadata that the module knows.

@@ -57,6 +57,10 @@ class PromptedModule(L.LightningModule):
         size = len(batch["ids"])
         self.log(f"{split}/loss", loss, on_epoch=True, batch_size=size, sync_dist=True, add_dataloader_idx=False)
         self._keep(record)
+        self.observe(record, batch, split)
+
+    def observe(self, record: dict[str, Any], batch: dict[str, Tensor], split: str) -> None:
+        """Take what a subclass wants of the objective's record of an evaluation batch."""
 
     def _keep(self, record: dict[str, Any]) -> None:
         if self.keep_records:
@@ -64,7 +68,7 @@ class PromptedModule(L.LightningModule):
             self.records.append(kept)
 
     def evaluation_end(self, split: str) -> None:
-        """Log every task's metrics and `<split>/score`, the mean of those that select."""
+        """Log every task's metrics and `<split>/score`, the mean of those that select (`selects`)."""
         self.log_scores(self.objective, split, split, prog_bar=len(self.tasks) == 1)
         self.gather_records()
 
@@ -74,12 +78,23 @@ class PromptedModule(L.LightningModule):
         for task, values in zip(self.tasks, objective.compute(split), strict=True):
             start = prefix if len(self.tasks) == 1 else f"{prefix}/{task.name}"
             self.log_dict({f"{start}/{name}": value for name, value in values.items()}, prog_bar=prog_bar)
-            scores.append(values[task.metric])
+            if self.selects(task):
+                scores.append(values[task.metric])
         score = torch.stack([value.float() for value in scores]).mean()
-        self.log(f"{prefix}/score", score)
+        self.log(f"{prefix}/{self.score_name}", score)
         if isinstance(objective, Classification):
             self._warn_of_one_class(objective, prefix)
         return score
+
+    @property
+    def score_name(self) -> str:
+        """What the mean of the metrics is logged as; the best `score` is kept."""
+        return "score"
+
+    def selects(self, task: Task) -> bool:
+        """Whether a task counts in the score: where some are held out from training, they alone do."""
+        held_out = getattr(self.trainer.datamodule, "held_out", ())
+        return not held_out or task.name in held_out
 
     def named_scores(self, logged: Mapping[str, Tensor], split: str) -> dict[str, dict[str, float]]:
         """Of all that was logged what the last evaluation on `split` gave: prompt -> name of the metric -> value.

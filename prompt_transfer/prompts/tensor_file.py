@@ -1,4 +1,4 @@
-"""Small safetensors files of float32 matrices, read with suspicion and written byte for byte the same.
+"""Safetensors files of float32 tensors, read with suspicion and written byte for byte the same.
 
 The format: 8 bytes header length (little endian), a JSON header with type, shape and place of every tensor, the data.
 The reference writer orders metadata at random; files that lie in git should not change when nothing did.
@@ -7,6 +7,7 @@ The reference writer orders metadata at random; files that lie in git should not
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,20 +41,29 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         UserError: the file cannot be written.
     """
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    data, end = [], 0
+    end = 0
     for name, tensor in tensors.items():
-        values = tensor.numpy().astype("<f4").tobytes()
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [end, end + len(values)]}
-        data.append(values)
-        end += len(values)
+        size = 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [end, end + size]}
+        end += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(data))
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            # One after the other and without a copy: a projector may have gigabytes.
+            file.write(np.ascontiguousarray(tensor.numpy(), dtype="<f4").data)
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(
+    path: Path, what: str = "prompt", hint: str = "see what there is with `prompt-transfer prompts list`"
+) -> BinaryIO:
     """Open `path` for reading.
+
+    Args:
+        path: the file.
+        what: it shall be, for messages.
+        hint: what to do where there is none.
 
     Raises:
         UserError: there is no such file, or it may not be read.
@@ -61,9 +71,9 @@ def open_file(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except FileNotFoundError:
-        raise UserError(f"no such prompt file: {path}; see what there is with `prompt-transfer prompts list`") from None
+        raise UserError(f"no such {what} file: {path}; {hint}") from None
     except OSError as error:
-        raise UserError(f"cannot read the prompt file {path}: {error.strerror}") from error
+        raise UserError(f"cannot read the {what} file {path}: {error.strerror}") from error
 
 
 def read_header(file: BinaryIO, path: Path) -> Header:
@@ -108,12 +118,22 @@ def read_tensor(file: BinaryIO, header: Header, name: str, path: Path) -> Tensor
             f"{path}: the tensor `{name}` is {dtype!r:.20}, a prompt is float32 (F32); convert it with .float()"
         )
     check_shape(f"{path}: the tensor `{name}`", shape)
-    start, end = _span(entry)
-    if end - start != 4 * shape[0] * shape[1]:
+    return read_values(file, header, name, path)
+
+
+def read_values(file: BinaryIO, header: Header, name: str, path: Path) -> Tensor:
+    """Read the float32 tensor `name` of a shape that the caller has checked.
+
+    Raises:
+        UserError: the sizes do not agree.
+    """
+    entry = header.tensors[name]
+    shape, (start, end) = entry["shape"], _span(entry)
+    if end - start != 4 * math.prod(shape):
         raise UserError(f"{path} is damaged: `{name}` is {sizes(shape)}, but has {end - start} bytes; copy it again")
     file.seek(header.data_start + start)
     values = np.frombuffer(file.read(end - start), dtype="<f4").astype(np.float32)
-    if values.size != shape[0] * shape[1]:
+    if values.size != math.prod(shape):
         raise UserError(f"{path} is truncated: it changed while it was read; copy it again")
     return torch.from_numpy(values.reshape(shape))
 

@@ -1,0 +1,65 @@
+"""The figure of a study of projectors."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+# What is drawn, and how: own and projected prompts as large marks, what could explain them as small ones.
+MARKS = {
+    "own": ("D", 34),
+    "projected": ("o", 44),
+    "shuffled_source": ("v", 22),
+    "constant_source": ("s", 18),
+    "mean_source": ("P", 24),
+    "least_squares": ("x", 26),
+    "relative": ("+", 32),
+    "random_vocabulary": (".", 30),
+}
+
+
+def scores_figure(table: pd.DataFrame) -> Axes:
+    """A panel a projector: the score of every kind of prompt on every task, tasks by group; a dash is the baseline.
+
+    Args:
+        table: of `prompt_transfer.studies.projection.projection`.
+
+    Returns:
+        The axes of the first panel; its figure holds them all.
+    """
+    table = table[table["metric"].notna()]
+    names = list(dict.fromkeys(table["projector"]))
+    order = {"trained": 0, "same_type": 1, "other_type": 2}
+    tasks = list(dict.fromkeys(table.sort_values("group", key=lambda groups: groups.map(order), kind="stable")["task"]))
+    height = 0.9 + 0.3 * len(tasks)
+    figure, grid = plt.subplots(
+        1, len(names), figsize=(2.2 + 3.2 * len(names), height + 0.7), layout="constrained", squeeze=False, sharey=True
+    )
+    colours = dict(zip(MARKS, sns.color_palette("colorblind", len(MARKS)), strict=True))
+    for ax, name in zip(grid.flat, names, strict=True):
+        mine = table[table["projector"] == name]
+        for what, (marker, size) in MARKS.items():
+            some = mine[(mine["what"] == what) & mine["value"].notna()]
+            places = [tasks.index(task) for task in some["task"]]
+            if what == "projected":
+                ax.hlines(places, some["low"], some["high"], color=colours[what], linewidth=1)
+            ax.scatter(
+                some["value"], places, marker=marker, s=size, color=[colours[what]], label=what.replace("_", " ")
+            )
+        chance = mine[mine["what"] == "baseline"]
+        ax.scatter(chance["value"], [tasks.index(task) for task in chance["task"]], marker="|", s=90, color="0.4",
+                   label="majority class")  # fmt: skip
+        ax.set_title(f"{name}\ncosine between projections {mine['cosine'].iloc[0]:.2f}", fontsize=9)
+        ax.set_xlabel("score")
+        ax.grid(axis="y", color="0.92")
+        ax.set_axisbelow(True)
+        sns.despine(ax=ax)
+    groups = dict(zip(table["task"], table["group"], strict=True))
+    labels = [task if groups[task] == "other_type" else f"{task} ({groups[task].replace('_', ' ')})" for task in tasks]
+    grid.flat[0].set_yticks(range(len(tasks)), labels)
+    grid.flat[0].invert_yaxis()
+    handles, names_of = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names_of, loc="outside right upper", frameon=False, fontsize=8)
+    return grid.flat[0]

@@ -1,0 +1,110 @@
+"""`prompts project | fit-projector`: prompts for another backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from prompt_transfer import results
+from prompt_transfer.errors import UserError
+
+
+def project(sources: list[str], projector: str, output: str, overwrite: bool = False) -> None:
+    """prompts for another backbone: project PROMPT --projector FILE --output FILE
+
+    Args:
+        sources: the prompt file, given without the option's name; several, or a folder of them, go into a folder.
+        projector: projector file, or the folder of the run that trained it.
+        output: the new prompt file; of several the folder, in which they keep their names.
+        overwrite: replace files that are there already.
+    """
+    from prompt_transfer.projectors.file import ProjectorFile
+    from prompt_transfer.prompts.prompt import Prompt
+    from prompt_transfer.studies.entries import read_folder
+
+    if not sources:
+        raise UserError("project needs a prompt file: project PROMPT --projector FILE --output FILE")
+    found = ProjectorFile.load(projector)
+    several = len(sources) > 1 or (
+        Path(sources[0]).is_dir() and not (Path(sources[0]) / "prompt.safetensors").is_file()
+    )
+    if several:
+        prompts: dict[str, Prompt] = {}
+        for source in sources:
+            mine = read_folder(source) if Path(source).is_dir() else {Path(source).stem: Prompt.load(source)}
+            if twice := sorted(prompts.keys() & mine.keys()):
+                raise UserError(f"two prompts have the name {twice[0]}: give them one by one")
+            prompts |= mine
+        places = {name: Path(output) / f"{name}.safetensors" for name in prompts}
+    else:
+        prompts, places = {"": Prompt.load(sources[0])}, {"": Path(output)}
+    for place in places.values():
+        _check_output(place, overwrite)
+    # All of them before the first is written: a prompt that does not fit leaves nothing behind.
+    for name, prompt in {name: found.project(prompt) for name, prompt in prompts.items()}.items():
+        length, width = prompt.embeddings.shape
+        print(f"{prompt.save(places[name])}: {length} x {width} for {found.target.backbone}, by {found.kind}")
+
+
+def fit_projector(
+    source: str,
+    target: str,
+    output: str,
+    kind: Literal["least_squares", "linear_combination", "relative"] = "least_squares",
+    ridge: float | None = None,
+    center: bool = False,
+    top_k: int = 0,
+    skip: int = 0,
+    anchors: int = 4000,
+    nearest: int = 0,
+    max_steps: int = 2000,
+    layout: str | None = None,
+    attention: str = "full",
+    overwrite: bool = False,
+) -> None:
+    """a projector without training, from the vocabularies of two backbones
+
+    Args:
+        source: backbone whose prompts are projected.
+        target: backbone that they are for.
+        output: the projector file.
+        kind: least_squares, linear_combination (the same solver without a penalty) or relative (a search).
+        ridge: penalty of the first two; default: least_squares takes what does best on held-out tokens.
+        center: subtract the means of both tables of embeddings first.
+        top_k: shared tokens to fit on; 0 for all.
+        skip: how many of the first to leave out.
+        anchors: shared tokens that relative compares with; 0 for all.
+        nearest: anchors that count for a row; 0 for all.
+        max_steps: of the search of relative, at most.
+        layout: with which the target takes the prompts; default: its own first one.
+        attention: full or shared, of the target.
+        overwrite: replace a file that is there already.
+    """
+    from prompt_transfer.backbones.frozen import FrozenBackbone
+    from prompt_transfer.projectors.closed_form import LeastSquares, LinearCombination, Relative
+    from prompt_transfer.projectors.file import fit_closed_form
+
+    _check_output(Path(output), overwrite)
+    projector: LeastSquares | Relative
+    if kind == "relative":
+        projector = Relative(anchors=anchors, nearest=nearest, max_steps=max_steps)
+    elif kind == "linear_combination":
+        projector = LinearCombination(0.0 if ridge is None else ridge, center, top_k, skip)
+    else:
+        projector = LeastSquares(ridge, center, top_k, skip)
+    both = FrozenBackbone(source), FrozenBackbone(target, layout=layout, attention=attention)
+    found = fit_closed_form(projector, *both)
+    facts = {"projector": found.kind, "source": source, "target": target, **projector.facts}
+    results.show([{"key": key, "value": value} for key, value in facts.items()])
+    print(found.save(output))
+
+
+SUBCOMMANDS: dict[str, Callable[..., Any]] = {"project": project, "fit-projector": fit_projector}
+
+
+def _check_output(path: Path, overwrite: bool) -> None:
+    if path.suffix != ".safetensors":
+        raise UserError(f"--output {path} must be the name of a file that ends in .safetensors")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} is there already: give another --output, or --overwrite")

@@ -1,0 +1,147 @@
+"""What frozen backbones answer behind fixed prompts, computed once; and a loss that makes two of them agree.
+
+No label is looked at. Answers are compared over the label words, so the two backbones may have any vocabularies.
+Shape letters: B batch, n rows, K prompts, S prompts of a task at most, P prompt tokens, H hidden, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prompt_transfer.data.batches import collate
+from prompt_transfer.data.tables import Tables
+from prompt_transfer.modules.objectives import Classification
+
+# Texts of one forward pass.
+ROWS = 128
+# In place of -inf where a task has fewer classes: a difference of two is 0, and not NaN.
+NO_CLASS = -1e4
+
+
+class AnswerTable:
+    """Class logits of a split behind fixed prompts.
+
+    Args:
+        objective: of the backbone that answers, on the device that computes.
+        data: a TaskDataModule; its rows are tokenised for this backbone.
+        split: train, validation or test.
+        prompts: [K, P, H]; P may be 0.
+        of_task: for each task the numbers of the prompts that its rows are answered behind.
+    """
+
+    def __init__(
+        self, objective: Classification, data: Any, split: str, prompts: Tensor, of_task: Sequence[Sequence[int]]
+    ) -> None:
+        backbone = objective.backbone
+        device = backbone.embedding_weight.device
+        encoder = backbone.encoder(prompts.shape[1])
+        table = Tables(data.selection, encoder, data.max_length, data.cache_dir).split(split)
+        slots, classes = max(map(len, of_task)), objective.class_mask.shape[1]
+        values = torch.zeros(len(table), slots, classes)
+        prompts = prompts.to(device)
+        bank = backbone.record(prompts) if prompts.shape[1] else prompts
+        with torch.inference_mode():
+            for task, numbers in enumerate(of_task):
+                rows = np.flatnonzero(table.task_ids == task)
+                rows = rows[np.argsort(-table.lengths[rows], kind="stable")]
+                for start in range(0, len(rows), ROWS):
+                    chosen = rows[start : start + ROWS]
+                    batch = {k: v.to(device) for k, v in collate(table, chosen, encoder.pad_token_id).items()}
+                    for slot, number in enumerate(numbers):
+                        batch["prompt_ids"] = torch.full_like(batch["task_ids"], number)
+                        values[chosen, slot] = objective.logits(bank, batch).clamp_min(NO_CLASS).cpu()
+        order = np.argsort(table.ids)
+        self.ids = torch.from_numpy(table.ids[order]).to(device)
+        self.values = values[torch.from_numpy(order)].to(device)
+
+    def look(self, ids: Tensor, slots: Tensor) -> Tensor:
+        """Logits [B, C] of rows `ids` [B] behind the prompt number `slots` [B] of their task."""
+        return self.values[torch.searchsorted(self.ids, ids), slots]
+
+
+def divergence(target: Tensor, source: Tensor, temperature: float) -> Tensor:
+    """KL(source || target) of softened class logits [B, C], times the temperature squared: [B] in nats."""
+    log_p = (source / temperature).log_softmax(dim=1)
+    log_q = (target / temperature).log_softmax(dim=1)
+    return functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1) * temperature**2
+
+
+def distillation(
+    target: Tensor,
+    source: Tensor,
+    target_alone: Tensor | None,
+    source_alone: Tensor | None,
+    mask: Tensor,
+    alpha: float,
+    temperature: float,
+) -> Tensor:
+    """(1 - alpha) D(z_target, z_source) + alpha D(shift_target, shift_source), [B] in nats (POST, Wang et al. 2025).
+
+    z are logits behind the prompt; a shift is what the prompt adds to the logits without one.
+
+    Args:
+        target, source: z, [B, C].
+        target_alone, source_alone: logits without a prompt, [B, C]; None with alpha 0.
+        mask: bool [B, C], the classes that the task has.
+        alpha: share of the shifts.
+        temperature: of D, a KL divergence.
+    """
+
+    def term(one: Tensor, other: Tensor) -> Tensor:
+        return divergence(one.masked_fill(~mask, NO_CLASS), other.masked_fill(~mask, NO_CLASS), temperature)
+
+    loss = (1 - alpha) * term(target, source)
+    if target_alone is not None and source_alone is not None:
+        loss = loss + alpha * term(target.clamp_min(NO_CLASS) - target_alone, source - source_alone)
+    return loss
+
+
+class Teacher:
+    """The source backbone behind its own prompts, for a target that is to answer alike.
+
+    Args:
+        source: objective of the source backbone, on the device that computes.
+        data: a TaskDataModule.
+        prompts: the source prompts [K, P, H].
+        of_task: for each task the numbers of its prompts.
+        target: that of the target backbone, where it is to be trained; None: only to compare validation rows.
+        alpha, temperature: of `distillation`.
+    """
+
+    def __init__(
+        self,
+        source: Classification,
+        data: Any,
+        prompts: Tensor,
+        of_task: Sequence[Sequence[int]],
+        target: Classification | None = None,
+        alpha: float = 0.5,
+        temperature: float = 2.0,
+    ) -> None:
+        self.alpha, self.temperature = alpha, temperature
+        self.validation = AnswerTable(source, data, "validation", prompts, of_task)
+        self.alone: list[AnswerTable] = []
+        if target is None:
+            return
+        self.target = target
+        self.train = AnswerTable(source, data, "train", prompts, of_task)
+        for objective in (target, source) if alpha else ():
+            nothing = torch.zeros(1, 0, objective.backbone.hidden_size)
+            self.alone.append(AnswerTable(objective, data, "train", nothing, [[0]] * len(of_task)))
+
+    def losses(self, logits: Tensor, batch: dict[str, Tensor], slots: Tensor) -> Tensor:
+        """Loss [B] of the target's class logits [B, C] on training rows, behind prompt `slots` [B] of their task."""
+        ids, first = batch["ids"], torch.zeros_like(slots)
+        alone = [table.look(ids, first) for table in self.alone] or [None, None]
+        mask = self.target.class_mask[batch["task_ids"]]
+        return distillation(logits, self.train.look(ids, slots), *alone, mask, self.alpha, self.temperature)
+
+    def agrees(self, predictions: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
+        """Whether classes [B] of validation rows are the source's, float [B] of 0 and 1."""
+        return (predictions == self.validation.look(ids, slots).argmax(dim=1)).float()

@@ -1,0 +1,319 @@
+"""The projector file: the map, and the two backbones between which it maps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import prompt_transfer
+from prompt_transfer.errors import UserError
+from prompt_transfer.projectors.closed_form import LeastSquares, LinearCombination, Relative
+from prompt_transfer.projectors.projector import MLP, Linear, Projector, Space, TokenMLP
+from prompt_transfer.prompts.prompt import UNKNOWN, Backbone, Prompt, library_versions
+from prompt_transfer.prompts.tensor_file import (
+    MAX_HIDDEN_SIZE,
+    MAX_PROMPT_LENGTH,
+    Header,
+    open_file,
+    read_header,
+    read_values,
+    sizes,
+    write,
+)
+
+FORMAT_VERSION = 1
+KINDS: dict[str, type[Projector]] = {
+    kind.__name__: kind for kind in (MLP, TokenMLP, Linear, LeastSquares, LinearCombination, Relative)
+}
+# What a projected prompt keeps of the one that it was made of: what it was trained on, and how that is scored.
+KEPT = (
+    *("task", "label_words", "seed", "random", "train_rows"),
+    *(
+        "label_words_policy",
+        "data_task",
+        "data_source",
+        "data_root",
+        "data_label_words",
+        "data_max_length",
+        "data_seed",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Side:
+    """A backbone as a projector file knows it.
+
+    Attributes:
+        backbone, fingerprint, family: as in prompt files; `unknown` where an imported prompt does not say.
+        hidden_size: width of its prompts.
+        prompt_length: rows of its prompts; None for a projector that maps row by row.
+        layout, attention, dtype, head, revision: with which prompts are used there; "" where not known.
+    """
+
+    backbone: str
+    fingerprint: str
+    family: str
+    hidden_size: int
+    prompt_length: int | None = None
+    layout: str = ""
+    attention: str = ""
+    dtype: str = ""
+    head: str = ""
+    revision: str = ""
+
+    @classmethod
+    def of_backbone(cls, backbone: Any, prompt_length: int | None = None) -> Side:
+        """That of a `FrozenBackbone`."""
+        return cls(
+            backbone.id,
+            backbone.fingerprint,
+            backbone.family.name,
+            backbone.hidden_size,
+            prompt_length,
+            backbone.layout.name,
+            backbone.attention,
+            backbone.dtype_name,
+            backbone.head,
+            backbone.revision or "",
+        )
+
+    @classmethod
+    def of_prompt(cls, prompt: Prompt, prompt_length: int | None = None) -> Side:
+        """That of the backbone of a prompt."""
+        facts = prompt.metadata
+        known = {key: facts.get(key) or UNKNOWN for key in ("backbone", "fingerprint", "family")}
+        rest = {key: facts.get(key, "") for key in ("layout", "attention", "dtype", "head", "revision")}
+        return cls(**known, hidden_size=prompt.embeddings.shape[1], prompt_length=prompt_length, **rest)
+
+    @property
+    def space(self) -> Space:
+        """Its sizes; one row stands for any number of them."""
+        return Space(self.prompt_length or 1, self.hidden_size)
+
+    @property
+    def size(self) -> str:
+        """For messages: `100 x 768`, or `any number of rows x 768`."""
+        return f"{self.prompt_length or 'any number of rows'} x {self.hidden_size}"
+
+    def is_of(self, facts: Mapping[str, str]) -> bool:
+        """Whether metadata of a prompt name this backbone, as far as both say which it is."""
+        other = facts.get("fingerprint") or UNKNOWN
+        if UNKNOWN not in (other, self.fingerprint):
+            return other == self.fingerprint
+        name = facts.get("backbone") or UNKNOWN
+        return UNKNOWN in (name, self.backbone) or name == self.backbone
+
+
+@dataclass(eq=False)
+class ProjectorFile:
+    """A projector with the two backbones between which it maps.
+
+    Attributes:
+        projector: built.
+        source, target: the backbones.
+        metadata: strings only: objective, tasks, held_out (tasks, separated by commas), seed, steps, split, metric,
+            score, learning_rate, source_prompts, versions (JSON), created (UTC); of a closed form shared_tokens,
+            fitted_ridge, held_out_error. All may be missing.
+        path: the file it was loaded from or saved to, for messages.
+    """
+
+    projector: Projector
+    source: Side
+    target: Side
+    metadata: dict[str, str] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def kind(self) -> str:
+        """Name of its class, a key of `KINDS`."""
+        return type(self.projector).__name__
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the file holds, float32 on the CPU.
+
+        Raises:
+            UserError: a number is not finite.
+        """
+        found = {name: value.detach().float().cpu() for name, value in self.projector.state_dict().items()}
+        broken = [name for name, value in found.items() if not torch.isfinite(value).all()]
+        if broken:
+            raise UserError(
+                f"the projector holds numbers that are not finite ({', '.join(broken)}); lower the learning rate"
+            )
+        return found
+
+    def digest(self) -> str:
+        """16 hex digits over its numbers."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.tensors().items()):
+            digest.update(name.encode())
+            digest.update(value.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file as a whole or not at all; `versions` and `created` are added where missing.
+
+        Raises:
+            UserError: the file cannot be written, or a number is not finite.
+        """
+        path = Path(path)
+        self.metadata.setdefault("versions", library_versions())
+        self.metadata.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
+        own = {
+            "format_version": str(FORMAT_VERSION),
+            "projector": self.kind,
+            "options": json.dumps(self.projector.options(), sort_keys=True),
+            "source": json.dumps(asdict(self.source), sort_keys=True),
+            "target": json.dumps(asdict(self.target), sort_keys=True),
+        }
+        write(path, self.tensors(), self.metadata | own)
+        self.path = path
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> ProjectorFile:
+        """Read a projector file, or `projector.safetensors` in the folder of a run.
+
+        Names and shapes of all tensors must be those of the projector that the metadata describe; nothing of their size
+        is allocated before.
+
+        Raises:
+            UserError: no such file, or not a whole and valid projector file; the line says which.
+        """
+        path = Path(path).expanduser()
+        path = path / "projector.safetensors" if path.is_dir() else path
+        with open_file(
+            path, "projector", "`fit --model CrossModelProjector` and `prompts fit-projector` make them"
+        ) as file:
+            header = read_header(file, path)
+            projector, source, target = _described(header, path)
+            expected = {name: list(value.shape) for name, value in projector.state_dict().items()}
+            found = {name: list(entry["shape"]) for name, entry in header.tensors.items()}
+            if other := sorted(name for name in expected | found if expected.get(name) != found.get(name)):
+                name = other[0]
+                what = [sizes(shapes[name]) if name in shapes else "missing" for shapes in (found, expected)]
+                raise UserError(
+                    f"{path} is damaged: its tensor `{name}` is {what[0]}, that of a {type(projector).__name__} of "
+                    f"these sizes is {what[1]}"
+                )
+            if wrong := [name for name, entry in header.tensors.items() if entry.get("dtype") != "F32"]:
+                raise UserError(f"{path}: the tensor `{wrong[0]}` is not float32 (F32), as those of projectors are")
+            state = {name: read_values(file, header, name, path) for name in expected}
+        projector.load_state_dict(state, assign=True)
+        projector.requires_grad_(False)
+        kept = {k: v for k, v in header.metadata.items() if k not in ("format_version", "projector", "options")}
+        del kept["source"], kept["target"]
+        loaded = cls(projector, source, target, kept, path)
+        loaded.tensors()
+        return loaded
+
+    def check(self, prompt: Prompt) -> None:
+        """Make sure that a prompt is one of the source's, of a size that is mapped.
+
+        Raises:
+            UserError: names both sides' sizes and backbones.
+        """
+        length, width = prompt.embeddings.shape
+        fits = width == self.source.hidden_size and self.source.prompt_length in (None, length)
+        if fits and self.source.is_of(prompt.metadata):
+            return
+        name = str(prompt.path) if prompt.path else "the prompt"
+        own = prompt.metadata.get("backbone") or "an unknown backbone"
+        same = ""
+        if fits and own == self.source.backbone:
+            prints = [(prompt.metadata.get("fingerprint") or UNKNOWN)[:12], self.source.fingerprint[:12]]
+            same = f" (fingerprints {' and '.join(prints)}: tokenizer, configuration or embeddings differ)"
+        raise UserError(
+            f"{name} ({length} x {width}, for {own}) does not fit the projector {self.path or self.kind}, which "
+            f"maps prompts of {self.source.backbone} ({self.source.size}) to {self.target.backbone} "
+            f"({self.target.size}){same}"
+        )
+
+    @torch.no_grad()
+    def rows(self, prompts: Tensor) -> Tensor:
+        """Projections, float32 [N, P', H'] on the CPU, of prompts [N, P, H]."""
+        return self.projector(prompts).float().cpu()
+
+    def project(self, prompt: Prompt) -> Prompt:
+        """The prompt of the target that a prompt of the source becomes; marked as projected.
+
+        Raises:
+            UserError: see `check`.
+        """
+        self.check(prompt)
+        target = asdict(self.target)
+        metadata = {key: prompt.metadata[key] for key in KEPT if prompt.metadata.get(key)}
+        for key in ("backbone", "fingerprint", "family", "layout", "attention", "dtype", "head", "revision"):
+            if target[key]:
+                metadata[key] = target[key]
+        metadata |= {
+            "projected": "true",
+            "init": f"projected by {self.kind}",
+            "projector": f"{self.path or self.kind} ({self.digest()})",
+            "source_backbone": prompt.metadata.get("backbone", self.source.backbone),
+            "source_prompt": str(prompt.path or ""),
+        }
+        return Prompt(self.rows(prompt.embeddings.unsqueeze(0))[0], metadata)
+
+
+def fit_closed_form(projector: Any, source: Backbone, target: Any) -> ProjectorFile:
+    """A projector without training between two backbones.
+
+    Args:
+        projector: a `ClosedForm`.
+        source, target: backbones; the prompts of the target are used as this one is.
+
+    Raises:
+        UserError: the vocabularies share too few tokens.
+    """
+    projector.fit(source, target)
+    facts = {"objective": "none: fitted on shared tokens", **projector.facts}
+    return ProjectorFile(projector, Side.of_backbone(source), Side.of_backbone(target), facts)
+
+
+def _described(header: Header, path: Path) -> tuple[Projector, Side, Side]:
+    """The projector of a header without its numbers, and both sides."""
+    facts = header.metadata
+    version = facts.get("format_version", "")
+    if "projector" not in facts or "source" not in facts or "target" not in facts:
+        raise UserError(f"{path} is not a projector file: its metadata do not describe a projector")
+    if version != str(FORMAT_VERSION):
+        raise UserError(
+            f"{path} has format_version {version[:20]!r}, this prompt_transfer ({prompt_transfer.__version__}) reads "
+            f"{FORMAT_VERSION}"
+        )
+    if facts["projector"] not in KINDS:
+        raise UserError(f"{path} holds a projector {facts['projector'][:40]!r}; there are {', '.join(KINDS)}")
+    try:
+        sides = [Side(**json.loads(facts[key])) for key in ("source", "target")]
+        projector = KINDS[facts["projector"]](**json.loads(facts.get("options", "{}")))
+        for side in sides:
+            _check_sizes(side)
+        with torch.device("meta"):
+            projector.allocate(sides[0].space, sides[1].space)
+    except UserError:
+        raise
+    except Exception as error:  # whatever JSON can hold that the classes cannot
+        raise UserError(f"{path} is damaged: its metadata do not describe a projector ({error})"[:300]) from error
+    return projector, sides[0], sides[1]
+
+
+def _check_sizes(side: Side) -> None:
+    length = 1 if side.prompt_length is None else side.prompt_length
+    if not (isinstance(length, int) and 1 <= length <= MAX_PROMPT_LENGTH):
+        raise ValueError(f"prompt_length {length}")
+    if not (isinstance(side.hidden_size, int) and 1 <= side.hidden_size <= MAX_HIDDEN_SIZE):
+        raise ValueError(f"hidden_size {side.hidden_size}")
+    if not all(
+        isinstance(value, str) for key, value in asdict(side).items() if key not in ("hidden_size", "prompt_length")
+    ):
+        raise ValueError("a name that is no text")
