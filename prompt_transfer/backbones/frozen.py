@@ -33,7 +33,8 @@ class FrozenBackbone(nn.Module):
         head: `lm`, or `embedding`: answer state times word embeddings, for checkpoints without an LM head.
         dropout: use the backbone's dropout in training.
         gradient_checkpointing: keep only the layers' inputs and compute the rest again in the backward pass.
-        compile: compile the layers with `torch.compile`. It takes a minute or more at the start, once for all lengths.
+        compile: compile the layers with `torch.compile`: up to a minute at the start, once for all lengths. It cannot
+            pay for short runs on small models.
         revision: of a hub repository.
         trust_remote_code: run model code that comes with the checkpoint.
 
