@@ -197,9 +197,8 @@ def put_text_aside(arguments: list[str]) -> tuple[list[str], str | None]:
     return kept, text
 
 
-def names_several_prompts(arguments: Sequence[str]) -> bool:
-    """Whether options, or files of options, ask for several prompts at once."""
-    options = ("seeds", "learning_rates")
+def names_model_option(arguments: Sequence[str], options: Sequence[str]) -> bool:
+    """Whether options, or files of options, give one of these options of the model."""
     if any(argument.split("=")[0].rstrip("+") in [f"--model.{name}" for name in options] for argument in arguments):
         return True
     pairs = [argument.partition("=")[::2] for argument in arguments]
@@ -229,7 +228,10 @@ class Command(LightningCLI):
         model, rest = take_class(list(arguments), "--model", MODELS)
         data, rest = take_class(rest, "--data", DATA)
         rest, self.text = put_text_aside(find_configs(rest))
-        several = names_several_prompts(rest)
+        several = names_model_option(rest, ("seeds", "learning_rates"))
+        # A stored configuration names no class, but only a projector is trained on prompts.
+        if model is PromptTuning and names_model_option(rest, ("prompts",)):
+            model = CrossModelProjector
         if model is CrossModelProjector and verb != "fit":
             raise UserError(
                 f"{verb} takes a prompt: make one with `prompts project PROMPT --projector FILE --output FILE`; "
