@@ -17,7 +17,7 @@ from prompt_transfer.errors import UserError
 from prompt_transfer.modules.architectures import ARCHITECTURES
 from prompt_transfer.modules.backbone_pretraining import BackbonePretraining
 from prompt_transfer.modules.growth import grow
-from prompt_transfer.modules.informed_init import frequencies, informed_init
+from prompt_transfer.modules.informed_init import decoder_from_encoder, frequencies, informed_init
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "vocab_size": 300}
 
@@ -203,6 +203,49 @@ def test_span_corruption_and_prefix_keep_every_token_of_the_text(text: Path, tmp
         whole = [token for piece in source[:-1] for token in spans.get(piece, [piece])]
         start = [int(i) for i in prefix if i != data.tokens.pad][:-1]
         assert start + [int(i) for i in rest if i != IGNORED][:-1] == whole
+
+
+def test_tokens_that_the_encoder_fills_in_stand_for_those_of_the_text(text: Path, tmp_path: Path) -> None:
+    data = made(text, tmp_path, "t5")
+    batch = next(iter(data.train_dataloader()))
+    ids, labels = batch["infill_ids"], batch["infill_labels"]
+    chosen = labels != IGNORED
+    assert 0 < chosen.sum() < 0.5 * batch["infill_mask"].sum()
+    for row, hidden in zip(ids, chosen, strict=True):
+        # Sentinels in order, the last one for all that follow.
+        sentinels = [max(299 - i, 300 - data.tokens.reserved) for i in range(int(hidden.sum()))]
+        assert row[hidden].tolist() == sentinels
+    whole = torch.where(chosen, labels, ids)
+    for row, prefix in zip(whole, batch["prefix_ids"], strict=True):
+        start = [int(i) for i in prefix if i != data.tokens.pad][:-1]
+        assert row[: len(start)].tolist() == start
+
+
+def test_a_decoder_made_from_its_encoder_reads_text_as_it_did() -> None:
+    torch.manual_seed(0)
+    model = BackbonePretraining("t5", **SIZES, max_positions=64).model.eval()
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    decoder_from_encoder(model)
+    for block in model.decoder.block:
+        block.layer[1].EncDecAttention.o.weight.data.zero_()
+    # Up to eight tokens both stacks tell all distances apart.
+    ids = torch.randint(10, 200, (2, 8))
+    below = torch.ones(8, 8, dtype=torch.bool).tril()[None, None].expand(2, 1, 8, 8)
+    expected = model.encoder(input_ids=ids, attention_mask=below).last_hidden_state
+    found = model.decoder(input_ids=ids, encoder_hidden_states=expected, use_cache=False).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_heads_of_a_t5_start_with_directions(text: Path, tmp_path: Path) -> None:
+    data = made(text, tmp_path, "t5")
+    module = BackbonePretraining("t5", **SIZES, max_positions=64)
+    informed_init(module.model, module.architecture, data.tokens, [store["tokens"] for store in data.train_stores])
+    attention = module.model.encoder.block[0].layer[0].SelfAttention
+    # [query, key] of the first head: the token before, itself, the token after.
+    bias = attention.compute_bias(3, 3)[0, 0, 1]
+    assert bias[0] > bias[1]
+    assert bias[0] > bias[2] + 4
 
 
 def test_causal_loss_of_gpt_ignores_pads(text: Path, tmp_path: Path) -> None:

@@ -158,10 +158,6 @@ class FrozenBackbone(nn.Module):
         """
         return self._answers.slot
 
-    def watch(self, on: bool) -> None:
-        """For hooks: as long as somebody watches, the last layer too is computed everywhere, as the others are."""
-        self._answers.stack.watched += 1 if on else -1
-
     def _of_layers(self, path: str) -> list[nn.Module]:
         layers = self.config.num_hidden_layers
         if self.family.kind == "seq2seq_lm":

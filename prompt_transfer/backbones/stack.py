@@ -50,8 +50,6 @@ class Stack:
         self.family, self.config = family, model.config
         self.body: nn.Module = model.get_submodule(family.body)
         self.causal = family.kind == "causal_lm"
-        # How many look at the states inside, which then are all computed.
-        self.watched = 0
         self.last = LastLayer(model, family) if family.layer is not None else None
 
     def alone(self, part: Part, at: Positions | None = None) -> Tensor:
@@ -66,7 +64,7 @@ class Stack:
         first row are left out, and with them the last layer's work.
         """
         states = PromptStates()
-        at = slice(0, 1) if self.last is not None and not self.watched else None
+        at = slice(0, 1) if self.last is not None else None
         return self._run(prompts, None, states, at), states
 
     def behind(
@@ -89,7 +87,7 @@ class Stack:
             options["token_type_ids"] = part.token_types
         if self.causal:
             options["use_cache"] = False
-        if at is None or self.last is None or self.watched:
+        if at is None or self.last is None:
             found = self.body(inputs_embeds=part.embeddings, attention_mask=masks, **options).last_hidden_state
             return found if at is None else taken(found, at, 1)
         with self.last.only(at):

@@ -83,9 +83,8 @@ def put_text_aside(arguments: list[str]) -> tuple[list[str], str | None]:
     return kept, text
 
 
-def names_several_prompts(arguments: Sequence[str]) -> bool:
-    """Whether options, or files of options, ask for several prompts at once."""
-    options = ("seeds", "learning_rates")
+def names_model_option(arguments: Sequence[str], options: Sequence[str]) -> bool:
+    """Whether options, or files of options, give one of these options of the model."""
     if any(argument.split("=")[0].rstrip("+") in [f"--model.{name}" for name in options] for argument in arguments):
         return True
     pairs = [argument.partition("=")[::2] for argument in arguments]

@@ -25,7 +25,7 @@ from prompt_transfer.backbones.loading import resolve
 from prompt_transfer.callbacks.checkpoints import WholeCheckpoints
 from prompt_transfer.callbacks.logs import RunLog
 from prompt_transfer.callbacks.progress import StepProgress
-from prompt_transfer.commands.arguments import find_configs, names_several_prompts, put_text_aside, take_class
+from prompt_transfer.commands.arguments import find_configs, names_model_option, put_text_aside, take_class
 from prompt_transfer.commands.parsing import one_line
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.readers import data_root
@@ -158,7 +158,10 @@ class Command(LightningCLI):
         model, rest = take_class(list(arguments), "--model", MODELS)
         data, rest = take_class(rest, "--data", DATA)
         rest, self.text = put_text_aside(find_configs(rest))
-        several = names_several_prompts(rest)
+        several = names_model_option(rest, ("seeds", "learning_rates"))
+        # A stored configuration names no class, but only a projector is trained on prompts.
+        if model is PromptTuning and names_model_option(rest, ("prompts",)):
+            model = CrossModelProjector
         if model is CrossModelProjector and verb != "fit":
             raise UserError(
                 f"{verb} takes a prompt: make one with `prompts project PROMPT --projector FILE --output FILE`; "

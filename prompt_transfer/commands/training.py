@@ -245,8 +245,7 @@ def _report(fit: Fit, folder: Path) -> None:
     files = model.files if isinstance(model, PromptTuning) else ["projector"]
     rows = [row for name in files for row in _rows(fit, model, data, folder / f"{name}.safetensors")]
     results.write(results.table(rows), folder / RESULTS_FILE)
-    which = ("seed", "learning_rate") if len(files) > 1 else ()
-    which += ("held_out",) if data.held_out else ()
+    which = [*(("seed", "learning_rate") if len(files) > 1 else ()), *(("held_out",) if data.held_out else ())]
     results.show(rows, columns=("task", *which, "split", "metric", "value", "majority", "n", "best_step"))
     if isinstance(model, PromptTuning):
         print(f"next: prompt-transfer test --prompt {folder / PROMPT_FILE}")

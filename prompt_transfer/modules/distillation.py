@@ -138,9 +138,9 @@ class Teacher:
     def losses(self, logits: Tensor, batch: dict[str, Tensor], slots: Tensor) -> Tensor:
         """Loss [B] of the target's class logits [B, C] on training rows, behind prompt `slots` [B] of their task."""
         ids, first = batch["ids"], torch.zeros_like(slots)
-        alone = [table.look(ids, first) for table in self.alone] or [None, None]
+        mine, its = (table.look(ids, first) for table in self.alone) if self.alone else (None, None)
         mask = self.target.class_mask[batch["task_ids"]]
-        return distillation(logits, self.train.look(ids, slots), *alone, mask, self.alpha, self.temperature)
+        return distillation(logits, self.train.look(ids, slots), mine, its, mask, self.alpha, self.temperature)
 
     def agrees(self, predictions: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
         """Whether classes [B] of validation rows are the source's, float [B] of 0 and 1."""

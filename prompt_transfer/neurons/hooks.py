@@ -45,7 +45,6 @@ class FfnHooks:
         if self._handles:
             raise RuntimeError(f"this {type(self).__name__} is on already; make another one to nest them")
         refuse_compiled(self.backbone)
-        self.backbone.watch(True)
         try:
             for kind, visit in self.visits().items():
                 self._attach(kind, visit)
@@ -60,7 +59,6 @@ class FfnHooks:
         self._detach()
 
     def _detach(self) -> None:
-        self.backbone.watch(False)
         for handle in self._handles:
             handle.remove()
         self._handles, self._pass, self._calls = [], None, {}

@@ -48,7 +48,7 @@ class PromptsByTask:
         known = {key: value for key, value in first.metadata.items() if value and value != UNKNOWN}
         name = name or known.get("backbone")
         if name is None:
-            raise UserError(f"{first.path} does not name its backbone: give it with --model.source_backbone")
+            raise UserError(f"{first.path} does not name its backbone: give it (--model.source_backbone of fit)")
         mode = {key: known[key] for key in ("layout", "attention", "dtype", "head", "revision") if key in known}
         backbone = FrozenBackbone(name, **mode)  # type: ignore[arg-type]  # none of these is the flag
         first.check(backbone)
@@ -129,7 +129,8 @@ def load_by_task(paths: Sequence[str], option: str) -> PromptsByTask:
 
 
 def _check_together(prompts: Sequence[Prompt], option: str) -> None:
-    for first, prompt in zip(prompts[:1] * len(prompts), prompts, strict=True):
+    first = prompts[0]
+    for prompt in prompts[1:]:
         both = f"{option}: {first.path} and {prompt.path}"
         prints = [one.metadata.get("fingerprint") or UNKNOWN for one in (first, prompt)]
         names = [one.metadata.get("backbone") or UNKNOWN for one in (first, prompt)]

@@ -21,7 +21,7 @@ from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir
 from prompt_transfer.modules.collapse import mean_cosine
 from prompt_transfer.projectors.closed_form import ClosedForm, LeastSquares, LinearCombination, Relative
-from prompt_transfer.projectors.file import ProjectorFile, Side
+from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.projectors.pairs import PromptsByTask, load_by_task
 from prompt_transfer.prompts.prompt import UNKNOWN
 from prompt_transfer.prompts.random_prompts import DRAWS, random_prompt
@@ -36,6 +36,9 @@ CLOSED_FORMS: dict[str, type[ClosedForm]] = {
     "linear_combination": LinearCombination,
     "relative": Relative,
 }
+# What projectors of one table have in common.
+SOURCE = ("fingerprint", "hidden_size")
+TARGET = (*SOURCE, "layout", "attention", "dtype", "head")
 
 
 @dataclass
@@ -119,13 +122,14 @@ class ReadyProjection:
             head=first.target.head or "lm",
             **mode,
         )
-        _check_backbone(self.backbone, first.target)
+        if first.target.fingerprint not in (UNKNOWN, self.backbone.fingerprint):
+            raise UserError(
+                f"{self.backbone.id} is not the backbone that {first.path} knows under this name: another tokenizer, "
+                "configuration or other embeddings"
+            )
         for prompt in self.own.prompts:
             prompt.check(self.backbone, self.backbone.layout, self.backbone.attention)
-        if first.source.backbone == UNKNOWN:
-            raise UserError("the projector does not know its source backbone by name: there can be no controls")
-        self.source = FrozenBackbone(first.source.backbone)
-        _check_backbone(self.source, first.source)
+        self.source = self.sources.backbone(None if first.source.backbone == UNKNOWN else first.source.backbone)
         known = {str(prompt.path): prompt for prompt in self.own.prompts}
         policy = agreed(known, "label_words_policy")
         if policy is not None:
@@ -141,12 +145,12 @@ class ReadyProjection:
     def _check_one_pair(self) -> ProjectorFile:
         first = next(iter(self.files.values()))
         for file in self.files.values():
-            for side in ("source", "target"):
-                one, other = getattr(first, side), getattr(file, side)
-                if replace(one, prompt_length=None) != replace(other, prompt_length=None):
+            for side, keys in (("source", SOURCE), ("target", TARGET)):
+                one, other = ({key: getattr(getattr(which, side), key) for key in keys} for which in (first, file))
+                if one != other:
+                    what = ", ".join(f"{key} {one[key]} and {other[key]}" for key in keys if one[key] != other[key])
                     raise UserError(
-                        f"{first.path} and {file.path} have different {side}s ({one.backbone} {one.layout} "
-                        f"{one.attention}, {other.backbone} {other.layout} {other.attention}): one table is of one pair"
+                        f"{first.path} and {file.path} have different {side}s ({what}): one table is of one pair"
                     )
         return first
 
@@ -324,11 +328,3 @@ def _type(task: str, paths: Sequence[str]) -> str:
         return get_task(task).type
     own = {known.name: known.type for known in map(get_task, paths)}
     return own.get(task, UNKNOWN)
-
-
-def _check_backbone(backbone: FrozenBackbone, side: Side) -> None:
-    if side.fingerprint not in (UNKNOWN, backbone.fingerprint):
-        raise UserError(
-            f"{backbone.id} is not the backbone that the projector knows under this name (fingerprints "
-            f"{backbone.fingerprint[:12]} and {side.fingerprint[:12]})"
-        )
