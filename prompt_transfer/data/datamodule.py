@@ -56,7 +56,8 @@ class TaskDataModule(L.LightningDataModule):
         cache_dir: Folder for tokenised rows. None is the variable PROMPT_TRANSFER_CACHE, or ~/.cache/prompt_transfer.
         predict_split: Split that predict goes through, in its own order.
         pad_multiple: Text lengths are padded up to a multiple of this.
-        held_out: Tasks of them, by name or path, that are evaluated and not trained on; the score that selects is then theirs alone.
+        held_out: Tasks of them, by name or path, that are evaluated and not trained on; the score that selects is then
+            theirs alone.
 
     Raises:
         UserError: an option that cannot be, or a source that does not have the task.
