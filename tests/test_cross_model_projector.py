@@ -248,7 +248,6 @@ def test_fit_leaves_a_projector_that_goes_on_where_it_stopped(
     source, target = save_prompts(tmp_path / "source", tiny("roberta")), tiny("gpt2")
     options = ["--model.projector", "TokenMLP", "--model.projector.bottleneck", "5", "--data.held_out", '["rooms"]']
     whole = command(source, target, tasks, tmp_path / "whole", *options, "--seed_everything", "5")
-    whole[whole.index('["rooms"]')] = json.dumps([tasks[1]])
     assert main(whole) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "whole")
     file = ProjectorFile.load(tmp_path / "whole")

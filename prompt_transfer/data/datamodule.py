@@ -56,7 +56,8 @@ class TaskDataModule(L.LightningDataModule):
         cache_dir: Folder for tokenised rows. None is the variable PROMPT_TRANSFER_CACHE, or ~/.cache/prompt_transfer.
         predict_split: Split that predict goes through, in its own order.
         pad_multiple: Text lengths are padded up to a multiple of this.
-        held_out: Names of tasks that are evaluated and not trained on; the score that selects is then theirs alone.
+        held_out: Tasks of them, by name or path, that are evaluated and not trained on; the score that selects is then
+            theirs alone.
 
     Raises:
         UserError: an option that cannot be, or a source that does not have the task.
@@ -93,8 +94,9 @@ class TaskDataModule(L.LightningDataModule):
         check_split(predict_split)
         names = [task] if isinstance(task, str) else task
         per_split = {"train": limit_train, "validation": limit_eval, "test": limit_eval}
-        without = frozenset(get_task(name).name for name in held_out or ())
         tasks = [get_task(name) for name in names]
+        known = {task.name for task in tasks}
+        without = frozenset(name if name in known else get_task(name).name for name in held_out or ())
         self.selection = Selection(tasks, source, root, seed, label_words, per_split, without)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size

@@ -135,7 +135,9 @@ def fit_ridge(source: Tensor, target: Tensor, ridge: float | None = None, center
     tried = {penalty: error(penalty) for penalty in (RIDGES if ridge is None else (ridge,))}
     best = min(tried, key=lambda penalty: tried[penalty])
     weight, bias = _solve(source, target, best, center)
-    return Fit(AffineMap(weight.float(), bias.float()), best, tried[best])
+    # A solver hands out columns; a file holds rows, and products differ in the last digit between the two.
+    affine = AffineMap(weight.float().contiguous(), bias.float())
+    return Fit(affine, best, tried[best])
 
 
 def _solve(source: Tensor, target: Tensor, ridge: float, center: bool) -> tuple[Tensor, Tensor]:
