@@ -22,8 +22,8 @@ from prompt_transfer.tasks import get_task
 
 CLASSES = ("sst2", "mrpc")
 TEXTS = ("squad", "samsum")
-ALL = ("roberta-nano", "bert-nano", "roberta-micro", "gpt2-nano")
-WRITERS = ("gpt2-nano",)
+ALL = ("roberta-nano", "bert-nano", "roberta-micro", "gpt2-nano", "t5-nano")
+WRITERS = ("gpt2-nano", "t5-nano")
 COLUMNS = ["task", "backbone", "split", "metric", "what", "value", "low", "high", "n", "seed", "attention", "layout"]
 
 

@@ -132,7 +132,7 @@ class Answers:
     def _cannot_write(self) -> UserError:
         return UserError(
             f"a {self.family.name} backbone fills in one word and cannot write text: for this task use a causal or "
-            "sequence-to-sequence backbone (gpt2-nano is built in)"
+            "sequence-to-sequence backbone (gpt2-nano and t5-nano are built in)"
         )
 
     @property

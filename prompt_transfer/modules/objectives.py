@@ -176,7 +176,7 @@ class Generation(Objective):
         if not backbone.writes:
             raise UserError(
                 f"{tasks[0].name} is to be answered with a text, and {backbone.id} fills in one word: use a causal or "
-                "sequence-to-sequence backbone (gpt2-nano is built in)"
+                "sequence-to-sequence backbone (gpt2-nano and t5-nano are built in)"
             )
 
     def losses(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
