@@ -10,10 +10,11 @@ decoder's attention to the encoder is made to add the mean of what the encoder f
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from prompt_transfer.data.corpus import Tokens
@@ -132,7 +133,7 @@ def _means_pass_on(model: PreTrainedModel) -> None:
         attention.o.weight.copy_(identity * gain)
 
 
-def _heads_look_around(attention: nn.Module, both_ways: bool) -> None:
+def _heads_look_around(attention: Any, both_ways: bool) -> None:
     """Let the heads of a T5's stack prefer what stands just before, just behind, near, and nothing, in turns.
 
     A T5 knows positions by these numbers alone, and an optimizer whose steps are as long as its learning rate takes
