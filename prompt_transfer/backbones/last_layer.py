@@ -55,17 +55,23 @@ class LastLayer:
         self.names = tuple(inspect.signature(self.layer.forward).parameters)
         self.at: Positions | None = None
         self.length: int | None = None
-        self.layer.register_forward_pre_hook(self._before, with_kwargs=True)
-        if family.reshaped is not None:
-            model.get_submodule(family.reshaped).register_forward_hook(self._widen)
+        self.reshaped = None if family.reshaped is None else model.get_submodule(family.reshaped)
 
     @contextmanager
     def only(self, at: Positions) -> Iterator[None]:
         """Let the body give states of the positions `at`; take them with `result`."""
+        watched = self._is_watched()
         self.at, self.length = at, None
+        handles = []
         try:
+            if not watched:
+                handles.append(self.layer.register_forward_pre_hook(self._before, with_kwargs=True))
+                if self.reshaped is not None:
+                    handles.append(self.reshaped.register_forward_hook(self._widen))
             yield
         finally:
+            for handle in handles:
+                handle.remove()
             self.at = self.length = None
 
     def result(self, states: Tensor) -> Tensor:
@@ -83,7 +89,7 @@ class LastLayer:
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         at = self.at
-        if at is None or self._is_watched():
+        if at is None:
             return None
         given: dict[str, Any] = {**dict(zip(self.names, args, strict=False)), **kwargs}
         states = given["hidden_states"]
