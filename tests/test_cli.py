@@ -20,6 +20,7 @@ from prompt_transfer.commands.table import COMMANDS
 from prompt_transfer.data.corpus import CorpusDataModule
 from prompt_transfer.modules.backbone_pretraining import BackbonePretraining
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.studies.sweep import read_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(shipped("configs").rglob("*.yaml"))
@@ -286,6 +287,13 @@ def test_every_configuration_file_parses(config: Path, tmp_path: Path) -> None:
             pass
 
     group = config.parent.name
+    if group == "study":
+        # Each run of a study must be a run that `fit` would start.
+        run = read_plan(config, tmp_path, {"data.root": str(tmp_path)}).runs[-1]
+        (tmp_path / "run.yaml").write_text(run.config())
+        parsed = Parsed("fit", ["--config", str(tmp_path / "run.yaml"), "--output", str(tmp_path / "run")])
+        assert parsed.config.data.task == run.values["data.task"]
+        return
     if config.name.startswith("pretrain_"):
         kwargs = {"args": ["--config", str(config)], "run": False, "parser_kwargs": {"exit_on_error": False}}
         parsed = ParsedPretrain(BackbonePretraining, CorpusDataModule, auto_configure_optimizers=False, **kwargs)

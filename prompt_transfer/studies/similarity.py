@@ -26,7 +26,7 @@ from prompt_transfer.studies.short_tuning import BATCH_SIZE, ShortTuning, common
 SIMILARITIES = tuple(
     name
     for name, row in INDICATORS.items()
-    if not {"label_words", "data_sizes"} & set(row.needs) and not name.endswith(("_per_layer", "_per_group"))
+    if set(row.needs) <= {"prompts", "initial", "neurons"} and not name.endswith(("_per_layer", "_per_group"))
 )
 
 
