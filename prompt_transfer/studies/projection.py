@@ -114,13 +114,13 @@ class ReadyProjection:
             for prompt in self.sources.prompts:
                 file.check(prompt)
         self.folder = check_writable_dir(study.output)
-        mode = {key: getattr(first.target, key) or None for key in ("layout", "revision")}
         self.backbone = FrozenBackbone(
             first.target.backbone,
             attention=first.target.attention or "full",
             dtype=first.target.dtype or "float32",
             head=first.target.head or "lm",
-            **mode,
+            layout=first.target.layout or None,
+            revision=first.target.revision or None,
         )
         if first.target.fingerprint not in (UNKNOWN, self.backbone.fingerprint):
             raise UserError(
@@ -242,7 +242,7 @@ class ReadyProjection:
             types={_type(task, self.study.tasks) for task in file.metadata.get("tasks", "").split(",") if task},
         )
 
-    def _cells(self) -> list[list[Entry]]:
+    def _cells(self) -> list[Sequence[Entry]]:
         """The prompts of each cell, those of each task together."""
         every = [*self.common.values(), *(c for one in self.projected.values() for c in one.cells.values())]
         return [entries for cell in every for entries in cell.values()]
