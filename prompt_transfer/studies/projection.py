@@ -242,7 +242,7 @@ class ReadyProjection:
             types={_type(task, self.study.tasks) for task in file.metadata.get("tasks", "").split(",") if task},
         )
 
-    def _cells(self) -> list[list[Entry]]:
+    def _cells(self) -> list[Sequence[Entry]]:
         """The prompts of each cell, those of each task together."""
         every = [*self.common.values(), *(c for one in self.projected.values() for c in one.cells.values())]
         return [list(entries) for cell in every for entries in cell.values()]
