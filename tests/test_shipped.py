@@ -59,3 +59,8 @@ def test_a_good_film_is_not_a_bad_one() -> None:
             logits = model(input_ids=torch.tensor([ids])).logits[0, ids.index(tokenizer.mask_token_id)]
             margins.append(float(logits[words[0]] - logits[words[1]]))
         assert margins[0] > margins[1], name
+
+
+def test_spaces_at_the_ends_are_no_tokens_of_t5() -> None:
+    tokenizer = FrozenBackbone("t5-nano").tokenizer
+    assert tokenizer("  a  film ").input_ids == tokenizer("a film").input_ids

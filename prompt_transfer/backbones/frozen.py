@@ -70,6 +70,8 @@ class FrozenBackbone(nn.Module):
         self.dropout = dropout
         loaded = loading.load(name, head, DTYPES[dtype], revision, trust_remote_code)
         self.model, self.tokenizer, self.family, self.fingerprint = loaded
+        # Tokenised rows are kept between runs, and must not outlive a change of the tokenizer's rules.
+        self._text_rules = f"{self.fingerprint}-{loading.text_rules(self.tokenizer)}"
         self.layout = get_layout(layout, self.family.kind, self.family.needs_positions)
         self.revision = revision
         self.config = self.model.config
@@ -128,7 +130,7 @@ class FrozenBackbone(nn.Module):
         """What turns texts into the token ids that `forward` takes, for prompts of `prompt_length` rows."""
         family = self.family
         return TextEncoder(
-            self.tokenizer, family.kind, family.separators, prompt_length, self.max_positions, self.fingerprint
+            self.tokenizer, family.kind, family.separators, prompt_length, self.max_positions, self._text_rules
         )
 
     def ffn_sites(self) -> list[nn.Module]:

@@ -164,6 +164,14 @@ def _refuse_random_weights(name: str, family: Family, head: str, info: dict[str,
     raise UserError(f"the checkpoint of {name} lacks tensors, which would be random or of another layer: {what}{hint}")
 
 
+def text_rules(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits over what a fast tokenizer does to a text beside looking its pieces up: spaces, case, frame."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = {} if backend is None else json.loads(backend.to_str())
+    rules = {name: rules.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "added_tokens")}
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """16 hex digits that tell one backbone from another, whatever name, folder or dtype it was loaded from.
 
