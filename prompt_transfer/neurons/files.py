@@ -14,7 +14,6 @@ The metadata name the prompt by the digest of its numbers: tensors of another pr
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,12 +23,12 @@ from torch import Tensor
 
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import atomic_path
+from prompt_transfer.prompts.prompt import digest_of
 
 
 def digest(embeddings: Tensor) -> str:
     """16 hex digits that tell prompts [P, H] apart."""
-    values = embeddings.detach().float().cpu().contiguous().numpy().tobytes()
-    return hashlib.sha256(f"{tuple(embeddings.shape)}".encode() + values).hexdigest()[:16]
+    return digest_of(embeddings)[:16]
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

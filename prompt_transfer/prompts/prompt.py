@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from dataclasses import dataclass, field
@@ -252,6 +253,12 @@ def list_prompts(folder: str | Path) -> list[dict[str, Any]]:
         metadata = {} if prompt is None else prompt.metadata
         rows.append(row | {key: metadata.get(key, "") for key in LISTED_METADATA} | {"error": error})
     return rows
+
+
+def digest_of(rows: Tensor) -> str:
+    """SHA-256 of the shape and numbers of float32 rows [P, H]: what is known of a prompt is kept under it."""
+    values = rows.detach().float().cpu().contiguous().numpy().tobytes()
+    return hashlib.sha256(f"{tuple(rows.shape)}".encode() + values).hexdigest()
 
 
 def run_name(path: Path) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections import defaultdict
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, list_prompts, run_name
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, digest_of, list_prompts, run_name
 from prompt_transfer.prompts.random_prompts import DRAWS, random_prompt
 from prompt_transfer.task import Task
 
@@ -51,7 +50,7 @@ class Entry:
     start: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "digest", _digest(self.embeddings))
+        object.__setattr__(self, "digest", digest_of(self.embeddings))
 
 
 def read_folder(folder: str | Path, attention: str | None = None, layout: str | None = None) -> dict[str, Prompt]:
@@ -152,7 +151,7 @@ def make_entries(prompts: dict[str, Prompt], backbone: FrozenBackbone, random_pr
     starts: dict[str, set[str]] = defaultdict(set)
     for prompt in prompts.values():
         if prompt.initial is not None:
-            starts[_digest(prompt.initial)].add(prompt.metadata.get("task", ""))
+            starts[digest_of(prompt.initial)].add(prompt.metadata.get("task", ""))
     entries = [_entry(name, prompt, starts) for name, prompt in sorted(prompts.items())]
     length = max(len(entry.embeddings) for entry in entries)
     shape = (length, backbone.hidden_size)
@@ -161,11 +160,6 @@ def make_entries(prompts: dict[str, Prompt], backbone: FrozenBackbone, random_pr
             rows = random_prompt(backbone, shape, number, draw)
             entries.append(Entry(f"random {draw} {number}", "random", f"random_{draw}", number, rows))
     return entries
-
-
-def _digest(rows: Tensor) -> str:
-    content = f"{tuple(rows.shape)}".encode() + rows.contiguous().numpy().tobytes()
-    return hashlib.sha256(content).hexdigest()
 
 
 def _entry(name: str, prompt: Prompt, starts: dict[str, set[str]]) -> Entry:
@@ -179,5 +173,5 @@ def _entry(name: str, prompt: Prompt, starts: dict[str, set[str]]) -> Entry:
     seed = facts.get("seed", "")
     start = None
     if prompt.initial is not None and kind == "trained":
-        start = "shared" if len(starts[_digest(prompt.initial)]) > 1 else "separate"
+        start = "shared" if len(starts[digest_of(prompt.initial)]) > 1 else "separate"
     return Entry(name, kind, source, int(seed) if seed.isdecimal() else None, prompt.embeddings, start=start)
