@@ -7,15 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from prompt_transfer.commands.lightning import quiet, show_warning
-from prompt_transfer.commands.parsing import subcommand
+from prompt_transfer.commands.parsing import subcommand, words_of
 from prompt_transfer.studies.targets import EvaluationData
 
 FEW = EvaluationData(limit_eval=200)
 MANY = EvaluationData(limit_eval=500)
-
-
-def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def capture(
@@ -51,7 +47,9 @@ def capture(
     from prompt_transfer.studies.capture import CaptureStudy
     from prompt_transfer.studies.capture import capture as study
 
-    options = CaptureStudy(backbone, prompts, output, _names(tasks), data, split, attention, layout, dtype, accelerator)
+    options = CaptureStudy(
+        backbone, prompts, output, words_of(tasks), data, split, attention, layout, dtype, accelerator
+    )
     paths = study(options)
     if paths:
         print(f"neurons of {len(paths)} prompts")
@@ -110,7 +108,7 @@ def mask(
     from prompt_transfer.studies import masking
 
     study = masking.MaskStudy(
-        backbone, prompts, _names(tasks), output, neurons, by, data, split, ratios, scope, methods, masks, sources,
+        backbone, prompts, words_of(tasks), output, neurons, by, data, split, ratios, scope, methods, masks, sources,
         random_seeds, noise, attention, layout, dtype, label_words_policy, accelerator,
     )  # fmt: skip
     masking.show(masking.mask(study), output)
@@ -148,7 +146,7 @@ def skill(
     from prompt_transfer.studies import probing
 
     study = probing.ProbingStudy(
-        backbone, prompts, output, _names(tasks), data, attention, layout, dtype, label_words_policy, accelerator
+        backbone, prompts, output, words_of(tasks), data, attention, layout, dtype, label_words_policy, accelerator
     )
     print(f"predictivity behind {len(probing.skill(study))} prompts")
     print(output)
@@ -185,7 +183,7 @@ def probe(
     from prompt_transfer.studies import probing
 
     study = probing.ProbingStudy(
-        backbone, prompts, output, _names(tasks), data, attention, layout, dtype, label_words_policy, accelerator
+        backbone, prompts, output, words_of(tasks), data, attention, layout, dtype, label_words_policy, accelerator
     )
     print(f"labelled rows behind {len(probing.probe(study))} prompts")
     print(output)

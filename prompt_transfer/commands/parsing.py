@@ -104,6 +104,11 @@ def named(option: str, arguments: Sequence[str], flags: Sequence[str] = ()) -> l
     return [option, json.dumps(values), *rest] if values else rest
 
 
+def words_of(text: str | None) -> list[str]:
+    """What stands between commas, without spaces around it; nothing of None."""
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
 def subcommand(command: str, table: dict[str, Callable[..., Any]], arguments: list[str]) -> Any:
     """Call one of several functions, chosen by the first argument."""
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -6,6 +6,7 @@ import warnings
 
 from prompt_transfer import results
 from prompt_transfer.commands.lightning import quiet, show_warning
+from prompt_transfer.commands.parsing import words_of
 from prompt_transfer.studies.projection import CLOSED_FORMS, ProjectionStudy
 from prompt_transfer.studies.projection import projection as run_study
 from prompt_transfer.studies.targets import EvaluationData
@@ -53,13 +54,13 @@ def projection(
             projectors=projectors,
             sources=[sources] if isinstance(sources, str) else sources,
             own=[own] if isinstance(own, str) else own,
-            tasks=[name.strip() for name in tasks.split(",") if name.strip()],
+            tasks=words_of(tasks),
             output=output,
             data=data,
             split=split,
             random_prompts=random_prompts,
             shuffles=shuffles,
-            closed_forms=[name.strip() for name in closed_forms.split(",") if name.strip()],
+            closed_forms=words_of(closed_forms),
             seed=seed,
             accelerator=accelerator,
         )

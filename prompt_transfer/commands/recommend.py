@@ -12,6 +12,7 @@ from typing import Any, Literal
 from prompt_transfer import results
 from prompt_transfer.analysis.selection import RANDOM_ORDER
 from prompt_transfer.commands.lightning import absolute, quiet, show_warning
+from prompt_transfer.commands.parsing import words_of
 from prompt_transfer.data.readers import data_root
 from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.arithmetic import average
@@ -77,7 +78,7 @@ def recommend(
         raise UserError("--k must be 1 or more")
     quiet()
     warnings.showwarning = show_warning
-    names = [name.strip() for name in task.split(",") if name.strip()]
+    names = words_of(task)
     study = RecommendStudy(
         backbone, prompts, names, output, data, target, steps, sample, sample_seeds, neurons, matrix, by, dtype,
         accelerator, seed,

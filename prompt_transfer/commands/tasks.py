@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prompt_transfer import results
-from prompt_transfer.commands.parsing import subcommand
+from prompt_transfer.commands.parsing import subcommand, words_of
 
 
 def list_tasks() -> None:
@@ -34,7 +34,7 @@ def download(tasks: str, output: str) -> None:
     """
     from prompt_transfer.data.download import download_tasks
 
-    results.show(download_tasks([name.strip() for name in tasks.split(",") if name.strip()], output))
+    results.show(download_tasks(words_of(tasks), output))
 
 
 def run(command: str, arguments: list[str]) -> None:
