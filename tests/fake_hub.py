@@ -127,9 +127,9 @@ def fake_hub() -> Iterator[FakeHub]:
                 commit, data = content
                 headers = {"ETag": f'"{blob(data)}"', "X-Repo-Commit": commit}
             else:
-                data = json.dumps(content).encode()
                 if status == 404:
-                    headers["X-Error-Code"] = content
+                    headers["X-Error-Code"], content = content, {"error": content}
+                data = json.dumps(content).encode()
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(name, value)

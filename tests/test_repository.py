@@ -26,9 +26,9 @@ def rows(seed: int = 0) -> Tensor:
     return torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def save(path: Path, seed: int = 0, **facts: str) -> Path:
+def save(path: Path, number: int = 0, **facts: str) -> Path:
     known = {"backbone": "FacebookAI/roberta-base", "layout": "prefix", "attention": "full", "task": "sst2"}
-    return Prompt(rows(seed), known | {"fingerprint": "abcdef0123456789ffff"} | facts, rows(seed + 1)).save(path)
+    return Prompt(rows(number), known | {"fingerprint": "abcdef0123456789ffff"} | facts, rows(number + 1)).save(path)
 
 
 @pytest.fixture
