@@ -21,7 +21,7 @@ from prompt_transfer.backbones.families import AUTO_CLASSES
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
 from prompt_transfer.errors import UserError
-from prompt_transfer.prompts.adapter_card import adapter_card
+from prompt_transfer.prompts.adapter_card import adapter_card, tasks_of
 from prompt_transfer.prompts.peft_adapter import read_adapter, write_adapter
 from prompt_transfer.prompts.prompt import Prompt
 
@@ -127,15 +127,55 @@ def test_peft_computes_the_same(family: str, tmp_path: Path, tiny: Callable[[str
         back.check(backbone, backbone.layout, "full")
 
     # The README's code runs as it is and says what we say.
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
-    printed, space = io.StringIO(), {}
-    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
-        exec(code, space)
+    assert (folder / "README.md").read_text() == adapter_card(Prompt.load(file), name)
+    space, printed = run_card(tmp_path / "card", Prompt.load(file), name)
     (tokens,) = space["tokens"].tolist()
     assert [tokens] == backbone.encoder(P).encode(["the film is good"], None, 32, cue="It was")
     ours = own_logits(backbone, embeddings, [tokens], token_ids)[0]
     torch.testing.assert_close(space["scores"], ours, rtol=0, atol=1e-5)
-    assert printed.getvalue().split() == [WORDS[int(ours.argmax())]]
+    assert printed.split() == [WORDS[int(ours.argmax())]]
+
+
+def run_card(folder: Path, mine: Prompt, name: str) -> tuple[dict[str, Any], str]:
+    """What the code of the card leaves and prints."""
+    card = adapter_card(mine, name)
+    write_adapter(mine, folder, card, name)
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    printed, space = io.StringIO(), {}
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        # Few tokens: the tiny models have 64 positions.
+        exec(re.sub(r"max_new_tokens=\d+", "max_new_tokens=8", code), space)
+    return space, printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("family", "facts"),
+    [
+        ("gpt2", {"task": "mnli"}),
+        ("gpt2", {"task": "samsum"}),
+        ("t5", {"task": "mnli"}),
+        ("t5", {"task": "mnli", "data_label_words": "paper"}),
+        ("t5", {"task": "samsum"}),
+    ],
+)
+def test_the_code_of_the_card(family: str, facts: dict[str, str], tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+    pytest.importorskip("peft", reason="peft is in the extra `bench`, not in `dev`")
+    name = str(tiny(family))
+    backbone = FrozenBackbone(name)
+    layout = backbone.layout.name
+    mine = Prompt(rows(width=32), facts | {"layout": layout, "backbone": name, "family": "other"})
+    # Token ids of the paper are those of real vocabularies: with a family that it does not know, words are looked up.
+    (task,), _ = tasks_of(mine.metadata)
+    space, printed = run_card(tmp_path / "a", mine, name)
+    second = None if task.is_generation else ["the story is good"]
+    texts = ["the film is good"], second
+    encoded = backbone.encoder(P).encode(*texts, 60, cue=task.cue, seq2seq_frame=task.seq2seq_frame)
+    assert space["tokens"].tolist() == encoded
+    if task.is_generation:
+        batch = {"input_ids": space["tokens"], "attention_mask": torch.ones_like(space["tokens"])}
+        assert printed.strip() == backbone.decode(backbone.generate(mine.embeddings, batch, max_new_tokens=8))[0]
+    else:
+        assert printed.strip() in task.label_words
 
 
 def test_the_files_of_an_adapter(tmp_path: Path) -> None:
@@ -278,7 +318,7 @@ def test_the_card_says_what_peft_does_not_know() -> None:
     card = adapter_card(prompt("answer_last", task="mnli"), "gpt2-nano", is_builtin=True, license="mit")
     assert "license: mit" in card
     assert "builtin_backbones()['gpt2-nano']" in card
-    assert "a line feed, a blank and the second text, then the cue ` " in card
+    assert "`premise`, a line feed, a blank and `hypothesis`, then the cue ` " in card
     assert 'ids("\\n") + ids(" " + second) + ids(' in card
     assert "Pad on the **right**" in card
     paper = prompt(task="imdb", data_label_words="paper", family="t5")

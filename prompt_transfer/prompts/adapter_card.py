@@ -82,19 +82,26 @@ def inline(text: str) -> str:
 def _reading(task: Task, causal: bool, facts: Mapping[str, str]) -> str:
     """What stands behind the prompt, and where the answer is."""
     pair = task.text_b is not None and not task.join_texts
+    # The columns' names say which of a pair comes first: the paper has the hypothesis there.
+    columns = [f"`{inline(column)}`" for column in (task.text_a, task.text_b) if column is not None]
+    first = " and ".join(columns) + " with a blank between" if task.join_texts else columns[0]
     if causal:
-        texts = "the first text, a line feed, a blank and the second text" if pair else "the text"
+        texts = f"{first}, a line feed, a blank and {columns[1]}" if pair else first
         cue = f", then the cue ` {task.cue.strip()}` (with its blank)" if task.cue else ", without any cue"
         form = f"{texts}{cue}. Each part is tokenised alone, without special tokens; the last token is the answer slot"
     elif task.seq2seq_frame is not None:
-        form = f"the words {list(task.seq2seq_frame)} before the first text and between the two, the end token behind"
+        before, between = (f"the words {words!r}, " if words else "" for words in task.seq2seq_frame)
+        texts = f"{before}{first}, {between}{columns[1]}" if pair else f"{before}{first}"
+        form = f"{texts}, the end token. Each part is tokenised alone"
     else:
-        texts = "the first text, the end token, the second text, the end token" if pair else "the text, the end token"
-        form = f"{texts}. The answer is what the first step of the decoder says"
+        texts = f"{first}, the end token, {columns[1]}, the end token" if pair else f"{first}, the end token"
+        form = f"{texts}. Each part is tokenised alone"
     lines = [f"**{inline(task.name)}**", f"- Input behind the virtual tokens: {form}."]
     if task.is_generation:
         lines.append(f"- The answer is a text of at most {task.max_target_length} tokens: `model.generate`.")
         return "\n".join(lines)
+    if not causal:
+        lines.append("- The answer is what the first step of the decoder says.")
     ids = task.token_ids.get(facts.get("family", ""))
     words = ", ".join(f"`{inline(word)}`" for word in task.label_words)
     how = {
@@ -155,7 +162,8 @@ def _code(task: Task | None, prompt: Prompt, backbone: str, is_builtin: bool) ->
         lines += [
             f"written = model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), "
             f"max_new_tokens={length})",
-            "print(tokenizer.decode(written[0], skip_special_tokens=True))",
+            # A causal model gives its input back as well.
+            f"print(tokenizer.decode(written[0{', tokens.shape[1] :' if causal else ''}], skip_special_tokens=True))",
         ]
     return "```python\n" + "\n".join(lines) + "\n```"
 

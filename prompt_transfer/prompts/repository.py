@@ -22,7 +22,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import disable_progress_bars, validate_repo_id
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    validate_repo_id,
+)
 
 import prompt_transfer
 from prompt_transfer.errors import UserError
@@ -174,7 +179,6 @@ def pull(repo: str, output: str | Path, *, revision: str | None = None, overwrit
 
 
 def _api() -> HfApi:
-    disable_progress_bars()
     return HfApi(library_name="prompt_transfer", library_version=prompt_transfer.__version__)
 
 
@@ -260,7 +264,9 @@ def _check_online(verb: str) -> None:
 
 @contextmanager
 def _told(repo: str) -> Iterator[None]:
-    """What the hub says, in one line and without a token."""
+    """What the hub says, in one line and without a token; for files this small its bars say nothing."""
+    bars = not are_progress_bars_disabled()
+    disable_progress_bars()
     try:
         yield
     except GatedRepoError as error:
@@ -275,6 +281,9 @@ def _told(repo: str) -> Iterator[None]:
         raise UserError(f"the hub refused ({status}): {_first_line(error)}{hint}") from error
     except (HTTPError, OSError, ValueError) as error:
         raise UserError(f"the exchange with the hub failed: {_first_line(error)}; try again") from error
+    finally:
+        if bars:
+            enable_progress_bars()
 
 
 def _first_line(error: BaseException) -> str:
