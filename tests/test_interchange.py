@@ -21,7 +21,7 @@ from torch import Tensor
 from prompt_transfer.cli import main
 from prompt_transfer.errors import UserError
 from prompt_transfer.prompts import torch_file
-from prompt_transfer.prompts.interchange import import_published, read_published
+from prompt_transfer.prompts.interchange import import_sources, read_published
 from prompt_transfer.prompts.prompt import Prompt, list_prompts
 from prompt_transfer.prompts.published import BACKBONES, TASKS, parse_name
 from prompt_transfer.tasks import get_task, task_names
@@ -236,7 +236,7 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
     assert "no such file" in error_of(path)
     os.mkfifo(path)
     with pytest.raises(UserError, match="no prompt in"):
-        import_published([path.parent], tmp_path / "out")
+        import_sources([path.parent], tmp_path / "out")
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ def test_list_and_inspect_show_imported_prompts(
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, output = publish(tmp_path), tmp_path / "out"
-    import_published([source], output)
+    import_sources([source], output)
     target = output / "IMDBPromptRoberta.safetensors"
     before = target.read_bytes()
     publish(tmp_path, content=values(seed=1))
@@ -436,7 +436,7 @@ def test_two_folders_of_one_name(tmp_path: Path) -> None:
     publish(tmp_path, "IMDBPromptRobertaLarge", values(1024))
     second = publish(tmp_path, "RobertaLarge_from_chimin/IMDBPromptRobertaLarge", values(1024, seed=1))
     publish(tmp_path, "RobertaLarge_from_chimin/IMDBPromptRobertaLarge", {"model": values(1024, seed=1)}, "69.pkl")
-    outcomes = import_published([tmp_path, second], tmp_path / "out")
+    outcomes = import_sources([tmp_path, second], tmp_path / "out")
     assert [outcome.name for outcome in outcomes] == [
         "IMDBPromptRobertaLarge",
         "RobertaLarge_from_chimin-IMDBPromptRobertaLarge",
@@ -445,16 +445,16 @@ def test_two_folders_of_one_name(tmp_path: Path) -> None:
     assert torch.equal(loaded.embeddings, values(1024, seed=1)[1:])
     assert loaded.metadata["run"] == "RobertaLarge_from_chimin"
     # On its own it needs no other name.
-    assert [outcome.name for outcome in import_published([second], tmp_path / "own")] == ["IMDBPromptRobertaLarge"]
+    assert [outcome.name for outcome in import_sources([second], tmp_path / "own")] == ["IMDBPromptRobertaLarge"]
 
 
 def test_of_several_checkpoints_one_must_be_chosen(tmp_path: Path) -> None:
     for epoch in (1, 2):
         last = publish(tmp_path, content={"model": values()}, file=f"{epoch}_task_prompt.pkl")
-    (outcome,) = import_published([tmp_path], tmp_path / "out")
+    (outcome,) = import_sources([tmp_path], tmp_path / "out")
     assert outcome.prompt is None
     assert "holds 2 checkpoints" in (outcome.error or "")
-    (outcome,) = import_published([last], tmp_path / "out")
+    (outcome,) = import_sources([last], tmp_path / "out")
     assert outcome.prompt is not None
     assert outcome.prompt.metadata["epoch"] == "2"
 
@@ -478,7 +478,7 @@ def test_an_imported_prompt_is_used_with_the_words_of_the_paper(tmp_path: Path) 
 def test_all_published_prompts(tmp_path: Path) -> None:
     if not PUBLISHED.is_dir():
         pytest.skip("no published prompts: ../shared/published_prompts is absent")
-    outcomes = import_published([PUBLISHED], tmp_path)
+    outcomes = import_sources([PUBLISHED], tmp_path)
     assert [outcome.error for outcome in outcomes if outcome.error] == []
     assert len(outcomes) == 44
     assert {outcome.name for outcome in outcomes} == {path.name for path in PUBLISHED.iterdir() if path.is_dir()}

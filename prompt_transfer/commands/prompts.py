@@ -9,6 +9,7 @@ from typing import Any
 
 from prompt_transfer import results
 from prompt_transfer.commands.arithmetic import SUBCOMMANDS
+from prompt_transfer.commands.exchange import SUBCOMMANDS as EXCHANGE
 from prompt_transfer.commands.parsing import named, subcommand
 from prompt_transfer.commands.projecting import SUBCOMMANDS as PROJECTING
 from prompt_transfer.errors import UserError
@@ -74,19 +75,19 @@ def inspect(prompt: str) -> None:
 
 
 def import_prompts(sources: list[str], output: str, overwrite: bool = False) -> None:
-    """take in published prompts: import SOURCE [SOURCE...] --output DIR
+    """take in published prompts and PEFT adapters: import SOURCE [SOURCE...] --output DIR
 
-    A source is a file that torch saved, the folder it lies in (its name says task and backbone: IMDBPromptRoberta), or
-    a folder of such folders.
+    A source is a file that torch saved, the folder it lies in (its name says task and backbone: IMDBPromptRoberta), the
+    folder of a PEFT adapter (prompt tuning or P-tuning), or a folder of such folders.
 
     Args:
         sources: given without the option's name.
         output: folder for the prompt files, each named after the folder it came from.
         overwrite: replace prompt files that are there already.
     """
-    from prompt_transfer.prompts.interchange import import_published
+    from prompt_transfer.prompts.interchange import import_sources
 
-    outcomes = import_published(sources, output, overwrite)
+    outcomes = import_sources(sources, output, overwrite)
     rows, refused = [], []
     same: dict[bytes, str] = {}
     notes = []
@@ -99,6 +100,8 @@ def import_prompts(sources: list[str], output: str, overwrite: bool = False) -> 
         sized = {"backbone": Path(facts["backbone"]).name, "rows": length, "width": width}
         rows.append({"name": outcome.name, **shown, **sized, "kind": _marks(facts)})
         twin = same.setdefault(outcome.prompt.embeddings.numpy().tobytes(), outcome.name)
+        if facts.get("peft_second_half") == "different":
+            notes.append(f"note: {outcome.name} had other rows for a decoder too, which PEFT never reads: left out")
         if twin != outcome.name:
             notes.append(f"note: {outcome.name} holds the same numbers as {twin}")
     if not rows:
@@ -121,14 +124,15 @@ def run(command: str, arguments: list[str]) -> None:
     options = {"list": "--folder", "inspect": "--prompt"}
     if len(arguments) > 1 and arguments[0] in options and not arguments[1].startswith("-"):
         arguments = [arguments[0], options[arguments[0]], *arguments[1:]]
-    if arguments and arguments[0] in ("import", *SUBCOMMANDS, *PROJECTING):
-        arguments = [arguments[0], *named("--sources", arguments[1:], flags=["--overwrite"])]
+    if arguments and arguments[0] in ("import", *SUBCOMMANDS, *PROJECTING, *EXCHANGE):
+        arguments = [arguments[0], *named("--sources", arguments[1:], flags=["--overwrite", "--private"])]
     table: dict[str, Callable[..., Any]] = {
         "list": list_prompts,
         "inspect": inspect,
         "import": import_prompts,
         **SUBCOMMANDS,
         **PROJECTING,
+        **EXCHANGE,
     }
     if not arguments or arguments[0] not in table:
         # Its options are of types that take seconds to import, which the others do without.

@@ -1,7 +1,7 @@
-"""Prompts of others: the files that Su et al. (2022) published with releases 1.0 and 2.0 of their code.
+"""Prompts of others: adapters of PEFT (`peft_adapter.py`), and what Su et al. (2022) published with their code.
 
-Each lies in a folder `<task>Prompt<Backbone>` as `task_prompt`, a bare tensor `[100, H]`, or as `<epoch>.pkl` or
-`<epoch>_task_prompt.pkl`, a dictionary with the tensor under `model`.
+Of releases 1.0 and 2.0 each prompt lies in a folder `<task>Prompt<Backbone>` as `task_prompt`, a bare tensor
+`[100, H]`, or as `<epoch>.pkl` or `<epoch>_task_prompt.pkl`, a dictionary with the tensor under `model`.
 
 Release 1.0 writes the mask's embedding over row 0 of the prompts of RoBERTa and BERT (modelling_roberta.py:202), so
 that row drifted without any effect: it is dropped, and 99 rows remain. T5's prompts keep all rows.
@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from prompt_transfer.errors import UserError
+from prompt_transfer.files import atomic_path, write_text_atomic
+from prompt_transfer.prompts import peft_adapter
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.prompts.published import BACKBONES, parse_name, says_what_it_is
 from prompt_transfer.prompts.tensor_file import check_shape, sizes
@@ -29,6 +32,7 @@ from prompt_transfer.tasks import get_task, task_names
 PUBLISHED_ROWS = 100
 FILE_NAME = "task_prompt"
 SUFFIXES = (".pkl", ".pt", ".pth", ".bin")
+ADAPTER_FILES = (peft_adapter.CONFIG_FILE, peft_adapter.WEIGHTS_FILE, peft_adapter.TORCH_FILE)
 # Tokens of a text with special tokens; release 1.0 cuts at 128 without them, at 384 where T5 writes a text.
 MAX_LENGTH, MAX_LENGTH_GENERATION = "130", "386"
 
@@ -111,8 +115,8 @@ def source_name(path: Path) -> str:
     return path.stem if says_what_it_is(path.stem) else path.absolute().parent.name
 
 
-def import_published(sources: Sequence[str | Path], output: str | Path, overwrite: bool = False) -> list[Outcome]:
-    """Read published prompts and save each as `<name of its folder>.safetensors` in `output`.
+def import_sources(sources: Sequence[str | Path], output: str | Path, overwrite: bool = False) -> list[Outcome]:
+    """Read published prompts and PEFT adapters, and save each as `<name of its folder>.safetensors` in `output`.
 
     Where two folders have one name, the deeper one also gets the name of the folder above it. A prompt that is refused
     does not keep the others from being imported.
@@ -140,7 +144,7 @@ def import_published(sources: Sequence[str | Path], output: str | Path, overwrit
                 raise UserError(f"another source is named {name} too; import it into another --output")
             if target.exists() and not overwrite:
                 raise UserError(f"{target} exists; --overwrite replaces it")
-            prompt = read_published(path)
+            prompt = peft_adapter.read_adapter(path.parent) if _is_adapter(path) else read_published(path)
         except UserError as error:
             outcomes.append(Outcome(path, name, error=str(error)))
             continue
@@ -149,21 +153,49 @@ def import_published(sources: Sequence[str | Path], output: str | Path, overwrit
     return outcomes
 
 
+def write_numpy(prompt: Prompt, folder: str | Path) -> None:
+    """Write `prompt.npy`, float32 [P, H] as `numpy.load` reads it, and `prompt.json`, the metadata, in `folder`.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with atomic_path(Path(folder) / "prompt.npy") as temporary:
+        np.save(temporary, prompt.embeddings.numpy())
+    text = json.dumps(prompt.metadata, indent=2, sort_keys=True)
+    write_text_atomic(Path(folder) / "prompt.json", text + "\n")
+
+
+def _is_adapter(path: Path) -> bool:
+    return path.name == peft_adapter.CONFIG_FILE
+
+
 def _find(sources: Sequence[str | Path]) -> list[tuple[Path, str | None]]:
     """Files to import, shallow ones first; a folder that holds several comes with the problem that this is."""
     found: dict[Path, tuple[Path, str | None]] = {}
     for source in map(Path, sources):
         if source.is_file():
+            # The weights of an adapter mean nothing without what lies beside them.
+            config = source.with_name(peft_adapter.CONFIG_FILE)
+            source = config if source.name in ADAPTER_FILES and config.is_file() else source
             found.setdefault(source.resolve(), (source, None))
             continue
         if not source.is_dir():
-            raise UserError(f"no such file or folder: {source}; give a published prompt or a folder of them")
+            raise UserError(
+                f"no such file or folder: {source}; give a published prompt, a PEFT adapter or a folder of them"
+            )
         folders: dict[Path, list[Path]] = defaultdict(list)
+        adapters = sorted(file for file in source.rglob(peft_adapter.CONFIG_FILE) if file.is_file())
+        # PEFT's training checkpoints have states of optimizers beside the adapter, in files with the same endings.
+        taken = {file.parent for file in adapters}
+        found.update((file.resolve(), (file, None)) for file in adapters)
         for file in source.rglob("*"):
-            if (file.name == FILE_NAME or file.suffix in SUFFIXES) and file.is_file():
+            if (file.name == FILE_NAME or file.suffix in SUFFIXES) and file.is_file() and file.parent not in taken:
                 folders[file.parent].append(file)
-        if not folders:
-            raise UserError(f"no prompt in {source}: none of its files is called {FILE_NAME} or *.pkl, *.pt")
+        if not folders and not adapters:
+            raise UserError(
+                f"no prompt in {source}: none of its files is called {FILE_NAME}, *.pkl, *.pt or "
+                f"{peft_adapter.CONFIG_FILE}"
+            )
         for folder in sorted(folders, key=lambda path: (len(path.parts), str(path))):
             named = [file for file in sorted(folders[folder]) if says_what_it_is(file.stem)]
             others = [file for file in folders[folder] if file not in named]

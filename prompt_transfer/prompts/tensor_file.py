@@ -23,6 +23,8 @@ from prompt_transfer.files import atomic_path
 MAX_PROMPT_LENGTH, MAX_HIDDEN_SIZE = 10_000, 100_000
 # The limit of the reference implementation of safetensors.
 MAX_HEADER_BYTES = 100_000_000
+# Types of numbers that other tools save prompts in -> numpy's; numpy has no bfloat16, the upper half of a float32.
+_TYPES = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2"}
 _IMPORT = "prompts of other tools come in with `prompt-transfer prompts import`"
 
 
@@ -127,15 +129,36 @@ def read_values(file: BinaryIO, header: Header, name: str, path: Path) -> Tensor
     Raises:
         UserError: the sizes do not agree.
     """
+    return torch.from_numpy(_read(file, header, name, path, "<f4").astype(np.float32))
+
+
+def read_as_float32(file: BinaryIO, header: Header, name: str, path: Path) -> Tensor:
+    """Read the tensor `name`, of a shape that the caller has checked, in whatever precision it has.
+
+    Raises:
+        UserError: not real numbers, or the sizes do not agree.
+    """
+    kind = str(header.tensors[name].get("dtype"))[:20]
+    if kind not in _TYPES:
+        raise UserError(f"{path}: the tensor `{name}` is {kind!r}, a prompt is one of {', '.join(_TYPES)}")
+    values = _read(file, header, name, path, _TYPES[kind])
+    if kind == "BF16":
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    # Beyond the range of float32 lies infinity, which a prompt refuses.
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(values.astype(np.float32))
+
+
+def _read(file: BinaryIO, header: Header, name: str, path: Path, kind: str) -> np.ndarray:
     entry = header.tensors[name]
     shape, (start, end) = entry["shape"], _span(entry)
-    if end - start != 4 * math.prod(shape):
+    if end - start != np.dtype(kind).itemsize * math.prod(shape):
         raise UserError(f"{path} is damaged: `{name}` is {sizes(shape)}, but has {end - start} bytes; copy it again")
     file.seek(header.data_start + start)
-    values = np.frombuffer(file.read(end - start), dtype="<f4").astype(np.float32)
+    values = np.frombuffer(file.read(end - start), dtype=kind)
     if values.size != math.prod(shape):
         raise UserError(f"{path} is truncated: it changed while it was read; copy it again")
-    return torch.from_numpy(values.reshape(shape))
+    return values.reshape(shape)
 
 
 def check_shape(what: str, shape: Sequence[int]) -> None:
