@@ -16,7 +16,6 @@ from prompt_transfer import PromptHub, PromptTrainingArguments, UserError
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.commands import training
 from prompt_transfer.neurons.capture import of_prompts
-from prompt_transfer.neurons.mask import random_like
 from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.prompts.prompt import Prompt
 
@@ -118,7 +117,8 @@ def test_the_walk_through_of_release_2(
     assert float(cos_sim) == pytest.approx(both)
     assert len(cos_sim.layers) == len(after_relu)
     assert mask.sum(dim=1).tolist() == [round(0.2 * mask.shape[1])] * len(mask)
-    assert after_relu[mask].min() >= after_relu[~mask].min()
+    for values, masked in zip(after_relu, mask, strict=True):
+        assert values[masked].min() >= values[~masked].max()
     assert eval_metric.masked == int(mask.sum())
     assert eval_metric.unmasked == pytest.approx(eval_results.value)
     assert eval_metric.drop == pytest.approx(eval_metric.unmasked - eval_metric.value)
@@ -179,7 +179,7 @@ def test_a_refused_run_changes_nothing(hub: PromptHub, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="prefixed"):
         hub.train_prompt(overwrite=True)
     assert (options.read_text(), first.path.read_bytes()) == before
-    with pytest.raises(UserError, match="unknown backbone 'roberta-nanno'.*did you mean 'roberta-nano'"):
+    with pytest.raises(UserError, match=r"unknown backbone 'roberta-nanno'.*did you mean 'roberta-nano'"):
         hub.train_prompt("roberta-nanno")
     assert sorted(path.name for path in (tmp_path / "out/prompts").iterdir()) == [first.path.parent.parent.name]
 
@@ -199,9 +199,9 @@ def test_a_prompt_that_is_trained_anew_is_looked_at_anew(hub: PromptHub, tiny_ro
     hub.args.limit_eval = 6
     found, mask = hub.mask_activated_neuron(ratio=0.25, scope="all")
     assert (found.n, found.masked, int(mask.sum())) == (6, 32, 32)
-    # Half of the neurons of each layer were masked before; of all together the layers' shares differ.
-    assert list(found.table["mask"]) == ["none", "own", "random"]
-    assert random_like(mask, 1).sum(dim=1).tolist() == mask.sum(dim=1).tolist()
+    # A quarter of 2 x 64 neurons: the highest of all, wherever they are; random ones are as many.
+    assert new.after[mask].min() >= new.after[~mask].max()
+    assert found.table.set_index("mask")["masked"].to_dict() == {"none": 0, "own": 32, "random": 32}
 
 
 def test_another_backbone_and_several_tasks(
@@ -288,7 +288,7 @@ def test_wrong_arguments_are_refused_at_once(hub: PromptHub, tmp_path: Path) -> 
     ):
         with pytest.raises(UserError, match=f"give {words}"):
             verb()
-    with pytest.raises(UserError, match="ratio is 1.5"):
+    with pytest.raises(UserError, match=r"ratio is 1\.5"):
         hub.mask_activated_neuron(ratio=1.5)
     with pytest.raises(UserError, match="scope is 'model'"):
         hub.mask_activated_neuron(scope="model")
@@ -322,5 +322,5 @@ def test_results_are_tables_and_numbers(hub: PromptHub) -> None:
     trained = hub.train_prompt()
     assert isinstance(trained.table, pd.DataFrame)
     assert float(trained) == trained.value
-    assert "table" not in repr(trained)
+    assert "table=" not in repr(trained)
     assert trained.majority == 0.5

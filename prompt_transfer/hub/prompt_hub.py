@@ -109,7 +109,7 @@ class PromptHub:
         task: str | Sequence[str] | None = None,
         overwrite: bool = False,
     ) -> Trained:
-        """Train a projector from prompts of one backbone to those of another: `projectors/<source>-to-<target>/<task>/`.
+        """Train a projector of prompts from one backbone to another: `projectors/<source>-to-<target>/<task>/`.
 
         It maps the source's prompt of the task, and learns by the target's loss on the task's rows. From one prompt it
         can learn to give the same for everything: several tasks (a list) make a projector that can carry others.
@@ -201,8 +201,8 @@ class PromptHub:
         prompts = [self.store.prompt(backbone, task) for task in (first, second)]
         if not of_one_mode(*prompts):
             raise UserError(
-                f"the prompts of {first} and {second} were trained with another layout, attention, dtype or head: their "
-                "neurons do not compare"
+                f"the prompts of {first} and {second} differ in layout, attention, dtype or head: their neurons do not "
+                "compare"
             )
         with plainly():
             neurons = torch.stack([self._neurons(backbone, task).after for task in (first, second)])
