@@ -271,6 +271,7 @@ def test_wrong_arguments_are_refused_at_once(hub: PromptHub, tmp_path: Path) -> 
         ({"accelerator": "tpu"}, "accelerator is 'tpu'"),
         ({"random_prompts": 0}, "random_prompts is 0"),
         ({"prompt_options": {"model": {"seeds": [0, 1]}}}, "prompt_options cannot have model.seeds"),
+        ({"projector_options": {"model": {"projector": Path("mlp")}}}, "projector_options holds what no YAML file can"),
     ):
         with pytest.raises(UserError, match=words):
             small(tmp_path, "builtin_movies", "roberta-nano", **options)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import yaml
+
 from prompt_transfer.errors import UserError
 from prompt_transfer.task import Task
 from prompt_transfer.tasks import get_task
@@ -156,6 +158,10 @@ def _check_whole(name: str, value: Any, least: int) -> None:
 def _check_options(name: str, options: Any) -> None:
     if not isinstance(options, Mapping):
         raise UserError(f'{name} is {options!r}: give a dict like {{"model": {{"attention": "shared"}}}}')
+    try:
+        yaml.safe_dump(dict(options))
+    except yaml.YAMLError as error:
+        raise UserError(f"{name} holds what no YAML file can: give numbers, words, lists and dicts") from error
     for section, key in OURS:
         inner = options.get(section)
         if isinstance(inner, Mapping) and key in inner:

@@ -166,7 +166,8 @@ class PromptHub:
     def _project(self, source: str, prompt: Prompt, projector: ProjectorFile, folder: Path, name: str) -> Prompt:
         """The projection of a prompt, and beside it those of random prompts of the source."""
         made = {name: projector.project(prompt)}
-        backbone = load_backbone(source, {name: prompt}, accelerator=self.args.accelerator)
+        # To draw prompts needs its table of embeddings alone.
+        backbone = load_backbone(source, {name: prompt}, accelerator="cpu")
         facts = {key: prompt.metadata[key] for key in SHARED if prompt.metadata.get(key)}
         shape = (prompt.embeddings.shape[0], prompt.embeddings.shape[1])
         for number in range(1, self.args.random_prompts + 1):

@@ -53,7 +53,7 @@ def train(folder: Path, model: str, config: Mapping[str, Any], made_of: str, cal
     known = options.read_text(encoding="utf-8") if options.is_file() else None
     occupied = folder.is_dir() and any(folder.iterdir())
     if occupied and not overwrite:
-        if known != text:
+        if known is None or _content(known) != _content(text):
             raise UserError(
                 f"{folder} holds a run with {_difference(known, text)}: {call}, overwrite=True) starts it anew, "
                 "another output_dir keeps both"
@@ -102,11 +102,19 @@ def _mark(path: Path) -> tuple[int, int] | None:
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
 
+def _content(text: str) -> tuple[str, Any]:
+    """What decides a run: of source prompts their digests, which stand in the first line, and not where they lie."""
+    made_of, _, rest = text.partition("\n")
+    options = yaml.safe_load(rest)
+    options.get("model", {}).pop("prompts", None)
+    return made_of, options
+
+
 def _difference(known: str | None, text: str) -> str:
     """For messages: the options in which two files differ."""
     if known is None:
         return "options that are not known here (this hub did not make it)"
-    before, now = _flat(yaml.safe_load(known)), _flat(yaml.safe_load(text))
+    before, now = _flat(_content(known)[1]), _flat(_content(text)[1])
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if not changed:
         return "other source prompts (they were trained anew)"
