@@ -188,7 +188,8 @@ class PromptHub:
             found = self._neurons(backbone, task)
         active = (found.after > 0).float().mean(dim=1).tolist()
         rows = [{"layer": str(layer), "share active": share} for layer, share in enumerate(active)]
-        results.show(rows, title=f"{found.after.shape[1]} neurons a layer of {backbone} behind the prompt of {task}")
+        print(f"{found.after.shape[1]} neurons a layer of {backbone} behind the prompt of {task}")
+        results.show(rows)
         return found
 
     def neuron_similarity(
@@ -211,7 +212,8 @@ class PromptHub:
         found = Similarity(backbone, first, second, float(neuron_overlap(neurons)[0, 1]), layers)
         rows = [{"layers": "all", "ON": found.overlap}]
         rows += [{"layers": str(layer), "ON": value} for layer, value in enumerate(layers)]
-        results.show(rows, title=f"activated neurons that {first} and {second} share, {backbone}")
+        print(f"activated neurons that {first} and {second} share, {backbone}")
+        results.show(rows)
         return found
 
     def mask_activated_neuron(

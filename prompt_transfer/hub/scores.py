@@ -118,7 +118,8 @@ def score(
         {"what": "random prompts, mean", "value": found.random},
         {"what": _baseline(task), "value": found.baseline},
     ]
-    results.show(rows, title=f"{found.task}, {found.split}: {found.metric} behind {backbone}", columns=COLUMNS)
+    print(f"{found.task}, {found.split}: {found.metric} behind {backbone}")
+    results.show(rows, columns=COLUMNS)
     return found
 
 
@@ -176,7 +177,8 @@ def masked_score(
     title = (
         f"{found.task}, {found.split}: {found.metric} behind {backbone}, {found.masked} neurons masked ({ratio:.0%})"
     )
-    results.show(rows, title=title, columns=COLUMNS)
+    print(title)
+    results.show(rows, columns=COLUMNS)
     return found
 
 
