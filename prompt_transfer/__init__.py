@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from prompt_transfer.backbones.frozen import FrozenBackbone
     from prompt_transfer.data.datamodule import TaskDataModule
     from prompt_transfer.errors import UserError
+    from prompt_transfer.hub.arguments import PromptTrainingArguments
+    from prompt_transfer.hub.prompt_hub import PromptHub
     from prompt_transfer.modules.cross_model_projector import CrossModelProjector
     from prompt_transfer.modules.prompt_tuning import PromptTuning
     from prompt_transfer.prompts.prompt import Prompt
@@ -22,6 +24,8 @@ __all__ = [
     "CrossModelProjector",
     "FrozenBackbone",
     "Prompt",
+    "PromptHub",
+    "PromptTrainingArguments",
     "PromptTuning",
     "TaskDataModule",
     "UserError",
@@ -32,6 +36,8 @@ _HOMES = {
     "CrossModelProjector": "prompt_transfer.modules.cross_model_projector",
     "FrozenBackbone": "prompt_transfer.backbones.frozen",
     "Prompt": "prompt_transfer.prompts.prompt",
+    "PromptHub": "prompt_transfer.hub.prompt_hub",
+    "PromptTrainingArguments": "prompt_transfer.hub.arguments",
     "PromptTuning": "prompt_transfer.modules.prompt_tuning",
     "TaskDataModule": "prompt_transfer.data.datamodule",
     "UserError": "prompt_transfer.errors",

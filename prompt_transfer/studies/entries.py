@@ -53,20 +53,24 @@ class Entry:
         object.__setattr__(self, "digest", digest_of(self.embeddings))
 
 
-def read_folder(folder: str | Path, attention: str | None = None, layout: str | None = None) -> dict[str, Prompt]:
+def read_folder(
+    folder: str | Path | Sequence[str], attention: str | None = None, layout: str | None = None
+) -> dict[str, Prompt]:
     """Name -> prompt of all prompt files below `folder`.
 
     Args:
-        folder: searched with everything below it.
+        folder: searched with everything below it; or several.
         attention, layout: leave out prompts that were trained with another one.
 
     Raises:
         UserError: no folder, none in it, a file that cannot be read, or two prompts with one name.
     """
-    if not Path(folder).is_dir():
-        raise UserError(f"no folder {folder}: give the folder that holds the prompt files with --prompts")
+    folders = [folder] if isinstance(folder, str | Path) else folder
+    for place in folders:
+        if not Path(place).is_dir():
+            raise UserError(f"no folder {place}: give the folder that holds the prompt files with --prompts")
     found: dict[str, Prompt] = {}
-    for row in list_prompts(folder):
+    for row in (row for place in folders for row in list_prompts(place)):
         if row["error"]:
             raise UserError(row["error"])
         if any(wanted and row[key] not in ("", UNKNOWN, wanted) for key, wanted in _wanted(attention, layout)):
@@ -80,7 +84,8 @@ def read_folder(folder: str | Path, attention: str | None = None, layout: str | 
         found[name] = Prompt.load(path)
     if not found:
         chosen = " and ".join(f"{key} {value}" for key, value in _wanted(attention, layout) if value)
-        raise UserError(f"no prompt file in {folder}{f' with {chosen}' if chosen else ''}; `fit` makes them")
+        where = ", ".join(map(str, folders))
+        raise UserError(f"no prompt file in {where}{f' with {chosen}' if chosen else ''}; `fit` makes them")
     return found
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.data.batches import collate, cut
-from prompt_transfer.errors import UserError
+from prompt_transfer.errors import MadeOtherwiseError, UserError
 from prompt_transfer.files import atomic_path
 from prompt_transfer.metrics import text_scores
 from prompt_transfer.modules.objectives import Classification, make_objective
@@ -151,7 +151,7 @@ class AnswerFile:
             raise UserError(f"{path} cannot be read ({error}); remove it, and its cells are computed again") from error
         other = sorted(key for key in facts | self.facts if facts.get(key) != self.facts.get(key))
         if other:
-            raise UserError(
+            raise MadeOtherwiseError(
                 f"{self.folder.parent} holds scores of {self.target.task.name} that were made otherwise (other "
                 f"{', '.join(other)}): give another --output, or remove that folder"
             )

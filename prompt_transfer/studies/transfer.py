@@ -46,7 +46,7 @@ class TransferStudy:
 
     Args:
         backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
-        prompts: folder with prompt files, at any depth.
+        prompts: folder with prompt files, at any depth; or several.
         tasks: target tasks: names, or paths of YAML files.
         output: folder for tables, figures and the answers so far; a study that was stopped goes on there.
         data: where the rows come from and how many.
@@ -60,7 +60,7 @@ class TransferStudy:
     """
 
     backbone: str
-    prompts: str
+    prompts: str | Sequence[str]
     tasks: Sequence[str]
     output: str
     data: EvaluationData = field(default_factory=EvaluationData)
