@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 
 # The columns that every row has, in this order; further ones say how the number was made.
 COLUMNS = ("task", "backbone", "prompt", "seed", "split", "metric", "value", "low", "high", "n")
+
+# The tables that a command has shown, while a program waits for them (`--json`).
+_kept: list[dict[str, Any]] | None = None
 
 
 def table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -46,11 +51,48 @@ def write(frame: pd.DataFrame, path: str | Path) -> Path:
     return path
 
 
-def show(rows: Sequence[dict[str, Any]], title: str | None = None, columns: Sequence[str] | None = None) -> None:
-    """Print rows as a table for people; shares with three digits, lists with commas.
+@contextmanager
+def kept() -> Iterator[list[dict[str, Any]]]:
+    """Collects the tables that are shown inside, as `{"title": ..., "rows": [...]}` of JSON values."""
+    global _kept
+    outer, _kept = _kept, []
+    try:
+        yield _kept
+    finally:
+        _kept = outer
 
-    On a narrow terminal cells are broken between words; only what fits in no other way is broken inside a word.
+
+def keeping() -> bool:
+    """Whether a program waits for the tables."""
+    return _kept is not None
+
+
+def keep(rows: Sequence[dict[str, Any]], title: str | None = None) -> None:
+    """Hand rows to a program that waits for them; people do not see these."""
+    if _kept is not None:
+        _kept.append({"title": title, "rows": [{str(key): plain(value) for key, value in row.items()} for row in rows]})
+
+
+def show(
+    rows: Sequence[dict[str, Any]],
+    title: str | None = None,
+    columns: Sequence[str] | None = None,
+    data: Sequence[dict[str, Any]] | None = None,
+) -> None:
+    """Print rows as a table for people, or keep them for a program (`--json`).
+
+    Shares have three digits, lists commas. On a narrow terminal cells are broken between words; only what fits in no
+    other way is broken inside a word.
+
+    Args:
+        rows: one dict a row.
+        title: above the table.
+        columns: which are shown; default: all.
+        data: the same for programs (`--json`), where `rows` are put into words; default: `rows` with all columns.
     """
+    if keeping():
+        keep(rows if data is None else data, title)
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -92,6 +134,22 @@ def fit_widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
         widest = max(loose or range(len(widths)), key=lambda index: widths[index])
         widths[widest] -= 1
     return widths
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it: numbers of numpy as numbers, missing or not finite ones as null, else text."""
+    if isinstance(value, dict):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    # Missing values of pandas.
+    return None if str(value) in ("<NA>", "NaT") else str(value)
 
 
 def _cell(value: Any) -> str:

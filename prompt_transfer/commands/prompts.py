@@ -26,7 +26,7 @@ def list_prompts(folder: str = "runs") -> None:
         raise UserError(f"no folder {folder}: give one with --folder DIR")
     found = find(folder)
     rows = [_short(row, folder) for row in found if not row["error"]]
-    results.show(rows, columns=[column for column in LIST_COLUMNS if any(row.get(column) for row in rows)])
+    results.show(rows, columns=[column for column in LIST_COLUMNS if any(row.get(column) for row in rows)], data=found)
     for row in found:
         if row["error"]:
             print(f"not a prompt: {' '.join(row['error'].split())}")
