@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
 Item = TypeVar("Item")
@@ -22,8 +23,9 @@ def progress(shown: bool = True) -> Progress:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     # Not on standard output: what a command prints there may be read by a program.
+    console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)
+    return Progress(*columns, console=console, disable=not (shown and _is_watched(console)), transient=True)
 
 
 def steps(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
@@ -48,7 +50,13 @@ def waiting(description: str) -> Iterator[None]:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, disable=not _is_watched(console), transient=True) as bar:
         bar.add_task(description, total=None)
         yield
+
+
+def _is_watched(console: Console) -> bool:
+    """Whether somebody looks on; a file would only get blank lines."""
+    return console.is_terminal or console.is_jupyter

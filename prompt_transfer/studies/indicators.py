@@ -206,14 +206,14 @@ def _print(folder: Path, table: pd.DataFrame, prompts: PromptSet, notes: list[st
     rows: list[dict[str, Any]] = []
     for name in value[by].sort_values(ascending=False, na_position="last").index:
         low, high, p_value = spread.loc[(name, by), ["low", "high", "p_value"]]
-        row = {"indicator": name, _SHORT[by]: value.loc[name, by], "95 %": f"{low:.2f} to {high:.2f}", "p": p_value}
+        row = {"indicator": name, _SHORT[by]: value.loc[name, by], "95 %": results.interval(low, high, 2), "p": p_value}
         row |= {short: value.loc[name, label] for label, short in _SHORT.items() if label in value and label != by}
         rows.append(row)
     tasks, backbone = len(set(prompts.tasks)), prompts.prompts[0].metadata.get("backbone", UNKNOWN)
     ranked = indicator_plots.STATISTIC_LABELS[by]
     title = f"{len(prompts.names)} prompts of {tasks} tasks on {backbone}, by {ranked}"
     everything: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
-    results.show(rows, title, data=everything)
+    results.show(rows, title, data=everything, spare=("neighbour", "nDCG", "pooled"))
     for note in notes:
         print(f"note: {note}")
     print(f"tables and figures in {folder}")

@@ -220,7 +220,7 @@ def show(frame: pd.DataFrame, folder: str | Path) -> None:
             "method": row["method"],
             "ratio": row["ratio"],
             "drop": 100 * float(row["drop"]),
-            "95 %": f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
+            "95 %": results.interval(100 * row["low"], 100 * row["high"], 1),
             "tasks": row["tasks"],
         }
         for row in summary

@@ -50,8 +50,8 @@ def show_summary(summary: pd.DataFrame) -> None:
         rows: dict[str, dict[str, object]] = {}
         everything: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
         for row in table[table["kind"] != best].to_dict("records"):
-            interval = "" if pd.isna(row["low"]) else f" [{row['low']:.3f}, {row['high']:.3f}]"
-            rows.setdefault(row["type"], {"type": row["type"]})[row["kind"]] = f"{row['mean']:.3f}{interval}"
+            ends = "" if pd.isna(row["low"]) else f" [{row['low']:.2f},{results.FIXED}{row['high']:.2f}]"
+            rows.setdefault(row["type"], {"type": row["type"]})[row["kind"]] = f"{row['mean']:.3f}{ends}"
         chosen = "" if targets == "all" else ", targets that were learned"
         title = f"{str(measure).replace('_', '-')} score{chosen}: mean over pairs, 95 % interval over targets"
         columns = ["type", *[kind for kind in dict.fromkeys(table["kind"]) if kind != best]]
