@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from rich.console import Console
 
@@ -37,6 +39,9 @@ def test_a_terminal_sees_description_share_and_time_left(
 
 
 def test_what_breaks_inside_is_not_hidden() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise ValueError("bad item")
+
     with pytest.raises(ValueError, match="bad item"):
-        for item in steps([1], "work"):
-            raise ValueError(f"bad item {item}")
+        list(steps(broken(), "work"))
