@@ -94,7 +94,7 @@ def script(shell: str, commands: dict[str, dict[str, list[str]]]) -> str:
     )
     lines = []
     for name, options in commands.items():
-        if not any(option.startswith("--") for option in options):
+        if options and not any(option.startswith("--") for option in options):
             lines += [f"            {shlex.quote(name)}) words={shlex.quote(' '.join(options))};;"]
             continue
         lines += [f"            {shlex.quote(name)})", '                case "$3" in']
