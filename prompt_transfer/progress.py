@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -36,7 +36,7 @@ def steps(items: Iterable[Item], description: str, total: int | None = None) -> 
         description: what is done to them.
         total: how many there are, where `items` does not know.
     """
-    known = total if total is not None else len(items) if hasattr(items, "__len__") else None
+    known = total if total is not None else len(items) if isinstance(items, Sized) else None
     with progress() as bar:
         task = bar.add_task(description, total=known)
         for item in items:
