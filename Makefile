@@ -10,10 +10,11 @@ BENCH := results/benchmarks
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 BENCH_STAMP := $(VENV)/.installed-bench
+DOCS_STAMP := $(VENV)/.installed-docs
 INSTALL_INPUTS := setup.cfg pyproject.toml requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format wheel bench clean
+.PHONY: help quickstart test lint format wheel docs bench clean
 # Two goals of one `make -j` would install into one environment at the same time.
 .NOTPARALLEL:
 
@@ -39,6 +40,9 @@ wheel: $(RUN_STAMP) ## a wheel in dist/, with configs and checkpoints inside
 	rm -rf build
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
+docs: $(DOCS_STAMP) ## this documentation as pages in site/, every link checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
+
 bench: $(BENCH_STAMP) ## speed and memory against PEFT and others; an hour or two on an idle machine
 	$(BIN)/python benchmarks/start_up.py --data_root $(DATA) --output $(BENCH)/start_up.json
 	$(BIN)/python benchmarks/training_step.py --data_root $(DATA) --output $(BENCH)/training_step.json
@@ -48,7 +52,7 @@ bench: $(BENCH_STAMP) ## speed and memory against PEFT and others; an hour or tw
 	$(BIN)/python benchmarks/table.py --folder $(BENCH) --readme README.md
 
 clean: ## remove what tools leave behind; the environment stays
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis htmlcov .coverage .coverage.*
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis htmlcov .coverage .coverage.*
 	find prompt_transfer tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/pip:
@@ -67,4 +71,8 @@ $(DEV_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
 
 $(BENCH_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
 	$(BIN)/python -m pip install -r requirements.txt -e ".[bench]"
+	@touch $(RUN_STAMP) $@
+
+$(DOCS_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
+	$(BIN)/python -m pip install -r requirements.txt -e ".[docs]"
 	@touch $(RUN_STAMP) $@

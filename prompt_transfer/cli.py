@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
-from prompt_transfer import __version__
+from prompt_transfer import __version__, results
 from prompt_transfer.allocation import keep_memory
 from prompt_transfer.commands.table import COMMANDS, find
 from prompt_transfer.errors import UserError
@@ -19,7 +21,7 @@ def usage() -> str:
     lines = [f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: prompt-transfer [--debug] COMMAND [OPTIONS]",
+            "usage: prompt-transfer [--debug] [--json] COMMAND [OPTIONS]",
             "",
             "Soft prompts for frozen language models: train, move, understand.",
             "",
@@ -29,6 +31,7 @@ def usage() -> str:
             "options:",
             "  --help       this text; `prompt-transfer COMMAND --help` for the options of a command",
             "  --version    print the version",
+            "  --json       the tables of the command as one JSON document, all else on standard error",
             "  --debug      show the traceback of an error",
             "",
             "start here: prompt-transfer quickstart",
@@ -43,13 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 after a mistake of the user's, told in one line on standard error; 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    debug, as_json = "--debug" in arguments, "--json" in arguments and not {"-h", "--help"} & set(arguments)
+    arguments = [argument for argument in arguments if argument not in ("--debug", "--json")]
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(usage())
         elif arguments[0] == "--version":
             print(f"prompt-transfer {__version__}")
+        elif as_json:
+            _run_for_programs(arguments)
         else:
             find(arguments[0])(arguments[0], arguments[1:])
         # Here rather than when Python exits, where a full disk behind a redirection is told in several lines.
@@ -69,6 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(f"{place}{error.strerror or error}; free space, or choose another place to write to", debug)
     return 0
+
+
+def _run_for_programs(arguments: list[str]) -> None:
+    """Run a command; its tables are the only thing on standard output, and none of it when it fails."""
+    with results.kept() as tables, redirect_stdout(sys.stderr):
+        find(arguments[0])(arguments[0], arguments[1:])
+    # Of several processes, the first one speaks.
+    rank = next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if os.environ.get(name)), "0")
+    if rank == "0":
+        print(json.dumps({"command": arguments, "tables": tables}, ensure_ascii=False))
 
 
 def start() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -107,6 +108,56 @@ def test_test_and_predict_need_nothing_but_the_prompt_file(
     assert (predictions["label"].to_numpy() == [i % 2 for i in range(10)]).mean() == pytest.approx(mine)
 
 
+def test_json_is_one_document_and_alone_on_standard_output(
+    toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    assert fit(toy, tiny_roberta, output, "--json") == 0
+    seen = capsys.readouterr()
+    (table,) = json.loads(seen.out)["tables"]
+    assert table["rows"][0]["task"] == "toy"
+    assert table["rows"][0]["n"] == 10
+    # What people read is on the other stream.
+    assert seen.err.splitlines()[-1] == str(output)
+    assert main(["--json", "test", "--prompt", str(output), "--data.task", str(toy)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["command"] == ["test", "--prompt", str(output), "--data.task", str(toy)]
+    rows = {row["what"]: row for row in document["tables"][0]["rows"]}
+    assert rows["majority class"]["value"] == 0.5
+    assert rows["this prompt"]["low"] <= rows["this prompt"]["value"] <= rows["this prompt"]["high"]
+    assert main(["prompts", "list", str(tmp_path), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["tables"][0]["rows"]
+    assert found["path"] == str(output / "prompt.safetensors")
+    assert found["error"] is None
+
+
+def test_json_of_a_mistake_is_no_output(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["prompts", "list", "nowhere", "--json"]) == 2
+    seen = capsys.readouterr()
+    assert seen.out == ""
+    assert seen.err.startswith("error: no folder nowhere")
+    # Of several processes only the first one speaks.
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main(["tasks", "list", "--json"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_help_wins_over_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "--help", "--json"]) == 0
+    assert "usage: prompt-transfer tasks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["tasks", "list"], ["tasks", "hub"], ["--help"]])
+def test_eighty_columns_are_enough(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(arguments) == 0
+    table = capsys.readouterr().out.split("\n\n")[0 if arguments[0] == "tasks" else 3]
+    assert max(len(line) for line in table.splitlines()) <= 80
+    assert len({line.split()[0] for line in table.splitlines()}) == len(table.splitlines())
+
+
 def test_predict_on_a_text_file(
     toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,7 +205,8 @@ def test_prompts_list_and_inspect(
         (["fit", "--data.task", "sst2", "--data.source", "hub"], "--data.source local"),
         (["test"], "needs a prompt"),
         (["test", "--prompt", "none.safetensors"], "none.safetensors"),
-        (["prompts", "lst"], "there are list, inspect"),
+        (["prompts", "lst"], "did you mean 'list'? there are list, inspect"),
+        (["neurons", "captur"], "did you mean 'capture'?"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

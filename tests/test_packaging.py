@@ -183,6 +183,7 @@ def test_the_tested_set_pins_what_the_ranges_allow() -> None:
 
 
 def test_development_tools_are_pinned() -> None:
-    dev = _requirements(_setup()["options.extras_require"]["dev"])
-    assert dev
-    assert all(re.fullmatch(r"==[\w.]+", pin) for pin in dev.values())
+    for extra in ("dev", "docs"):
+        tools = _requirements(_setup()["options.extras_require"][extra])
+        assert tools
+        assert all(re.fullmatch(r"==[\w.]+", pin) for pin in tools.values())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -84,3 +86,48 @@ def test_the_list_of_tasks_has_one_line_a_task(capsys: pytest.CaptureFixture[str
     assert any("builtin_ethics_deeds" in row and "wrong, right" in row for row in rows)
     assert main(["tasks", "hub"]) == 0
     assert any("nyu-mll/glue/sst2 (unverified)" in line for line in shown(capsys))
+
+
+def test_names_are_broken_at_their_marks() -> None:
+    assert results.fold("builtin_restaurants/prompt", 20).splitlines() == ["builtin_restaurants/", "prompt"]
+    assert results.fold("a builtin_restaurants", 12).splitlines() == ["a builtin_", "restaurants"]
+    assert results.fold("abcdefgh", 3).splitlines() == ["abc", "def", "gh"]
+    assert results.fold("", 3) == ""
+    # An interval and a negative number stay whole.
+    assert results.fold("0.955 " + results.interval(-0.12, 1, 2), 13).splitlines() == ["0.955", "-0.12 to 1.00"]
+    assert results.interval(float("nan"), float("nan"), 2) == "-"
+
+
+def test_spare_columns_give_way_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"name": "n" * 20, "first": "f" * 20, "second": "s" * 20}]
+    for width, shown in ((80, "name first second"), (50, "name second"), (24, "name")):
+        monkeypatch.setenv("COLUMNS", str(width))
+        results.show(rows, spare=("first", "second"))
+        assert capsys.readouterr().out.splitlines()[0].split() == shown.split()
+
+
+def test_tables_are_kept_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {
+        "half": np.float32(0.5),
+        "count": np.int64(3),
+        "nothing": float("nan"),
+        "missing": pd.NA,
+        "path": Path("a/b"),
+        "words": ("yes", None),
+        "sure": np.bool_(True),
+    }
+    with results.kept() as tables:
+        assert results.keeping()
+        results.show([row], "title", columns=["half"])
+        results.show([{"shown": "in words"}], data=[{"shown": 1}])
+    assert not results.keeping()
+    first, second = tables
+    assert first["title"] == "title"
+    assert first["rows"] == [
+        {"half": 0.5, "count": 3, "nothing": None, "missing": None, "path": "a/b", "words": ["yes", None], "sure": True}
+    ]
+    assert second["rows"] == [{"shown": 1}]
+    assert json.loads(json.dumps(tables)) == tables
+    assert capsys.readouterr().out == ""

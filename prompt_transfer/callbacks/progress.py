@@ -9,10 +9,10 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class StepProgress(RichProgressBar):
-    """Lightning's rich bar without the number of epochs, which a budget of steps does not have."""
+    """Lightning's rich bar, on standard error, without a number of epochs: a budget of steps has none."""
 
     def __init__(self) -> None:
-        super().__init__(leave=False)
+        super().__init__(leave=False, console_kwargs={"stderr": True})
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"training, epoch {current_epoch}"

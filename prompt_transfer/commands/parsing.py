@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prompt_transfer.errors import UserError
@@ -109,6 +110,13 @@ def words_of(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
+def hint(name: str, known: Iterable[str]) -> str:
+    """What somebody may have meant who wrote `name`, and what there is."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"there are {', '.join(known)}"
+
+
 def subcommand(command: str, table: dict[str, Callable[..., Any]], arguments: list[str]) -> Any:
     """Call one of several functions, chosen by the first argument."""
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -118,5 +126,5 @@ def subcommand(command: str, table: dict[str, Callable[..., Any]], arguments: li
             print(f"  {name:<{width}}{(function.__doc__ or '').strip().splitlines()[0]}")
         return None
     if arguments[0] not in table:
-        raise UserError(f"unknown subcommand {command} {arguments[0]!r}: there are {', '.join(table)}")
+        raise UserError(f"unknown subcommand {command} {arguments[0]!r}: {hint(arguments[0], table)}")
     return call(table[arguments[0]], f"{command} {arguments[0]}", arguments[1:])

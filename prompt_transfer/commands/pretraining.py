@@ -60,7 +60,8 @@ class Pretrain(LightningCLI):
         )
         kwargs["logger"] = RunLog(folder)
         init = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        trainer = self._instantiate_trainer(init, [KeepLog(), checkpoint, RichProgressBar(leave=False)])
+        bar = RichProgressBar(leave=False, console_kwargs={"stderr": True})
+        trainer = self._instantiate_trainer(init, [KeepLog(), checkpoint, bar])
         trainer.strategy.checkpoint_io = WholeCheckpoints()
         return trainer
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from prompt_transfer import results
 from prompt_transfer.errors import UserError
+from prompt_transfer.progress import waiting
 
 
 def project(sources: list[str], projector: str, output: str, overwrite: bool = False) -> None:
@@ -93,8 +94,9 @@ def fit_projector(
         projector = LinearCombination(0.0 if ridge is None else ridge, center, top_k, skip)
     else:
         projector = LeastSquares(ridge, center, top_k, skip)
-    both = FrozenBackbone(source), FrozenBackbone(target, layout=layout, attention=attention)
-    found = fit_closed_form(projector, *both)
+    with waiting(f"{source} to {target}"):
+        both = FrozenBackbone(source), FrozenBackbone(target, layout=layout, attention=attention)
+        found = fit_closed_form(projector, *both)
     facts = {"projector": found.kind, "source": source, "target": target, **projector.facts}
     results.show([{"key": key, "value": value} for key, value in facts.items()])
     print(found.save(output))

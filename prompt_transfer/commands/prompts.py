@@ -27,7 +27,12 @@ def list_prompts(folder: str = "runs") -> None:
         raise UserError(f"no folder {folder}: give one with --folder DIR")
     found = find(folder)
     rows = [_short(row, folder) for row in found if not row["error"]]
-    results.show(rows, columns=[column for column in LIST_COLUMNS if any(row.get(column) for row in rows)])
+    columns = [column for column in LIST_COLUMNS if any(row.get(column) for row in rows)]
+    # What all have in common is told once.
+    common = {column: rows[0][column] for column in columns if len({row[column] for row in rows}) == 1}
+    common = {key: value for key, value in common.items() if key in ("backbone", "rows", "mode") and len(rows) > 1}
+    title = ", ".join(f"{key} {value}" for key, value in common.items())
+    results.show(rows, f"all: {title}" if title else None, [one for one in columns if one not in common], found)
     for row in found:
         if row["error"]:
             print(f"not a prompt: {' '.join(row['error'].split())}")

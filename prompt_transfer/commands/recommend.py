@@ -101,7 +101,9 @@ def show(found: Recommended) -> None:
         columns = ["place", "source", *([] if same else ["prompt"]), *names]
         more = f", the first {SHOWN} of {len(part)}" if len(part) > SHOWN else ""
         rows: list[dict[str, Any]] = shown.head(SHOWN).to_dict("records")  # type: ignore[assignment]
-        results.show(rows, f"sources for {target}, by {found.by}{more}", columns)
+        spare = [*(() if same else ("prompt",)), *reversed(names[1:])]
+        everything: list[dict[str, Any]] = part.to_dict("records")  # type: ignore[assignment]
+        results.show(rows, f"sources for {target}, by {found.by}{more}", columns, everything, spare)
     costs: list[dict[str, Any]] = found.costs.to_dict("records")  # type: ignore[assignment]
     title = "what rankings cost, seconds a target"
     if len(found.quality):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shlex
 import subprocess
 import sys
@@ -59,6 +60,7 @@ def _sweep(given: dict[str, Any], config: str, output: str, at_once: int, retrie
         for run in plan.runs:
             write_text_atomic(folder / "configs" / f"{run.name}.yaml", run.config())
         _train(executor, plan.runs, states, folder)
+        results.keep(overview(plan.runs, states), "runs")
         failed = [run.name for run, state in zip(plan.runs, states, strict=True) if state.status == "failed"]
         if failed:
             raise UserError(
@@ -67,9 +69,21 @@ def _sweep(given: dict[str, Any], config: str, output: str, at_once: int, retrie
             )
         for command in plan.then:
             print(f"$ prompt-transfer {shlex.join(command)}", flush=True)
-            if subprocess.run([sys.executable, "-m", "prompt_transfer", *command]).returncode:
-                raise UserError(f"prompt-transfer {command[0]} failed; the same sweep goes on there")
+            _follow(command)
     print(folder)
+
+
+def _follow(command: list[str]) -> None:
+    """Run a command after the runs, in a process of its own; a program that waits for tables gets those of it too."""
+    start = [sys.executable, "-m", "prompt_transfer", *command]
+    if results.keeping():
+        done = subprocess.run([*start, "--json"], stdout=subprocess.PIPE, text=True)
+    else:
+        done = subprocess.run(start, text=True)
+    if done.returncode:
+        raise UserError(f"prompt-transfer {command[0]} failed; the same sweep goes on there")
+    for table in json.loads(done.stdout)["tables"] if done.stdout else []:
+        results.keep(table["rows"], table["title"])
 
 
 def _train(executor: LocalExecutor, runs: list[Run], states: list[State], folder: Path) -> None:

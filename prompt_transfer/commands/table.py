@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tasks": ("prompt_transfer.commands.tasks", "list | hub: the tasks that are known by name"),
     "data": ("prompt_transfer.commands.tasks", "download tasks for machines without a network"),
     "pretrain": ("prompt_transfer.commands.pretraining", "train a small backbone like the built-in ones"),
+    "completion": ("prompt_transfer.commands.completion", "bash | zsh: a script that completes commands and options"),
     "quickstart": (
         "prompt_transfer.commands.quickstart",
         "train a prompt and use it on a second task, offline",

@@ -15,6 +15,7 @@ from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir
 from prompt_transfer.neurons import files
 from prompt_transfer.neurons.capture import NeuronCapture, of_prompts
+from prompt_transfer.progress import progress
 from prompt_transfer.prompts.prompt import Prompt, list_prompts
 from prompt_transfer.studies.backbones import facts_of, load_backbone
 from prompt_transfer.studies.entries import agreed
@@ -126,15 +127,18 @@ def over_inputs(
     lengths = [len(prompt) for prompt in prompts]
     for target in targets:
         captures = {}
-        for length in dict.fromkeys(lengths):
-            mine = [number for number, own in enumerate(lengths) if own == length]
-            capture = NeuronCapture(backbone, len(mine), every_kind=False)
-            with capture:
-                some = [prompts[number] for number in mine]
-                for bank, batch in behind_all(backbone, some, target, max_tokens, rank, world):
-                    backbone.answer_states(bank, batch)
-            capture.all_reduce()
-            captures[tuple(mine)] = capture.means()
+        with progress(rank == 0) as bar:
+            task = bar.add_task(target.task.name, total=len(target) * len(prompts) / world)
+            for length in dict.fromkeys(lengths):
+                mine = [number for number, own in enumerate(lengths) if own == length]
+                capture = NeuronCapture(backbone, len(mine), every_kind=False)
+                with capture:
+                    some = [prompts[number] for number in mine]
+                    for bank, batch in behind_all(backbone, some, target, max_tokens, rank, world):
+                        backbone.answer_states(bank, batch)
+                        bar.advance(task, len(batch["prompt_ids"]))
+                capture.all_reduce()
+                captures[tuple(mine)] = capture.means()
         places = torch.tensor([number for mine in captures for number in mine]).argsort()
         for name, key in (("mean", "activations"), ("active", "active")):
             found[f"{name}/{target.task.name}"] = torch.cat([means[key] for means in captures.values()])[places]

@@ -17,6 +17,7 @@ from prompt_transfer.analysis.convergence import TOLERANCE, Curve, compare, summ
 from prompt_transfer.analysis.plots import save
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir
+from prompt_transfer.progress import steps
 from prompt_transfer.prompts.prompt import Prompt
 
 LOG, CONFIG = "convergence.csv", "config.yaml"
@@ -53,7 +54,7 @@ def convergence(runs: Sequence[str | Path], output: str | Path, tolerance: float
     """
     if not 0 <= tolerance < 1:
         raise UserError(f"--tolerance is {tolerance}: give a fraction, 0.005 for half a point")
-    loaded = [entry for folder in _folders(runs) for entry in load(folder)]
+    loaded = [entry for folder in steps(_folders(runs), "runs") for entry in load(folder)]
     pairs = _pairs(loaded)
     folder = check_writable_dir(output)
     found = pd.DataFrame([row for vanilla, other in pairs for row in compare(vanilla, other, tolerance)])

@@ -17,6 +17,7 @@ from prompt_transfer.analysis.indicators import INDICATORS, compute
 from prompt_transfer.analysis.statistics import relative
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir
+from prompt_transfer.progress import steps
 from prompt_transfer.prompts.prompt import UNKNOWN
 from prompt_transfer.studies.inputs import PromptSet, load_prompts, read_matrix
 from prompt_transfer.studies.neuron_inputs import read_neurons
@@ -77,14 +78,20 @@ def analyze(
     tasks, types = list(dict.fromkeys(found.tasks)), dict(zip(found.tasks, found.types, strict=True))
     scores, notes = (None, []) if matrix is None else _scores(read_matrix(matrix), tasks, matrix)
     folder = check_writable_dir(output)
-    matrices = compute(inputs)
+    matrices: dict[str, np.ndarray] = {}
+    for name in steps(INDICATORS, "indicators"):
+        matrices |= compute(inputs, [name])
     pairs = pair_table(matrices, found)
     results.write(pairs, folder / "indicators.parquet")
     by_task = {name: mean_over_prompts(values, found.tasks) for name, values in matrices.items()}
     # A task of unknown type is like no other one, not like the other unknown ones.
     kinds = [types[task] if types[task] != UNKNOWN else f"{UNKNOWN}: {task}" for task in tasks]
     transfer = None if scores is None else relative(scores)
-    table = correlations(by_task, kinds, transfer, resamples, seed)
+    tables = [
+        correlations({name: values}, kinds, transfer, resamples, seed)
+        for name, values in steps(by_task.items(), "intervals")
+    ]
+    table = pd.concat(tables, ignore_index=True)
     results.write(table, folder / "correlations.csv")
     _draw(folder, pairs, table, tasks, transfer)
     _print(folder, table, found, [*found.notes, *notes, *_missing(inputs)])
@@ -196,15 +203,17 @@ def _print(folder: Path, table: pd.DataFrame, prompts: PromptSet, notes: list[st
     value = whole.pivot(index="indicator", columns="statistic", values="value")
     spread = whole.set_index(["indicator", "statistic"])
     by = RANKED_BY if RANKED_BY in value else "same_type_auc"
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in value[by].sort_values(ascending=False, na_position="last").index:
         low, high, p_value = spread.loc[(name, by), ["low", "high", "p_value"]]
-        row = {"indicator": name, _SHORT[by]: value.loc[name, by], "95 %": f"{low:.2f} to {high:.2f}", "p": p_value}
+        row = {"indicator": name, _SHORT[by]: value.loc[name, by], "95 %": results.interval(low, high, 2), "p": p_value}
         row |= {short: value.loc[name, label] for label, short in _SHORT.items() if label in value and label != by}
         rows.append(row)
     tasks, backbone = len(set(prompts.tasks)), prompts.prompts[0].metadata.get("backbone", UNKNOWN)
     ranked = indicator_plots.STATISTIC_LABELS[by]
-    results.show(rows, title=f"{len(prompts.names)} prompts of {tasks} tasks on {backbone}, by {ranked}")
+    title = f"{len(prompts.names)} prompts of {tasks} tasks on {backbone}, by {ranked}"
+    everything: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
+    results.show(rows, title, data=everything, spare=("neighbour", "nDCG", "pooled"))
     for note in notes:
         print(f"note: {note}")
     print(f"tables and figures in {folder}")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from rich.progress import Progress
 from torch import Tensor
 
 from prompt_transfer import results
@@ -20,6 +19,7 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir, write_text_atomic
 from prompt_transfer.neurons.mask import METHODS, SCOPES, NeuronMask, layer_deviation
+from prompt_transfer.progress import progress
 from prompt_transfer.studies.backbones import facts_of, load_backbone
 from prompt_transfer.studies.capture import load_targets, prompts_below
 from prompt_transfer.studies.entries import agreed, warn_of_other_words
@@ -113,7 +113,7 @@ def mask(study: MaskStudy) -> pd.DataFrame:
     answers = [AnswerFile(folder / ANSWERS, target, facts_of(backbone)) for target in targets]
     effects = _Effects(backbone, list(neurons[1].values()), study)
     rows: list[dict[str, Any]] = []
-    with Progress(transient=True) as bar:
+    with progress() as bar:
         everything = bar.add_task("scoring", total=sum(map(len, plans.values())))
         for target, file in zip(targets, answers, strict=True):
             bar.update(everything, description=target.task.name)
@@ -213,16 +213,18 @@ def _table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def show(frame: pd.DataFrame, folder: str | Path) -> None:
     """Print what masking costs, in points; `frame` is that of `mask`."""
+    summary: list[dict[str, Any]] = summarize(frame).to_dict("records")  # type: ignore[assignment]
     rows = [
         {
             "mask": row["mask"],
             "method": row["method"],
             "ratio": row["ratio"],
             "drop": 100 * float(row["drop"]),
-            "95 %": f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
+            "95 %": results.interval(100 * row["low"], 100 * row["high"], 1),
             "tasks": row["tasks"],
         }
-        for row in summarize(frame).to_dict("records")
+        for row in summary
     ]
-    results.show(rows, title="points lost, mean over tasks; own - random: what own neurons cost more than random ones")
+    title = "points lost, mean over tasks; own - random: what own neurons cost more than random ones"
+    results.show(rows, title, data=summary)
     print(f"table and figure in {folder}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -47,12 +48,13 @@ def show_summary(summary: pd.DataFrame) -> None:
     best = "best source of the same type"
     for (measure, targets), table in summary.groupby(["measure", "targets"], sort=False):
         rows: dict[str, dict[str, object]] = {}
+        everything: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
         for row in table[table["kind"] != best].to_dict("records"):
-            interval = "" if pd.isna(row["low"]) else f" [{row['low']:.3f}, {row['high']:.3f}]"
-            rows.setdefault(row["type"], {"type": row["type"]})[row["kind"]] = f"{row['mean']:.3f}{interval}"
+            ends = "" if pd.isna(row["low"]) else f" [{row['low']:.2f},{results.FIXED}{row['high']:.2f}]"
+            rows.setdefault(row["type"], {"type": row["type"]})[row["kind"]] = f"{row['mean']:.3f}{ends}"
         chosen = "" if targets == "all" else ", targets that were learned"
         title = f"{str(measure).replace('_', '-')} score{chosen}: mean over pairs, 95 % interval over targets"
         columns = ["type", *[kind for kind in dict.fromkeys(table["kind"]) if kind != best]]
-        results.show(list(rows.values()), title, columns)
+        results.show(list(rows.values()), title, columns, data=everything)
         for row in table[(table["kind"] == best) & (table["type"] == "all")].to_dict("records"):
             print(f"{best} for {round(row['mean'] * row['n_targets'])} of {row['n_targets']} targets")

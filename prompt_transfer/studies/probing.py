@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
@@ -18,6 +17,7 @@ from prompt_transfer.modules.objectives import Classification, make_objective
 from prompt_transfer.neurons import files
 from prompt_transfer.neurons.capture import PromptRows
 from prompt_transfer.neurons.skill import ClassSums, baselines, predictivity
+from prompt_transfer.progress import steps
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.studies.backbones import load_backbone
@@ -126,7 +126,7 @@ def skill(study: ProbingStudy) -> list[Path]:
     for train, development in zip(ready.targets("train"), ready.targets("validation"), strict=True):
         if train.task.is_generation:
             continue
-        for name, prompt in track(ready.own(train.task.name).items(), train.task.name, transient=True):
+        for name, prompt in steps(ready.own(train.task.name).items(), train.task.name):
             found = skill_of(ready.backbone, prompt.embeddings, train, development, study.data.max_tokens)
             ready.add(name, {"predictivity": found})
             paths.append(ready.path(name))
@@ -187,7 +187,7 @@ def probe(study: ProbingStudy) -> list[Path]:
     by_name = {target.task.name: target for target in targets}
     for target in targets:
         shared: dict[int, Tensor] = {}
-        for name, prompt in track(ready.own(target.task.name).items(), target.task.name, transient=True):
+        for name, prompt in steps(ready.own(target.task.name).items(), target.task.name):
             length = len(prompt.embeddings)
             if length not in shared:
                 shared[length] = gradients(backbone, start[length], target, data.max_tokens).mean

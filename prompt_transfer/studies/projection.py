@@ -20,6 +20,7 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir
 from prompt_transfer.modules.collapse import mean_cosine
+from prompt_transfer.progress import steps
 from prompt_transfer.projectors.closed_form import ClosedForm, LeastSquares, LinearCombination, Relative
 from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.projectors.pairs import PromptsByTask, load_by_task
@@ -276,7 +277,8 @@ class ReadyProjection:
             mine = np.array([entry.digest in wanted for entry in self.entries])
             missing = np.isnan(file.matrix(self.entries)) & mine[:, None]
             batches = scorer.batches(target, missing, self.study.data.max_tokens or MAX_TOKENS[device.type])
-            for _ in file.fill(self.entries, scorer.answers(target, batches), [0] * len(batches)):
+            filled = file.fill(self.entries, scorer.answers(target, batches), [0] * len(batches))
+            for _ in steps(filled, target.task.name, len(batches)):
                 pass
             answers[target.task.name] = {digest: file.values[digest] for digest in wanted}
         shared = {key: facts[key] for key in ("layout", "attention", "dtype")}

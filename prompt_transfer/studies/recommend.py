@@ -19,6 +19,7 @@ from prompt_transfer.analysis.indicators import data_size, label_word_overlap
 from prompt_transfer.analysis.selection import quality, summarize
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import write_text_atomic
+from prompt_transfer.progress import steps
 from prompt_transfer.prompts.prompt import UNKNOWN
 from prompt_transfer.prompts.recommendation import FACTS
 from prompt_transfer.studies.backbones import choose_device
@@ -118,7 +119,8 @@ def sample_scores(sources: Sources) -> tuple[NDArray[np.float64], float]:
         fixed += time.perf_counter() - began
         began = time.perf_counter()
         batches = scorer.batches(target, missing, study.data.max_tokens or MAX_TOKENS[device.type])
-        for (prompts, rows), found in scorer.answers(target, batches):
+        everything = steps(scorer.answers(target, batches), f"sample of {target.task.name}", len(batches))
+        for (prompts, rows), found in everything:
             answers[np.ix_(prompts, rows)] = found
         scored += (time.perf_counter() - began) * min(1.0, study.sample / len(target))
         for seed, rows in enumerate(draw_samples(len(target), study.sample, number, study.seed)):

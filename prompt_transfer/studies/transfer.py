@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from prompt_transfer import results
 from prompt_transfer.analysis import plots
@@ -24,6 +23,7 @@ from prompt_transfer.analysis.matrix import Matrix, from_results, to_table
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir, write_text_atomic
+from prompt_transfer.progress import progress
 from prompt_transfer.studies.backbones import backbone_options, check_accelerator, choose_device, facts_of
 from prompt_transfer.studies.entries import (
     agreed,
@@ -137,7 +137,7 @@ class Ready:
             [_positions(batch, target, scorer.extra(target)) for batch in batches]
             for target, batches in zip(self.targets, work, strict=True)
         ]
-        with _progress(self.rank == 0) as bar:
+        with progress(self.rank == 0) as bar:
             everything = bar.add_task("scoring", total=sum(map(sum, positions)))
             for target, file, batches, costs in zip(self.targets, self.files, work, positions, strict=True):
                 bar.update(everything, description=target.task.name)
@@ -288,11 +288,6 @@ def _with_torchrun(ready: Ready, world: int) -> pd.DataFrame:
     finally:
         distributed.destroy_process_group()
     return ready.finish() if ready.rank == 0 else pd.DataFrame()
-
-
-def _progress(shown: bool) -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    return Progress(*columns, disable=not shown, transient=True)
 
 
 def _positions(batch: Batch, target: Target, extra: int) -> int:

@@ -1,0 +1,145 @@
+"""`completion`: a script for the shell, which then completes commands, options and values without starting Python."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from io import StringIO
+
+from prompt_transfer.commands.parsing import hint
+from prompt_transfer.commands.table import COMMANDS, find
+from prompt_transfer.errors import UserError
+
+SHELLS = ("bash", "zsh")
+# Options with these values -> what they may be, beside files.
+_TASKS, _BACKBONES = ("--data.task", "--task", "--tasks"), ("--model.backbone", "--backbone", "--source", "--target")
+
+_START = """\
+# prompt-transfer completion {shell}: made by version {version}; make it anew after an update.
+_prompt_transfer() {{
+    # $2: the word under the cursor, $3: the one before it.
+    local command="${{COMP_WORDS[1]}}" words=""
+    case "$command" in
+        {with_subcommands}) [ "$COMP_CWORD" -gt 2 ] && command="$command ${{COMP_WORDS[2]}}";;
+    esac
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        words={commands}
+    else
+        case "$command" in
+"""
+_END = """\
+        esac
+    fi
+    COMPREPLY=( $(compgen -W "$words" -- "$2") )
+}
+complete -o default -F _prompt_transfer prompt-transfer
+"""
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`prompt-transfer completion bash | zsh`."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            "usage: prompt-transfer completion bash|zsh\n\nPrints a script that completes commands, options and their "
+            "values. Keep it, and load it when the shell starts:\n\n"
+            "  prompt-transfer completion bash > ~/.prompt-transfer-completion\n"
+            "  echo 'source ~/.prompt-transfer-completion' >> ~/.bashrc      # zsh: completion zsh, ~/.zshrc"
+        )
+        return
+    if arguments[0] not in SHELLS or len(arguments) > 1:
+        raise UserError(f"completion takes the name of a shell, not {arguments[-1]!r}: {hint(arguments[-1], SHELLS)}")
+    print(script(arguments[0], tree()))
+
+
+def tree() -> dict[str, dict[str, list[str]]]:
+    """Command, or command and subcommand -> its options -> the words that may stand behind them.
+
+    A command with subcommands is there itself, with these in place of options. All of it is read from `--help`, so that
+    nothing has to be told twice.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for command in COMMANDS:
+        if command == "completion":
+            found[command] = {shell: [] for shell in SHELLS}
+            continue
+        text = _help(command)
+        if "SUBCOMMAND" in text.splitlines()[0]:
+            names = re.findall(r"^  ([\w-]+)", text, re.MULTILINE)
+            found[command] = {name: [] for name in names}
+            found |= {f"{command} {name}": _options(_help(command, name)) for name in names}
+        else:
+            found[command] = _options(text)
+    return found
+
+
+def script(shell: str, commands: dict[str, dict[str, list[str]]]) -> str:
+    """The script for a shell; zsh reads that of bash.
+
+    Args:
+        shell: bash or zsh.
+        commands: see `tree`.
+    """
+    from prompt_transfer import __version__
+
+    names = [name for name in commands if " " not in name]
+    several = sorted({name.split()[0] for name in commands if " " in name})
+    start = _START.format(
+        shell=shell,
+        version=__version__,
+        with_subcommands="|".join(several),
+        commands=shlex.quote(" ".join([*names, "--help", "--version"])),
+    )
+    lines = []
+    for name, options in commands.items():
+        if options and not any(option.startswith("--") for option in options):
+            lines += [f"            {shlex.quote(name)}) words={shlex.quote(' '.join(options))};;"]
+            continue
+        lines += [f"            {shlex.quote(name)})", '                case "$3" in']
+        for option, values in options.items():
+            lines += [f"                    {option}) words={shlex.quote(' '.join(values))};;"] if values else []
+        # What does not start as an option may be a file, which the shell completes by itself.
+        words = shlex.quote(" ".join([*options, "--help", "--json"]))
+        lines += [f'                    *) case "$2" in -*) words={words};; esac;;', "                esac;;"]
+    first = "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n" if shell == "zsh" else ""
+    return first + start + "\n".join(lines) + "\n" + _END
+
+
+def _options(text: str) -> dict[str, list[str]]:
+    from prompt_transfer.backbones.builtin import builtin_backbones, shipped
+    from prompt_transfer.tasks import task_names
+
+    configs = shipped("configs")
+    values = {
+        **{option: list(task_names()) for option in _TASKS},
+        **{option: list(builtin_backbones()) for option in _BACKBONES},
+        "--config": sorted(str(path.relative_to(configs)) for path in configs.rglob("*.yaml")),
+    }
+    found = {}
+    for option, choices in re.findall(r"^\s+(?:-\w[^,\n]*, )?(--[\w.+-]+)(?:[ =]\{([^}\s]*)\})?", text, re.MULTILINE):
+        if option not in ("--help", "--print_config") and not option.endswith((".help", "+")):
+            found[option] = [word for word in choices.split(",") if word] or values.get(option, [])
+    return found
+
+
+def _help(*command: str) -> str:
+    text = StringIO()
+    with redirect_stdout(text), suppress(SystemExit), _wide():
+        find(command[0])(command[0], [*command[1:], "--help"])
+    return text.getvalue()
+
+
+@contextmanager
+def _wide() -> Iterator[None]:
+    """Help whose lines are not broken."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "1000"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before

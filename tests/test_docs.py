@@ -1,0 +1,179 @@
+"""The documentation: its commands are commands, its options options, its names names, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from prompt_transfer import results
+from prompt_transfer.analysis import correlation
+from prompt_transfer.analysis.indicators import INDICATORS
+from prompt_transfer.callbacks import convergence
+from prompt_transfer.cli import main
+from prompt_transfer.commands import evaluation
+from prompt_transfer.commands.lightning import Command
+from prompt_transfer.commands.pretraining import Pretrain
+from prompt_transfer.commands.table import COMMANDS
+from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.prompts.recommendation import FACTS
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = {str(path.relative_to(ROOT / "docs/pages")): path for path in sorted((ROOT / "docs/pages").rglob("*.md"))}
+# Folders that commands of the pages name and that are looked at while options are read.
+FOLDERS = ("path/to/model",)
+
+
+def text_of(page: str) -> str:
+    return PAGES[page].read_text(encoding="utf-8")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text_of(page), flags=re.M | re.S)
+
+
+def commands(page: str) -> list[list[str]]:
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("prompt-transfer ")]
+
+
+class ParsedError(Exception):
+    """All options have been read; nothing shall be done."""
+
+
+def stop(*_: Any, **__: Any) -> None:
+    raise ParsedError
+
+
+@pytest.fixture
+def parses_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_roberta: Path) -> None:
+    """Commands end when their options have been read."""
+    import jsonargparse
+    import torch
+
+    facts = {"backbone": str(tiny_roberta), "task": "builtin_movies"}
+    monkeypatch.setattr(evaluation.Prompt, "load", lambda path: Prompt(torch.zeros(2, 32), facts))
+    monkeypatch.setattr(jsonargparse.ArgumentParser, "instantiate", stop)
+    monkeypatch.setattr(Command, "before_instantiate_classes", stop)
+    monkeypatch.setattr(Pretrain, "before_instantiate_classes", stop)
+    monkeypatch.chdir(tmp_path)
+    for folder in FOLDERS:
+        (tmp_path / folder).mkdir(parents=True)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+@pytest.mark.usefixtures("parses_only")
+def test_the_commands_of_a_page_are_understood(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in commands(page):
+        assert command[0] in COMMANDS or command[0].startswith("--"), command
+        if {"--help", "--version", "--resume", "--print_config", "completion", "hub"} & set(command):
+            continue  # they read no options, or those of a file that is not there
+        try:
+            code = main(command)
+        except ParsedError:
+            continue
+        pytest.fail(f"{shlex.join(command)}: ended with {code}: {capsys.readouterr().err}")
+
+
+@pytest.mark.usefixtures("parses_only")
+def test_a_wrong_option_would_be_seen() -> None:
+    assert main(["transfer", "--backbone", "roberta-nano", "--promts", "x", "--tasks", "a", "--output", "o"]) == 2
+    assert main(["fit", "--data.tsk", "builtin_movies"]) == 2
+
+
+def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every `--option` that a page names in passing is one of some command's."""
+    from prompt_transfer.commands.completion import tree
+
+    known = {option for options in tree().values() for option in options}
+    known |= {"--help", "--version", "--json", "--debug", "--print_config", "--input", "--config", "--model", "--data"}
+    # Options of classes that are chosen by an option.
+    known |= {"--model.init.prompt", "--model.init.text"}
+    of_projectors = {"prompts", "target_prompts", "projector", "objective", "contrastive", "variance", "select"}
+    known |= {f"--model.{name}" for name in of_projectors}
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", text_of(page), flags=re.S)
+        named = set(re.findall(r"`(?:[\w ]+ )?(--[\w.]+)[^`]*`", text))
+        assert named <= known, (page, named - known)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    content = (ROOT / "docs/mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r": ([\w/]+\.md)$", content, flags=re.M))
+    hooks = (ROOT / "docs/hooks.py").read_text(encoding="utf-8")
+    generated = set(re.findall(r'^    "(\w+\.md)": ', hooks, flags=re.M))
+    assert named == set(PAGES) | generated
+    assert yaml.safe_load(content)["site_dir"] == "../site"
+    assert "/site/" in (ROOT / ".gitignore").read_text().split()
+
+
+def test_the_columns_are_those_of_the_tables() -> None:
+    page = text_of("files.md")
+    for column in (*results.COLUMNS, *convergence.COLUMNS, *correlation.COLUMNS, *FACTS):
+        assert f"`{column}`" in page, column
+    for tensor in ("activations", "before", "gate", "mean", "active", "predictivity", "fisher", "gradient"):
+        assert f"`{tensor}`" in page
+    neurons = text_of("guide/neurons.md")
+    assert all(f"`{name}`" in neurons for name in INDICATORS)
+
+
+def test_the_page_of_the_overview_is_the_readme() -> None:
+    hooks = load_hooks()
+    text, pictures = hooks.page_of("README.md")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^##? .+$", readme, flags=re.M)
+    assert headings
+    assert re.findall(r"^##? .+$", text, flags=re.M) == headings
+    assert all((ROOT / picture).is_file() for picture in pictures)
+    assert "(docs/design.md)" not in text
+
+
+def test_links_of_the_repository_become_links_of_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks = load_hooks()
+    monkeypatch.setattr(hooks, "ROOT", tmp_path)
+    for name in ("docs/design.md", "results/a.png", "setup.cfg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    kept = "[w](https://x.org/a) [t](#top)\n```\n[code](none.md)\n```\n"
+    (tmp_path / "README.md").write_text(
+        f"[why](docs/design.md#rooms) ![curve](results/a.png) [pins](setup.cfg)\n{kept}"
+    )
+    text, pictures = hooks.page_of("README.md")
+    assert text == f"[why](design.md#rooms) ![curve](results/a.png) pins (`setup.cfg`)\n{kept}"
+    assert pictures == ["results/a.png"]
+    (tmp_path / "README.md").write_text("[gone](gone.md)")
+    with pytest.raises(Exception, match=r"README\.md links to gone\.md"):
+        hooks.page_of("README.md")
+
+
+def load_hooks() -> ModuleType:
+    pytest.importorskip("mkdocs", reason="mkdocs is missing: pip install prompt_transfer[docs]")
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs/hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    for package in ("mkdocs", "material", "mkdocstrings"):
+        pytest.importorskip(package, reason=f"{package} is missing: pip install prompt_transfer[docs]")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", "docs/mkdocs.yml", "-d", str(tmp_path)]
+    env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    assert "Soft prompts for frozen language models" in (tmp_path / "index.html").read_text()
+    assert 'id="prompt_transfer.prompts.prompt.Prompt"' in (tmp_path / "reference.html").read_text()
