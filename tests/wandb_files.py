@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def records(path: Path) -> Iterator[Any]:
 
 
 class OfflineRun:
-    """One run below `folder`.
+    """The one run below `folder`, once its service has written all of it.
 
     Attributes:
         run: its record (project, run_group, job_type, display_name, tags).
@@ -54,7 +55,7 @@ class OfflineRun:
         self.made: dict[str, Any] = {}
         self.used: dict[str, Any] = {}
         self.exit_code: int | None = None
-        for record in records(found):
+        for record in self._complete(found):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 self.run = record.run
@@ -67,15 +68,30 @@ class OfflineRun:
                 row: dict[str, Any] = {}
                 self._update(row, record.history.item)
                 self.history.append(row)
-            elif kind == "artifact":
+            elif kind == "artifact" and record.artifact.type != "run_table":  # W&B keeps each table as one
                 (self.used if record.artifact.use_after_commit else self.made)[record.artifact.name] = record.artifact
             elif kind == "exit":
                 self.exit_code = record.exit.exit_code
 
     @staticmethod
+    def _complete(path: Path) -> list[Any]:
+        """Another process writes them, and may be some moments behind the end of the run."""
+        deadline = time.monotonic() + 30
+        while True:
+            found = list(records(path)) if path.stat().st_size else []
+            if any(record.WhichOneof("record_type") == "exit" for record in found):
+                return found
+            assert time.monotonic() < deadline, f"{path} has no end"
+            time.sleep(0.1)
+
+    @staticmethod
     def _update(values: dict[str, Any], items: Any) -> None:
         for item in items:
-            values["/".join(item.nested_key) if item.nested_key else item.key] = json.loads(item.value_json)
+            *groups, last = item.nested_key or [item.key]
+            place = values
+            for group in groups:
+                place = place.setdefault(group, {})
+            place[last] = json.loads(item.value_json)
 
     def logged(self, key: str) -> list[Any]:
         """All values that were logged as `key`."""

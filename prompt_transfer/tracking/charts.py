@@ -103,6 +103,12 @@ def masked(frames: Frames) -> dict[str, float]:
     return {f"{row['mask']}/{row['method']}/{row['ratio']}": 100 * float(row["drop"]) for row in rows}
 
 
+def scored(frames: Frames) -> dict[str, float]:
+    """Headline of `test` and `validate`: the prompt's metrics by task, without random prompts and baselines."""
+    rows = frames["results.csv"].to_dict("records")
+    return {f"{row['task']}/{row['metric']}": float(row["value"]) for row in rows if row["what"] == "this prompt"}
+
+
 # file of a square table -> title of its heatmap
 HEATMAPS = {"matrix.csv": "transfer matrix: score", "overlap.csv": "ON: overlap of activated neurons"}
 Headline = Callable[[Frames], dict[str, float]]

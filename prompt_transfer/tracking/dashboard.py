@@ -141,7 +141,7 @@ def workspace(options: WandbOptions, study: str | None = None, name: str = "prom
         for section in SECTIONS
     ]
     runs = ws.RunsetSettings(
-        filters=[ws.Config("study") == study] if study else [],
+        filters=ws.And(ws.Config("study") == study) if study else "",
         groupby=[ws.Config(key) for key in GROUP_BY],
     )
     return ws.Workspace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,6 +74,9 @@ class Tracker:
             "dir": os.environ.get("WANDB_DIR") or str(self.folder),
             "resume": "allow",
         }
+        if clean(sys.argv) != sys.argv:
+            # W&B keeps the command line among the facts of the machine.
+            facts["settings"] = wandb.Settings(x_disable_meta=True)
         # An agent of a W&B sweep says which run this is.
         if resume and path.is_file() and not os.environ.get("WANDB_RUN_ID"):
             with self.shielded("the run begins anew there"):
@@ -156,7 +160,8 @@ def to_table(frame: pd.DataFrame) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if value is None or value != value or type(value).__name__ == "NAType":
+    # `NA` of pandas is neither equal to itself nor not.
+    if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
         return None
     return value if isinstance(value, bool | int | float | str) else str(value)
 

@@ -46,6 +46,8 @@ STUDIES = {
         charts.matrix_means,
         "transfer, mean over pairs",
     ),
+    "test": Study(("results.csv",), headline=charts.scored, inputs=("prompt",)),
+    "validate": Study(("results.csv",), headline=charts.scored, inputs=("prompt",)),
     "neurons compare": Study(
         ("overlap.csv", "overlap.parquet"),
         ("overlap.png", "overlap_clustered.png", "activations.png", "layers.png"),
