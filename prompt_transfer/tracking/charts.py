@@ -93,8 +93,8 @@ def ranking(frames: Frames) -> dict[str, float]:
 
 def projected(frames: Frames) -> dict[str, float]:
     """Headline of projectors: mean score over tasks of what stands in the column `what`."""
-    means = frames["projection.csv"].groupby(["projector", "what"], sort=False)["value"].mean()
-    return {f"{projector}/{what}": float(value) for (projector, what), value in means.items() if value == value}
+    means = frames["projection.csv"].groupby(["projector", "what"], sort=False)["value"].mean().dropna().reset_index()
+    return {f"{row['projector']}/{row['what']}": float(row["value"]) for row in means.to_dict("records")}
 
 
 def masked(frames: Frames) -> dict[str, float]:
