@@ -7,6 +7,9 @@ from typing import Any
 
 from prompt_transfer import results
 from prompt_transfer.commands.parsing import named, subcommand
+from prompt_transfer.tracking.options import WandbOptions
+
+WANDB = WandbOptions()
 
 
 def convergence(runs: list[str], output: str, tolerance: float = 0.005) -> None:
@@ -67,13 +70,44 @@ def matrix(file: str, output: str, types: dict[str, str] | None = None) -> None:
     print(output)
 
 
-SUBCOMMANDS: dict[str, Callable[..., Any]] = {"convergence": convergence, "indicators": indicators, "matrix": matrix}
+def dashboard(
+    wandb: WandbOptions = WANDB, study: str | None = None, name: str = "prompt-transfer", dry_run: bool = False
+) -> None:
+    """a saved view on W&B with panels for all that runs log: dashboard --wandb.entity NAME
+
+    Args:
+        wandb: user or team, and project.
+        study: show the runs of this group alone.
+        name: of the view.
+        dry_run: show the panels and send nothing.
+    """
+    from prompt_transfer.tracking.dashboard import SECTIONS, create
+
+    rows = [
+        {"section": section.name, "panel": panel.title, "kind": panel.kind, "shows": list(panel.shows)}
+        for section in SECTIONS
+        for panel in section.panels
+    ]
+    if dry_run:
+        results.show(rows)
+    else:
+        print(create(wandb, study, name))
+
+
+SUBCOMMANDS: dict[str, Callable[..., Any]] = {
+    "convergence": convergence,
+    "indicators": indicators,
+    "matrix": matrix,
+    "dashboard": dashboard,
+}
 # Subcommands that take files or folders without an option's name -> that option, a list.
 POSITIONAL = {"convergence": "--runs", "projection": "--projectors"}
 
 
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer analyze`."""
+    if arguments[:1] == ["dashboard"]:
+        arguments = ["--dry_run=true" if argument == "--dry_run" else argument for argument in arguments]
     # One file reads best without its option's name.
     if arguments[:1] == ["matrix"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments = ["matrix", "--file", *arguments[1:]]

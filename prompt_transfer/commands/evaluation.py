@@ -25,6 +25,8 @@ from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.prompts.reparameterizations import Plain
 from prompt_transfer.tasks import Task
+from prompt_transfer.tracking.options import WandbOptions
+from prompt_transfer.tracking.studies import publish
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -140,6 +142,10 @@ def _score(command: str, parsed: Command, model: PromptTuning, path: str) -> Non
         check_writable_dir(parsed.output)
         for suffix in ("csv", "parquet"):
             results.write(results.table(rows), parsed.output / f"results.{suffix}")
+        if parsed.config.logger == "wandb":
+            options = {key: value for key, value in parsed.plain_config().items() if key not in ("wandb", "logger")}
+            given = {**options, "backbone": model.backbone.id, "task": "+".join(task.name for task in model.tasks)}
+            publish(command, given, WandbOptions(**vars(parsed.config.wandb)))
         print(parsed.output)
 
 
@@ -209,6 +215,8 @@ def _check_output(command: str, parsed: Command) -> None:
     if command == "predict":
         _check_predict(parsed)
     if parsed.output is None:
+        if parsed.config.logger == "wandb":
+            raise UserError(f"--logger wandb logs what {command} leaves in a folder: give --output DIR")
         return
     if command != "predict" and (parsed.output / CONFIG_FILE).exists() and (parsed.output / RESULTS_FILE).exists():
         raise UserError(

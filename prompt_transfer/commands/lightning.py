@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from prompt_transfer.backbones.loading import resolve
@@ -34,6 +34,7 @@ from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.initializers import FromPrompt
+from prompt_transfer.tracking.options import WandbOptions
 
 MODELS: dict[str, type[L.LightningModule]] = {
     "PromptTuning": PromptTuning,
@@ -191,7 +192,8 @@ class Command(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output", type=str | None, default=None, help="folder for what the command makes")
-        parser.add_argument("--logger", type=str, default="csv", help="csv, wandb, tensorboard or none")
+        parser.add_argument("--logger", type=str, default="csv", help="csv, wandb (and csv), tensorboard or none")
+        parser.add_class_arguments(WandbOptions, "wandb")
         if self.verb == "fit":
             parser.add_argument("--resume", type=bool, default=False, nargs="?", const=True, help="go on in --output")
             parser.add_argument("--overwrite", type=bool, default=False, nargs="?", const=True, help="start anew there")
@@ -283,16 +285,13 @@ class Command(LightningCLI):
     def output(self) -> Path | None:
         return Path(self.config.output) if self.config.output else None
 
-    def make_logger(self) -> Logger | bool:
+    def make_logger(self) -> Logger | list[Logger] | bool:
         """The logger that `--logger` names, writing below the output folder."""
         name, folder = self.config.logger, str(self.output or "runs")
         if self.verb != "fit" or name == "none":
             return False
-        run = Path(folder).name
         if name == "csv":
             return RunLog(folder)
-        if name == "wandb":
-            return WandbLogger(project="prompt-transfer", name=run, save_dir=folder, config=self.plain_config())
         if not any(importlib.util.find_spec(package) for package in ("tensorboard", "tensorboardX")):
             raise UserError("--logger tensorboard needs an extra: pip install prompt_transfer[tensorboard]")
         return TensorBoardLogger(folder, name="", version="tensorboard")

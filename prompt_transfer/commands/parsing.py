@@ -7,7 +7,7 @@ import json
 import re
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from prompt_transfer.errors import UserError
 
@@ -69,20 +69,32 @@ def _choices(option: str) -> list[str]:
 
 
 def call(function: Callable[..., Any], command: str, arguments: Sequence[str]) -> Any:
-    """Call a typed function with command-line arguments.
+    """Call a typed function with command-line arguments; what it leaves goes to W&B with `--logger wandb`.
 
     Raises:
         UserError: an argument is unknown, missing or of the wrong type.
     """
     from jsonargparse import ArgumentParser
 
+    from prompt_transfer.tracking.options import WandbOptions
+    from prompt_transfer.tracking.studies import STUDIES, publish
+
     parser = ArgumentParser(prog=f"prompt-transfer {command}", description=function.__doc__, exit_on_error=False)
     parser.add_function_arguments(function, fail_untyped=True)
+    if command in STUDIES:
+        parser.add_argument("--logger", type=Literal["none", "wandb"], default="none", help="where else results go")
+        parser.add_class_arguments(WandbOptions, "wandb")
     try:
-        values = parser.instantiate(parser.parse_args(list(arguments)))
+        values = parser.instantiate(parser.parse_args(list(arguments))).as_dict()
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         raise one_line(error, command) from error
-    return function(**values.as_dict())
+    if command not in STUDIES:
+        return function(**values)
+    logger, options = values.pop("logger"), values.pop("wandb")
+    result = function(**values)
+    if logger == "wandb":
+        publish(command, values, options)
+    return result
 
 
 def named(option: str, arguments: Sequence[str], flags: Sequence[str] = ()) -> list[str]:

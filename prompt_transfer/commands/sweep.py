@@ -21,15 +21,20 @@ from prompt_transfer.commands.parsing import call
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir, write_text_atomic
 from prompt_transfer.studies.local_executor import LocalExecutor
-from prompt_transfer.studies.sweep import Run, State, overview, read_plan
+from prompt_transfer.studies.sweep import Run, State, overview, read_plan, with_tracking
+from prompt_transfer.tracking.studies import STUDIES
 
-GROUPS = ("--model.", "--data.", "--trainer.", "--seed_everything", "--convergence", "--early_stopping", "--logger")
+GROUPS = (
+    *("--model.", "--data.", "--trainer.", "--seed_everything", "--convergence", "--early_stopping"),
+    *("--logger", "--wandb."),
+)
 
 
 def sweep(config: str, output: str, at_once: int = 1, retries: int = 1, dry_run: bool = False) -> None:
     """train many prompts from one file of runs, and go on with what is missing
 
-    Options of `fit` (--model.*, --data.*, --trainer.*) are given to every run and win over the file.
+    Options of `fit` (--model.*, --data.*, --trainer.*) are given to every run and win over the file. With --logger
+    wandb the runs, and the commands after them, are logged to W&B with the name of the output folder as their group.
 
     Args:
         config: file with `fit`, `grid`, `cases`, `name` and `then`; see configs/study.
@@ -45,7 +50,7 @@ def _sweep(given: dict[str, Any], config: str, output: str, at_once: int, retrie
     if at_once < 1 or retries < 0:
         raise UserError("--at_once must be 1 or more, --retries 0 or more")
     folder = Path(output)
-    plan = read_plan(config, folder, given)
+    plan = with_tracking(read_plan(config, folder, given), folder.resolve().name, STUDIES)
     if dry_run:
         results.show([{"run": run.name, **run.values} for run in plan.runs], title=f"{len(plan.runs)} runs of fit")
         for command in plan.then:

@@ -17,7 +17,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "transfer": ("prompt_transfer.commands.transfer", "score every prompt of a folder on every task"),
     "sweep": ("prompt_transfer.commands.sweep", "many runs of fit from one file, and what follows; resumable"),
     "neurons": ("prompt_transfer.commands.neurons", "capture | compare | mask | skill | probe: what prompts activate"),
-    "analyze": ("prompt_transfer.commands.analyze", "convergence | indicators | matrix | projection: what it all says"),
+    "analyze": (
+        "prompt_transfer.commands.analyze",
+        "convergence | indicators | matrix | projection | dashboard: what it all says",
+    ),
     "prompts": (
         "prompt_transfer.commands.prompts",
         "list | inspect | import | recommend | project | fit-projector | add | scale | mean | transplant: prompt files",

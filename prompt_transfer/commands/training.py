@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
 import time
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,15 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 
 from prompt_transfer import results
 from prompt_transfer.callbacks.checkpoints import EndOfRun, OptionsWin
 from prompt_transfer.callbacks.convergence import ConvergenceSpeed
 from prompt_transfer.callbacks.export import ProjectorExport, PromptExport
-from prompt_transfer.callbacks.logs import KeepLog
+from prompt_transfer.callbacks.logs import KeepLog, RunLog
 from prompt_transfer.callbacks.stopping import StopEach
+from prompt_transfer.callbacks.tracking import TrackRun, WandbLog, describe_fit, finish_fit, sources_of
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.errors import UserError
@@ -31,6 +35,8 @@ from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.tracking.options import WandbOptions
+from prompt_transfer.tracking.run import ID_FILE, Tracker
 
 PROMPT_FILE, PROJECTOR_FILE, LAST = "prompt.safetensors", "projector.safetensors", "checkpoints/last.ckpt"
 CONVERGENCE_FILE = "convergence.csv"
@@ -61,6 +67,7 @@ class RunFolder(Callback):
                 *several,
                 CONVERGENCE_FILE,
                 RESULTS_FILE,
+                ID_FILE,
                 "logs/metrics.csv",
             ):
                 (self.folder / name).unlink(missing_ok=True)
@@ -84,6 +91,9 @@ class Fit(Command):
             names = "+".join(Path(task).stem for task in tasks)
             seeds = config.model.get("seeds") or [config.seed_everything]
             config.output = f"runs/{names}-{Path(config.model.backbone).name}-seed{'+'.join(map(str, seeds))}"
+            # The agent of a W&B sweep starts many runs with one command line.
+            if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
+                config.output = f"runs/sweep-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}"
         self.claim(Path(config.output))
 
     def claim(self, folder: Path) -> None:
@@ -142,7 +152,7 @@ class Fit(Command):
             OptionsWin(),
             EndOfRun(),
             self._export(folder, facts),
-            ConvergenceSpeed(folder / CONVERGENCE_FILE, bool(config.convergence), self.started),
+            (convergence := ConvergenceSpeed(folder / CONVERGENCE_FILE, bool(config.convergence), self.started)),
             # After each validation: Lightning loses a validation that was due when a checkpoint was written before it.
             ModelCheckpoint(
                 dirpath=folder / "checkpoints",
@@ -152,11 +162,30 @@ class Fit(Command):
                 enable_version_counter=False,
             ),
         ]
+        if self.tracker is not None:
+            callbacks.append(TrackRun(self.tracker, convergence, sources_of(self.plain_config()), bool(config.resume)))
         if config.early_stopping is not None:
             several = isinstance(self.model, PromptEnsemble)
             one = EarlyStopping("validation/score", mode="max", patience=config.early_stopping)
             callbacks.append(StopEach(config.early_stopping) if several else one)
         return callbacks
+
+    @cached_property
+    def tracker(self) -> Tracker | None:
+        """The run on W&B with `--logger wandb`."""
+        if self.config.logger != "wandb":
+            return None
+        assert self.output is not None
+        plain, options = self.plain_config(), WandbOptions(**vars(self.config.wandb)).resolved()
+        group, tags, facts = describe_fit(plain, self.output.name)
+        facts["study"], options.group = options.group, options.group or group
+        return Tracker("fit", self.output.name, self.output, facts, options, tags)
+
+    def make_logger(self) -> Logger | list[Logger] | bool:
+        """The log on disk is kept with W&B too."""
+        if self.tracker is None:
+            return super().make_logger()
+        return [RunLog(self.tracker.folder), WandbLog(self.tracker)]
 
     def _export(self, folder: Path, facts: dict[str, str]) -> Callback:
         if isinstance(self.model, CrossModelProjector):
@@ -179,6 +208,8 @@ def run(command: str, arguments: list[str]) -> None:
         with told_in_one_line(command):
             fit.trainer.fit(fit.model, datamodule=fit.datamodule, ckpt_path=resume, weights_only=True)
     except BaseException as error:
+        if fit.tracker is not None:
+            fit.tracker.finish(1)
         fit.tidy()
         if isinstance(error, KeyboardInterrupt) and last.is_file():
             print(f"go on with: prompt-transfer fit --output {shlex.quote(str(folder))} --resume", file=sys.stderr)
@@ -245,6 +276,8 @@ def _report(fit: Fit, folder: Path) -> None:
     files = model.files if isinstance(model, PromptTuning) else ["projector"]
     rows = [row for name in files for row in _rows(fit, model, data, folder / f"{name}.safetensors")]
     results.write(results.table(rows), folder / RESULTS_FILE)
+    if fit.tracker is not None:
+        finish_fit(fit.tracker, rows, folder, folder / CONVERGENCE_FILE)
     which = [*(("seed", "learning_rate") if len(files) > 1 else ()), *(("held_out",) if data.held_out else ())]
     results.show(rows, columns=("task", *which, "split", "metric", "value", "majority", "n", "best_step"))
     if isinstance(model, PromptTuning):

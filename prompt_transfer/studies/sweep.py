@@ -6,8 +6,8 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,11 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the options."""
-        return hashlib.sha256(json.dumps(self.options, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the options that decide what is trained; where else a run is logged is not one of them."""
+        deciding = {
+            name: value for name, value in self.options.items() if name.split(".")[0] not in ("logger", "wandb")
+        }
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,26 @@ def read_plan(path: str | Path, output: Path, given: Options) -> Plan:
     shared = {name: value for name, value in runs[0].options.items() if all(r.options.get(name) == value for r in runs)}
     words = places | shared | {name: ",".join(map(str, values)) for name, values in grid.items()}
     return Plan(runs, [_command(step, words, path) for step in content.get("then") or []])
+
+
+def with_tracking(plan: Plan, study: str, commands: Collection[str]) -> Plan:
+    """Where the runs are logged to W&B: the study as their group, and the commands after them logged as well.
+
+    Args:
+        plan: of a sweep.
+        study: the group, unless the options name one.
+        commands: those that can be logged.
+    """
+    if not any(run.options.get("logger") == "wandb" for run in plan.runs):
+        return plan
+    runs = [replace(run, options={"wandb.group": study} | run.options) for run in plan.runs]
+    where = {name: value for name, value in runs[0].options.items() if name.startswith("wandb.") and value is not None}
+    more = ["--logger", "wandb", *itertools.chain(*((f"--{name}", str(value)) for name, value in where.items()))]
+    then = [
+        [*step, *(more if {step[0], " ".join(step[:2])} & set(commands) and "--logger" not in step else [])]
+        for step in plan.then
+    ]
+    return Plan(runs, then)
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -1,0 +1,165 @@
+"""A training run on W&B: metrics, convergence, what it started from, and in the end what it made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from prompt_transfer.callbacks.convergence import COLUMNS, ConvergenceSpeed
+from prompt_transfer.tracking import artifacts, charts
+from prompt_transfer.tracking.run import STEP, Tracker, to_table
+
+
+class WandbLog(Logger):
+    """Hands metrics to a tracker. Lightning's own logger begins a run before data and options have been checked.
+
+    Args:
+        tracker: begun by `TrackRun`.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()
+        self.tracker = tracker
+
+    @property
+    def name(self) -> str | None:
+        return self.tracker.name
+
+    @property
+    def version(self) -> str | None:
+        return None if self.tracker.run is None else str(self.tracker.run.id)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.tracker.log(metrics, step)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The resolved configuration is there from the start."""
+
+
+class TrackRun(Callback):
+    """Begins the run with the training, and logs every evaluation with what it had cost.
+
+    Logs `convergence/score`, `/majority`, `/samples`, `/seconds`, `best/score`, `best/above_majority` and `best/step`;
+    of several prompts that are trained at once the mean score, and `convergence/<prompt>/score` of each.
+
+    Args:
+        tracker: not yet begun.
+        convergence: the callback whose rows are logged; it comes before this one.
+        sources: prompt files, or folders of them, that the run starts from.
+        resume: go on with the run that was begun in the folder.
+    """
+
+    def __init__(
+        self, tracker: Tracker, convergence: ConvergenceSpeed, sources: Sequence[str | Path], resume: bool = False
+    ) -> None:
+        self.tracker, self.convergence, self.sources, self.resume = tracker, convergence, sources, resume
+        self._logged = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Those of its checkpoint were logged by the process before.
+        self._logged = len(self.convergence.rows)
+        if not trainer.is_global_zero:
+            return
+        self.tracker.start(keep_id=True, resume=self.resume)
+        if self.tracker.run is not None:
+            with self.tracker.shielded("the axes were not set"):
+                self.tracker.run.define_metric(STEP)
+                self.tracker.run.define_metric("*", step_metric=STEP, step_sync=True)
+            with self.tracker.shielded("the prompts that the run starts from were not linked"):
+                for path in artifacts.files_below(self.sources):
+                    self.tracker.use(artifacts.prompt_artifact(path))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        rows = [dict(zip(COLUMNS, row, strict=True)) for row in self.convergence.rows]
+        new, self._logged = rows[self._logged :], len(rows)
+        if not new or trainer.state.fn != "fit":
+            return
+        best, last = max(rows, key=lambda row: row["value"]), new[-1]
+        values = {
+            "convergence/score": sum(row["value"] for row in new) / len(new),
+            **{f"convergence/{key}": last[key] for key in ("majority", "samples", "seconds")},
+            "best/score": best["value"],
+            "best/above_majority": best["value"] - best["majority"],
+            "best/step": best["step"],
+        }
+        if len({row["prompt"] for row in rows}) > 1:
+            values |= {f"convergence/{row['prompt']}/score": row["value"] for row in new}
+        self.tracker.log(values, last["step"])
+
+
+def finish_fit(tracker: Tracker, rows: Sequence[Mapping[str, Any]], folder: Path, log: Path) -> None:
+    """Log what a run has left in its folder, and end it on W&B.
+
+    Args:
+        tracker: of the run.
+        rows: of its results.
+        folder: the prompts or the projector in it are what the run has made.
+        log: its convergence.
+    """
+    with tracker.shielded("the results were not logged"):
+        if tracker.run is not None:
+            shown = {"results/table": to_table(pd.DataFrame(list(rows)))}
+            if log.is_file():
+                frame = pd.read_csv(log)
+                shown["convergence/table"] = to_table(frame)
+                shown["convergence/curves"] = charts.curves(frame, "prompt", f"{tracker.name}: score on validation")
+            tracker.log(shown)
+            for path in sorted(folder.glob("*.safetensors")):
+                made = _artifact(path)
+                if made is not None:
+                    tracker.add(made)
+    tracker.finish()
+
+
+def _artifact(path: Path) -> Any:
+    """The artifact of a prompt or projector; None of a copy of the best of several."""
+    if path.stem == "projector":
+        return artifacts.projector_artifact(path)
+    if path.stem.startswith("prompt") and path in artifacts.files_below([path.parent]):
+        return artifacts.prompt_artifact(path)
+    return None
+
+
+def describe_fit(config: Mapping[str, Any], name: str) -> tuple[str, list[str], dict[str, Any]]:
+    """How a run of `fit` is grouped where nothing else is asked, its tags, and its configuration on W&B.
+
+    Args:
+        config: the resolved options as plain values.
+        name: of the run.
+
+    Returns:
+        The group (task and backbone), tags (task, backbone, seed, start), and the options below study, task, backbone,
+        seed, start and run, by which runs are grouped.
+    """
+    data, model = config["data"], config["model"]
+    tasks = data["task"] if isinstance(data["task"], list) else [data["task"]]
+    seeds = model.get("seeds") or [config["seed_everything"]]
+    start = model.get("init") or model.get("projector") or {}
+    facts: dict[str, Any] = {
+        "task": "+".join(Path(task).stem for task in tasks),
+        "backbone": Path(model["backbone"]).name,
+        "seed": seeds[0] if len(seeds) == 1 else "+".join(map(str, seeds)),
+        "start": str(start.get("class_path", "default")).rpartition(".")[2],
+    }
+    tags = [facts["task"], facts["backbone"], f"seed{facts['seed']}", facts["start"]]
+    options = {key: value for key, value in config.items() if key not in ("wandb", "logger")}
+    return f"{facts['task']}-{facts['backbone']}", tags, {**facts, "run": name, **options}
+
+
+def sources_of(config: Mapping[str, Any]) -> list[str]:
+    """Prompt files and folders that a run of `fit` starts from, as in its resolved options; `{seed}` is filled in."""
+    model = config["model"]
+    init = (model.get("init") or {}).get("init_args") or {}
+    found: list[str] = []
+    for given in (init.get("prompt"), model.get("prompts"), model.get("target_prompts")):
+        found += [given] if isinstance(given, str) else list(given or [])
+    seeds = model.get("seeds") or [config["seed_everything"]]
+    return list(dict.fromkeys(path.replace("{seed}", str(seed)) for path in found for seed in seeds))

@@ -1,0 +1,185 @@
+"""What each command leaves in its folder, and how it goes to W&B once it is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prompt_transfer.tracking import charts
+from prompt_transfer.tracking.options import WandbOptions
+from prompt_transfer.tracking.run import Tracker, to_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Study:
+    """Files of a command.
+
+    Attributes:
+        tables: CSV or parquet; of one name the first that is there.
+        figures: PNG.
+        headline: the numbers of it that stand for the whole, made from the tables.
+        chart: title of their bar chart.
+        inputs: options that name prompt files or folders of them.
+        projectors: options that name projector files.
+        prompts: whether it makes prompts.
+    """
+
+    tables: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+    headline: charts.Headline | None = None
+    chart: str = ""
+    inputs: tuple[str, ...] = ("prompts",)
+    projectors: tuple[str, ...] = ()
+    prompts: bool = False
+
+
+STUDIES = {
+    "transfer": Study(
+        ("results.parquet", "matrix.csv", "summary.csv", "best_sources.csv"),
+        ("matrix.png", "matrix_clustered.png", "summary.png"),
+        charts.matrix_means,
+        "transfer, mean over pairs",
+    ),
+    "test": Study(("results.csv",), headline=charts.scored, inputs=("prompt",)),
+    "validate": Study(("results.csv",), headline=charts.scored, inputs=("prompt",)),
+    "neurons compare": Study(
+        ("overlap.csv", "overlap.parquet"),
+        ("overlap.png", "overlap_clustered.png", "activations.png", "layers.png"),
+        charts.overlap,
+    ),
+    "neurons mask": Study(("results.parquet", "summary.csv"), ("masking.png",), charts.masked, "points lost by masks"),
+    "analyze convergence": Study(
+        ("runs.csv", "pairs.csv", "speedups.csv"),
+        ("curves.png",),
+        charts.speedups,
+        "speed-up in steps",
+        inputs=("runs",),
+    ),
+    "analyze indicators": Study(
+        ("correlations.csv", "indicators.parquet"),
+        ("similarity.png", "ranking.png", "layers.png", "scatter.png"),
+        charts.ranking,
+        "how well indicators rank sources",
+    ),
+    "analyze matrix": Study(
+        ("summary.csv", "best_sources.csv"),
+        ("summary.png",),
+        charts.matrix_means,
+        "transfer, mean over pairs",
+        inputs=(),
+    ),
+    "analyze projection": Study(
+        ("projection.csv",),
+        ("projection.png",),
+        charts.projected,
+        "mean score over tasks",
+        inputs=("sources", "own"),
+        projectors=("projectors",),
+    ),
+    "prompts project": Study(inputs=("sources",), projectors=("projector",), prompts=True),
+    "prompts recommend": Study(("recommendation.csv", "costs.csv", "quality.csv", "judgements.csv")),
+}
+
+
+def publish(command: str, values: Mapping[str, Any], options: WandbOptions) -> None:
+    """Send to W&B what a command has left, as one run: tables, figures, charts, headline numbers and artifacts.
+
+    The files are there already, so nothing is lost whatever happens here; the process that wrote them does it.
+
+    Args:
+        command: a key of `STUDIES`.
+        values: its options, `output` among them.
+        options: where W&B keeps the run.
+    """
+    if int(os.environ.get("RANK", 0)):
+        return
+    study, output = STUDIES[command], Path(values["output"]).expanduser()
+    folder = output if output.is_dir() else output.parent
+    tracker = Tracker(command, f"{command} {output.stem}", folder, _config(values, options), options, tags=[command])
+    tracker.start()
+    try:
+        with tracker.shielded("part of the study was not logged"):
+            _send(tracker, command, study, values, output)
+    except BaseException:
+        tracker.finish(1)
+        raise
+    tracker.finish()
+
+
+def _config(values: Mapping[str, Any], options: WandbOptions) -> dict[str, Any]:
+    known = {"study": options.resolved().group}
+    if values.get("backbone"):
+        known["backbone"] = Path(str(values["backbone"])).name
+    # Over the option of the same name: runs are grouped by the short name.
+    return {**{key: _plain(value) for key, value in values.items()}, **known}
+
+
+def _plain(value: Any) -> Any:
+    return dict(vars(value)) if hasattr(value, "__dataclass_fields__") else value
+
+
+def _send(tracker: Tracker, command: str, study: Study, values: Mapping[str, Any], output: Path) -> None:
+    from prompt_transfer.tracking import artifacts
+
+    for path in artifacts.files_below(_places(values, study.inputs)):
+        tracker.use(artifacts.prompt_artifact(path))
+    for place in _places(values, study.projectors):
+        tracker.use(artifacts.projector_artifact(place))
+    if study.prompts:
+        for path in artifacts.files_below([output]):
+            tracker.add(artifacts.prompt_artifact(path))
+    frames, figures = read(study, output)
+    if not frames:
+        return
+    tracker.log(_shown(command.replace(" ", "_"), study, frames, figures))
+    if study.headline is not None:
+        tracker.summarize(
+            {f"{command.replace(' ', '_')}/{name}": value for name, value in study.headline(frames).items()}
+        )
+    files = [output / name for name in (*frames, *figures, "config.yaml") if (output / name).is_file()]
+    tracker.add(artifacts.results_artifact(f"{command}-{output.name}", files))
+
+
+def read(study: Study, folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, Path]]:
+    """Tables and figures of a study that are there."""
+    import pandas as pd
+
+    frames = {}
+    for name in study.tables:
+        if (folder / name).is_file():
+            frames[name] = pd.read_csv(folder / name) if name.endswith(".csv") else pd.read_parquet(folder / name)
+    return frames, {name: folder / name for name in study.figures if (folder / name).is_file()}
+
+
+def _shown(
+    prefix: str, study: Study, frames: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Name -> what W&B shows: `transfer/matrix` (figure), `transfer/matrix_table`, `transfer/matrix_heatmap`, ..."""
+    import wandb
+
+    shown: dict[str, Any] = {}
+    for name, frame in frames.items():
+        # Of a table that is there in two forms, both are shown.
+        suffix = "table" if name.endswith(".csv") or f"{Path(name).stem}.csv" not in frames else "rows"
+        shown[f"{prefix}/{Path(name).stem}_{suffix}"] = to_table(frame)
+        if name in charts.HEATMAPS:
+            shown[f"{prefix}/{Path(name).stem}_heatmap"] = charts.heatmap(frame, charts.HEATMAPS[name])
+    headline = study.headline(frames) if study.headline is not None and study.chart else {}
+    if headline:
+        shown[f"{prefix}/headline"] = charts.bars(headline, study.chart)
+    shown |= {f"{prefix}/{Path(name).stem}": wandb.Image(str(path)) for name, path in figures.items()}
+    return shown
+
+
+def _places(values: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+    found: list[str] = []
+    for name in names:
+        value = values.get(name)
+        found += [value] if isinstance(value, str) else list(value or [])
+    return found
