@@ -5,7 +5,7 @@
 Each command runs once undisturbed. Then, for each kill, it is started in an empty folder, killed at a random moment and
 started again with the same words until it has finished. After each kill every file must be readable; in the end all
 numbers must be those of the undisturbed run: prompts to the bit, tables but for their columns of seconds. The report
-has what each kill cost: the seconds of both starts less those of the undisturbed run. The tasks are small, built-in ones.
+has what each kill cost: the seconds of both starts less those of the undisturbed run. Small built-in tasks.
 """
 
 from __future__ import annotations

@@ -39,6 +39,19 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "f.txt", []
+
+    def note(handle: int) -> None:
+        seen.append((Path(f"/proc/self/fd/{handle}").resolve(), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_text_atomic(path, "new")
+    (temporary, early), (folder, late) = seen
+    assert (temporary.parent, temporary.suffix, early) == (tmp_path, ".txt", False)
+    assert (folder, late) == (tmp_path, True)
+
+
 @pytest.mark.parametrize("prove", [check_writable_dir, prove_writable_dir])
 def test_a_file_in_the_way_of_a_folder(prove, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")

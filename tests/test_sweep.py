@@ -21,7 +21,6 @@ from prompt_transfer.commands.sweep import split_options
 from prompt_transfer.errors import UserError
 from prompt_transfer.studies.executor import Outcome, outcome_of, state_file
 from prompt_transfer.studies.local_executor import LocalExecutor, cores
-from prompt_transfer.studies.ray_executor import attempt, passed_on
 from prompt_transfer.studies.sweep import Run, State, read_plan
 
 PLAN = {
@@ -284,17 +283,3 @@ def test_without_ray_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["sweep", "--config", str(small), "--output", str(tmp_path / "out"), "--executor", "ray"]) == 2
     assert "pip install prompt_transfer[ray]" in capsys.readouterr().err
-
-
-def test_what_runs_take_along_to_other_machines() -> None:
-    given = {
-        "HF_HOME": "/shared/hf", "HF_TOKEN": "secret", "WANDB_API_KEY": "secret", "WANDB_MODE": "offline",
-        "PROMPT_TRANSFER_DATA": "/shared", "OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false", "PATH": "/bin",
-    }  # fmt: skip
-    kept = {"HF_HOME", "WANDB_MODE", "PROMPT_TRANSFER_DATA", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"}
-    assert set(passed_on(given)) == kept
-
-
-def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="need a shared file system"):
-        attempt("nowhere", "a", {}, str(tmp_path))

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import prompt_transfer
 from prompt_transfer.errors import UserError
 from prompt_transfer.studies.executor import PATIENCE, Outcome, Tell, is_final, note, outcome_of, start, stop
 from prompt_transfer.studies.sweep import Run, State
@@ -70,10 +71,13 @@ class RayExecutor:
             return
         for number, _ in waiting:
             states[number].status = "open"
-        common = passed_on(os.environ), str(Path.cwd())
+        environment = passed_on(os.environ) | code_path(os.environ)
+        common = environment, str(Path.cwd())
         with self._cluster() as ray:
             # Ray would try again by itself, and could not tell a mistake from a crash.
-            remote = ray.remote(attempt).options(max_retries=0, **self._resources(ray))
+            remote = ray.remote(attempt).options(
+                max_retries=0, runtime_env={"env_vars": code_path(os.environ)}, **self._resources(ray)
+            )
             running: dict[Any, tuple[int, int]] = {}
             try:
                 while waiting or running:
@@ -134,6 +138,17 @@ class RayExecutor:
 def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that a run takes along to another machine; no tokens and keys."""
     return {name: value for name, value in environment.items() if PASSED.match(name) and not SECRET.search(name)}
+
+
+def code_path(environment: Mapping[str, str]) -> dict[str, str]:
+    """PYTHONPATH with the checkout that this process runs from, so that other machines run the same code.
+
+    Nothing where the package is installed: it is on all machines then.
+    """
+    root = Path(prompt_transfer.__file__).resolve().parent.parent
+    if root.name in ("site-packages", "dist-packages"):
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(root), environment.get("PYTHONPATH"))))}
 
 
 def attempt(folder: str, name: str, environment: dict[str, str], place: str) -> Outcome:
