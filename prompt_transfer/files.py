@@ -1,14 +1,20 @@
-"""Files that are whole or absent: write beside the target, sync, rename."""
+"""Files that are whole or absent: write beside the target, sync, rename. Folders that one process writes to."""
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
+import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prompt_transfer.errors import UserError
+
+LOCK = ".lock"
 
 
 @contextmanager
@@ -34,10 +40,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name itself to disk; some file systems do not let a folder be opened, and need not."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
@@ -78,3 +95,60 @@ def check_writable_dir(path: str | Path) -> Path:
             f"cannot write to the folder {path}: {error.strerror}; give another one with --output"
         ) from error
     return path
+
+
+@contextmanager
+def alone(folder: str | Path, name: str = LOCK) -> Iterator[None]:
+    """Keep other processes that ask the same out of `folder`, which is made where it is missing.
+
+    The system ends the lock with its process, however that ends, and processes that were forked do not prolong it. It
+    holds over machines as far as their file system has locks (NFS has). Afterwards the folder is as if nobody had
+    been there: no lock file, and no folder that was made and stayed empty.
+
+    Args:
+        folder: where two processes would spoil each other's files.
+        name: of the lock file.
+
+    Raises:
+        UserError: another process is at work there, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    check_writable_dir(folder)
+    path = folder / name
+    handle = None if sys.platform == "win32" else _locked(path)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            path.unlink(missing_ok=True)
+            os.close(handle)
+        for place in missing:
+            with suppress(OSError):
+                place.rmdir()
+
+
+def _locked(path: Path) -> int | None:
+    """The open and locked file; None where the file system has no locks."""
+    import fcntl
+
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            # Of the process, not of the open file: worker processes inherit the latter and would keep it locked.
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(handle, 200).decode(errors="replace")
+            os.close(handle)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                who = f"another process ({holder})" if holder else "another process"
+                raise UserError(f"{who} is at work in {path.parent}: wait for it, or give another --output") from error
+            problem = f"{path.parent} lies on a file system without locks"
+            warnings.warn(f"{problem}: let no second command write there", stacklevel=4)
+            return None
+        # Whoever held it before may have removed the file after it was opened here.
+        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+            os.ftruncate(handle, 0)
+            os.write(handle, f"{os.getpid()} on {platform.node()}".encode())
+            return handle
+        os.close(handle)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +132,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data: ../shared/data is absent")
     return folder
+
+
+@pytest.fixture
+def occupied() -> Callable[..., Any]:
+    """A context in which another process is at work in a folder, as `files.alone` does it."""
+
+    @contextmanager
+    def at_work(folder: Path, name: str = ".lock") -> Iterator[None]:
+        script = (
+            "import sys; from prompt_transfer.files import alone\n"
+            "with alone(sys.argv[1], sys.argv[2]): print('there', flush=True); sys.stdin.read()"
+        )
+        command = [sys.executable, "-c", script, str(folder), name]
+        with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "there\n"
+            yield
+            other.communicate()
+
+    return at_work
 
 
 @pytest.fixture

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from datasets import Dataset
 from prompt_transfer.cli import main
 from prompt_transfer.data.tokens import tokenise
 from prompt_transfer.errors import UserError
-from prompt_transfer.files import atomic_path, check_writable_dir, prove_writable_dir, write_text_atomic
+from prompt_transfer.files import alone, atomic_path, check_writable_dir, prove_writable_dir, write_text_atomic
 from prompt_transfer.prompts.prompt import Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +37,19 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
         write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "f.txt", []
+
+    def note(handle: int) -> None:
+        seen.append((Path(f"/proc/self/fd/{handle}").resolve(), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_text_atomic(path, "new")
+    (temporary, early), (folder, late) = seen
+    assert (temporary.parent, temporary.suffix, early) == (tmp_path, ".txt", False)
+    assert (folder, late) == (tmp_path, True)
 
 
 @pytest.mark.parametrize("prove", [check_writable_dir, prove_writable_dir])
@@ -110,3 +126,45 @@ def test_a_full_disk_below_the_token_cache_is_told(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Dataset, "map", full)
     with pytest.raises(UserError, match=r"cannot use the token cache .*: No space left on device"):
         tokenise(rows, None, 8, pairs=False, cache_file=tmp_path / "a.arrow")  # type: ignore[arg-type]
+
+
+def test_a_folder_belongs_to_one_process(tmp_path: Path, occupied: Callable[..., Any]) -> None:
+    folder = tmp_path / "a" / "b"
+    with occupied(folder):
+        with pytest.raises(UserError, match=rf"process \(\d+ on .+\) is at work in {folder}"), alone(folder):
+            pass
+        # Another name is another lock.
+        with alone(folder, ".other"):
+            pass
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_leaves_what_was_written(tmp_path: Path) -> None:
+    with alone(tmp_path / "a"):
+        (tmp_path / "a" / "result").write_text("1")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["result"]
+
+
+def test_a_kill_ends_the_lock_though_forked_processes_live(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, time; from prompt_transfer.files import alone\n"
+        "with alone(sys.argv[1]):\n"
+        "    child = os.fork()\n"
+        "    if child: print(child, flush=True)\n"
+        "    time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        child = int(holder.stdout.readline())
+        try:
+            holder.kill()
+            holder.wait()
+            os.kill(child, 0)
+            with alone(tmp_path):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+    assert not list(tmp_path.iterdir())

@@ -120,6 +120,34 @@ def test_resumed_run_equals_an_undisturbed_one(
         assert ends[0].metadata["score"] == ends[1].metadata["score"]
 
 
+def test_a_resumed_run_goes_on_with_the_same_random_numbers(task: str, tiny_roberta: Path, tmp_path: Path) -> None:
+    """Dropout draws from the generator that the checkpoint keeps."""
+    module, data = make(task, tiny_roberta, tmp_path, backbone_dropout=True)
+    train(module, data, tmp_path / "whole", 5)
+    checkpoint = torch.load(tmp_path / "whole" / "step=3.ckpt", weights_only=True)
+    torch.save(checkpoint | {"rng": torch.Generator().manual_seed(99).get_state()}, tmp_path / "whole" / "other.ckpt")
+    for name, same in (("step=3", True), ("other", False)):
+        resumed, data = make(task, tiny_roberta, tmp_path, backbone_dropout=True)
+        torch.manual_seed(98)
+        train(resumed, data, tmp_path / f"rest-{name}", 5, resume=str(tmp_path / "whole" / f"{name}.ckpt"))
+        assert torch.equal(resumed.prompt().embeddings, module.prompt().embeddings) is same
+
+
+def test_optimizer_and_schedule_go_on(task: str, tiny_roberta: Path, tmp_path: Path) -> None:
+    module, data = make(task, tiny_roberta, tmp_path)
+    train(module, data, tmp_path / "whole", 6)
+    resumed, data = make(task, tiny_roberta, tmp_path)
+    train(resumed, data, tmp_path / "rest", 6, resume=str(tmp_path / "whole" / "step=3.ckpt"))
+    one, other = (torch.load(tmp_path / name / "step=6.ckpt", weights_only=True) for name in ("whole", "rest"))
+    assert one["lr_schedulers"] == other["lr_schedulers"]
+    assert one["lr_schedulers"][0]["last_epoch"] == 6
+    states = [each["optimizer_states"][0] for each in (one, other)]
+    assert states[0]["param_groups"] == states[1]["param_groups"]
+    torch.testing.assert_close(states[0]["state"], states[1]["state"], rtol=0, atol=0)
+    assert int(states[0]["state"][0]["step"]) == 6
+    assert torch.equal(one["rng"], other["rng"])
+
+
 def test_micro_batches_change_memory_and_not_the_result(task: str, tiny_roberta: Path, tmp_path: Path) -> None:
     whole, data = make(task, tiny_roberta, tmp_path)
     train(whole, data, tmp_path / "whole", 4)

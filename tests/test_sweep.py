@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import yaml
 from prompt_transfer.cli import main
 from prompt_transfer.commands.sweep import split_options
 from prompt_transfer.errors import UserError
-from prompt_transfer.studies.local_executor import LocalExecutor
+from prompt_transfer.studies.executor import Outcome, outcome_of, state_file
+from prompt_transfer.studies.local_executor import LocalExecutor, cores
 from prompt_transfer.studies.sweep import Run, State, read_plan
 
 PLAN = {
@@ -101,10 +103,10 @@ class Scripted(LocalExecutor):
         for name in ("runs", "configs", "logs", "state"):
             (folder / name).mkdir()
 
-    def _start(self, run: Run, slot: int) -> int:
+    def _attempt(self, run: Run, slot: int) -> Outcome:
         self.started.append(run.name)
         (self.folder / "logs" / f"{run.name}.log").write_text(f"x\nerror: {run.name} broke\n")
-        return self.codes[run.name].pop(0)
+        return outcome_of(self.folder, run.name, self.codes[run.name].pop(0), 1.5)
 
 
 def test_failures_are_tried_again_and_listed(tmp_path: Path) -> None:
@@ -115,12 +117,39 @@ def test_failures_are_tried_again_and_listed(tmp_path: Path) -> None:
     assert executor.started == ["a", "a", "b", "c", "c"]
     assert [state.status for state in states] == ["done", "failed", "failed"]
     assert [state.error for state in states] == ["", "error: b broke", "killed by SIGKILL"]
-    again = [State.read(executor.state_file(run), run) for run in RUNS]
+    assert [state.seconds for state in states] == [3.0, 1.5, 3.0]
+    again = [State.read(state_file(tmp_path, run), run) for run in RUNS]
     assert again == states
     executor.codes = {"b": [0], "c": [0]}
     executor.execute(RUNS, again, lambda run, state: None)
     assert executor.started[5:] == ["b", "c"]
     assert {state.status for state in again} == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("at_once", "devices", "given", "expected"),
+    [
+        # Four runs on two GPUs take them in turn; of those that the user shows, only these.
+        (4, 2, {}, {"CUDA_VISIBLE_DEVICES": ["0", "1", "0", "1"]}),
+        (3, 2, {"CUDA_VISIBLE_DEVICES": "5, 7"}, {"CUDA_VISIBLE_DEVICES": ["5", "7", "5"]}),
+        (1, 1, {"OMP_NUM_THREADS": "3"}, {"CUDA_VISIBLE_DEVICES": ["0"], "OMP_NUM_THREADS": ["3"]}),
+        # On a CPU equal shares of the cores, unless the user has chosen; one run alone has them all.
+        (2, 0, {}, {"OMP_NUM_THREADS": [str(max(1, cores() // 2))] * 2}),
+        (2, 0, {"OMP_NUM_THREADS": "3"}, {"OMP_NUM_THREADS": ["3", "3"]}),
+        (1, 0, {}, {}),
+    ],
+)
+def test_each_slot_has_a_device_or_a_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, devices: int, given: dict[str, str], expected: dict[str, list[str]]
+) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+        if name in given:
+            monkeypatch.setenv(name, given[name])
+    executor = LocalExecutor(Path("sweep"), at_once, 0, devices)
+    made = [executor.environment(slot) for slot in range(at_once)]
+    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
+        assert [one[name] for one in made if name in one] == expected.get(name, [])
 
 
 def test_a_run_of_other_options_is_not_taken_for_done(tmp_path: Path) -> None:
@@ -222,12 +251,35 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def test_two_sweeps_in_one_folder(tmp_path: Path, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import fcntl
+def test_two_sweeps_in_one_folder(
+    tmp_path: Path, small: Path, occupied: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with occupied(tmp_path / "out", ".sweep.lock"):
+        assert main(["sweep", "--config", str(small), "--output", str(tmp_path / "out")]) == 2
+    assert "is at work in" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "configs").exists()
 
-    folder = tmp_path / "out"
-    folder.mkdir()
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert main(["sweep", "--config", str(small), "--output", str(folder)]) == 2
-    assert "another sweep is at work" in capsys.readouterr().err
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cpus", "2"], "--address, --cpus and --gpus belong to --executor ray"),
+        (["--at_once", "0"], "--at_once must be 1 or more"),
+        (["--executor", "slurm"], "option --executor: expected local, ray, not slurm"),
+        (["--executor", "ray", "--cpus", "0"], "--cpus must be above 0"),
+    ],
+)
+def test_options_that_do_not_fit_change_nothing(
+    tmp_path: Path, small: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["sweep", "--config", str(small), "--output", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_ray_the_extra_is_named(
+    tmp_path: Path, small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["sweep", "--config", str(small), "--output", str(tmp_path / "out"), "--executor", "ray"]) == 2
+    assert "pip install prompt_transfer[ray]" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -177,6 +178,9 @@ def test_the_files_hold_what_is_promised(prompts: Path, tiny_roberta: Path, task
     assert frame.set_index(["task", "kind"]).loc[("films", "majority"), "value"] == pytest.approx(20 / 30)
     for name in ("matrix.png", "matrix_clustered.png", "summary.png"):
         assert (output / name).stat().st_size > 10_000
+    provenance = json.loads((output / "provenance.json").read_text())
+    assert (provenance["command"], provenance["config"]["tasks"]) == ("transfer", tasks)
+    assert {task: list(digests) for task, digests in provenance["data"].items()} == {name: ["test"] for name in names}
     assert main(["analyze", "matrix", str(output / "matrix.csv"), "--output", str(tmp_path / "analysis")]) == 0
     summary = pd.read_csv(tmp_path / "analysis" / "summary.csv")
     pd.testing.assert_frame_equal(summary, pd.read_csv(output / "summary.csv"))
@@ -203,6 +207,16 @@ def test_interrupted_and_resumed_equals_undisturbed(
     with pytest.MonkeyPatch.context() as patch:
         assert counted(patch) == []
         pd.testing.assert_frame_equal(transfer(study(tiny_roberta, prompts, tasks, tmp_path / "out")), whole)
+    # All that have worked on these answers are named.
+    assert len(json.loads((tmp_path / "out" / "provenance.json").read_text())["processes"]) == 3
+
+
+def test_two_processes_do_not_write_one_matrix(
+    prompts: Path, tiny_roberta: Path, tasks: list[str], tmp_path: Path, occupied: Callable[..., Any]
+) -> None:
+    with occupied(tmp_path / "out"), pytest.raises(UserError, match="is at work in"):
+        transfer(study(tiny_roberta, prompts, tasks, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_only_new_prompts_and_tasks_are_scored(

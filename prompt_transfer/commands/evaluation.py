@@ -24,6 +24,7 @@ from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.prompts.reparameterizations import Plain
+from prompt_transfer.provenance import write_provenance
 from prompt_transfer.tasks import Task
 from prompt_transfer.tracking.options import WandbOptions
 from prompt_transfer.tracking.studies import publish
@@ -142,6 +143,7 @@ def _score(command: str, parsed: Command, model: PromptTuning, path: str) -> Non
         check_writable_dir(parsed.output)
         for suffix in ("csv", "parquet"):
             results.write(results.table(rows), parsed.output / f"results.{suffix}")
+        write_provenance(parsed.output, command, parsed.plain_config(), data.digests())
         if parsed.config.logger == "wandb":
             options = {key: value for key, value in parsed.plain_config().items() if key not in ("wandb", "logger")}
             given = {**options, "backbone": model.backbone.id, "task": "+".join(task.name for task in model.tasks)}
@@ -270,6 +272,7 @@ def _predict(parsed: Command, model: PromptTuning) -> None:
             frames.append(prediction_table(task.name, task.label_words, numbers, probabilities[order][mine]))
     frame = pd.concat(frames, ignore_index=True)
     path = results.write(frame, parsed.output / f"predictions.{config.format}")
+    write_provenance(parsed.output, "predict", parsed.plain_config(), data.digests())
     shown = frame.head(5)
     if "word" in frame:
         shown = frame.groupby(["task", "word"]).size().reset_index(name="rows")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from prompt_transfer.commands.lightning import quiet, show_warning
 from prompt_transfer.commands.parsing import subcommand, words_of
+from prompt_transfer.files import alone
 from prompt_transfer.studies.targets import EvaluationData
 
 FEW = EvaluationData(limit_eval=200)
@@ -50,7 +53,9 @@ def capture(
     options = CaptureStudy(
         backbone, prompts, output, words_of(tasks), data, split, attention, layout, dtype, accelerator
     )
-    paths = study(options)
+    # Of several processes that torchrun started the first one writes.
+    with alone(output) if not int(os.environ.get("RANK", 0)) else nullcontext():
+        paths = study(options)
     if paths:
         print(f"neurons of {len(paths)} prompts")
         print(output)
@@ -111,7 +116,9 @@ def mask(
         backbone, prompts, words_of(tasks), output, neurons, by, data, split, ratios, scope, methods, masks, sources,
         random_seeds, noise, attention, layout, dtype, label_words_policy, accelerator,
     )  # fmt: skip
-    masking.show(masking.mask(study), output)
+    with alone(output):
+        frame = masking.mask(study)
+    masking.show(frame, output)
 
 
 def skill(
@@ -148,7 +155,8 @@ def skill(
     study = probing.ProbingStudy(
         backbone, prompts, output, words_of(tasks), data, attention, layout, dtype, label_words_policy, accelerator
     )
-    print(f"predictivity behind {len(probing.skill(study))} prompts")
+    with alone(output):
+        print(f"predictivity behind {len(probing.skill(study))} prompts")
     print(output)
 
 
@@ -185,7 +193,8 @@ def probe(
     study = probing.ProbingStudy(
         backbone, prompts, output, words_of(tasks), data, attention, layout, dtype, label_words_policy, accelerator
     )
-    print(f"labelled rows behind {len(probing.probe(study))} prompts")
+    with alone(output):
+        print(f"labelled rows behind {len(probing.probe(study))} prompts")
     print(output)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from prompt_transfer.commands.arguments import find_configs
 from prompt_transfer.commands.lightning import quiet, told_in_one_line
 from prompt_transfer.data.corpus import CorpusDataModule
 from prompt_transfer.errors import UserError
-from prompt_transfer.files import prove_writable_dir, write_text_atomic
+from prompt_transfer.files import alone, prove_writable_dir, write_text_atomic
 from prompt_transfer.modules.backbone_pretraining import BackbonePretraining
 from prompt_transfer.modules.informed_init import frequencies
 
@@ -83,13 +84,16 @@ def run(command: str, arguments: list[str]) -> None:
             parser_kwargs={"exit_on_error": False, "prog": "prompt-transfer pretrain"},
         )
     folder = Path(cli.config.output)
-    last = folder / "last.ckpt"
-    resume = str(last) if cli.config.resume and last.is_file() else None
-    with told_in_one_line(command):
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
-    write_text_atomic(folder / "pretraining.yaml", cli.parser.dump(cli.config, skip_none=False, skip_validation=True))
-    finish(cli.model, cli.datamodule, folder)
-    last.unlink(missing_ok=True)
+    # Of several processes the first one writes.
+    with alone(folder) if cli.trainer.is_global_zero else nullcontext():
+        last = folder / "last.ckpt"
+        resume = str(last) if cli.config.resume and last.is_file() else None
+        with told_in_one_line(command):
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
+        options = cli.parser.dump(cli.config, skip_none=False, skip_validation=True)
+        write_text_atomic(folder / "pretraining.yaml", options)
+        finish(cli.model, cli.datamodule, folder)
+        last.unlink(missing_ok=True)
     print(folder)
 
 

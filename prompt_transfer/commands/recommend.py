@@ -15,6 +15,7 @@ from prompt_transfer.commands.lightning import absolute, quiet, show_warning
 from prompt_transfer.commands.parsing import words_of
 from prompt_transfer.data.readers import data_root
 from prompt_transfer.errors import UserError
+from prompt_transfer.files import alone
 from prompt_transfer.prompts.arithmetic import average
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.studies.candidates import RecommendStudy
@@ -83,7 +84,8 @@ def recommend(
         backbone, prompts, names, output, data, target, steps, sample, sample_seeds, neurons, matrix, by, dtype,
         accelerator, seed,
     )  # fmt: skip
-    found = run_study(study)
+    with alone(output):
+        found = run_study(study)
     show(found)
     for line in next_steps(study, found, use, k):
         print(line)

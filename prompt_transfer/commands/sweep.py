@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import yaml
@@ -19,8 +16,11 @@ import yaml
 from prompt_transfer import results
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.errors import UserError
-from prompt_transfer.files import check_writable_dir, write_text_atomic
+from prompt_transfer.files import alone, check_writable_dir, write_text_atomic
+from prompt_transfer.provenance import write_provenance
+from prompt_transfer.studies.executor import Executor, state_file
 from prompt_transfer.studies.local_executor import LocalExecutor
+from prompt_transfer.studies.ray_executor import RayExecutor
 from prompt_transfer.studies.sweep import Run, State, overview, read_plan, with_tracking
 from prompt_transfer.tracking.studies import STUDIES
 
@@ -30,7 +30,17 @@ GROUPS = (
 )
 
 
-def sweep(config: str, output: str, at_once: int = 1, retries: int = 1, dry_run: bool = False) -> None:
+def sweep(
+    config: str,
+    output: str,
+    executor: Literal["local", "ray"] = "local",
+    at_once: int | None = None,
+    retries: int = 1,
+    address: str | None = None,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    dry_run: bool = False,
+) -> None:
     """train many prompts from one file of runs, and go on with what is missing
 
     Options of `fit` (--model.*, --data.*, --trainer.*) are given to every run and win over the file. With --logger
@@ -39,16 +49,33 @@ def sweep(config: str, output: str, at_once: int = 1, retries: int = 1, dry_run:
     Args:
         config: file with `fit`, `grid`, `cases`, `name` and `then`; see configs/study.
         output: folder for the runs, their logs, sweep.csv (one row a run) and results.parquet (their scores).
-        at_once: runs at a time on this machine.
-        retries: how often a run that failed is started again.
+        executor: local (this machine) or ray (a Ray cluster whose machines share a file system; extra `ray`).
+        at_once: runs at a time; default: one a GPU, or one on a CPU; with ray as many as there is room for.
+        retries: how often a run that failed, or was killed, is started again.
+        address: of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; default: Ray is started here.
+        cpus: CPUs of a run, with ray; default: 1.
+        gpus: GPUs of a run, with ray; default: 1 where the cluster has any.
         dry_run: show the runs and the commands after them, and do nothing.
     """
     raise AssertionError("called with the options of fit by `run`")
 
 
-def _sweep(given: dict[str, Any], config: str, output: str, at_once: int, retries: int, dry_run: bool) -> None:
-    if at_once < 1 or retries < 0:
+def _sweep(
+    given: dict[str, Any],
+    config: str,
+    output: str,
+    executor: str,
+    at_once: int | None,
+    retries: int,
+    address: str | None,
+    cpus: float | None,
+    gpus: float | None,
+    dry_run: bool,
+) -> None:
+    if (at_once is not None and at_once < 1) or retries < 0:
         raise UserError("--at_once must be 1 or more, --retries 0 or more")
+    if executor == "local" and (address, cpus, gpus) != (None, None, None):
+        raise UserError("--address, --cpus and --gpus belong to --executor ray")
     folder = Path(output)
     plan = with_tracking(read_plan(config, folder, given), folder.resolve().name, STUDIES)
     if dry_run:
@@ -56,15 +83,21 @@ def _sweep(given: dict[str, Any], config: str, output: str, at_once: int, retrie
         for command in plan.then:
             print(f"$ prompt-transfer {shlex.join(command)}")
         return
-    check_writable_dir(folder)
-    with _alone(folder):
-        executor = LocalExecutor(folder, at_once, retries, _gpus())
-        states = [State.read(executor.state_file(run), run) for run in plan.runs]
+    engine: Executor
+    if executor == "ray":
+        engine = RayExecutor(folder, retries, 1.0 if cpus is None else cpus, gpus, address, at_once)
+    else:
+        devices = _gpus()
+        engine = LocalExecutor(folder, at_once or max(1, devices), retries, devices)
+    # A lock of its own: a command that follows may have the same folder as its output.
+    with alone(folder, ".sweep.lock"):
+        states = [State.read(state_file(folder, run), run) for run in plan.runs]
         for place in ("runs", "configs", "logs", "state"):
             check_writable_dir(folder / place)
         for run in plan.runs:
             write_text_atomic(folder / "configs" / f"{run.name}.yaml", run.config())
-        _train(executor, plan.runs, states, folder)
+        write_provenance(folder, "sweep", {"config": config, "executor": executor} | given, {}, goes_on=True)
+        _train(engine, plan.runs, states, folder)
         results.keep(overview(plan.runs, states), "runs")
         failed = [run.name for run, state in zip(plan.runs, states, strict=True) if state.status == "failed"]
         if failed:
@@ -91,7 +124,7 @@ def _follow(command: list[str]) -> None:
         results.keep(table["rows"], table["title"])
 
 
-def _train(executor: LocalExecutor, runs: list[Run], states: list[State], folder: Path) -> None:
+def _train(executor: Executor, runs: list[Run], states: list[State], folder: Path) -> None:
     left = [run for run, state in zip(runs, states, strict=True) if state.status != "done"]
     if len(left) < len(runs):
         print(f"{len(runs) - len(left)} of {len(runs)} runs are done already", flush=True)
@@ -121,17 +154,6 @@ def _train(executor: LocalExecutor, runs: list[Run], states: list[State], folder
         frame = pd.concat(tables, ignore_index=True)
         results.write(frame, folder / "results.parquet")
         results.write(frame, folder / "results.csv")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two sweeps in one folder would train the same runs: the second is refused. The lock ends with its process."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another sweep is at work in {folder}: wait for it, or give another --output") from None
-        yield
 
 
 def _gpus() -> int:

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,13 @@ from prompt_transfer.callbacks.tracking import TrackRun, WandbLog, describe_fit,
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.errors import UserError
-from prompt_transfer.files import check_writable_dir, write_text_atomic
+from prompt_transfer.files import LOCK, alone, check_writable_dir, write_text_atomic
 from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.provenance import check_same_data, write_provenance
 from prompt_transfer.tracking.options import WandbOptions
 from prompt_transfer.tracking.run import ID_FILE, Tracker
 
@@ -46,7 +47,7 @@ PROJECTION = ("projector", "objective", "source_prompts", "select")
 
 
 class RunFolder(Callback):
-    """Writes the resolved configuration, and with `--overwrite` removes the old run: once all has proved to be sound.
+    """Writes configuration and provenance, and with `--overwrite` removes the old run: once all has proved to be sound.
 
     At the start of training data, checkpoint and options have been checked, so that a refused command changes nothing.
     """
@@ -57,6 +58,10 @@ class RunFolder(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
+        data: Any = trainer.datamodule
+        digests, goes_on = data.digests(), trainer.global_step > 0
+        if goes_on:
+            check_same_data(self.folder, digests)
         if self.overwrite:
             # By name: what else lies there is not ours to remove.
             several = [path.name for kind in ("seed", "lr") for path in self.folder.glob(f"prompt-{kind}*.safetensors")]
@@ -72,6 +77,9 @@ class RunFolder(Callback):
             ):
                 (self.folder / name).unlink(missing_ok=True)
         write_text_atomic(self.folder / CONFIG_FILE, self.text)
+        facts = {"device": str(trainer.strategy.root_device), "processes": trainer.world_size}
+        config = yaml.safe_load(self.text)
+        write_provenance(self.folder, "fit", config, digests, goes_on, step=trainer.global_step, **facts)
 
 
 class Fit(Command):
@@ -79,6 +87,7 @@ class Fit(Command):
 
     def __init__(self, *args: Any) -> None:
         self.started = time.monotonic()
+        self.lock = ExitStack()
         super().__init__(*args)
 
     def before_instantiate_classes(self) -> None:
@@ -99,8 +108,12 @@ class Fit(Command):
     def claim(self, folder: Path) -> None:
         """Make sure that nothing of another run is lost or mixed up."""
         self.made_folders = [place for place in (folder, *folder.parents) if not place.exists()]
-        occupied = self.occupied = folder.is_dir() and any(folder.iterdir())
-        config = self.config
+        self.occupied = holds_files(folder)
+        self.check_free(folder)
+
+    def check_free(self, folder: Path) -> None:
+        """A UserError where `folder` holds what the options do not say to go on with, or to replace."""
+        config, occupied = self.config, holds_files(folder)
         if config.resume and config.overwrite:
             raise UserError("--resume goes on with a run and --overwrite starts it anew: give one of them")
         if occupied and not config.resume and not config.overwrite:
@@ -109,14 +122,22 @@ class Fit(Command):
             raise UserError(f"{folder} holds no run that could be overwritten, but other files: give another --output")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Comes last, when model and data are sound; only now is the folder made."""
+        """Comes last, when model and data are sound; only now is the folder made, and kept from other processes."""
         assert self.output is not None
         check_writable_dir(self.output)
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except BaseException:
-            self.tidy()
+            if not (self.output / LOCK).exists():
+                self.tidy()
             raise
+        if trainer.is_global_zero:
+            with ExitStack() as lock:
+                lock.enter_context(alone(self.output))
+                # Another run may have begun, and ended, since the folder was looked at.
+                self.check_free(self.output)
+                self.lock = lock.pop_all()
+        return trainer
 
     def tidy(self) -> None:
         """After a failure: where there is neither prompt nor checkpoint, leave what was there before."""
@@ -196,6 +217,11 @@ class Fit(Command):
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer fit`."""
     fit = Fit(command, _with_stored_config(arguments))
+    with fit.lock:
+        _train(fit, command)
+
+
+def _train(fit: Fit, command: str) -> None:
     folder = fit.output
     assert folder is not None
     last = folder / LAST
@@ -218,9 +244,14 @@ def run(command: str, arguments: list[str]) -> None:
         _report(fit, folder)
 
 
+def holds_files(folder: Path) -> bool:
+    """Whether anything lies in `folder` but the lock of a process."""
+    return folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
+
+
 def is_run(folder: Path) -> bool:
     """Whether `fit` made what lies in `folder`; a run killed in its first seconds has logs alone."""
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir()} - {LOCK}
     return names <= {"logs"} or bool({CONFIG_FILE, PROMPT_FILE, PROJECTOR_FILE} & names) or (folder / LAST).is_file()
 
 

@@ -167,6 +167,10 @@ class TaskDataModule(L.LightningDataModule):
             "fingerprints": {data.task.name: data.fingerprint for data in self.data},
         }
 
+    def digests(self) -> dict[str, dict[str, str]]:
+        """Task -> split that was read -> SHA-256 of its token columns."""
+        return self._made_tables().digests()
+
     # Wiring.
 
     def connect(self, encoder: TextEncoder) -> TaskDataModule:

@@ -113,3 +113,11 @@ class Tables:
                         full = table.target_lengths[mine] >= data.task.max_target_length
                         splits[split]["at_max_target_length"] = int(full.sum())
         return found
+
+    def digests(self) -> dict[str, dict[str, str]]:
+        """Task -> split that was tokenised -> digest of what the model reads of it (`TokenTable.content`)."""
+        names = [task.name for task in self.selection.tasks]
+        return {
+            name: {split: table.content(index) for split, table in self._splits.items()}
+            for index, name in enumerate(names)
+        }

@@ -111,6 +111,17 @@ class TokenTable:
         """SHA-256 of ids and lengths: with seed and batch size all that the order of training depends on."""
         return hashlib.sha256(self.ids.tobytes() + self.lengths.tobytes()).hexdigest()
 
+    def content(self, task_index: int) -> str:
+        """SHA-256 of all that is read of one task's rows: ids, tokens, labels and targets; tells data apart."""
+        first, end = np.searchsorted(self.task_ids, [task_index, task_index + 1])
+        digest = hashlib.sha256()
+        for part in (self.ids, self.labels, self.lengths, self.target_lengths):
+            digest.update(np.ascontiguousarray(part[first:end]).tobytes())
+        digest.update(self.values[self.offsets[first] : self.offsets[end]].tobytes())
+        if self.target_values is not None and self.target_offsets is not None:
+            digest.update(self.target_values[self.target_offsets[first] : self.target_offsets[end]].tobytes())
+        return digest.hexdigest()
+
     @classmethod
     def concatenate(cls, tables: list[TokenTable]) -> TokenTable:
         """One table with the rows of all, in the order given."""

@@ -7,7 +7,6 @@ import json
 import warnings
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata as installed
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 import prompt_transfer
+from prompt_transfer import provenance
 from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.tensor_file import Header, check_shape, open_file, read_header, read_tensor, sizes, write
 
@@ -274,14 +274,8 @@ def run_name(path: Path) -> str | None:
 
 
 def library_versions() -> str:
-    """Versions of the libraries that decide the numbers, as JSON; reads their metadata, imports none of them."""
-    versions = {"prompt_transfer": prompt_transfer.__version__}
-    for name in ("torch", "lightning", "transformers"):
-        try:
-            versions[name] = installed.version(name)
-        except installed.PackageNotFoundError:
-            versions[name] = "not installed"
-    return json.dumps(versions, sort_keys=True)
+    """Versions of the libraries that decide the numbers, as JSON."""
+    return json.dumps(provenance.library_versions(), sort_keys=True)
 
 
 def _check_version(metadata: dict[str, str], path: Path) -> None:

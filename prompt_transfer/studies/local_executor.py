@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import queue
-import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from prompt_transfer.studies.executor import Outcome, Tell, is_final, note, outcome_of, start, stop
 from prompt_transfer.studies.sweep import Run, State
-
-CHECKPOINT = "checkpoints/last.ckpt"
-DIE_WITH_PARENT = 1  # prctl(2): PR_SET_PDEATHSIG
 
 
 class LocalExecutor:
@@ -34,18 +29,8 @@ class LocalExecutor:
         self._children: set[subprocess.Popen[bytes]] = set()
         self._stopped = threading.Event()
 
-    def state_file(self, run: Run) -> Path:
-        """Where the state of a run is kept."""
-        return self.folder / "state" / f"{run.name}.json"
-
-    def execute(self, runs: Sequence[Run], states: Sequence[State], tell: Callable[[Run, State], None]) -> None:
-        """Do all runs that are not done; `states` change on the way.
-
-        Args:
-            runs: N runs.
-            states: what is known of each.
-            tell: called after each run, by one thread at a time.
-        """
+    def execute(self, runs: Sequence[Run], states: Sequence[State], tell: Tell) -> None:
+        """See `Executor`."""
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number, state in enumerate(states):
             if state.status != "done":
@@ -76,78 +61,44 @@ class LocalExecutor:
                 for thread in threads:
                     thread.join(0.2)
         except BaseException:
-            self.stop()
+            self._stopped.set()
+            stop(list(self._children))
             raise
         if failures:
             raise failures[0]
 
-    def stop(self) -> None:
-        """End what runs, as Ctrl-C would; whoever does not end within half a minute is killed."""
-        self._stopped.set()
-        children = list(self._children)
-        for child in children:
-            child.send_signal(signal.SIGINT)
-        for child in children:
-            try:
-                child.wait(30)
-            except subprocess.TimeoutExpired:
-                child.kill()
-
     def _run(self, run: Run, state: State, slot: int) -> None:
         for attempt in range(self.retries + 1):
-            started = time.monotonic()
-            state.attempts += 1
-            code = self._start(run, slot)
-            state.seconds += time.monotonic() - started
-            if self._stopped.is_set() and code:
+            outcome = self._attempt(run, slot)
+            if self._stopped.is_set() and outcome.code:
                 return
-            state.status = "failed" if code else "done"
-            state.error = self._last_words(run, code) if code else ""
-            state.write(self.state_file(run))
-            # A mistake in the options (exit code 2) is the same mistake again.
-            if not code or code == 2 or attempt == self.retries:
+            note(self.folder, run, state, outcome)
+            if is_final(outcome, attempt, self.retries):
                 return
 
-    def _start(self, run: Run, slot: int) -> int:
-        place = self.folder / "runs" / run.name
-        command = [sys.executable, "-m", "prompt_transfer", "fit"]
-        command += ["--config", str(self.folder / "configs" / f"{run.name}.yaml"), "--output", str(place)]
-        if place.is_dir() and any(place.iterdir()):
-            command += ["--resume"] if (place / CHECKPOINT).is_file() else ["--overwrite"]
-        log = self.folder / "logs" / f"{run.name}.log"
-        with log.open("ab") as file:
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=self._environment(slot),
-                preexec_fn=_die_with_parent,
-            )  # fmt: skip
-            self._children.add(child)
-            try:
-                return child.wait()
-            finally:
-                self._children.discard(child)
+    def _attempt(self, run: Run, slot: int) -> Outcome:
+        started = time.monotonic()
+        child = start(self.folder, run.name, self.environment(slot))
+        self._children.add(child)
+        try:
+            code = child.wait()
+        finally:
+            self._children.discard(child)
+        return outcome_of(self.folder, run.name, code, time.monotonic() - started)
 
-    def _environment(self, slot: int) -> dict[str, str]:
+    def environment(self, slot: int) -> dict[str, str]:
+        """Variables of the runs of a slot: a GPU of its own, in turn where there are fewer, or a share of the cores."""
         own = dict(os.environ)
-        # Processes that share cores and each start a thread a core are many times slower.
-        if self.at_once > 1 and not self.devices:
-            own.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.at_once)))
         if self.devices:
-            visible = own.get("CUDA_VISIBLE_DEVICES", "").split(",") if own.get("CUDA_VISIBLE_DEVICES") else []
-            devices = visible or [str(number) for number in range(self.devices)]
-            own["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+            visible = own.get("CUDA_VISIBLE_DEVICES")
+            devices = visible.split(",") if visible else [str(number) for number in range(self.devices)]
+            own["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)].strip()
+        elif self.at_once > 1:
+            # Processes that share cores and each start a thread a core are many times slower.
+            own.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.at_once)))
         return own
 
-    def _last_words(self, run: Run, code: int) -> str:
-        """The last line that a failed run wrote, or by what it was killed."""
-        if code < 0:
-            return f"killed by {signal.Signals(-code).name}"
-        with (self.folder / "logs" / f"{run.name}.log").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4000))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-        return lines[-1][:300] if lines else f"exit code {code}"
 
-
-def _die_with_parent() -> None:
-    """Let a run end when the sweep is killed: two that write to one folder would spoil it (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

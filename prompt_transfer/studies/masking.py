@@ -20,12 +20,13 @@ from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir, write_text_atomic
 from prompt_transfer.neurons.mask import METHODS, SCOPES, NeuronMask, layer_deviation
 from prompt_transfer.progress import progress
+from prompt_transfer.provenance import write_provenance
 from prompt_transfer.studies.backbones import facts_of, load_backbone
 from prompt_transfer.studies.capture import load_targets, prompts_below
 from prompt_transfer.studies.entries import agreed, warn_of_other_words
 from prompt_transfer.studies.masks import Masked, masked_entries, neurons_of
 from prompt_transfer.studies.scoring import MAX_TOKENS, AnswerFile, Scorer
-from prompt_transfer.studies.targets import EvaluationData, Target
+from prompt_transfer.studies.targets import EvaluationData, Target, digests_of
 
 ANSWERS = "answers"
 
@@ -129,6 +130,7 @@ def mask(study: MaskStudy) -> pd.DataFrame:
     plots.save(neuron_plots.masking_curve(summary), folder / "masking.png")
     config = asdict(study) | {key: list(getattr(study, key)) for key in ("tasks", "ratios", "methods", "masks")}
     write_text_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    write_provenance(folder, "neurons mask", config, digests_of(targets), goes_on=True)
     return frame
 
 

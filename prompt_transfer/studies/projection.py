@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from prompt_transfer.analysis import plots
 from prompt_transfer.analysis.projection import scores_figure
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
-from prompt_transfer.files import check_writable_dir
+from prompt_transfer.files import alone, check_writable_dir
 from prompt_transfer.modules.collapse import mean_cosine
 from prompt_transfer.progress import steps
 from prompt_transfer.projectors.closed_form import ClosedForm, LeastSquares, LinearCombination, Relative
@@ -26,10 +25,11 @@ from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.projectors.pairs import PromptsByTask, load_by_task
 from prompt_transfer.prompts.prompt import UNKNOWN
 from prompt_transfer.prompts.random_prompts import DRAWS, random_prompt
+from prompt_transfer.provenance import write_provenance
 from prompt_transfer.studies.entries import Entry, agreed
 from prompt_transfer.studies.projection_table import Cell, Projected, rows
 from prompt_transfer.studies.scoring import MAX_TOKENS, AnswerFile, Scorer
-from prompt_transfer.studies.targets import EvaluationData, Target, load_target
+from prompt_transfer.studies.targets import EvaluationData, Target, digests_of, load_target
 from prompt_transfer.tasks import get_task, task_names
 
 CLOSED_FORMS: dict[str, type[ClosedForm]] = {
@@ -301,18 +301,13 @@ def projection(study: ProjectionStudy) -> pd.DataFrame:
     Raises:
         UserError: see `ReadyProjection`.
     """
-    made = not Path(study.output).exists()
-    try:
+    with alone(study.output):
         ready = ReadyProjection(study)
-    except UserError:
-        folder = Path(study.output)
-        if made and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-    frame = ready.compute()
-    for suffix in ("parquet", "csv"):
-        results.write(frame, ready.folder / f"projection.{suffix}")
-    plots.save(scores_figure(frame), ready.folder / "projection.png")
+        write_provenance(ready.folder, "analyze projection", asdict(study), digests_of(ready.targets), goes_on=True)
+        frame = ready.compute()
+        for suffix in ("parquet", "csv"):
+            results.write(frame, ready.folder / f"projection.{suffix}")
+        plots.save(scores_figure(frame), ready.folder / "projection.png")
     return frame
 
 

@@ -22,6 +22,7 @@ from prompt_transfer.files import write_text_atomic
 from prompt_transfer.progress import steps
 from prompt_transfer.prompts.prompt import UNKNOWN
 from prompt_transfer.prompts.recommendation import FACTS
+from prompt_transfer.provenance import write_provenance
 from prompt_transfer.studies.backbones import choose_device
 from prompt_transfer.studies.candidates import RecommendStudy, Sources
 from prompt_transfer.studies.scoring import MAX_TOKENS, Scorer
@@ -95,6 +96,7 @@ def recommend(study: RecommendStudy) -> Recommended:
     results.write(outcome.table, sources.folder / "recommendation.csv")
     results.write(outcome.costs, sources.folder / "costs.csv")
     write_text_atomic(sources.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    write_provenance(sources.folder, "prompts recommend", config, {})
     return outcome
 
 

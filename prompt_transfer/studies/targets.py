@@ -124,6 +124,11 @@ class Target:
         return min(self.interval(answers)[0] for answers in own) > self.score(self.baseline)
 
 
+def digests_of(targets: Sequence[Target]) -> dict[str, dict[str, str]]:
+    """Task -> split -> digest of what is read of it, for `provenance.json`."""
+    return {target.task.name: {target.split.partition(" ")[0]: target.table.content(0)} for target in targets}
+
+
 def load_target(task: Task, data: EvaluationData, label_words: str, split: str, encoder: TextEncoder) -> Target:
     """Read and tokenise the rows of a split.
 

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from prompt_transfer.analysis.heatmaps import transfer_heatmap
 from prompt_transfer.analysis.matrix import Matrix, from_results, to_table
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
-from prompt_transfer.files import check_writable_dir, write_text_atomic
+from prompt_transfer.files import alone, check_writable_dir, write_text_atomic
 from prompt_transfer.progress import progress
+from prompt_transfer.provenance import write_provenance
 from prompt_transfer.studies.backbones import backbone_options, check_accelerator, choose_device, facts_of
 from prompt_transfer.studies.entries import (
     agreed,
@@ -33,7 +35,7 @@ from prompt_transfer.studies.entries import (
     warn_of_other_words,
 )
 from prompt_transfer.studies.scoring import MAX_TOKENS, AnswerFile, Batch, Scorer
-from prompt_transfer.studies.targets import EvaluationData, Target, load_target
+from prompt_transfer.studies.targets import EvaluationData, Target, digests_of, load_target
 from prompt_transfer.studies.transfer_table import check_names, is_own, target_rows, tidy
 from prompt_transfer.tasks import get_task
 
@@ -181,9 +183,19 @@ class Ready:
         matrix = from_results(frame)
         results.write(to_table(matrix), self.folder / "matrix.csv")
         draw(matrix, self.folder)
-        config = asdict(self.study) | {"tasks": list(self.study.tasks)}
-        write_text_atomic(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_text_atomic(self.folder / "config.yaml", yaml.safe_dump(self.config(), sort_keys=False))
         return frame
+
+    def config(self) -> dict[str, Any]:
+        """The study as plain values."""
+        return asdict(self.study) | {"tasks": list(self.study.tasks)}
+
+    def tell_provenance(self) -> None:
+        """`provenance.json`; answers of earlier processes stay, and so do those."""
+        device = choose_device(self.study.accelerator)
+        write_provenance(
+            self.folder, "transfer", self.config(), digests_of(self.targets), goes_on=True, device=str(device)
+        )
 
     def _warn_of_targets_without_own(self) -> None:
         names = [target.task.name for target in self.targets]
@@ -209,23 +221,19 @@ def transfer(study: TransferStudy) -> pd.DataFrame:
         several that torchrun started an empty one.
 
     Raises:
-        UserError: see `Ready`.
+        UserError: see `Ready`; or another process is at work in the output folder.
     """
-    made = not Path(study.output).exists()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    try:
+    with alone(study.output) if rank == 0 else nullcontext():
         ready = Ready(study, rank)
-    except UserError:
-        folder = Path(study.output)
-        if made and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-    if world > 1:
-        return _with_torchrun(ready, world)
-    if study.devices > 1:
-        return _with_processes(ready)
-    ready.compute(1)
-    return ready.finish()
+        if rank == 0:
+            ready.tell_provenance()
+        if world > 1:
+            return _with_torchrun(ready, world)
+        if study.devices > 1:
+            return _with_processes(ready)
+        ready.compute(1)
+        return ready.finish()
 
 
 def _with_processes(ready: Ready) -> pd.DataFrame:

@@ -1,0 +1,280 @@
+"""What is left of work that is killed: SIGKILL at random moments of `fit`, `transfer` and `sweep`, then the same again.
+
+    python benchmarks/kill.py --kills 20 --output results/benchmarks/kill.json
+
+Each command runs once undisturbed. Then, for each kill, it is started in an empty folder, killed at a random moment and
+started again with the same words until it has finished. After each kill every file must be readable; in the end all
+numbers must be those of the undisturbed run: prompts to the bit, tables but for their columns of seconds. The report
+has what each kill cost: the seconds of both starts less those of the undisturbed run. Small built-in tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from PIL import Image
+
+from prompt_transfer.projectors.file import ProjectorFile
+from prompt_transfer.prompts.prompt import Prompt
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = "out"
+# What a kill changes, and may: time, number of starts.
+TIMES = ("seconds", "attempts")
+# Of these the last line may be cut short; whoever goes on leaves it out.
+BY_LINE = (".log",)
+TRIES = 10
+
+SMALL = {
+    "model": {"backbone": "roberta-nano", "prompt_length": 5},
+    "data": {"batch_size": 8, "max_length": 32, "limit_train": 400, "limit_eval": 200},
+    "trainer": {"accelerator": "cpu", "max_steps": 60, "val_check_interval": 10, "enable_progress_bar": False},
+}
+SWEEP = {
+    "fit": SMALL | {"convergence": True},
+    "grid": {"data.task": ["builtin_movies", "builtin_books"]},
+    "name": "{data.task}",
+    "then": [
+        {
+            "transfer": {
+                "backbone": "roberta-nano", "prompts": "{runs}", "tasks": "{data.task}", "random_prompts": 1,
+                "data.limit_eval": 200, "output": "{output}/transfer", "accelerator": "cpu",
+            }
+        }
+    ],
+}  # fmt: skip
+FIT = ["fit", "--config", "fit.yaml", "--data.task", "builtin_movies", "--convergence"]
+COMMANDS = {
+    "fit": [*FIT, "--output", OUT, "--resume"],
+    "transfer": [
+        "transfer", "--backbone", "roberta-nano", "--prompts", "prompts", "--tasks",
+        "builtin_movies,builtin_restaurants,builtin_books", "--data.limit_eval", "600", "--accelerator", "cpu",
+        "--output", OUT,
+    ],
+    "sweep": ["sweep", "--config", "sweep.yaml", "--output", OUT],
+}  # fmt: skip
+
+
+@dataclass
+class Place:
+    """A folder in which a command runs; its output is `out` there, so that paths in tables are the same everywhere."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def start(self, arguments: list[str]) -> subprocess.Popen[bytes]:
+        """Start `prompt-transfer`; what it prints goes to `printed.txt`."""
+        with (self.folder / "printed.txt").open("ab") as printed:
+            return subprocess.Popen(
+                [sys.executable, "-m", "prompt_transfer", *arguments], cwd=self.folder, env=self.environment,
+                stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def finish(self, arguments: list[str]) -> float:
+        """Run the command to its end; its seconds.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        began = time.monotonic()
+        process = self.start(arguments)
+        if process.wait():
+            raise RuntimeError(
+                f"prompt-transfer {' '.join(arguments)} failed in {self.folder} (kept):\n"
+                + (self.folder / "printed.txt").read_text(errors="replace")[-2000:]
+            )
+        return time.monotonic() - began
+
+    def kill(self, arguments: list[str], moment: float) -> float | None:
+        """Start the command and kill it after `moment` seconds; the seconds, None where it had ended before."""
+        began = time.monotonic()
+        process = self.start(arguments)
+        try:
+            process.wait(moment)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        return time.monotonic() - began if process.returncode == -signal.SIGKILL else None
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """All but those that were being written under a name of their own: these are nobody's."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            yield path
+
+
+def check_readable(folder: Path) -> int:
+    """Read every file below `folder`; their number.
+
+    Raises:
+        RuntimeError: one cannot be read.
+    """
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".ckpt": lambda path: torch.load(path, weights_only=True),
+        ".safetensors": lambda path: (ProjectorFile if path.stem == "projector" else Prompt).load(path),
+        ".parquet": pd.read_parquet,
+        ".csv": pd.read_csv,
+        ".json": lambda path: json.loads(path.read_text()),
+        ".yaml": lambda path: yaml.safe_load(path.read_text()),
+        ".npz": lambda path: dict(np.load(path)),
+        ".png": lambda path: Image.open(path).load(),
+    }
+    read = list(files(folder))
+    for path in read:
+        by_line = path.suffix in BY_LINE or path.parent.name == "logs"
+        try:
+            path.read_bytes() if by_line else readers[path.suffix](path)
+        except Exception as error:
+            raise RuntimeError(f"{path} (kept) cannot be read after a kill: {error}") from error
+    return len(read)
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """All numbers that a command left: name of the file -> its tensors, or its table without times."""
+    found: dict[str, Any] = {}
+    for path in files(folder):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".safetensors":
+            prompt = Prompt.load(path)
+            found[name] = {"embeddings": prompt.embeddings, "initial": prompt.initial}
+        elif path.suffix in (".csv", ".parquet"):
+            frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+            found[name] = frame.drop(columns=[column for column in TIMES if column in frame])
+    return found
+
+
+def check_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise a RuntimeError that names the first file in which two runs differ."""
+    if set(found) != set(expected):
+        raise RuntimeError(f"files differ: {sorted(set(found) ^ set(expected))}")
+    for name, value in expected.items():
+        try:
+            if isinstance(value, pd.DataFrame):
+                pd.testing.assert_frame_equal(found[name], value, check_exact=True)
+            else:
+                torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+        except AssertionError as error:
+            raise RuntimeError(f"{name} differs from the undisturbed run: {error}") from error
+
+
+class Trials:
+    """Kills of one command.
+
+    Args:
+        name: of the command.
+        scratch: folder for everything.
+        environment: of all processes.
+    """
+
+    def __init__(self, name: str, scratch: Path, environment: dict[str, str]) -> None:
+        self.name, self.arguments = name, COMMANDS[name]
+        self.scratch, self.environment = scratch / name, environment
+        self.whole = self.place("whole")
+        # Once before it counts: tokens and byte code are in their caches then, as they are when it is started again.
+        self.place("warm").finish(self.arguments)
+        self.undisturbed = self.whole.finish(self.arguments)
+        self.expected = numbers(self.whole.folder / OUT)
+
+    def place(self, name: str) -> Place:
+        """A fresh folder with what the command reads."""
+        folder = self.scratch / name
+        folder.mkdir(parents=True)
+        (folder / "fit.yaml").write_text(yaml.safe_dump(SMALL))
+        (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+        if self.name == "transfer":
+            shutil.copytree(self.scratch.parent / "prompts", folder / "prompts")
+        return Place(folder, self.environment)
+
+    def run(self, kills: int, generator: random.Random) -> dict[str, Any]:
+        """Kill it `kills` times, once in each equal share of its time; a row of the report."""
+        rows = [self.one(number, kills, generator) for number in range(kills)]
+        lost = [row["seconds_lost"] for row in rows]
+        return {
+            "command": self.name,
+            "kills": len(rows),
+            "resumed": len(rows),
+            "unreadable_files": 0,
+            "different_numbers": 0,
+            "files_compared": len(self.expected),
+            "seconds_undisturbed": round(self.undisturbed, 2),
+            "seconds_lost_median": round(statistics.median(lost), 2),
+            "seconds_lost_max": round(max(lost), 2),
+            "each": rows,
+        }
+
+    def one(self, number: int, kills: int, generator: random.Random) -> dict[str, Any]:
+        """One kill, and the way to the end after it."""
+        for attempt in range(TRIES):
+            place = self.place(f"kill{number}-{attempt}")
+            moment = self.undisturbed * (number + generator.random()) / kills
+            killed = place.kill(self.arguments, moment)
+            if killed is not None:
+                break
+            shutil.rmtree(place.folder)  # it was faster than the undisturbed one
+        else:
+            raise RuntimeError(f"{self.name} always ends before it can be killed")
+        readable = check_readable(place.folder / OUT) if (place.folder / OUT).is_dir() else 0
+        rest = place.finish(self.arguments)
+        check_readable(place.folder / OUT)
+        check_equal(numbers(place.folder / OUT), self.expected)
+        shutil.rmtree(place.folder)
+        lost = killed + rest - self.undisturbed
+        print(f"{self.name}: killed after {killed:.1f} s, went on for {rest:.1f} s, the same numbers", flush=True)
+        return {"killed_after": round(killed, 2), "files_then": readable, "seconds_lost": round(lost, 2)}
+
+
+def run(output: str, kills: int = 20, commands: str = "fit,transfer,sweep", seed: int = 0, threads: int = 1) -> None:
+    """Kill, go on, compare, and write a JSON file.
+
+    Args:
+        output: the file.
+        kills: of each command.
+        commands: of fit, transfer and sweep, separated by commas.
+        seed: of the moments.
+        threads: of torch.
+    """
+    from common import facts, write
+
+    from prompt_transfer import results
+    from prompt_transfer.commands.parsing import words_of
+
+    report = facts("SIGKILL at random moments, then the same command again", kills=kills, seed=seed, threads=threads)
+    scratch = Path(tempfile.mkdtemp(prefix="prompt_transfer_kill_"))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PROMPT_TRANSFER_CACHE": str(scratch / "cache")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    generator, rows = random.Random(seed), []
+    for name in words_of(commands):
+        if name == "transfer":
+            made = scratch / "prompts"
+            made.mkdir()
+            (made / "fit.yaml").write_text(yaml.safe_dump(SMALL))
+            Place(made, environment).finish([*FIT, "--output", "movies"])
+        rows.append(Trials(name, scratch, environment).run(kills, generator))
+        # After each: a report of what is done, should the rest be killed.
+        write(output, {**report, "rows": rows})
+    shutil.rmtree(scratch)
+    results.show([{key: value for key, value in row.items() if key != "each"} for row in rows])
+
+
+if __name__ == "__main__":
+    from prompt_transfer.commands.parsing import call
+
+    call(run, "kill", sys.argv[1:])
