@@ -14,7 +14,6 @@ from prompt_transfer.allocation import keep_memory
 from prompt_transfer.commands.table import COMMANDS, find, listing
 from prompt_transfer.errors import UserError
 
-
 OPTIONS = {
     "--help": "this text; `prompt-transfer COMMAND --help` for the options of a command",
     "--version": "print the version",

@@ -42,7 +42,9 @@ def listing(texts: Mapping[str, str]) -> list[str]:
     lines = []
     for name, text in texts.items():
         first = f"  {name}".ljust(indent)
-        lines += textwrap.wrap(text, room, initial_indent=first, subsequent_indent=" " * indent) or [first.rstrip()]
+        lines += textwrap.wrap(
+            text, room, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False
+        ) or [first.rstrip()]
     return lines
 
 
