@@ -11,14 +11,19 @@ from contextlib import redirect_stdout
 
 from prompt_transfer import __version__, results
 from prompt_transfer.allocation import keep_memory
-from prompt_transfer.commands.table import COMMANDS, find
+from prompt_transfer.commands.table import COMMANDS, find, listing
 from prompt_transfer.errors import UserError
+
+OPTIONS = {
+    "--help": "this text; `prompt-transfer COMMAND --help` for the options of a command",
+    "--version": "print the version",
+    "--json": "the tables of the command as one JSON document, all else on standard error",
+    "--debug": "show the traceback of an error",
+}
 
 
 def usage() -> str:
     """The text of `prompt-transfer --help`."""
-    width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: prompt-transfer [--debug] [--json] COMMAND [OPTIONS]",
@@ -26,13 +31,10 @@ def usage() -> str:
             "Soft prompts for frozen language models: train, move, understand.",
             "",
             "commands:",
-            *lines,
+            *listing({name: text for name, (_, text) in COMMANDS.items()}),
             "",
             "options:",
-            "  --help       this text; `prompt-transfer COMMAND --help` for the options of a command",
-            "  --version    print the version",
-            "  --json       the tables of the command as one JSON document, all else on standard error",
-            "  --debug      show the traceback of an error",
+            *listing(OPTIONS),
             "",
             "start here: prompt-transfer quickstart",
         ]

@@ -19,14 +19,15 @@ from safetensors.torch import save_file
 from test_cli import error_of, fit
 from wandb_files import OfflineRun
 
+from prompt_transfer.analysis.convergence import UNITS
 from prompt_transfer.callbacks.tracking import describe_fit, sources_of
 from prompt_transfer.cli import main
 from prompt_transfer.commands.training import Fit
 from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.sweep import Plan, Run, with_tracking
+from prompt_transfer.tracking import charts
 from prompt_transfer.tracking.artifacts import files_below, prompt_artifact, role, slug
-from prompt_transfer.tracking.charts import matrix_means
 from prompt_transfer.tracking.dashboard import SECTIONS, workspace
 from prompt_transfer.tracking.options import HIDDEN, WandbOptions, clean
 from prompt_transfer.tracking.run import Tracker, to_table
@@ -289,8 +290,36 @@ def test_what_a_run_of_fit_is_called() -> None:
     assert sources_of(config) == ["a0", "a1", "b"]
 
 
-def test_headline_of_a_matrix_without_targets_is_empty() -> None:
-    assert matrix_means({}) == {}
+def test_headlines_of_studies() -> None:
+    assert charts.matrix_means({}) == {}
+    pairs = pd.DataFrame(
+        [
+            {"task": "b", "source": "a", "measure": "convergence", "unit": "step", "value": 2.0},
+            {"task": "b", "source": "a", "measure": "convergence", "unit": "seconds", "value": 9.0},
+            {"task": "b", "source": "a", "measure": "comparable result", "unit": "step", "value": np.nan},
+            {"task": "all", "source": "", "measure": "convergence", "unit": "step", "value": 3.0},
+        ]
+    )
+    assert set(pairs["unit"]) <= set(UNITS)
+    found = charts.speedups({"speedups.csv": pairs})
+    assert found == {"convergence/b from a": 2.0, "convergence/all": 3.0}
+    scores = pd.DataFrame(
+        {"indicator": ["max", "on", "on/00"], "statistic": "spearman_per_target", "value": [0.1, 0.5, 0.9]}
+    )
+    assert list(charts.ranking({"correlations.csv": scores}).items()) == [
+        ("spearman_per_target/on", 0.5),
+        ("spearman_per_target/max", 0.1),
+    ]
+    rows = {
+        "projector": "p",
+        "task": ["a", "mean of trained"],
+        "what": "projected",
+        "value": [0.5, 0.6],
+        "tasks": [None, 2],
+    }
+    assert charts.projected({"projection.csv": pd.DataFrame(rows)}) == {"p/mean of trained/projected": 0.6}
+    drops = pd.DataFrame({"mask": ["own"], "method": ["zero"], "ratio": [0.1], "drop": [0.05]})
+    assert charts.masked({"summary.csv": drops}) == {"own/zero/0.1": 5.0}
 
 
 def test_runs_of_a_sweep_share_a_group() -> None:

@@ -9,6 +9,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
+from prompt_transfer.commands.table import listing
 from prompt_transfer.errors import UserError
 
 
@@ -132,10 +133,8 @@ def hint(name: str, known: Iterable[str]) -> str:
 def subcommand(command: str, table: dict[str, Callable[..., Any]], arguments: list[str]) -> Any:
     """Call one of several functions, chosen by the first argument."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        width = max(map(len, table)) + 2
         print(f"usage: prompt-transfer {command} SUBCOMMAND [OPTIONS]\n")
-        for name, function in table.items():
-            print(f"  {name:<{width}}{(function.__doc__ or '').strip().splitlines()[0]}")
+        print(*listing({name: (one.__doc__ or "").strip().splitlines()[0] for name, one in table.items()}), sep="\n")
         return None
     if arguments[0] not in table:
         raise UserError(f"unknown subcommand {command} {arguments[0]!r}: {hint(arguments[0], table)}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+import shutil
+import textwrap
+from collections.abc import Callable, Mapping
 
 from prompt_transfer.errors import UserError
 
@@ -34,6 +36,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "train a prompt and use it on a second task, offline",
     ),
 }
+
+
+def listing(texts: Mapping[str, str]) -> list[str]:
+    """Names and what they mean, in two columns as wide as the terminal."""
+    indent = max(map(len, texts)) + 4
+    room = max(shutil.get_terminal_size().columns, indent + 20)
+    lines = []
+    for name, text in texts.items():
+        first = f"  {name}".ljust(indent)
+        lines += textwrap.wrap(
+            text, room, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False
+        ) or [first.rstrip()]
+    return lines
 
 
 def find(name: str) -> Callable[[str, list[str]], None]:

@@ -63,7 +63,7 @@ def matrix_means(frames: Frames) -> dict[str, float]:
 def speedups(frames: Frames) -> dict[str, float]:
     """Headline of convergence: geometric means of the speed-ups in steps; without a finite one a row is left out."""
     table = frames["speedups.csv"]
-    rows = table[(table["unit"] == "steps") & table["value"].notna()].to_dict("records")
+    rows = table[(table["unit"] == "step") & table["value"].notna()].to_dict("records")
     return {
         f"{row['measure']}/{row['task']}"
         + (f" from {row['source']}" if isinstance(row["source"], str) and row["source"] else ""): float(row["value"])
@@ -92,9 +92,10 @@ def ranking(frames: Frames) -> dict[str, float]:
 
 
 def projected(frames: Frames) -> dict[str, float]:
-    """Headline of projectors: mean score over tasks of what stands in the column `what`."""
-    means = frames["projection.csv"].groupby(["projector", "what"], sort=False)["value"].mean().dropna().reset_index()
-    return {f"{row['projector']}/{row['what']}": float(row["value"]) for row in means.to_dict("records")}
+    """Headline of projectors: the mean scores over held-out and other tasks, as the study has worked them out."""
+    table = frames["projection.csv"]
+    rows = table[table["tasks"].notna() & table["value"].notna()].to_dict("records") if "tasks" in table else []
+    return {f"{row['projector']}/{row['task']}/{row['what']}": float(row["value"]) for row in rows}
 
 
 def masked(frames: Frames) -> dict[str, float]:

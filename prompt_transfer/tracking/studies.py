@@ -78,7 +78,7 @@ STUDIES = {
         ("projection.csv",),
         ("projection.png",),
         charts.projected,
-        "mean score over tasks",
+        "mean scores over tasks",
         inputs=("sources", "own"),
         projectors=("projectors",),
     ),
