@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from prompt_transfer import __version__
 from prompt_transfer.allocation import keep_memory
 from prompt_transfer.commands.table import COMMANDS, find
-from prompt_transfer.errors import UserError
+from prompt_transfer.errors import UserError, without_secrets
 
 
 def usage() -> str:
@@ -79,8 +79,8 @@ def start() -> int:
 
 def _fail(message: str, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+        print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
+    print("error: " + without_secrets(" ".join(message.split())), file=sys.stderr)
     return 2
 
 
