@@ -182,7 +182,8 @@ def changed_pickle(data: bytes, other: bytes, draw: random.Random, marker: Path)
     if draw.random() < 0.3:
         call = draw.choice((
             Call(os.mkdir, str(marker)), Call(os.system, f"touch {marker}"), Call(eval, f"open({str(marker)!r}, 'w')"),
-            Call(bytearray, 2**40), Call(getattr, "x", "upper"), Call(exec, "import this"), Call(__import__, "antigravity"),
+            Call(bytearray, 2**40), Call(getattr, "x", "upper"), Call(exec, "import this"),
+            Call(__import__, "antigravity"),
         ))  # fmt: skip
         inside = pickle.dumps(draw.choice((call, [call], {"model": call})), draw.choice((0, 1, 2, 3, 4)))
         if draw.random() < 0.5:

@@ -49,8 +49,7 @@ def _task(text: str) -> Task | None:
         path.write_text(text, encoding="utf-8")
         try:
             return get_task(str(path))
-        except UserError as error:
-            assert str(path) in str(error)
+        except UserError:
             return None
 
 
@@ -196,7 +195,7 @@ def test_a_projector_comes_back_bit_for_bit(
     spaces = Space(length, width), Space(its_length if whole else length, its_width)
     prompts = torch.randn(3, length, width, generator=generator)
     projector.build(*spaces, generator, prompts)
-    facts = {key: value for key, value in facts.items() if key not in ("source", "target", "projector", "options")}
+    facts = {f"own {key}": value for key, value in facts.items()}
     with tempfile.TemporaryDirectory() as folder:
         path = ProjectorFile(projector, *sides, facts).save(Path(folder) / "p.safetensors")
         again = ProjectorFile.load(path)

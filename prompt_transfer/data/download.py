@@ -86,7 +86,8 @@ def _note(task: Task, raw: dict[str, RawSplit], revision: str | None) -> str:
     assert hub is not None
     counts = ", ".join(f"{split} {len(part.frame)}" for split, part in raw.items())
     return (
-        f"# {task.name}\nFrom the Hugging Face hub: {hub.id}, config {hub.config}, revision {revision or hub.revision}.\n"
+        f"# {task.name}\nFrom the Hugging Face hub: {hub.id}, config {hub.config}, "
+        f"revision {revision or hub.revision}.\n"
         f"Rows: {counts}. Downloaded {datetime.now(UTC):%Y-%m-%d} by `prompt-transfer data download`.\n"
         f"The licence is that of the source.\n{hub.note}\n"
     )

@@ -33,7 +33,8 @@ class Selection:
         revision: of the hub's repository, in place of the registry's.
 
     Raises:
-        UserError: a revision of what is not on the hub, a task twice, a source that does not have one, or nothing left to train on.
+        UserError: a revision of what is not on the hub, a task twice, a source that does not have one, or nothing left
+            to train on.
     """
 
     registry: list[Task]
