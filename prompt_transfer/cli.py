@@ -12,7 +12,7 @@ from contextlib import redirect_stdout
 from prompt_transfer import __version__, results
 from prompt_transfer.allocation import keep_memory
 from prompt_transfer.commands.table import COMMANDS, find, listing
-from prompt_transfer.errors import UserError
+from prompt_transfer.errors import UserError, without_secrets
 
 OPTIONS = {
     "--help": "this text; `prompt-transfer COMMAND --help` for the options of a command",
@@ -96,8 +96,8 @@ def start() -> int:
 
 def _fail(message: str, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+        print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
+    print("error: " + without_secrets(" ".join(message.split())), file=sys.stderr)
     return 2
 
 

@@ -1,4 +1,14 @@
-"""The one error type for users."""
+"""The one error type for users, and what no message and no file may tell."""
+
+from __future__ import annotations
+
+import os
+import re
+
+_SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)$")
+# Shorter values are no secrets, and would be found everywhere.
+_SHORTEST = 8
+_LOGIN = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
 
 
 class UserError(Exception):
@@ -14,3 +24,11 @@ class UserError(Exception):
 
 class MadeOtherwiseError(UserError):
     """What lies in an output folder was made with other data, options or backbone than what shall be added to it."""
+
+
+def without_secrets(text: str) -> str:
+    """`text` without values of variables such as HF_TOKEN or WANDB_API_KEY, and without a login in an address."""
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and _SECRET_NAME.search(name.upper()):
+            text = text.replace(value, f"<{name}>")
+    return _LOGIN.sub("://***@", text)

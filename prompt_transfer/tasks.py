@@ -136,7 +136,7 @@ def _load_yaml(path: Path) -> Task:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise UserError(f"cannot read the task file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that there is not is a ValueError
         raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     task = _Fields(path, values).task()
     if task.name in _all_tasks():
@@ -165,11 +165,17 @@ class _Fields:
             text_b=self._string("text_b", columns, required=False),
             metric=metric,
             metrics=self._metrics(metric, allowed),
-            local=None if local is None else str((self.path.parent / Path(local).expanduser()).resolve()),
+            local=None if local is None else self._folder(local),
             max_length=self._tokens("max_length", 64),
             cue="" if cue == "" else self._string("cue", default=DEFAULT_CUE),
             **answers,
         )
+
+    def _folder(self, local: str) -> str:
+        try:
+            return str((self.path.parent / Path(local).expanduser()).resolve())
+        except (ValueError, RuntimeError, OSError) as error:  # a null byte, no such user
+            raise self._fail(f"local {local!r} is no folder: {error}") from error
 
     def _classes(self) -> dict[str, Any]:
         """Fields of a task that chooses a class."""

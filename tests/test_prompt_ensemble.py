@@ -217,7 +217,9 @@ def test_a_prompt_that_breaks_does_not_break_the_others(task: str, tiny_roberta:
     module.members[0].register_forward_hook(
         lambda member, _, prompt: prompt * float("nan") if module.global_step >= 4 else prompt
     )
-    with pytest.warns(UserWarning, match="seed0 holds NaN or Inf and is stopped"):
+    with pytest.warns(
+        UserWarning, match=r"step 5: the loss of the prompt seed0 is NaN or Inf \(training rows .* it is stopped"
+    ):
         train(module, task, tmp_path / "run")
     assert module.active == [1]
     ours = module.prompt("prompt-seed1").embeddings

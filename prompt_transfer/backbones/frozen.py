@@ -75,6 +75,8 @@ class FrozenBackbone(nn.Module):
         self.layout = get_layout(layout, self.family.kind, self.family.needs_positions)
         self.revision = revision
         self.config = self.model.config
+        # What the hub gave for the revision that was asked for; None for what does not come from there.
+        self.commit: str | None = getattr(self.config, "_commit_hash", None)
         self._substitute()
         self.model.requires_grad_(False)
         self.model.eval()

@@ -125,7 +125,9 @@ class PromptExport(BestExport):
         return module
 
     def names(self, module: PromptTuning) -> list[str]:
-        return module.files
+        # Of several those that were not stopped because they broke.
+        active = getattr(module, "active", None)
+        return [name for number, name in enumerate(module.files) if active is None or number in active]
 
     def make(self, module: PromptTuning, name: str, facts: dict[str, str]) -> Prompt:
         prompt = module.prompt(name)

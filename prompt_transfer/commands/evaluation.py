@@ -92,6 +92,8 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
         first += ["--model.revision", facts["revision"]]
     if facts.get("data_source"):
         first += ["--data.source", facts["data_source"]]
+    if facts.get("data_revision") and not _value(arguments, "--data.task") and not _value(arguments, "--data.source"):
+        first += ["--data.revision", facts["data_revision"]]
     if facts.get("data_root") and Path(facts["data_root"]).is_dir():
         first += ["--data.root", facts["data_root"]]
     length = str(prompt.embeddings.shape[0])
@@ -134,7 +136,7 @@ def _score(command: str, parsed: Command, model: PromptTuning, path: str) -> Non
         rows += _rows(parsed, model, split, name, path if not number else f"random {number}")
     for index, task in enumerate(model.tasks):
         origin = next(row["split"] for row in rows if row["task"] == task.name)
-        rows += _baseline(data, split, index, {"task": task.name, "split": origin})
+        rows += _baseline(data, split, index, {"task": task.name, "split": origin, **_modes(model)})
     rows.sort(key=lambda row: [task.name for task in model.tasks].index(row["task"]))
     if not trainer.is_global_zero:
         return
@@ -186,9 +188,7 @@ def _rows(parsed: Command, model: PromptTuning, split: str, what: str, path: str
                 "what": what,
                 "value": float(parsed.trainer.callback_metrics[f"{prefix}/{metric}"]),
                 "n": int(mine.sum()),
-                "attention": model.backbone.attention,
-                "layout": model.backbone.layout.name,
-                "dtype": model.backbone.dtype_name,
+                **_modes(model),
             }
             if task.is_generation:
                 scores = torch.cat([record["scores"] for record in model.records]).numpy()[mine, number]
@@ -198,6 +198,12 @@ def _rows(parsed: Command, model: PromptTuning, split: str, what: str, path: str
                 row["low"], row["high"] = bootstrap_interval(torch.cat(pairs).numpy()[mine], seed=0)
             rows.append(row)
     return rows
+
+
+def _modes(model: PromptTuning) -> dict[str, str]:
+    """How the backbone of a table was used: in every row, so that none loses it when tables are put together."""
+    backbone = model.backbone
+    return {"attention": backbone.attention, "layout": backbone.layout.name, "dtype": backbone.dtype_name}
 
 
 def _check_records(model: PromptTuning) -> None:

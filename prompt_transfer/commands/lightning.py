@@ -29,7 +29,7 @@ from prompt_transfer.commands.arguments import find_configs, names_model_option,
 from prompt_transfer.commands.parsing import one_line
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.readers import data_root
-from prompt_transfer.errors import UserError
+from prompt_transfer.errors import UserError, without_secrets
 from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
@@ -89,7 +89,7 @@ def show_warning(message: Warning | str, category: type[Warning], *args: Any, **
     """A warning as one line without file and source."""
     import sys
 
-    print("warning: " + " ".join(str(message).split()), file=sys.stderr)
+    print("warning: " + without_secrets(" ".join(str(message).split())), file=sys.stderr)
 
 
 @contextmanager
@@ -305,4 +305,4 @@ class Command(LightningCLI):
         config: Namespace = self.config.clone()
         for key in ("resume", "overwrite", "config"):
             config.pop(key, None)
-        return self.parser.dump(config, skip_none=False, skip_validation=True)
+        return without_secrets(self.parser.dump(config, skip_none=False, skip_validation=True))

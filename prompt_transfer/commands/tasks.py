@@ -25,16 +25,17 @@ def list_hub() -> None:
     results.show([row for row in describe_tasks() if row["hub"]], columns=("name", "hub"))
 
 
-def download(tasks: str, output: str) -> None:
+def download(tasks: str, output: str, revision: str | None = None) -> None:
     """write tasks of the hub as local folders
 
     Args:
         tasks: names, separated by commas.
         output: folder, used later as `--data.source local --data.root FOLDER`.
+        revision: commit, tag or branch of the tasks' repository; null: the one of the registry.
     """
     from prompt_transfer.data.download import download_tasks
 
-    results.show(download_tasks(words_of(tasks), output))
+    results.show(download_tasks(words_of(tasks), output, revision=revision))
 
 
 def run(command: str, arguments: list[str]) -> None:

@@ -18,7 +18,7 @@ from prompt_transfer.data.batches import (
 from prompt_transfer.data.loaders import batch_loader, check_trainer
 from prompt_transfer.data.selection import SPLITS, Selection, check_split
 from prompt_transfer.data.sources import TaskData
-from prompt_transfer.data.tables import Tables
+from prompt_transfer.data.tables import Tables, texts_to_predict
 from prompt_transfer.data.tokens import TextEncoder, TokenTable
 from prompt_transfer.errors import UserError
 from prompt_transfer.task import Task
@@ -58,6 +58,7 @@ class TaskDataModule(L.LightningDataModule):
         pad_multiple: Text lengths are padded up to a multiple of this.
         held_out: Tasks of them, by name or path, that are evaluated and not trained on; the score that selects is then
             theirs alone.
+        revision: Commit, tag or branch of the hub's repository. None is the one of the registry.
 
     Raises:
         UserError: an option that cannot be, or a source that does not have the task.
@@ -81,6 +82,7 @@ class TaskDataModule(L.LightningDataModule):
         predict_split: Literal["train", "validation", "test"] = "test",
         pad_multiple: int = 1,
         held_out: list[str] | None = None,
+        revision: str | None = None,
     ) -> None:
         super().__init__()
         at_least_one = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "pad_multiple": pad_multiple}
@@ -97,7 +99,7 @@ class TaskDataModule(L.LightningDataModule):
         tasks = [get_task(name) for name in names]
         known = {task.name for task in tasks}
         without = frozenset(name if name in known else get_task(name).name for name in held_out or ())
-        self.selection = Selection(tasks, source, root, seed, label_words, per_split, without)
+        self.selection = Selection(tasks, source, root, seed, label_words, per_split, without, revision)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.max_length = max_length
@@ -112,6 +114,7 @@ class TaskDataModule(L.LightningDataModule):
         self._texts: Dataset | None = None
         self._tables: tuple[tuple[str, int], Tables] | None = None
         self._saved_order: dict[str, Any] | None = None
+        self._sampler: LengthGroupedBatchSampler | None = None
 
     # What there is.
 
@@ -186,23 +189,13 @@ class TaskDataModule(L.LightningDataModule):
             texts_b: second texts, for tasks on pairs.
 
         Raises:
-            UserError: several tasks, no texts, or a pair without its second text (or one too many).
+            UserError: several tasks, or what `texts_to_predict` refuses.
         """
-        from datasets import Dataset
-
         if len(self.tasks) > 1:
             raise UserError(
                 "to predict on texts give one task with --data.task: it says which label words to choose from"
             )
-        if not isinstance(texts, Dataset):
-            second = [""] * len(texts) if texts_b is None else list(texts_b)
-            if len(second) != len(texts):
-                raise UserError(f"{len(texts)} first texts and {len(second)} second texts; each needs its other half")
-            ids = list(range(len(texts)))
-            texts = Dataset.from_dict({"id": ids, "text_a": list(texts), "text_b": second})
-        if len(texts) == 0:
-            raise UserError("there is no text to predict on")
-        self._texts = texts
+        self._texts = texts_to_predict(texts, texts_b)
 
     def prepare_data(self) -> None:
         """Download; Lightning calls it on one process of each node."""
@@ -285,8 +278,13 @@ class TaskDataModule(L.LightningDataModule):
                 f"cannot go on where the checkpoint stopped: the training data changed ({', '.join(changed)}); resume "
                 "with what it was trained with, or begin a new run"
             )
-        self._saved_order = order
+        self._saved_order, self._sampler = order, sampler
         return self._loader(table, sampler)
+
+    def trained_examples(self, position: int) -> list[int]:
+        """Ids of the training batch that has this `position`, over all processes."""
+        assert self._sampler is not None
+        return self._table("train").ids[self._sampler.global_batch(position - 1)].tolist()
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Every validation row once, task after task."""

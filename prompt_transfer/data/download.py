@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def download_tasks(
-    tasks: str | Sequence[str], output: str | Path, *, overwrite: bool = False
+    tasks: str | Sequence[str], output: str | Path, *, overwrite: bool = False, revision: str | None = None
 ) -> list[dict[str, object]]:
     """Write ``<output>/<task>/<split>.parquet`` for every task; use it with ``--data.source local --data.root``.
 
@@ -30,6 +30,7 @@ def download_tasks(
         tasks: names of tasks that have a hub row; a string has commas between them.
         output: folder for the task folders.
         overwrite: load tasks again whose folder is there.
+        revision: of the tasks' repository, in place of the registry's.
 
     Returns:
         One dict a task: task, folder, status (``written`` or ``kept``), rows (split -> number).
@@ -44,20 +45,20 @@ def download_tasks(
             raise UserError(f"task {task.name} is not on the hub, so there is nothing to download")
     folder = Path(output)
     prove_writable_dir(folder)
-    return [_download(task, folder / task.name, overwrite) for task in rows]
+    return [_download(task, folder / task.name, overwrite, revision) for task in rows]
 
 
-def _download(task: Task, target: Path, overwrite: bool) -> dict[str, object]:
+def _download(task: Task, target: Path, overwrite: bool, revision: str | None) -> dict[str, object]:
     if target.exists() and not overwrite:
         return {"task": task.name, "folder": str(target), "status": "kept", "rows": {}}
-    raw = read_hub(task)
+    raw = read_hub(task, revision)
     check_writable_dir(target.parent)
     partial = Path(tempfile.mkdtemp(prefix=f".{task.name}-", dir=target.parent))
     try:
         partial.chmod(0o755)
         for split, part in raw.items():
             _local_frame(task, part).to_parquet(partial / f"{split}.parquet", index=False)
-        (partial / "SOURCE.md").write_text(_note(task, raw), encoding="utf-8")
+        (partial / "SOURCE.md").write_text(_note(task, raw, revision), encoding="utf-8")
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
@@ -80,12 +81,13 @@ def _local_frame(task: Task, raw: RawSplit) -> pd.DataFrame:
     return frame.assign(**{column: [table.get(value, -1) for value in frame[column]]})
 
 
-def _note(task: Task, raw: dict[str, RawSplit]) -> str:
+def _note(task: Task, raw: dict[str, RawSplit], revision: str | None) -> str:
     hub = task.hub
     assert hub is not None
     counts = ", ".join(f"{split} {len(part.frame)}" for split, part in raw.items())
     return (
-        f"# {task.name}\nFrom the Hugging Face hub: {hub.id}, config {hub.config}, revision {hub.revision}.\n"
+        f"# {task.name}\nFrom the Hugging Face hub: {hub.id}, config {hub.config}, "
+        f"revision {revision or hub.revision}.\n"
         f"Rows: {counts}. Downloaded {datetime.now(UTC):%Y-%m-%d} by `prompt-transfer data download`.\n"
         f"The licence is that of the source.\n{hub.note}\n"
     )

@@ -7,7 +7,7 @@ import os
 import socket
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,8 +154,11 @@ def read_builtin(task: Task) -> dict[str, RawSplit]:
     return splits
 
 
-def read_hub(task: Task) -> dict[str, RawSplit]:
+def read_hub(task: Task, revision: str | None = None) -> dict[str, RawSplit]:
     """The splits on the Hugging Face hub, columns under the names that the task uses.
+
+    Args:
+        revision: commit, tag or branch of its repository; None: the one of the registry.
 
     Raises:
         UserError: the task has no hub row, the hub was not reached, or the row does not fit what is there.
@@ -164,6 +167,7 @@ def read_hub(task: Task) -> dict[str, RawSplit]:
     if hub is None:
         other = "builtin" if task.builtin else "local"
         raise UserError(f"task {task.name} is not on the hub; use --data.source {other}")
+    hub = hub if revision is None else replace(hub, revision=revision)
     try:
         loaded = _load_from_hub(hub)
     except Exception as error:  # datasets, huggingface_hub and the http clients share no base class

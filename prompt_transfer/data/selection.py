@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prompt_transfer.data.checks import shared_rows, text_keys
 from prompt_transfer.data.sources import Source, TaskData, load_task
 from prompt_transfer.data.tokens import ID_BITS
 from prompt_transfer.errors import UserError
@@ -28,9 +30,11 @@ class Selection:
         source, root, seed, label_words: as in `prompt_transfer.data.sources.load_task`.
         limits: split -> rows to use of each task (a random subset by seed), None for all.
         held_out: names of tasks of which no training row is used.
+        revision: of the hub's repository, in place of the registry's.
 
     Raises:
-        UserError: a task twice, a source that does not have one, or nothing left to train on.
+        UserError: a revision of what is not on the hub, a task twice, a source that does not have one, or nothing left
+            to train on.
     """
 
     registry: list[Task]
@@ -40,6 +44,7 @@ class Selection:
     label_words: str
     limits: dict[str, int | None]
     held_out: frozenset[str] = frozenset()
+    revision: str | None = None
     _data: list[TaskData] = field(default_factory=list)
     _known: dict[tuple[str, int], dict[int, list[str]]] = field(default_factory=dict)
 
@@ -51,6 +56,8 @@ class Selection:
             other = ", ".join(sorted(self.held_out - names))
             reason = f"{other} is none of --data.task" if other else "no task is left to train on"
             raise UserError(f"--data.held_out names tasks of --data.task that are not trained on: {reason}")
+        if self.revision is not None and self.source != "hub":
+            raise UserError(f"--data.revision {self.revision} is one of a hub repository: use --data.source hub")
         for task in self.registry:
             _check_source(task, self.source)
         paper = self.label_words == "paper"
@@ -60,11 +67,21 @@ class Selection:
     def data(self) -> list[TaskData]:
         """Each task with all its rows."""
         if not self._data:
-            self._data = [
-                load_task(task, self.source, self.root, self.seed, self.label_words)  # type: ignore[arg-type]
-                for task in self.registry
-            ]
+            options: tuple[Any, ...] = (self.source, self.root, self.seed, self.label_words, self.revision)
+            self._data = [load_task(task, *options) for task in self.registry]
+            self._warn_of_shared_rows()
         return self._data
+
+    def _warn_of_shared_rows(self) -> None:
+        """Evaluation rows of a task that another task of the run trains on."""
+        if len(self._data) == 1:
+            return
+        train, *others = [
+            {task.name: text_keys(self.rows(split, index)) for index, task in enumerate(self.tasks)} for split in SPLITS
+        ]
+        for split, evaluated in zip(SPLITS[1:], others, strict=True):
+            if found := shared_rows(evaluated, train):
+                warnings.warn(f"{split} split: {'; '.join(found)}", stacklevel=2)
 
     def rows(self, split: str, task_index: int = 0) -> Dataset:
         """The rows of a split that are used, in the order of the source.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from prompt_transfer.data.checks import check_rows
 from prompt_transfer.data.readers import SPLITS, RawSplit, read_builtin, read_hub, read_local
 from prompt_transfer.errors import UserError
 from prompt_transfer.task import Task
@@ -82,6 +83,7 @@ def load_task(
     root: str | Path | None = None,
     seed: int = 0,
     label_words: Literal["default", "paper"] = "default",
+    revision: str | None = None,
 ) -> TaskData:
     """Load a task and make it ready: texts, class indices, three splits.
 
@@ -91,6 +93,7 @@ def load_task(
         root: folder that holds ``<task>/<split>.parquet|jsonl|csv``; None: the variable PROMPT_TRANSFER_DATA.
         seed: seed of a validation split that has to be cut from train.
         label_words: ``paper`` loads the task as release 1.0 had it (words, classes, order of texts).
+        revision: commit, tag or branch of the hub's repository; None: the one of the registry.
 
     Raises:
         UserError: nothing to load there, or data that cannot be what was meant; the message says which row.
@@ -107,14 +110,13 @@ def load_task(
         answers: dict[str, Any] = {"target_column": "target"} if task.is_generation else {"label_column": "label"}
         reading = replace(task, text_a="text_a", text_b="text_b", **answers)
     elif source == "hub":
-        raw = read_hub(task)
+        raw = read_hub(task, revision)
         reading = _with_hub_labels(task)
     else:
         raise UserError(f"unknown data source {source!r}; there are hub, local and builtin")
     rows = _labelled_rows(reading, raw)
     made, origin = _make_splits(task, rows, seed)
-    _check_train(task, made["train"])
-    _warn_of_overlap(task, made)
+    check_rows(task, made)
     return TaskData(task, {name: _dataset(task, part) for name, part in made.items()}, origin, _fingerprint(made))
 
 
@@ -295,32 +297,6 @@ def _cut(task: Task, train: _Rows, seed: int) -> tuple[_Rows, _Rows]:
     count = min(MAX_CUT, max(1, round(len(train) / 10)))
     order = np.random.default_rng(seed).permutation(len(train))
     return train.take(np.sort(order[count:])), train.take(np.sort(order[:count]))
-
-
-def _check_train(task: Task, train: _Rows) -> None:
-    if task.is_generation:
-        return
-    present = np.unique(train.answers)
-    if len(present) < 2:
-        word = task.label_words[int(present[0])]
-        raise UserError(
-            f"task {task.name}: all {len(train)} training rows are of one class ({word!r}); nothing can be learnt"
-        )
-    absent = [word for index, word in enumerate(task.label_words) if index not in present]
-    if absent:
-        warnings.warn(f"task {task.name}: no training row is of class {', '.join(absent)}", stacklevel=3)
-
-
-def _warn_of_overlap(task: Task, made: Mapping[str, _Rows]) -> None:
-    train = set(zip(made["train"].text_a, made["train"].text_b, strict=True))
-    found = []
-    for name in ("validation", "test"):
-        part = made[name]
-        count = sum(pair in train for pair in zip(part.text_a, part.text_b, strict=True))
-        if count:
-            found.append(f"{count} of {len(part)} {name} rows")
-    if found:
-        warnings.warn(f"task {task.name}: {' and '.join(found)} have texts that are in train too", stacklevel=3)
 
 
 def _dataset(task: Task, rows: _Rows) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,27 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MIN_LENGTH = 8
+
+
+def texts_to_predict(texts: Dataset | Sequence[str], texts_b: Sequence[str] | None = None) -> Dataset:
+    """Texts, or a Dataset of them, with the columns ``id``, ``text_a`` and ``text_b``.
+
+    Raises:
+        UserError: no texts, a first without its second one or the reverse, or an id that stands for two texts.
+    """
+    from datasets import Dataset
+
+    if not isinstance(texts, Dataset):
+        second = [""] * len(texts) if texts_b is None else list(texts_b)
+        if len(second) != len(texts):
+            raise UserError(f"{len(texts)} first texts and {len(second)} second texts; each needs its other half")
+        ids = list(range(len(texts)))
+        texts = Dataset.from_dict({"id": ids, "text_a": list(texts), "text_b": second})
+    if len(texts) == 0:
+        raise UserError("there is no text to predict on")
+    if doubled := len(texts) - len(set(texts["id"][:])):
+        raise UserError(f"{doubled} of the texts to predict have an id that another one has: give each its own")
+    return texts
 
 
 @dataclass

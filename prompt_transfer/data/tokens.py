@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -279,6 +279,25 @@ def _flat(rows: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _column(rows: Dataset, name: str) -> np.ndarray:
     return np.asarray(rows.with_format("numpy")[name][:], dtype=np.int64)
+
+
+def named_rows(examples: Sequence[int], tasks: Sequence[str], shown: int = 6) -> str:
+    """Example ids (`TokenTable.ids`) as numbers of source rows, for messages: `rows 3, 8 and 2 more of sst2`.
+
+    Args:
+        tasks: names, in the order of the task indices.
+        shown: how many numbers are named of each task.
+    """
+    of_task: dict[int, list[int]] = {}
+    for example in examples:
+        index, row = divmod(int(example), 1 << ID_BITS)
+        of_task.setdefault(index, []).append(row)
+    parts = []
+    for index, rows in sorted(of_task.items()):
+        more = f" and {len(rows) - shown} more" if len(rows) > shown else ""
+        numbers = ", ".join(str(row) for row in sorted(rows)[:shown])
+        parts.append(f"{'row' if len(rows) == 1 else 'rows'} {numbers}{more} of {tasks[index]}")
+    return ", ".join(parts)
 
 
 def cache_path(folder: str | Path | None, name: str, facts: dict[str, Any]) -> Path:

@@ -193,6 +193,9 @@ class BackbonePretraining(L.LightningModule):
         self.last_objective = objective
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.hparams.autocast):
             loss = self.token_loss(batch, objective)
+        # The host waits for the device below in any case, and a loss that is lost here stays lost.
+        if not torch.isfinite(loss):
+            raise UserError(f"step {self.global_step + 1}: the {objective} loss is NaN or Inf: lower the learning rate")
         mask = batch.get(f"{objective}_mask", batch["attention_mask"])
         targets = {"span": "labels", "prefix": "prefix_labels"}.get(objective)
         written = int((batch[targets] != IGNORED).sum()) if targets else 0

@@ -59,6 +59,7 @@ class CrossModelProjector(TrainedModule):
         options: as of PromptTuning, for the target backbone.
     """
 
+    what = "projector"
     source_prompts: Tensor
     wanted: Tensor
     numbers: Tensor

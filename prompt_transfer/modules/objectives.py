@@ -59,7 +59,7 @@ class Objective(nn.Module):
     def count(
         self, outputs: dict[str, Any], batch: dict[str, Tensor], split: str, references: References, keep: bool = False
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Feed the metrics of `split`; the mean loss, and with `keep` a record of the examples."""
+        """Feed the metrics of `split`; the losses [B], and with `keep` a record of the examples."""
         raise NotImplementedError
 
     def evaluate(
@@ -137,6 +137,11 @@ class Classification(Objective):
         probabilities = self.logits(prompt, batch).softmax(dim=1)
         return {"ids": batch["ids"], "task_ids": batch["task_ids"], "probabilities": probabilities}
 
+    def choices(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
+        """The predicted class of each example [B]; -1 where a logit is NaN or +Inf, whose largest says nothing."""
+        logits = self.logits(prompt, batch)
+        return logits.argmax(dim=1).masked_fill((logits.isnan() | logits.isposinf()).any(dim=1), -1)
+
     def outputs(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
         return {"logits": self.logits(prompt, batch)}
 
@@ -151,8 +156,8 @@ class Classification(Objective):
                 metrics.update(predictions[rows], batch["labels"][rows])
         counted = (batch["task_ids"], predictions)
         self.predicted.index_put_(counted, torch.ones_like(predictions), accumulate=True)
-        loss = nn.functional.cross_entropy(logits, batch["labels"])
-        return loss, {**{name: batch[name] for name in ("ids", "task_ids", "labels")}, "predictions": predictions}
+        losses = nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+        return losses, {**{name: batch[name] for name in ("ids", "task_ids", "labels")}, "predictions": predictions}
 
     def only_predictions(self, counts: Tensor) -> list[tuple[Task, str]]:
         """Tasks of whose classes one alone was predicted, with its word; `counts` [K, C] over all processes."""
@@ -208,7 +213,7 @@ class Generation(Objective):
                 found = example_scores(task, *answers).values() if keep else ()
                 for column, values in enumerate(found):
                     scores[rows, column] = torch.from_numpy(values).float()
-        return outputs["losses"].mean(), {
+        return outputs["losses"], {
             "ids": batch["ids"],
             "task_ids": batch["task_ids"],
             "scores": scores,

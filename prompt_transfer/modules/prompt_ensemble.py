@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from prompt_transfer.errors import UserError
+from prompt_transfer.finite import FirstBroken, largest
 from prompt_transfer.modules.objectives import Objective, make_objective
 from prompt_transfer.modules.prompt_tuning import PromptTuning, norms
 from prompt_transfer.modules.trained import Pass
@@ -67,6 +68,7 @@ class PromptEnsemble(PromptTuning):
         self.active = list(range(len(grid)))
         # Scored in the last evaluation.
         self.evaluated: list[int] = []
+        self.watched, self.answered = FirstBroken(len(grid)), FirstBroken(len(grid))
 
     # Set-up ----------------------------------------------------------------------------------------------------
 
@@ -178,7 +180,8 @@ class PromptEnsemble(PromptTuning):
         return zero + sum(p.flatten()[:0].sum() for number in stopped for p in self.member(number).parameters())
 
     def on_after_backward(self) -> None:
-        """Leave those that are stopped as they are: an optimizer with momentum would move them without a gradient."""
+        super().on_after_backward()
+        # Those that are stopped stay as they are: an optimizer with momentum would move them by a gradient of zero.
         for number in set(range(len(self.names))) - set(self.active):
             for parameter in self.member(number).parameters():
                 parameter.grad = None
@@ -203,9 +206,10 @@ class PromptEnsemble(PromptTuning):
             outputs = self.objective.outputs(self.stacked(members), self.repeated(batch, len(members)))
             for place, number in enumerate(members):
                 own = {name: values[place * size : (place + 1) * size] for name, values in outputs.items()}
-                loss, record = self._objective(number).count(own, batch, split, references, self.keep_records)
+                losses, record = self._objective(number).count(own, batch, split, references, self.keep_records)
+                self.answered.see_rows("loss", losses, batch["ids"], number)
                 name = f"{split}/{self.names[number]}/loss"
-                self.log(name, loss, on_epoch=True, batch_size=size, sync_dist=True, add_dataloader_idx=False)
+                self.log(name, losses.mean(), on_epoch=True, batch_size=size, sync_dist=True, add_dataloader_idx=False)
                 self._keep({**record, "prompt": self.names[number]})
 
     def _objective(self, number: int) -> Objective:
@@ -213,7 +217,7 @@ class PromptEnsemble(PromptTuning):
 
     def evaluation_end(self, split: str) -> None:
         """Log every prompt's metrics, and as `<split>/score` the best of them."""
-        self._stop_those_that_broke()
+        self.check_answers(split)
         self.evaluated = list(self.active)
         scores = [
             self.log_scores(self._objective(number), split, f"{split}/{self.names[number]}") for number in self.active
@@ -221,21 +225,33 @@ class PromptEnsemble(PromptTuning):
         self.log(f"{split}/score", torch.stack(scores).max(), prog_bar=True)
         self.gather_records()
 
-    def _stop_those_that_broke(self) -> None:
+    # Numbers that are not finite -------------------------------------------------------------------------------
+
+    def largest_gradients(self) -> Tensor:
+        found = torch.zeros(len(self.names), device=self.device)
+        for number in self.active:
+            found[number] = largest([p.grad for p in self.member(number).parameters() if p.grad is not None])
+        return found
+
+    def broken_prompts(self) -> list[int]:
+        if not self.active:
+            return []
         with torch.no_grad():
-            finite = [bool(torch.isfinite(self.member(number)()).all()) for number in self.active]
-        broken = [number for number, fine in zip(self.active, finite, strict=True) if not fine]
-        if broken and len(broken) == len(self.active):
-            raise UserError(
-                f"every prompt holds NaN or Inf at step {self.trainer.global_step}: lower the learning rate"
-            )
-        for number in broken:
-            self.stop(number)
-            warnings.warn(
-                f"step {self.trainer.global_step}: the prompt {self.names[number]} holds NaN or Inf and is stopped; "
-                "its best until then is kept",
-                stacklevel=2,
-            )
+            finite = torch.isfinite(self.stacked(self.active)).all(dim=-1).all(dim=-1).tolist()
+        return [number for number, fine in zip(self.active, finite, strict=True) if not fine]
+
+    def called(self, number: int) -> str:
+        return f"prompt {self.names[number]}"
+
+    def broke(self, number: int, trouble: str) -> None:
+        """Stop a prompt and say so; the others go on, as if it had never been."""
+        if number not in self.active:
+            return
+        if len(self.active) == 1:
+            super().broke(number, f"{trouble}, and it was the last one")
+        self.stop(number)
+        if self.trainer.is_global_zero:
+            warnings.warn(f"{trouble}; it is stopped, its best until then is kept", stacklevel=2)
 
     def stop(self, number: int) -> None:
         """Train and score a prompt no longer."""

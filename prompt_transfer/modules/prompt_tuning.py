@@ -192,6 +192,7 @@ class PromptTuning(TrainedModule):
             "reparameterization": reparameterization.describe(),
             "learning_rate": "" if self._optimizer else repr(self.hparams.learning_rate),
             "revision": self.backbone.revision or "",
+            "commit": self.backbone.commit or "",
             "versions": library_versions(),
         }
         if isinstance(init, FromPrompt):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.data.tokens import named_rows
+from prompt_transfer.errors import UserError
+from prompt_transfer.finite import FirstBroken
 from prompt_transfer.modules.objectives import Classification, Objective, make_objective
 from prompt_transfer.tasks import Task
 
@@ -25,6 +28,7 @@ class PromptedModule(L.LightningModule):
         objective: what they are trained and scored on.
         keep_records: set by those who want every prediction of an evaluation, not only its metrics.
         records: one dict a batch, of all processes once the evaluation has ended.
+        answered: where the answers of an evaluation were not finite first; places are example ids.
     """
 
     backbone: FrozenBackbone
@@ -35,6 +39,7 @@ class PromptedModule(L.LightningModule):
         self.tasks: list[Task] = []
         self.keep_records = False
         self.records: list[dict[str, Any]] = []
+        self.answered = FirstBroken()
 
     def current_prompt(self) -> Tensor:
         """The prompt [P, H] that is scored."""
@@ -53,8 +58,9 @@ class PromptedModule(L.LightningModule):
         """Feed the metrics of `split`."""
         references = self.trainer.datamodule.targets
         keep = self.keep_records
-        loss, record = self.objective.evaluate(self.current_prompt(), batch, split, references, keep)
-        size = len(batch["ids"])
+        losses, record = self.objective.evaluate(self.current_prompt(), batch, split, references, keep)
+        self.answered.see_rows("loss", losses, batch["ids"])
+        size, loss = len(batch["ids"]), losses.mean()
         self.log(f"{split}/loss", loss, on_epoch=True, batch_size=size, sync_dist=True, add_dataloader_idx=False)
         self._keep(record)
         self.observe(record, batch, split)
@@ -68,9 +74,37 @@ class PromptedModule(L.LightningModule):
             self.records.append(kept)
 
     def evaluation_end(self, split: str) -> None:
-        """Log every task's metrics and `<split>/score`, the mean of those that select (`selects`)."""
+        """Log every task's metrics and `<split>/score`, the mean of those that select (`selects`).
+
+        Raises:
+            UserError: an answer was not finite, so that the scores would be wrong.
+        """
+        self.check_answers(split)
         self.log_scores(self.objective, split, split, prog_bar=len(self.tasks) == 1)
         self.gather_records()
+
+    def check_answers(self, split: str) -> None:
+        """Call `broke` for each prompt whose answers were not finite; the largest of NaNs is a class like any other."""
+        for number, (what, example) in self.answered.found(self.gather).items():
+            self.broke(number, f"the {what} on the {split} split is NaN or Inf, first in {self.rows_named([example])}")
+        self.answered.reset()
+
+    def rows_named(self, examples: Sequence[int]) -> str:
+        """Example ids as row numbers of their tasks, for messages."""
+        return named_rows(examples, [task.name for task in self.tasks])
+
+    def broke(self, number: int, trouble: str) -> None:
+        """What becomes of prompt `number`, of which something is not finite any more.
+
+        Raises:
+            UserError: there is no other that could go on.
+        """
+        raise UserError(f"{trouble}: its scores would be wrong; try --model.dtype float32, or another prompt")
+
+    @property
+    def gather(self) -> Any:
+        """[..] -> [processes, ..], or None where there is one process."""
+        return self.all_gather if self.trainer.world_size > 1 else None
 
     def log_scores(self, objective: Objective, split: str, prefix: str, prog_bar: bool = False) -> Tensor:
         """Log what `objective` has counted below `prefix`; the mean of the metrics that select."""
@@ -142,8 +176,11 @@ class PromptedModule(L.LightningModule):
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """`ids`, `task_ids` [B] and `probabilities` [B, C], or `texts` where the task is to write."""
         output = self.objective.predict(self.current_prompt(), batch)
+        if "probabilities" in output:
+            self.answered.see_rows("answer", output["probabilities"].sum(dim=1), batch["ids"])
         self._keep(output)
         return output
 
     def on_predict_epoch_end(self) -> None:
+        self.check_answers("predict")
         self.gather_records()

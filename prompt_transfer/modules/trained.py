@@ -12,6 +12,7 @@ from transformers import get_scheduler
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
+from prompt_transfer.finite import FirstBroken, largest
 from prompt_transfer.modules.prompted import PromptedModule
 from prompt_transfer.task import LABEL_WORDS_POLICIES
 
@@ -50,6 +51,8 @@ class TrainedModule(PromptedModule):
     """
 
     prompt_length: int
+    # What a run trains, for messages.
+    what = "prompt"
 
     def __init__(
         self,
@@ -87,6 +90,10 @@ class TrainedModule(PromptedModule):
         if num_beams < 1:
             raise UserError(f"num_beams is {num_beams}: 1 writes greedily, more search")
         self._optimizer, self._scheduler = optimizer, scheduler
+        # Places are positions of training batches.
+        self.watched = FirstBroken()
+        # The batch at hand, and the number from 1 of its optimizer step.
+        self._position = self._step = 0
         self.backbone = FrozenBackbone(
             backbone,
             layout=layout,
@@ -140,6 +147,7 @@ class TrainedModule(PromptedModule):
                 f"--trainer.precision {self.trainer.precision} would cast what is trained and its optimizer too; "
                 "use --model.dtype bfloat16 for the backbone's weights"
             )
+        self.watched.reset()
         self.connect(self.trainer.datamodule.tasks)
         if not self.is_built:
             self.begin(int(torch.initial_seed() % 2**63))
@@ -191,8 +199,11 @@ class TrainedModule(PromptedModule):
             # A term of value zero whose gradient is that of the micro-batches whose graphs are gone already.
             carried = torch.stack([(g * p).sum() for g, p in zip(gradients, parameters, strict=True)]).sum()
             loss = loss + carried - carried.detach()
-        self.trainer.datamodule.batch_done(batch["position"])
-        self.log_losses(torch.stack(totals).sum(dim=0), batch["global_count"])
+        self._position, self._step = batch["position"], self.trainer.global_step + 1
+        self.trainer.datamodule.batch_done(self._position)
+        whole = torch.stack(totals).sum(dim=0)
+        self.watched.see("loss", whole, self._position)
+        self.log_losses(whole, batch["global_count"])
         return loss
 
     def log_losses(self, losses: Tensor, count: int) -> None:
@@ -202,7 +213,53 @@ class TrainedModule(PromptedModule):
     @property
     def logs_this_step(self) -> bool:
         """Whether the loggers write at the end of this step: when its number is a multiple."""
-        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
+        every = self.trainer.log_every_n_steps
+        return every > 0 and (self.trainer.global_step + 1) % every == 0
+
+    # Numbers that are not finite -------------------------------------------------------------------------------
+
+    def largest_gradients(self) -> Tensor:
+        """The largest absolute number in the gradient of each that is trained [N]."""
+        return largest([p.grad for p in self.trained() if p.grad is not None])[None]
+
+    def broken_prompts(self) -> list[int]:
+        """Numbers of the prompts that hold NaN or Inf now."""
+        with torch.no_grad():
+            return [] if bool(torch.isfinite(self.current_prompt()).all()) else [0]
+
+    def on_after_backward(self) -> None:
+        # In fp16 an overflow is nothing unusual: the step is skipped and the loss scaled down.
+        if self.trainer.precision != "16-mixed":
+            self.watched.see("gradient", self.largest_gradients(), self._position)
+        if self.logs_this_step:
+            self.stop_what_broke()
+
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn == "fit":
+            self.stop_what_broke()
+            for number in self.broken_prompts():
+                self.broke(number, f"step {self.trainer.global_step}: the {self.called(number)} holds NaN or Inf")
+
+    def on_train_end(self) -> None:
+        self.stop_what_broke()
+
+    def stop_what_broke(self) -> None:
+        """Call `broke` for all whose loss or gradient was not finite in any step until now."""
+        for number, (what, position) in self.watched.found(self.gather).items():
+            rows = self.rows_named(self.trainer.datamodule.trained_examples(position))
+            step = self._step - (self._position - position)
+            self.broke(number, f"step {step}: the {what} of the {self.called(number)} is NaN or Inf (training {rows})")
+
+    def called(self, number: int) -> str:
+        """What is trained as number `number`, for messages."""
+        return self.what
+
+    def broke(self, number: int, trouble: str) -> None:
+        if self.trainer.state.fn != "fit":
+            super().broke(number, trouble)
+        kept = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        more = f"; the last good checkpoint is kept: {kept}" if kept else ""
+        raise UserError(f"{trouble}: lower --model.learning_rate, or try --model.dtype float32{more}")
 
     # Optimizer -------------------------------------------------------------------------------------------------
 
@@ -235,6 +292,8 @@ class TrainedModule(PromptedModule):
         return {key: value for key, value in state.items() if not key.startswith("backbone.")}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # So that no checkpoint is replaced by one that cannot go on.
+        self.stop_what_broke()
         checkpoint["rng"] = torch.get_rng_state()
         if torch.cuda.is_available():
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state_all()

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from prompt_transfer.backbones.answers import AnswerSlot
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.errors import UserError
+from prompt_transfer.finite import FirstBroken
 from prompt_transfer.neurons.hooks import FfnHooks, Visit
 
 # Positions of one forward pass over prompts alone: 13 prompts of 100 rows are 1,326.
@@ -44,6 +46,8 @@ class NeuronCapture(FfnHooks):
         self.layers = len(backbone.ffn_sites())
         self._sums: dict[str, Tensor] = {}
         self._counts: Tensor | None = None
+        # Places are passes from 0.
+        self._watched, self._passes = FirstBroken(), 0
 
     def visits(self) -> dict[str, Visit]:
         names = ["activations"]
@@ -62,7 +66,10 @@ class NeuronCapture(FfnHooks):
             if name == "activations":
                 self._add("active", layer, owners, (values > 0).float())
                 if layer == 0:
+                    self._passes += 1
                     self._count(owners)
+                places = torch.full_like(owners, self._passes - 1)
+                self._watched.see_rows("neurons", values.sum(dim=-1), places)
 
         return add
 
@@ -85,12 +92,45 @@ class NeuronCapture(FfnHooks):
         """Name -> mean over the examples of each prompt, float32 [N, L, F] on the CPU; NaN for a prompt without any.
 
         That of `active` is the share of examples in which a neuron is active.
+
+        Raises:
+            UserError: a neuron was NaN or Inf.
         """
+        self.refuse_broken()
         counts = self.counts[:, None, None]
         return {name: (total / counts.to(total.device)).cpu() for name, total in self._sums.items()}
 
+    def broken(self) -> tuple[int, int | None] | None:
+        """The first prompt with a neuron that was not finite, and in which pass of this process (from 0); else None.
+
+        Of several processes it may have been another one, which then knows the pass.
+        """
+        if not self._sums:
+            return None
+        fine = torch.stack([torch.isfinite(total).all(dim=-1).all(dim=-1) for total in self._sums.values()])
+        wrong = (~fine.all(dim=0)).nonzero().flatten().tolist()
+        return (wrong[0], self._watched.found().get(0, ("", None))[1]) if wrong else None
+
+    def refuse_broken(self, names: Sequence[str] | None = None, where: Callable[[int], str] | None = None) -> None:
+        """Raise a UserError where a neuron was not finite.
+
+        Args:
+            names: of the prompts; None: their numbers.
+            where: what the inputs of a pass are called.
+        """
+        found = self.broken()
+        if found is None:
+            return
+        prompt, place = found
+        first = "" if place is None else f", first in {where(place) if where else f'batch {place} (from 0)'}"
+        raise UserError(
+            f"neurons behind prompt {names[prompt] if names else prompt} are NaN or Inf{first}: take it out, or try "
+            f"--dtype float32 (it is {self.backbone.dtype_name})"
+        )
+
     def reset(self) -> Self:
         """Begin anew."""
+        self._watched, self._passes = FirstBroken(), 0
         self._sums, self._counts = {}, None
         return self
 
@@ -117,7 +157,9 @@ class NeuronCapture(FfnHooks):
 
 
 @torch.inference_mode()
-def of_prompts(backbone: FrozenBackbone, prompts: Sequence[Tensor]) -> dict[str, Tensor]:
+def of_prompts(
+    backbone: FrozenBackbone, prompts: Sequence[Tensor], names: Sequence[str] | None = None
+) -> dict[str, Tensor]:
     """The neurons that prompts activate by themselves, without any data: the way of Su et al.
 
     All prompts of one length stand in one batch, each before the token that stands for no text
@@ -126,6 +168,7 @@ def of_prompts(backbone: FrozenBackbone, prompts: Sequence[Tensor]) -> dict[str,
 
     Args:
         prompts: N tensors [P, H].
+        names: of the prompts, for messages.
 
     Returns:
         `activations`, `before` and for gated FFNs `gate`: name -> float32 [N, L, F] on the CPU.
@@ -148,6 +191,7 @@ def of_prompts(backbone: FrozenBackbone, prompts: Sequence[Tensor]) -> dict[str,
             }
             with NeuronCapture(backbone, len(part)) as capture:
                 backbone.answer_states(torch.stack([prompts[number] for number in part]).to(device), batch)
+            capture.refuse_broken([names[number] for number in part] if names else None, lambda _: "their own batch")
             for name, values in capture.means().items():
                 found.setdefault(name, []).append(values)
             order += part

@@ -44,6 +44,7 @@ KEPT = (
         "data_label_words",
         "data_max_length",
         "data_seed",
+        "data_revision",
     ),
 )
 

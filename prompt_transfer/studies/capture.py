@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.data.tokens import named_rows
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir
 from prompt_transfer.neurons import files
@@ -21,6 +25,7 @@ from prompt_transfer.studies.backbones import facts_of, load_backbone
 from prompt_transfer.studies.entries import agreed
 from prompt_transfer.studies.passes import behind_all
 from prompt_transfer.studies.targets import EvaluationData, Target, load_target
+from prompt_transfer.task import Task
 from prompt_transfer.tasks import get_task
 
 
@@ -74,9 +79,9 @@ def capture(study: CaptureStudy) -> list[Path]:
         files.check(path, facts[name])
     targets = load_targets(study.tasks, study.data, study.split, backbone, prompts)
     rows = [prompt.embeddings for prompt in prompts.values()]
-    found = of_prompts(backbone, rows)
+    found = of_prompts(backbone, rows, list(prompts))
     if targets:
-        found |= _over_inputs(backbone, rows, targets, study.data.max_tokens, rank, world)
+        found |= _over_inputs(backbone, rows, targets, study.data.max_tokens, rank, world, list(prompts))
     if rank:
         return []
     notes = {f"inputs/{target.task.name}": f"{target.split}, {len(target)} rows" for target in targets}
@@ -92,11 +97,12 @@ def _over_inputs(
     max_tokens: int | None,
     rank: int,
     world: int,
+    names: Sequence[str],
 ) -> dict[str, Tensor]:
     if world > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo" if backbone.embedding_weight.device.type == "cpu" else "nccl")
     try:
-        return over_inputs(backbone, prompts, targets, max_tokens, rank, world)
+        return over_inputs(backbone, prompts, targets, max_tokens, rank, world, names)
     finally:
         if world > 1:
             torch.distributed.destroy_process_group()
@@ -110,6 +116,7 @@ def over_inputs(
     max_tokens: int | None = None,
     rank: int = 0,
     world: int = 1,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
     """Mean of each neuron, and share of inputs in which it is active, at the answer slot of real inputs.
 
@@ -118,6 +125,10 @@ def over_inputs(
         targets: the tasks whose rows are read.
         max_tokens: positions of one forward pass; None: what suits the device.
         rank, world: processes share the rows of a task; their sums are put together with one exchange a task.
+        names: of the prompts, for messages.
+
+    Raises:
+        UserError: a neuron is NaN or Inf; the line names prompt and rows.
 
     Returns:
         `mean/TASK`, `active/TASK`, and `mean`, `active` over all tasks, each of them weighing the same:
@@ -132,12 +143,15 @@ def over_inputs(
             for length in dict.fromkeys(lengths):
                 mine = [number for number, own in enumerate(lengths) if own == length]
                 capture = NeuronCapture(backbone, len(mine), every_kind=False)
+                some = [prompts[number] for number in mine]
+                inputs = (backbone, some, target, max_tokens, rank, world)
                 with capture:
-                    some = [prompts[number] for number in mine]
-                    for bank, batch in behind_all(backbone, some, target, max_tokens, rank, world):
+                    for bank, batch in behind_all(*inputs):
                         backbone.answer_states(bank, batch)
                         bar.advance(task, len(batch["prompt_ids"]))
                 capture.all_reduce()
+                own_names = [names[number] if names else str(number) for number in mine]
+                capture.refuse_broken(own_names, partial(_rows_of, inputs, target.task))
                 captures[tuple(mine)] = capture.means()
         places = torch.tensor([number for mine in captures for number in mine]).argsort()
         for name, key in (("mean", "activations"), ("active", "active")):
@@ -145,6 +159,12 @@ def over_inputs(
     for name in ("mean", "active"):
         found[name] = torch.stack([found[f"{name}/{target.task.name}"] for target in targets]).mean(dim=0)
     return found
+
+
+def _rows_of(inputs: tuple[Any, ...], task: Task, nth: int) -> str:
+    """The rows of the `nth` pass of `behind_all`, for messages."""
+    _, batch = next(islice(behind_all(*inputs), nth, None))
+    return named_rows(batch["ids"].unique().tolist(), [task.name])
 
 
 # What studies of neurons share ---------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def neurons_of(backbone: FrozenBackbone, prompts: Mapping[str, Prompt], folder: 
     if folder is None:
         if by != "activations":
             raise UserError(f"--by {by} is read from files: give their folder with --neurons")
-        found = of_prompts(backbone, [prompt.embeddings for prompt in prompts.values()])["activations"]
+        found = of_prompts(backbone, [prompt.embeddings for prompt in prompts.values()], list(prompts))["activations"]
         activations = dict(zip(prompts, found, strict=True))
         return activations, activations
     values, activations = {}, {}

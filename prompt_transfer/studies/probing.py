@@ -247,7 +247,13 @@ def leep(
         batch: dict[str, Any] = tensors_of(backbone, target, rows)
         probabilities.append(objective.logits(bank, batch).softmax(dim=1).cpu())
         labels.append(batch["labels"].cpu())
-    return leep_of(torch.cat(probabilities), torch.cat(labels))
+    whole = torch.cat(probabilities)
+    if not torch.isfinite(whole).all():
+        raise UserError(
+            f"a prompt of {source.task.name} gives answers to {target.task.name} that are NaN or Inf: take it out, or "
+            f"try --dtype float32 (it is {backbone.dtype_name})"
+        )
+    return leep_of(whole, torch.cat(labels))
 
 
 def leep_of(probabilities: Tensor, labels: Tensor) -> float:

@@ -22,6 +22,7 @@ from torch import Tensor
 from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.data.batches import collate, cut
+from prompt_transfer.data.tokens import named_rows
 from prompt_transfer.errors import MadeOtherwiseError, UserError
 from prompt_transfer.files import atomic_path
 from prompt_transfer.metrics import text_scores
@@ -56,6 +57,7 @@ class Scorer:
 
     def __init__(self, backbone: FrozenBackbone, entries: Sequence[Entry]) -> None:
         self.backbone, self.device = backbone, backbone.embedding_weight.device
+        self.entries = entries
         self.longest = max(len(entry.embeddings) for entry in entries)
         self._banks: list[tuple[NDArray[np.int64], PromptBank]] = []
         lengths = np.array([len(entry.embeddings) for entry in entries])
@@ -93,7 +95,11 @@ class Scorer:
 
     @torch.inference_mode()
     def answers(self, target: Target, batches: Sequence[Batch]) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
-        """Each batch with its answers [K, D]."""
+        """Each batch with its answers [K, D].
+
+        Raises:
+            UserError: a prompt whose logits are not finite: the largest of them would be an answer like any other.
+        """
         objective = make_objective(self.backbone, [target.task]).to(self.device)
         pad = self.backbone.encoder(self.longest).pad_token_id
         for prompts, rows in batches:
@@ -105,12 +111,27 @@ class Scorer:
                     continue
                 batch = crossed(texts, torch.from_numpy(places).to(self.device))
                 if isinstance(objective, Classification):
-                    chosen = objective.logits(bank, batch).argmax(dim=1).cpu().numpy()
+                    chosen = objective.choices(bank, batch).cpu().numpy()
+                    self._refuse_broken(target, prompts[here], rows, chosen.reshape(len(here), len(rows)) < 0)
                 else:
                     right = [target.references[row] for row in rows] * len(here)
                     chosen = text_scores(target.task.metric, objective.predict(bank, batch)["texts"], right)
                 found[here] = chosen.reshape(len(here), len(rows))
             yield (prompts, rows), found
+
+    def _refuse_broken(
+        self, target: Target, prompts: NDArray[np.int64], rows: NDArray[np.int64], broken: NDArray[np.bool_]
+    ) -> None:
+        """Raise a UserError for the first prompt with a broken answer; `broken` is [prompts, rows]."""
+        if not broken.any():
+            return
+        number = int(broken.any(axis=1).argmax())
+        name = self.entries[prompts[number]].name
+        which = named_rows(target.table.ids[rows[broken[number]]], [target.task.name])
+        raise UserError(
+            f"the answers behind the prompt {name} to {which} ({target.split}) are NaN or Inf: take it out of the "
+            f"folder, or try --dtype float32 (it is {self.backbone.dtype_name})"
+        )
 
 
 def _overlap(wanted: NDArray[np.int64], mine: NDArray[np.int64]) -> Batch:

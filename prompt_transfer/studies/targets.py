@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.data.baselines import trivial_answers
+from prompt_transfer.data.checks import shared_rows, text_keys
 from prompt_transfer.data.selection import SPLITS, Selection
 from prompt_transfer.data.tables import Tables
 from prompt_transfer.data.tokens import TokenTable
@@ -36,6 +38,7 @@ class TargetData:
         label_words: default or paper; null: as the prompts were trained.
         seed: of the subset, and of a validation split that has to be cut from train.
         cache_dir: folder for tokenised rows.
+        revision: of the hub's repository; null: the one of the registry.
     """
 
     source: Literal["hub", "local", "builtin"] = "builtin"
@@ -45,6 +48,7 @@ class TargetData:
     label_words: Literal["default", "paper"] | None = None
     seed: int = 0
     cache_dir: str | None = None
+    revision: str | None = None
 
     def check(self) -> None:
         """Raise a UserError where a number cannot be."""
@@ -80,6 +84,7 @@ class Target:
         references: the right texts of each row, for tasks that write one.
         baseline: answers [n] of the majority class, or of the lead of the text.
         facts: all that decides the answers beside prompt and backbone, as plain values.
+        keys, trained_keys: `text_keys` of the rows, and of the task's training rows, where they were asked for.
     """
 
     task: Task
@@ -88,6 +93,8 @@ class Target:
     references: list[list[str]] = field(repr=False)
     baseline: NDArray[np.float32] = field(repr=False)
     facts: dict[str, Any] = field(repr=False)
+    keys: NDArray[np.uint64] | None = field(default=None, repr=False)
+    trained_keys: NDArray[np.uint64] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -129,14 +136,20 @@ def digests_of(targets: Sequence[Target]) -> dict[str, dict[str, str]]:
     return {target.task.name: {target.split.partition(" ")[0]: target.table.content(0)} for target in targets}
 
 
-def load_target(task: Task, data: EvaluationData, label_words: str, split: str, encoder: TextEncoder) -> Target:
+def load_target(
+    task: Task, data: EvaluationData, label_words: str, split: str, encoder: TextEncoder, with_keys: bool = False
+) -> Target:
     """Read and tokenise the rows of a split.
+
+    Args:
+        with_keys: for `warn_of_shared_rows`.
 
     Raises:
         UserError: the source does not have the task, or its data cannot be what was meant.
     """
     limits: dict[str, int | None] = dict.fromkeys(SPLITS, data.limit_eval)
-    selection = Selection([task], data.source, data.root, data.seed, label_words, limits)
+    options = (data.source, data.root, data.seed, label_words, limits)
+    selection = Selection([task], *options, revision=data.revision)
     tables = Tables(selection, encoder, data.max_length, data.cache_dir)
     table, task, rows = tables.split(split), selection.tasks[0], selection.rows(split)
     references = selection.targets(split, table.ids.tolist()) if task.is_generation else []
@@ -152,4 +165,22 @@ def load_target(task: Task, data: EvaluationData, label_words: str, split: str, 
         "max_length": tables.lengths[0],
     }
     origin = f"{split} ({selection.data[0].origin[split]})"
-    return Target(task, origin, table, references, baseline.astype(np.float32), facts)
+    keys = (text_keys(rows), text_keys(selection.data[0].split("train"))) if with_keys else ()
+    return Target(task, origin, table, references, baseline.astype(np.float32), facts, *keys)
+
+
+def warn_of_shared_rows(targets: Sequence[Target], sources: Collection[str]) -> None:
+    """Say how many rows of a target are training rows of another task that prompts were trained on.
+
+    Args:
+        targets: loaded with keys.
+        sources: tasks that prompts were trained on; those that are no targets are not looked at.
+    """
+    evaluated = {target.task.name: target.keys for target in targets if target.keys is not None}
+    trained = {
+        target.task.name: target.trained_keys
+        for target in targets
+        if target.trained_keys is not None and target.task.name in sources
+    }
+    if found := shared_rows(evaluated, trained):
+        warnings.warn(f"transfer between these is not to unseen texts: {'; '.join(found)}", stacklevel=2)

@@ -35,7 +35,7 @@ from prompt_transfer.studies.entries import (
     warn_of_other_words,
 )
 from prompt_transfer.studies.scoring import MAX_TOKENS, AnswerFile, Batch, Scorer
-from prompt_transfer.studies.targets import EvaluationData, Target, digests_of, load_target
+from prompt_transfer.studies.targets import EvaluationData, Target, digests_of, load_target, warn_of_shared_rows
 from prompt_transfer.studies.transfer_table import check_names, is_own, target_rows, tidy
 from prompt_transfer.tasks import get_task
 
@@ -112,11 +112,15 @@ class Ready:
         tasks = [task.with_policy(policy) for task in tasks]
         words = agreed(prompts, "data_label_words", study.data.label_words) or "default"
         encoder = self.backbone.encoder(max(len(entry.embeddings) for entry in self.entries))
-        self.targets = [load_target(task, study.data, words, study.split, encoder) for task in tasks]
+        # The first process alone warns.
+        options = (study.data, words, study.split, encoder, rank == 0 and len(tasks) > 1)
+        self.targets = [load_target(task, *options) for task in tasks]
         self._rows: dict[str, list[dict[str, Any]]] = {}
         if rank == 0:
             warn_of_other_words(prompts, [target.task for target in self.targets])
             self._warn_of_targets_without_own()
+            sources = {entry.source for entry in self.entries if entry.kind == "trained"}
+            warn_of_shared_rows(self.targets, sources)
         self.files = [AnswerFile(self.folder / ANSWERS, target, self.facts(), rank) for target in self.targets]
         # What a prompt answers depends on its numbers alone, so equal ones are scored once.
         self.distinct = list({entry.digest: entry for entry in self.entries}.values())

@@ -1,0 +1,117 @@
+"""What makes a number of a task mean less than it seems: found when rows are read, told once."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from prompt_transfer.errors import UserError
+from prompt_transfer.task import Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from numpy.typing import NDArray
+
+_ELSE = re.compile(r"\W+")
+
+
+class Rows(Protocol):
+    """Rows of a split; `answers` are class indices or lists of texts."""
+
+    ids: NDArray[np.int64]
+    text_a: list[str]
+    text_b: list[str]
+    answers: Any
+
+
+def check_rows(task: Task, made: Mapping[str, Rows]) -> None:
+    """Refuse rows that teach nothing; warn of those that say less than it seems.
+
+    Warnings are about texts that are in train and in an evaluation split, classes without a training row, evaluation
+    splits of one class and empty texts.
+
+    Raises:
+        UserError: all training rows are of one class.
+    """
+    if not task.is_generation:
+        _check_classes(task, made)
+    for split, rows in made.items():
+        _warn_of_empty(task, split, rows)
+    _warn_of_overlap(task, made)
+
+
+def _check_classes(task: Task, made: Mapping[str, Rows]) -> None:
+    train = made["train"]
+    present = np.unique(train.answers)
+    if len(present) < 2:
+        word = task.label_words[int(present[0])]
+        raise UserError(
+            f"task {task.name}: all {len(train.ids)} training rows are of one class ({word!r}); nothing can be learnt"
+        )
+    absent = [word for index, word in enumerate(task.label_words) if index not in present]
+    if absent:
+        warnings.warn(f"task {task.name}: no training row is of class {', '.join(absent)}", stacklevel=4)
+    for split, rows in made.items():
+        only = np.unique(rows.answers)
+        if len(only) == 1 and len(rows.ids) > 1:
+            warnings.warn(
+                f"task {task.name}: all {len(rows.ids)} {split} rows are of one class "
+                f"({task.label_words[int(only[0])]!r}); a score there tells good answers from bad ones no more",
+                stacklevel=4,
+            )
+
+
+def _warn_of_empty(task: Task, split: str, rows: Rows) -> None:
+    both = task.text_b is not None and not task.join_texts
+    empty = [number for number, text in enumerate(rows.text_a) if not text.strip()]
+    if both:
+        empty += [number for number, text in enumerate(rows.text_b) if not text.strip()]
+    if empty:
+        warnings.warn(
+            f"task {task.name}: {len(set(empty))} {split} rows have an empty text, the first is row "
+            f"{rows.ids[min(empty)]} (counted from 0); they are answered from nothing",
+            stacklevel=4,
+        )
+
+
+def _warn_of_overlap(task: Task, made: Mapping[str, Rows]) -> None:
+    train = set(zip(made["train"].text_a, made["train"].text_b, strict=True))
+    found = []
+    for name in ("validation", "test"):
+        part = made[name]
+        count = sum(pair in train for pair in zip(part.text_a, part.text_b, strict=True))
+        if count:
+            found.append(f"{count} of {len(part.ids)} {name} rows")
+    if found:
+        warnings.warn(f"task {task.name}: {' and '.join(found)} have texts that are in train too", stacklevel=4)
+
+
+def text_keys(rows: Dataset) -> NDArray[np.uint64]:
+    """A number for each text or pair [n] with a letter or digit in it, to find rows of one task in another one.
+
+    Case, blanks and punctuation do not count: collections that share sentences cut and space them in ways of their own.
+    """
+    import pandas as pd
+
+    texts = zip(rows["text_a"][:], rows["text_b"][:], strict=True)
+    pairs = [f"{_ELSE.sub('', a)}\n{_ELSE.sub('', b)}".lower() for a, b in texts]
+    return pd.util.hash_array(np.array([pair for pair in pairs if pair != "\n"], dtype=object), categorize=False)
+
+
+def shared_rows(evaluated: Mapping[str, NDArray[np.uint64]], trained: Mapping[str, NDArray[np.uint64]]) -> list[str]:
+    """Words for each evaluated task and each other one whose training rows hold texts of it.
+
+    Args:
+        evaluated, trained: task -> `text_keys`.
+    """
+    found = []
+    for task, keys in evaluated.items():
+        for other, seen in trained.items():
+            count = int(np.isin(keys, seen).sum()) if other != task else 0
+            if count:
+                found.append(f"{count} of {len(keys)} rows of {task} are training rows of {other}")
+    return found
