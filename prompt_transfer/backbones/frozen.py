@@ -79,7 +79,8 @@ class FrozenBackbone(nn.Module):
         self.commit: str | None = getattr(self.config, "_commit_hash", None)
         self._substitute()
         self.model.requires_grad_(False)
-        self.model.eval()
+        # Lightning trains in the mode that it finds: dropout that is asked for must be on from the beginning.
+        self.train()
         mask_token_id = self.tokenizer.mask_token_id
         if self.family.kind == "masked_lm" and mask_token_id is None:
             raise UserError(f"the tokenizer of {name} has no mask token, which a masked language model needs")

@@ -10,6 +10,8 @@ import importlib.util
 import os
 import platform
 import re
+import signal
+import threading
 import time
 import warnings
 from collections import deque
@@ -156,6 +158,9 @@ def attempt(folder: str, name: str, environment: dict[str, str], place: str) -> 
     home = Path(place) / folder
     if not (home / "configs" / f"{name}.yaml").is_file():
         raise UserError(f"{home} is not to be seen on {platform.node()}: machines of a sweep need a shared file system")
+    # Ray cancels by an interrupt, which a cluster that was started in the background of a script ignores.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.monotonic()
     # Ray says in the environment which GPUs and how many threads are the run's.
     child = start(Path(folder), name, {**os.environ, **environment}, place)
