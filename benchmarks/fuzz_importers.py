@@ -319,16 +319,19 @@ def _alarms() -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         raise Stuck
 
-    before = [(kind, signal.signal(kind, stop)) for kind in (signal.SIGPROF, signal.SIGALRM)]
-    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-    signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
+    handlers = [(kind, signal.signal(kind, stop)) for kind in (signal.SIGPROF, signal.SIGALRM)]
+    limits = (signal.ITIMER_PROF, CPU_SECONDS), (signal.ITIMER_REAL, WALL_SECONDS)
+    timers = [(timer, signal.setitimer(timer, seconds)) for timer, seconds in limits]
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for kind, handler in before:
+        for timer, _ in timers:
+            signal.setitimer(timer, 0)
+        for kind, handler in handlers:
             signal.signal(kind, handler)
+        # Whoever waited before goes on waiting.
+        for timer, before in timers:
+            signal.setitimer(timer, *before)
 
 
 def peak_mib() -> int:

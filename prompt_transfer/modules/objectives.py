@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 
 from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
@@ -38,6 +38,9 @@ class Objective(nn.Module):
         # Not a submodule: the module that trains owns the backbone.
         self._backbone = [backbone]
         self.metrics = nn.ModuleDict({split: nn.ModuleList([make_metrics(task) for task in tasks]) for split in SPLITS})
+        # Over the examples of all processes. Lightning's own mean rounds their number a process down to a whole one.
+        # A NaN is told elsewhere, without the wait that a look at it costs here.
+        self.mean_loss = MeanMetric(nan_strategy="disable")
 
     @property
     def backbone(self) -> FrozenBackbone:
@@ -157,6 +160,7 @@ class Classification(Objective):
         counted = (batch["task_ids"], predictions)
         self.predicted.index_put_(counted, torch.ones_like(predictions), accumulate=True)
         losses = nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+        self.mean_loss.update(losses)
         return losses, {**{name: batch[name] for name in ("ids", "task_ids", "labels")}, "predictions": predictions}
 
     def only_predictions(self, counts: Tensor) -> list[tuple[Task, str]]:
@@ -213,6 +217,7 @@ class Generation(Objective):
                 found = example_scores(task, *answers).values() if keep else ()
                 for column, values in enumerate(found):
                     scores[rows, column] = torch.from_numpy(values).float()
+        self.mean_loss.update(outputs["losses"])
         return outputs["losses"], {
             "ids": batch["ids"],
             "task_ids": batch["task_ids"],

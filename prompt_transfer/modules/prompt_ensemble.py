@@ -208,8 +208,6 @@ class PromptEnsemble(PromptTuning):
                 own = {name: values[place * size : (place + 1) * size] for name, values in outputs.items()}
                 losses, record = self._objective(number).count(own, batch, split, references, self.keep_records)
                 self.answered.see_rows("loss", losses, batch["ids"], number)
-                name = f"{split}/{self.names[number]}/loss"
-                self.log(name, losses.mean(), on_epoch=True, batch_size=size, sync_dist=True, add_dataloader_idx=False)
                 self._keep({**record, "prompt": self.names[number]})
 
     def _objective(self, number: int) -> Objective:

@@ -60,8 +60,6 @@ class PromptedModule(L.LightningModule):
         keep = self.keep_records
         losses, record = self.objective.evaluate(self.current_prompt(), batch, split, references, keep)
         self.answered.see_rows("loss", losses, batch["ids"])
-        size, loss = len(batch["ids"]), losses.mean()
-        self.log(f"{split}/loss", loss, on_epoch=True, batch_size=size, sync_dist=True, add_dataloader_idx=False)
         self._keep(record)
         self.observe(record, batch, split)
 
@@ -116,6 +114,8 @@ class PromptedModule(L.LightningModule):
                 scores.append(values[task.metric])
         score = torch.stack([value.float() for value in scores]).mean()
         self.log(f"{prefix}/{self.score_name}", score)
+        self.log(f"{prefix}/loss", objective.mean_loss.compute())
+        objective.mean_loss.reset()
         if isinstance(objective, Classification):
             self._warn_of_one_class(objective, prefix)
         return score
