@@ -344,7 +344,7 @@ def test_every_configuration_file_parses(config: Path, tmp_path: Path) -> None:
         run = read_plan(config, tmp_path, {"data.root": str(tmp_path)}).runs[-1]
         (tmp_path / "run.yaml").write_text(run.config())
         parsed = Parsed("fit", ["--config", str(tmp_path / "run.yaml"), "--output", str(tmp_path / "run")])
-        assert parsed.config.data.task == run.values["data.task"]
+        assert parsed.config.data.task == run.options["data.task"]
         return
     if config.name.startswith("pretrain_"):
         kwargs = {"args": ["--config", str(config)], "run": False, "parser_kwargs": {"exit_on_error": False}}

@@ -105,8 +105,9 @@ def test_prompts_are_listed_a_line_each(
     (tmp_path / "cut.safetensors").write_text("{")
     assert main(["prompts", "list", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines[:4])) <= 80
-    assert lines[3].split() == ["runs/sst2-seed0", "sst2", "roberta-nano", "20", "prefix", "full", *scored_words]
+    assert max(map(len, lines[:5])) <= 80
+    assert lines[0].strip() == "all: rows 20"
+    assert lines[4].split() == ["runs/sst2-seed0", "sst2", "roberta-nano", "prefix", "full", *scored_words]
     assert lines[-1].startswith(f"not a prompt: {tmp_path}/cut.safetensors is not a safetensors file")
 
 

@@ -86,7 +86,7 @@ def test_a_transferred_run_with_metrics_lineage_and_no_secret(
         "start": "FromPrompt",
     }
     assert found.config["model"]["prompt_length"] == 3
-    assert found.config["data"]["cache_dir"] == str(tmp_path / HIDDEN)
+    assert found.config["data"]["cache_dir"] == str(tmp_path / "<HF_TOKEN>")
 
     log = pd.read_csv(output / "convergence.csv")
     assert found.logged("convergence/score") == list(log["value"])
@@ -236,8 +236,8 @@ def test_secrets_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
         "hub_token": HIDDEN,
         "max_tokens": 5,
         "tokenizer": "bpe",
-        "nested": [{"password": HIDDEN}, [f"is {HIDDEN}", None, True]],
-        "address": f"https://{HIDDEN}host/{HIDDEN}",
+        "nested": [{"password": HIDDEN}, ["is <SOME_API_KEY>", None, True]],
+        "address": f"https://***@host/{HIDDEN}",
     }
 
 
@@ -357,7 +357,8 @@ def test_the_wandb_sweep_that_ships_is_taken_by_fit(
         assert parsed.config.output == "runs/sweep-s1/r1"
         assert parsed.model.hparams.learning_rate == values["model.learning_rate"]
         assert parsed.model.prompt_length == values["model.prompt_length"]
-        (parsed.output / "config.yaml").parent.rmdir()
+        parsed.lock.close()
+        parsed.output.rmdir()
 
 
 @pytest.mark.parametrize("command", [name for name in STUDIES if name not in ("test", "validate")])

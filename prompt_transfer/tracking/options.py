@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prompt_transfer.errors import without_secrets
+
 PROJECT = "prompt-transfer"
 HIDDEN = "[hidden]"
 # `max_tokens` and `tokenizer` are no secrets, `token` and `hub_token` are.
 _SECRET_NAME = re.compile(r"(^|[_.-])(token|secret|passw(or)?d|api_?key|access_?key|private_?key|credentials?)$", re.I)
-_SECRET_VALUE = re.compile(
-    r"\b(?:hf_\w{16,}|gh[opsu]_\w{16,}|github_pat_\w{16,}|sk-[\w-]{16,}|wandb_v\d_\w{16,})|(?<=://)[^/\s@]+@"
-)
-_SHORTEST = 8  # characters of an environment variable that is taken for a secret
+_SECRET_VALUE = re.compile(r"\b(?:hf_\w{16,}|gh[opsu]_\w{16,}|github_pat_\w{16,}|sk-[\w-]{16,}|wandb_v\d_\w{16,})")
 
 
 @dataclass
@@ -48,8 +47,8 @@ class WandbOptions:
 def clean(value: Any, name: str = "") -> Any:
     """A copy of nested options as plain values, without secrets.
 
-    What is named like one (`token`, `password`), looks like one (`hf_...`, `https://user:password@`), or holds the
-    value of an environment variable with such a name, is replaced by `[hidden]`.
+    What is named like one (`token`, `password`) or looks like one (`hf_...`) is replaced by `[hidden]`; the rest is what
+    `without_secrets` leaves.
     """
     if isinstance(value, Mapping):
         return {str(key): clean(inner, str(key)) for key, inner in value.items()}
@@ -57,10 +56,6 @@ def clean(value: Any, name: str = "") -> Any:
         return [clean(inner, name) for inner in value]
     if value is None or isinstance(value, bool | int | float):
         return value
-    text = str(value)
-    if text and _SECRET_NAME.search(name):
+    if str(value) and _SECRET_NAME.search(name):
         return HIDDEN
-    for key, secret in os.environ.items():
-        if len(secret) >= _SHORTEST and _SECRET_NAME.search(key):
-            text = text.replace(secret, HIDDEN)
-    return _SECRET_VALUE.sub(HIDDEN, text)
+    return _SECRET_VALUE.sub(HIDDEN, without_secrets(str(value)))
