@@ -47,8 +47,8 @@ class WandbOptions:
 def clean(value: Any, name: str = "") -> Any:
     """A copy of nested options as plain values, without secrets.
 
-    What is named like one (`token`, `password`) or looks like one (`hf_...`) is replaced by `[hidden]`; the rest is what
-    `without_secrets` leaves.
+    What is named like one (`token`, `password`) or looks like one (`hf_...`) is replaced by `[hidden]`; the rest is
+    what `without_secrets` leaves.
     """
     if isinstance(value, Mapping):
         return {str(key): clean(inner, str(key)) for key, inner in value.items()}
