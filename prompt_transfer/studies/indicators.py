@@ -205,7 +205,7 @@ def _print(folder: Path, table: pd.DataFrame, prompts: PromptSet, notes: list[st
     by = RANKED_BY if RANKED_BY in value else "same_type_auc"
     rows: list[dict[str, Any]] = []
     for name in value[by].sort_values(ascending=False, na_position="last").index:
-        found: list[float] = spread.loc[(name, by), ["low", "high", "p_value"]].tolist()
+        found: Any = spread.loc[(name, by), ["low", "high", "p_value"]]
         low, high, p_value = found
         row = {"indicator": name, _SHORT[by]: value.loc[name, by], "95 %": results.interval(low, high, 2), "p": p_value}
         row |= {short: value.loc[name, label] for label, short in _SHORT.items() if label in value and label != by}
