@@ -22,10 +22,14 @@ _ELSE = re.compile(r"\W+")
 class Rows(Protocol):
     """Rows of a split; `answers` are class indices or lists of texts."""
 
-    ids: NDArray[np.int64]
-    text_a: list[str]
-    text_b: list[str]
-    answers: Any
+    @property
+    def ids(self) -> NDArray[np.int64]: ...
+    @property
+    def text_a(self) -> list[str]: ...
+    @property
+    def text_b(self) -> list[str]: ...
+    @property
+    def answers(self) -> Any: ...
 
 
 def check_rows(task: Task, made: Mapping[str, Rows]) -> None:

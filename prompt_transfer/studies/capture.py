@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def over_inputs(
                     backbone.answer_states(bank, batch)
             capture.all_reduce()
             own_names = [names[number] if names else str(number) for number in mine]
-            capture.refuse_broken(own_names, lambda nth, inputs=inputs, task=target.task: _rows_of(inputs, nth, task))
+            capture.refuse_broken(own_names, partial(_rows_of, inputs, target.task))
             captures[tuple(mine)] = capture.means()
         places = torch.tensor([number for mine in captures for number in mine]).argsort()
         for name, key in (("mean", "activations"), ("active", "active")):
@@ -156,7 +157,7 @@ def over_inputs(
     return found
 
 
-def _rows_of(inputs: tuple[Any, ...], nth: int, task: Task) -> str:
+def _rows_of(inputs: tuple[Any, ...], task: Task, nth: int) -> str:
     """The rows of the `nth` pass of `behind_all`, for messages."""
     _, batch = next(islice(behind_all(*inputs), nth, None))
     return named_rows(batch["ids"].unique().tolist(), [task.name])

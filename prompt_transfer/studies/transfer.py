@@ -111,8 +111,8 @@ class Ready:
         words = agreed(prompts, "data_label_words", study.data.label_words) or "default"
         encoder = self.backbone.encoder(max(len(entry.embeddings) for entry in self.entries))
         # The first process alone warns.
-        options = (study.data, words, study.split, encoder, rank == 0 and len(tasks) > 1)
-        self.targets = [load_target(task, *options) for task in tasks]
+        keys = rank == 0 and len(tasks) > 1
+        self.targets = [load_target(task, study.data, words, study.split, encoder, keys) for task in tasks]
         self._rows: dict[str, list[dict[str, Any]]] = {}
         if rank == 0:
             warn_of_other_words(prompts, [target.task for target in self.targets])
