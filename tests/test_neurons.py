@@ -20,6 +20,8 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
 from prompt_transfer.neurons.capture import NeuronCapture, PromptRows, of_prompts
 from prompt_transfer.neurons.mask import NeuronMask, layer_deviation, most_activated, random_like
+from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.studies.capture import prompts_below
 
 Tiny = Callable[[str], Path]
 
@@ -382,3 +384,9 @@ def test_seq2seq_reads_the_decoder(tiny: Tiny) -> None:
         backbone = FrozenBackbone(str(tiny(family)))
         decoder = set(backbone.model.get_decoder().modules())
         assert all(site in decoder for site in [*backbone.ffn_sites(), *backbone.activation_sites()])
+
+
+def test_the_copy_of_a_run_s_best_prompt_is_left_out(tmp_path: Path) -> None:
+    for name in ("prompt", "prompt-seed0", "prompt-seed1"):
+        Prompt(torch.zeros(2, 4)).save(tmp_path / "run" / f"{name}.safetensors")
+    assert list(prompts_below(tmp_path)) == ["run/prompt-seed0", "run/prompt-seed1"]

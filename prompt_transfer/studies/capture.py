@@ -20,7 +20,7 @@ from prompt_transfer.files import check_writable_dir
 from prompt_transfer.neurons import files
 from prompt_transfer.neurons.capture import NeuronCapture, of_prompts
 from prompt_transfer.progress import progress
-from prompt_transfer.prompts.prompt import Prompt, list_prompts
+from prompt_transfer.prompts.prompt import Prompt, list_prompts, run_name
 from prompt_transfer.studies.backbones import facts_of, load_backbone
 from prompt_transfer.studies.entries import agreed
 from prompt_transfer.studies.passes import behind_all
@@ -173,6 +173,8 @@ def _rows_of(inputs: tuple[Any, ...], task: Task, nth: int) -> str:
 def prompts_below(folder: str | Path) -> dict[str, Prompt]:
     """Path below `folder` without the suffix -> prompt, of all prompt files there, sorted.
 
+    The copy that a run of several prompts makes of its best one is left out.
+
     Raises:
         UserError: no such folder, no prompt in it, or a file that cannot be read.
     """
@@ -182,7 +184,8 @@ def prompts_below(folder: str | Path) -> dict[str, Prompt]:
     for row in list_prompts(folder):
         if row["error"]:
             raise UserError(row["error"])
-        found[str(Path(row["path"]).relative_to(folder).with_suffix(""))] = Prompt.load(row["path"])
+        if run_name(Path(row["path"])) is not None:
+            found[str(Path(row["path"]).relative_to(folder).with_suffix(""))] = Prompt.load(row["path"])
     if not found:
         raise UserError(f"no prompt file in {folder}; `fit` makes them")
     return found
