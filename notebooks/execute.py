@@ -17,7 +17,7 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
 FOLDER = Path(__file__).resolve().parent
 CELL_SECONDS = 600
@@ -33,7 +33,9 @@ def execute(path: Path, folder: Path) -> Any:
     folder.mkdir()
     os.environ["PROMPT_TRANSFER_CACHE"] = str(folder / "cache")
     client = NotebookClient(
-        notebook, timeout=CELL_SECONDS, kernel_name="python3", record_timing=False,
+        notebook, timeout=CELL_SECONDS, startup_timeout=CELL_SECONDS, kernel_name="python3", record_timing=False,
+        # Kernels warn of every connection that is not encrypted; this one does not leave the machine.
+        extra_arguments=["--IPKernelApp.log_level=40"],
         resources={"metadata": {"path": str(folder)}},
     )  # fmt: skip
     client.execute()
@@ -61,16 +63,17 @@ def tidy(notebook: Any, folder: Path) -> list[str]:
             outputs.append(output)
         for output in outputs:
             if output.output_type == "stream":
-                output.text = _relative(output.text, folder)
+                output.text = _plain(output.text, folder)
             for kind, content in output.get("data", {}).items():
                 if isinstance(content, str) and kind.startswith("text/"):
-                    output.data[kind] = _relative(content, folder)
+                    output.data[kind] = _plain(content, folder)
         cell.outputs = outputs
     return left_out
 
 
-def _relative(text: str, folder: Path) -> str:
-    return re.sub(rf"{re.escape(str(folder))}/?", "", text)
+def _plain(text: str, folder: Path) -> str:
+    """Paths below the folder, and no colours of terminals."""
+    return re.sub(rf"{re.escape(str(folder))}/?|\x1b\[[\d;]*m", "", text)
 
 
 def main() -> int:
@@ -89,7 +92,7 @@ def main() -> int:
             began, folder = time.monotonic(), Path(scratch).resolve() / path.stem
             try:
                 notebook = execute(path, folder)
-            except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            except (CellExecutionError, CellTimeoutError, RuntimeError) as error:
                 failed = True
                 print(f"{path.name} failed after {time.monotonic() - began:.0f} s\n{error}", file=sys.stderr)
                 continue
