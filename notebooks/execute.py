@@ -27,13 +27,13 @@ METADATA = {
 }
 
 
-def execute(path: Path, folder: Path) -> Any:
-    """The notebook with fresh outputs; its files are made below `folder`."""
+def execute(path: Path, folder: Path, seconds: int) -> Any:
+    """The notebook with fresh outputs; its files are made below `folder`. No cell may take longer than `seconds`."""
     notebook = nbformat.read(path, as_version=4)
     folder.mkdir()
     os.environ["PROMPT_TRANSFER_CACHE"] = str(folder / "cache")
     client = NotebookClient(
-        notebook, timeout=CELL_SECONDS, startup_timeout=CELL_SECONDS, kernel_name="python3", record_timing=False,
+        notebook, timeout=seconds, startup_timeout=seconds, kernel_name="python3", record_timing=False,
         # Kernels warn of every connection that is not encrypted; this one does not leave the machine.
         extra_arguments=["--IPKernelApp.log_level=40"],
         resources={"metadata": {"path": str(folder)}},
@@ -80,6 +80,9 @@ def main() -> int:
     """Exit code 1 where a notebook fails; the others are executed all the same."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, default=sorted(FOLDER.glob("*.ipynb")))
+    parser.add_argument(
+        "--seconds", type=int, default=CELL_SECONDS, help="that a cell may take, on a busy machine more"
+    )
     parser.add_argument("--save", action="store_true", help="keep the outputs in the files")
     arguments = parser.parse_args()
     # The checkout that this file belongs to, whatever is installed; inline figures; tables of one width.
@@ -91,7 +94,7 @@ def main() -> int:
         for path in arguments.notebooks:
             began, folder = time.monotonic(), Path(scratch).resolve() / path.stem
             try:
-                notebook = execute(path, folder)
+                notebook = execute(path, folder, arguments.seconds)
             except (CellExecutionError, CellTimeoutError, RuntimeError) as error:
                 failed = True
                 print(f"{path.name} failed after {time.monotonic() - began:.0f} s\n{error}", file=sys.stderr)
