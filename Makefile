@@ -11,15 +11,16 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 BENCH_STAMP := $(VENV)/.installed-bench
 DOCS_STAMP := $(VENV)/.installed-docs
+NOTEBOOKS_STAMP := $(VENV)/.installed-notebooks
 INSTALL_INPUTS := setup.cfg pyproject.toml requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format wheel docs bench clean
+.PHONY: help quickstart test lint format wheel docs test-notebooks notebooks bench clean
 # Two goals of one `make -j` would install into one environment at the same time.
 .NOTPARALLEL:
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(RUN_STAMP) ## five minutes, offline: train a prompt and use it on a second task
 	$(BIN)/prompt-transfer quickstart
@@ -42,6 +43,12 @@ wheel: $(RUN_STAMP) ## a wheel in dist/, with configs and checkpoints inside
 
 docs: $(DOCS_STAMP) ## this documentation as pages in site/, every link checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
+
+test-notebooks: $(NOTEBOOKS_STAMP) ## execute the notebooks from scratch in a temporary folder; a few minutes
+	$(BIN)/python notebooks/execute.py
+
+notebooks: $(NOTEBOOKS_STAMP) ## the same, and keep their outputs
+	$(BIN)/python notebooks/execute.py --save
 
 bench: $(BENCH_STAMP) ## speed and memory against PEFT and others; an hour or two on an idle machine
 	$(BIN)/python benchmarks/start_up.py --data_root $(DATA) --output $(BENCH)/start_up.json
@@ -75,4 +82,8 @@ $(BENCH_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
 
 $(DOCS_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
 	$(BIN)/python -m pip install -r requirements.txt -e ".[docs]"
+	@touch $(RUN_STAMP) $@
+
+$(NOTEBOOKS_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
+	$(BIN)/python -m pip install -r requirements.txt -e ".[notebooks]"
 	@touch $(RUN_STAMP) $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -58,5 +59,8 @@ def waiting(description: str) -> Iterator[None]:
 
 
 def _is_watched(console: Console) -> bool:
-    """Whether somebody looks on; a file would only get blank lines."""
-    return console.is_terminal or console.is_jupyter
+    """Whether somebody looks on; a file would only get blank lines.
+
+    In a notebook rich draws with ipywidgets, and without them a warning in place of each bar.
+    """
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)

@@ -184,7 +184,7 @@ def test_the_tested_set_pins_what_the_ranges_allow() -> None:
 
 
 def test_development_tools_are_pinned() -> None:
-    for extra in ("dev", "docs"):
+    for extra in ("dev", "docs", "notebooks"):
         tools = _requirements(_setup()["options.extras_require"][extra])
         assert tools
         assert all(re.fullmatch(r"==[\w.]+", pin) for pin in tools.values())

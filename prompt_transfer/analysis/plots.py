@@ -44,6 +44,36 @@ def learning_curve(curve: pd.DataFrame, majority: float | None = None, ax: Axes 
     return ax
 
 
+def confusion(table: pd.DataFrame) -> Axes:
+    """A panel a prompt: labels in rows, answers in columns; colour: share of the label's rows, numbers: rows.
+
+    Args:
+        table: of `prompt_transfer.studies.inspection.confusion`.
+
+    Returns:
+        The axes of the first panel; its figure holds them all.
+    """
+    names = list(dict.fromkeys(table["prompt"]))
+    words = list(dict.fromkeys(table["label"]))
+    side = 1.0 + 0.55 * len(words)
+    figure, grid = plt.subplots(
+        1, len(names), figsize=(0.8 + side * len(names), 0.4 + side), layout="constrained", squeeze=False, sharey=True
+    )
+    for ax, name in zip(grid.flat, names, strict=True):
+        mine = table[table["prompt"] == name]
+        shares, rows = (
+            mine.pivot_table(index="label", columns="answer", values=values, aggfunc="first").reindex(words)[words]
+            for values in ("share", "rows")
+        )
+        sns.heatmap(shares, annot=rows, fmt="d", vmin=0, vmax=1, cmap="Blues", cbar=False, square=True, ax=ax)
+        ax.set_title(name, fontsize=9)
+        ax.set_xlabel("answer")
+        ax.set_ylabel("label" if ax is grid.flat[0] else "")
+        ax.tick_params(labelsize=8, length=0)
+    figure.colorbar(grid.flat[-1].collections[0], ax=grid.ravel().tolist(), label="share of the label", shrink=0.7)
+    return grid.flat[0]
+
+
 def save(ax: Axes, path: str | Path) -> Path:
     """Write the figure of `ax` (`.png`, `.pdf` or `.svg`), whole or not at all, and close it."""
     path = Path(path)

@@ -66,17 +66,24 @@ def _marks(facts: Mapping[str, str]) -> str:
     return " ".join([*marks, *([facts["arithmetic"].partition("(")[0]] if facts.get("arithmetic") else [])])
 
 
-def inspect(prompt: str) -> None:
+def inspect(prompt: str, nearest: int = 0) -> None:
     """show what a prompt file holds
 
     Args:
         prompt: the file.
+        nearest: how many words to show for each row, those with the nearest embeddings; loads the backbone.
     """
     from prompt_transfer.prompts.prompt import Prompt, describe
 
     facts = describe(Prompt.load(prompt))
     facts |= facts.pop("metadata")
     results.show([{"key": key, "value": value} for key, value in facts.items()])
+    if nearest:
+        from prompt_transfer.studies.inspection import nearest_words
+
+        table = nearest_words(prompt, nearest)
+        known = table.dropna(axis="columns", how="all").to_dict("records")
+        results.show([{str(key): value for key, value in row.items()} for row in known], "words nearest to each row")
 
 
 def import_prompts(sources: list[str], output: str, overwrite: bool = False) -> None:

@@ -32,6 +32,29 @@ def plainly() -> Iterator[None]:
         yield
 
 
+def fit(folder: str | Path, config: Mapping[str, Any], model: str = "PromptTuning", overwrite: bool = False) -> Trained:
+    """A run of `fit` from Python, for what no verb of a hub does: several seeds, another start, convergence.
+
+    A run that is done with the same options is taken as it is, one that was stopped goes on.
+
+    Args:
+        folder: of the run; its options lie beside it in `<folder>.yaml`.
+        config: options, nested as in a file for `fit --config`.
+        model: PromptTuning or CrossModelProjector.
+        overwrite: start anew what is there.
+
+    Returns:
+        The best prompt's file (beside it those of all seeds) and scores: means over what was trained.
+
+    Raises:
+        UserError: a run with other options is there, an unknown model, or anything that `fit` says.
+    """
+    if model not in FILES:
+        raise UserError(f"unknown model {model!r}: choose one of {', '.join(FILES)}")
+    with plainly():
+        return train(Path(folder), model, config, f"fit of {model}", f"fit({str(folder)!r}, ...", overwrite)
+
+
 def train(folder: Path, model: str, config: Mapping[str, Any], made_of: str, call: str, overwrite: bool) -> Trained:
     """Do the run of `fit` in a folder, unless it is done.
 

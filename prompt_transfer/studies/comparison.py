@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from prompt_transfer.studies.indicators import mean_over_prompts, pair_table
 from prompt_transfer.studies.inputs import PromptSet, load_prompts
 from prompt_transfer.studies.neuron_inputs import read_neurons
 
-SAME, DIFFERENT = "same type", "different type"
+SAME_TASK, SAME, DIFFERENT = "same task", "same type", "different type"
 
 
 def compare(prompts: str | Path, neurons: str | Path, output: str | Path, backbone: str | None = None) -> pd.DataFrame:
@@ -27,8 +28,8 @@ def compare(prompts: str | Path, neurons: str | Path, output: str | Path, backbo
         prompts, backbone: see `load_prompts`; they say which task each file of neurons belongs to.
         neurons: see `read_neurons`.
         output: gets `overlap.parquet` (a row a pair of prompts, and layer or all of them), `overlap.csv` (tasks in rows
-            and columns), `overlap.png` (by task type), `overlap_clustered.png` (with its dendrogram), `activations.png`
-            and `layers.png`.
+            and columns), `overlap.png` (by task type), `overlap_clustered.png` (with its dendrogram),
+            `activations.png`, `layers.png`, and `starts.csv` (see `start_table`) where the prompts hold their starts.
 
     Returns:
         The table of pairs: indicator `neuron_overlap` for all layers, `neuron_overlap_per_layer/00`, ... for each.
@@ -53,10 +54,22 @@ def compare(prompts: str | Path, neurons: str | Path, output: str | Path, backbo
     plots.save(
         neuron_plots.overlap_dendrogram(square, [types[task] for task in tasks]), folder / "overlap_clustered.png"
     )
-    plots.save(neuron_plots.activation_heatmap(activations, found.names), folder / "activations.png")
+    plots.save(neuron_plots.activation_heatmap(activations, short_names(found.names)), folder / "activations.png")
     plots.save(neuron_plots.overlap_by_layer(by_layer), folder / "layers.png")
-    _print(folder, whole, by_layer, found)
+    starts = start_table(whole, found)
+    if len(starts):
+        results.write(starts, folder / "starts.csv")
+    _print(folder, whole, by_layer, found, starts)
     return pairs
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Paths without the folders and file names that all of them share at the same place."""
+    parts = [name.split("/") for name in names]
+    if len(parts) < 2 or len({len(path) for path in parts}) > 1:
+        return list(names)
+    told = [place for place, words in enumerate(zip(*parts, strict=True)) if len(set(words)) > 1]
+    return ["/".join(path[place] for place in told) for path in parts]
 
 
 def layer_table(layers: np.ndarray, prompts: PromptSet) -> pd.DataFrame:
@@ -76,7 +89,31 @@ def layer_table(layers: np.ndarray, prompts: PromptSet) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _print(folder: Path, whole: np.ndarray, layers: pd.DataFrame, prompts: PromptSet) -> None:
+def start_table(whole: np.ndarray, prompts: PromptSet) -> pd.DataFrame:
+    """ON [N, N] by what two prompts have in common: task or type, and the numbers that they started from.
+
+    Prompts that start alike stay alike in part whatever they learn: only pairs of one kind of start are to be compared.
+
+    Returns:
+        Columns pair ("same task", "same type", "different type"), start (shared, separate), value (mean ON), pairs;
+        empty where a prompt does not hold its start.
+    """
+    columns = ["pair", "start", "value", "pairs"]
+    initial = prompts.initial
+    if initial is None:
+        return pd.DataFrame(columns=columns)
+    rows = []
+    for one, other in zip(*np.triu_indices(len(prompts.tasks), 1), strict=True):
+        alike = prompts.types[one] == prompts.types[other] != UNKNOWN
+        kind = SAME_TASK if prompts.tasks[one] == prompts.tasks[other] else SAME if alike else DIFFERENT
+        start = "shared" if bool((initial[one] == initial[other]).all()) else "separate"
+        rows.append({"pair": kind, "start": start, "value": float(whole[one, other])})
+    found = pd.DataFrame(rows).groupby(["pair", "start"])["value"].agg(value="mean", pairs="size")
+    order = [(pair, start) for pair in (SAME_TASK, SAME, DIFFERENT) for start in ("shared", "separate")]
+    return found.loc[[key for key in order if key in found.index]].reset_index()[columns]
+
+
+def _print(folder: Path, whole: np.ndarray, layers: pd.DataFrame, prompts: PromptSet, starts: pd.DataFrame) -> None:
     means = layers.groupby(["layer", "pair"])["value"].mean().unstack("pair").reindex(columns=[SAME, DIFFERENT])
     rows: list[dict[str, Any]] = [
         {"layer": str(layer), **{str(key): float(value) for key, value in row.items()}}
@@ -87,4 +124,7 @@ def _print(folder: Path, whole: np.ndarray, layers: pd.DataFrame, prompts: Promp
     results.show(rows, title=f"ON of {len(prompts.names)} prompts, mean over pairs of tasks")
     if own.any():
         print(f"all layers, prompts of one task: {whole[own].mean():.3f}")
+    if starts["start"].nunique() > 1:
+        lines = [{str(key): value for key, value in row.items()} for row in starts.to_dict("records")]
+        results.show(lines, title="ON, all layers, by the start of the prompts: what starts alike stays alike in part")
     print(f"tables and figures in {folder}")

@@ -1,0 +1,112 @@
+"""Executes the notebooks of this folder from scratch, in a temporary folder.
+
+`make test-notebooks` fails where a cell fails; `make notebooks` (`--save`) keeps the outputs in the files, without what
+belongs to this machine or moment: paths, times, progress, warnings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
+
+FOLDER = Path(__file__).resolve().parent
+CELL_SECONDS = 600
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def execute(path: Path, folder: Path, seconds: int) -> Any:
+    """The notebook with fresh outputs; its files are made below `folder`. No cell may take longer than `seconds`."""
+    notebook = nbformat.read(path, as_version=4)
+    folder.mkdir()
+    os.environ["PROMPT_TRANSFER_CACHE"] = str(folder / "cache")
+    client = NotebookClient(
+        notebook, timeout=seconds, startup_timeout=seconds, kernel_name="python3", record_timing=False,
+        # Kernels warn of every connection that is not encrypted; this one does not leave the machine.
+        extra_arguments=["--IPKernelApp.log_level=40"],
+        resources={"metadata": {"path": str(folder)}},
+    )  # fmt: skip
+    client.execute()
+    return notebook
+
+
+def tidy(notebook: Any, folder: Path) -> list[str]:
+    """Take out what belongs to this machine or moment; returns what was written to standard error."""
+    left_out = []
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in notebook.cells:
+        cell.metadata = {}
+        if cell.cell_type != "code":
+            continue
+        outputs: list[Any] = []
+        for output in cell.outputs:
+            if output.output_type == "stream" and output.name == "stderr":
+                left_out.append(output.text)
+                continue
+            if output.output_type == "stream" and outputs and outputs[-1].output_type == "stream":
+                outputs[-1].text += output.text
+                continue
+            if "metadata" in output:
+                output.metadata = {}
+            outputs.append(output)
+        for output in outputs:
+            if output.output_type == "stream":
+                output.text = _plain(output.text, folder)
+            for kind, content in output.get("data", {}).items():
+                if isinstance(content, str) and kind.startswith("text/"):
+                    output.data[kind] = _plain(content, folder)
+        cell.outputs = outputs
+    return left_out
+
+
+def _plain(text: str, folder: Path) -> str:
+    """Paths below the folder, and no colours of terminals."""
+    return re.sub(rf"{re.escape(str(folder))}/?|\x1b\[[\d;]*m", "", text)
+
+
+def main() -> int:
+    """Exit code 1 where a notebook fails; the others are executed all the same."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", type=Path, default=sorted(FOLDER.glob("*.ipynb")))
+    parser.add_argument(
+        "--seconds", type=int, default=CELL_SECONDS, help="that a cell may take, on a busy machine more"
+    )
+    parser.add_argument("--save", action="store_true", help="keep the outputs in the files")
+    arguments = parser.parse_args()
+    # The checkout that this file belongs to, whatever is installed; inline figures; tables of one width.
+    os.environ |= {"PYTHONPATH": str(FOLDER.parent), "JUPYTER_COLUMNS": "110", "HF_HUB_OFFLINE": "1"}
+    os.environ.pop("MPLBACKEND", None)
+    failed = False
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["IPYTHONDIR"] = f"{scratch}/ipython"
+        for path in arguments.notebooks:
+            began, folder = time.monotonic(), Path(scratch).resolve() / path.stem
+            try:
+                notebook = execute(path, folder, arguments.seconds)
+            except (CellExecutionError, CellTimeoutError, RuntimeError) as error:
+                failed = True
+                print(f"{path.name} failed after {time.monotonic() - began:.0f} s\n{error}", file=sys.stderr)
+                continue
+            print(f"{path.name}: {time.monotonic() - began:.0f} s", flush=True)
+            for text in tidy(notebook, folder):
+                print(f"  on standard error: {text.strip()}", file=sys.stderr)
+            if arguments.save:
+                nbformat.validate(notebook)
+                nbformat.write(notebook, path)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

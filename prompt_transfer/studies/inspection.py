@@ -1,0 +1,148 @@
+"""Looking at one prompt: the words that its rows are near, and where its answers are wrong.
+
+Shape letters: P prompt tokens, H hidden, V vocabulary, N prompts, n rows of a task.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.errors import UserError
+from prompt_transfer.prompts.initializers import vocabulary_ids
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
+from prompt_transfer.prompts.random_prompts import random_prompt
+from prompt_transfer.studies.backbones import load_backbone
+from prompt_transfer.studies.entries import Entry, warn_of_other_words
+from prompt_transfer.studies.scoring import MAX_TOKENS, Scorer
+from prompt_transfer.studies.targets import EvaluationData, load_target
+from prompt_transfer.tasks import get_task
+
+DATA = EvaluationData()
+THIS = "this prompt"
+
+
+def nearest_words(
+    prompt: Prompt | str | Path, count: int = 3, backbone: str | None = None, accelerator: str = "cpu"
+) -> pd.DataFrame:
+    """The ordinary tokens whose embeddings have the highest cosine with each row of a prompt.
+
+    Rows that start from words can keep them through training (Lester et al. 2021, section 7), so a near word need not
+    be what was learned: the word of the start stands beside.
+
+    Args:
+        prompt: or its file, or the folder of its run.
+        count: tokens a row.
+        backbone: None: the one that the prompt names.
+        accelerator: auto, cpu or cuda.
+
+    Returns:
+        One line a row: `row`, `start` (the nearest token of the row before training, None where the file does not hold
+        it), `nearest` (tokens, the nearest first), `cosine` (with the first of them), `moved` (Euclidean distance from
+        the start, as a share of the start's length).
+
+    Raises:
+        UserError: the prompt cannot be read or does not fit the backbone, or `count` is not 1 or more.
+    """
+    if count < 1:
+        raise UserError(f"{count} words a row: give 1 or more")
+    loaded, behind = _with_backbone(prompt, backbone, accelerator)
+    ids = torch.tensor(vocabulary_ids(behind, top_k=0))
+    table = normalize(behind.embedding_weight.cpu()[ids].float(), dim=1)
+    cosines, words = _nearest(loaded.embeddings, table, ids, behind, min(count, len(ids)))
+    rows: list[dict[str, Any]] = [
+        {"row": number, "start": None, "nearest": ", ".join(mine), "cosine": cosines[number][0], "moved": None}
+        for number, mine in enumerate(words)
+    ]
+    if loaded.initial is not None:
+        moved = (loaded.embeddings - loaded.initial).norm(dim=1) / loaded.initial.norm(dim=1).clamp(min=1e-12)
+        starts = _nearest(loaded.initial, table, ids, behind, 1)[1]
+        for row, start, distance in zip(rows, starts, moved.tolist(), strict=True):
+            row |= {"start": start[0], "moved": distance}
+    return pd.DataFrame(rows)
+
+
+def _nearest(
+    rows: Tensor, table: Tensor, ids: Tensor, backbone: FrozenBackbone, count: int
+) -> tuple[list[list[float]], list[list[str]]]:
+    """Cosines and tokens [P, count] of rows [P, H], of a table [V, H] of unit length."""
+    cosines, places = (normalize(rows.float(), dim=1) @ table.T).topk(count, dim=1)
+    words = [[backbone.tokenizer.decode([number]).strip() for number in mine] for mine in ids[places].tolist()]
+    return cosines.tolist(), words
+
+
+def confusion(
+    prompt: Prompt | str | Path,
+    task: str | None = None,
+    data: EvaluationData = DATA,
+    split: str = "test",
+    random_prompts: int = 1,
+    backbone: str | None = None,
+    accelerator: str = "auto",
+) -> pd.DataFrame:
+    """How often each class is answered with each class, by a prompt and by random ones.
+
+    Args:
+        prompt: or its file, or the folder of its run.
+        task: a task with classes; None: the one that the prompt was trained on.
+        data: where the rows come from and how many.
+        split: test or validation.
+        random_prompts: prompts of as many rows that were never trained, one table each.
+        backbone: None: the one that the prompt names.
+        accelerator: auto, cpu or cuda.
+
+    Returns:
+        One line a prompt, label and answer: `task`, `split`, `prompt` ("this prompt", "random prompt 1", ...), `label`
+        and `answer` (label words), `rows`, and `share` of the rows with that label.
+
+    Raises:
+        UserError: a task that writes texts, or anything that does not fit.
+    """
+    if split not in ("test", "validation"):
+        raise UserError(f"split is {split!r}: choose test or validation")
+    data.check()
+    loaded, behind = _with_backbone(prompt, backbone, accelerator)
+    facts = loaded.metadata
+    known = get_task(task or facts.get("task") or UNKNOWN).with_policy(facts.get("label_words_policy") or None)
+    if known.is_generation:
+        raise UserError(f"{known.name} has no classes: its answers are texts")
+    warn_of_other_words({THIS: loaded}, [known])
+    # Built-in tasks have no label words of release 1.0.
+    words = "default" if known.builtin else data.label_words or facts.get("data_label_words") or "default"
+    target = load_target(known, data, words, split, behind.encoder(len(loaded.embeddings)))
+    entries = [Entry(THIS, "trained", known.name, None, loaded.embeddings)]
+    shape = (len(loaded.embeddings), behind.hidden_size)
+    for number in range(1, random_prompts + 1):
+        drawn = random_prompt(behind, shape, number)
+        entries.append(Entry(f"random prompt {number}", "random", "random", number, drawn))
+    scorer, answers = Scorer(behind, entries), np.empty((len(entries), len(target)), dtype=np.int64)
+    budget = data.max_tokens or MAX_TOKENS[scorer.device.type]
+    batches = scorer.batches(target, np.ones(answers.shape, dtype=bool), budget)
+    for (prompts, rows), found in scorer.answers(target, batches):
+        answers[np.ix_(prompts, rows)] = found
+    lines = []
+    for entry, mine in zip(entries, answers, strict=True):
+        for label, word in enumerate(target.task.label_words):
+            of_label = mine[target.table.labels == label]
+            for answer, other in enumerate(target.task.label_words):
+                number = int((of_label == answer).sum())
+                share = number / len(of_label) if len(of_label) else None
+                lines.append((known.name, target.split, entry.name, word, other, number, share))
+    return pd.DataFrame(lines, columns=["task", "split", "prompt", "label", "answer", "rows", "share"])
+
+
+def _with_backbone(
+    prompt: Prompt | str | Path, backbone: str | None, accelerator: str
+) -> tuple[Prompt, FrozenBackbone]:
+    loaded = prompt if isinstance(prompt, Prompt) else Prompt.load(prompt)
+    name = backbone or loaded.metadata.get("backbone") or UNKNOWN
+    if name == UNKNOWN:
+        raise UserError("the prompt does not say which backbone it is for: give backbone")
+    return loaded, load_backbone(name, {THIS: loaded}, accelerator=accelerator)
