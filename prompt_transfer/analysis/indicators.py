@@ -58,15 +58,16 @@ def euclidean_average(prompts: Tensor) -> Tensor:
     """
     # Distances do not depend on where the origin is, rounding does.
     rows = prompts - prompts.mean(dim=(0, 1))
-    squares = rows.square().sum(dim=2)
+    # One product gives squared distances, with no pass over the numbers of a block: -2 <a, b> + |a|^2 + |b|^2.
+    squares, ones = rows.square().sum(dim=2, keepdim=True), torch.ones_like(rows[:, :, :1])
+    left_rows, right_rows = torch.cat([-2 * rows, squares, ones], dim=2), torch.cat([rows, ones, squares], dim=2)
     total = prompts.new_zeros(len(prompts), len(prompts))
-    for left, right, products in row_products(rows):
-        distances = products.mul_(-2).add_(squares[left, :, None, None]).add_(squares[right])
-        distances = distances.clamp_(min=0).sqrt_()
+    for left, right, products in row_products(left_rows, right_rows):
+        distances = products.clamp_(min=0).sqrt_()
         if left == right:
             # A row's distance to itself is 0, which rounding would miss.
             distances.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1).zero_()
-        block = distances.mean(dim=(1, 3))
+        block = distances.mean(dim=3).mean(dim=1)
         total[left, right] = block
         total[right, left] = block.T
     return 1 / (1 + symmetric(total))

@@ -59,15 +59,20 @@ def overlap_of_groups(neurons: Tensor, size: int) -> Tensor:
     return torch.stack([cosines((group > 0).flatten(1).double()) for group in neurons.split(size, dim=1)])
 
 
-def row_products(prompts: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+def row_products(prompts: Tensor, others: Tensor | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
     """Inner products of all rows, block by block on and above the diagonal: `[b, P, c, P]` for two slices of prompts.
 
     All at once would be `[N, P, N, P]`: 10 GB for 500 prompts of 100 rows.
+
+    Args:
+        prompts: `[N, P, H]`.
+        others: of the second slice, `[N, P, H]`; default: the same.
     """
     number, length, width = prompts.shape
+    others = prompts if others is None else others
     size = max(1, _BLOCK_ROWS // length)
     blocks = [slice(start, min(start + size, number)) for start in range(0, number, size)]
     for index, left in enumerate(blocks):
         for right in blocks[index:]:
-            products = prompts[left].reshape(-1, width) @ prompts[right].reshape(-1, width).T
+            products = prompts[left].reshape(-1, width) @ others[right].reshape(-1, width).T
             yield left, right, products.view(left.stop - left.start, length, right.stop - right.start, length)
