@@ -89,7 +89,8 @@ def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
     early = rows[count // 4 : count // 4 + max(1, count // 10)]
     late = rows[-max(1, count // 10) :]
     before, after = (statistics.median(row["rss_mib"] for row in part) for part in (early, late))
-    leaked = {name: late[-1][name] - early[0][name] for name in CONSTANT}
+    # Numbers go up and down by a few as objects come and go: a leak is what every late sample has more than any early.
+    leaked = {name: min(row[name] for row in late) - max(row[name] for row in early) for name in CONSTANT}
     growth = after / before - 1
     return {
         "rss_mib_after_warm_up": before,

@@ -74,7 +74,9 @@ def test_growth_and_leaks_by_hand(soak: ModuleType) -> None:
     grown = [{**one, "rss_mib": one["rss_mib"] + (3.3 if number > 30 else 0)} for number, one in enumerate(rows)]
     assert soak.verdict(grown)["growth"] == pytest.approx(0.03)
     assert not soak.verdict(grown)["well"]
-    leaking = [*rows[:-1], {**rows[-1], "hooks": 2}]
+    once = [*rows[:-1], {**rows[-1], "tensors": 51}]
+    assert soak.verdict(once)["well"]
+    leaking = [{**one, "hooks": 2 if number > 30 else 0} for number, one in enumerate(rows)]
     assert soak.verdict(leaking)["leaked"]["hooks"] == 2
     assert not soak.verdict(leaking)["well"]
 

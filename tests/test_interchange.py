@@ -292,6 +292,21 @@ def test_an_archive_that_claims_more_than_it_holds(tmp_path: Path) -> None:
     assert "not opened" in message
 
 
+def test_a_member_that_lies_beyond_all_files(tmp_path: Path) -> None:
+    """Found by `benchmarks/fuzz_importers.py`: an offset that no seek can take."""
+    path = rezip(publish(tmp_path))
+    data = bytearray(path.read_bytes())
+    name = data.rindex(b"data.pkl")
+    start, end = data.rindex(b"PK\x01\x02", 0, name), data.rindex(b"PK\x05\x06")
+    # The offset is in a field of the 64-bit format behind the name; the central directory grows by it.
+    struct.pack_into("<I", data, start + 42, 0xFFFFFFFF)
+    struct.pack_into("<H", data, start + 30, 12)
+    struct.pack_into("<I", data, end + 12, struct.unpack_from("<I", data, end + 12)[0] + 12)
+    data[name + 8 : name + 8] = struct.pack("<HHQ", 1, 8, 2**63)
+    path.write_bytes(data)
+    assert "its archive cannot be read" in error_of(path)
+
+
 def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     path = rezip(publish(tmp_path), zipfile.ZIP_DEFLATED, data_0=bytes(50_000_000))
     assert path.stat().st_size < 100_000

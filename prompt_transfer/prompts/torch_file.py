@@ -99,7 +99,9 @@ def _checked_zip(data: bytes, path: Path) -> bytes:
             _scan(io.BytesIO(archive.read(pickles[0])), len(data), path)
             for member in members:
                 copy.writestr(member.filename, archive.read(member))
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # zipfile and pickletools raise whatever their parts raise (OverflowError of a seek)
         raise UserError(f"{path} is truncated or damaged: its archive cannot be read; copy it again") from error
     return clean.getvalue()
 
@@ -110,7 +112,9 @@ def _check_legacy(data: bytes, path: Path) -> None:
     for number in range(_LEGACY_PICKLES):
         try:
             values = _scan(file, len(data), path, legacy=True)
-        except (ValueError, IndexError, KeyError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # as above
             what = "not a file that torch saved" if number == 0 else "truncated or damaged; copy it again"
             raise UserError(f"{path} is {what}") from error
         if number == 0 and values[:1] != [_LEGACY_MAGIC]:
