@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, list_prompts
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, readable_prompts
 from prompt_transfer.prompts.tensor_file import sizes
 
 # Marks of prompts that were not trained on the task that their metadata name.
@@ -102,10 +102,7 @@ def load_by_task(paths: Sequence[str], option: str) -> PromptsByTask:
         if Path(path).is_file() or not Path(path).exists():
             found.append(Prompt.load(path))
             continue
-        for row in list_prompts(path):
-            if row["error"]:
-                raise UserError(row["error"])
-            found.append(Prompt.load(row["path"]))
+        found += [Prompt.load(row["path"]) for row in readable_prompts(path)]
     prompts = [
         prompt
         for prompt in found
@@ -113,7 +110,7 @@ def load_by_task(paths: Sequence[str], option: str) -> PromptsByTask:
         and prompt.metadata.get("task")
         and "," not in prompt.metadata["task"]
     ]
-    # A run folder holds its best prompt twice where several were trained at once.
+    # A prompt that lies below two of the paths counts once.
     distinct: dict[bytes, Prompt] = {}
     for prompt in prompts:
         key = prompt.metadata["task"].encode() + prompt.embeddings.numpy().tobytes()

@@ -255,6 +255,19 @@ def list_prompts(folder: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def readable_prompts(folder: str | Path) -> list[dict[str, Any]]:
+    """As `list_prompts`, without the copy that a run of several prompts makes of its best one.
+
+    Raises:
+        UserError: no such folder, or a file in it that cannot be read.
+    """
+    rows = list_prompts(folder)
+    for row in rows:
+        if row["error"]:
+            raise UserError(row["error"])
+    return [row for row in rows if run_name(Path(row["path"])) is not None]
+
+
 def digest_of(rows: Tensor) -> str:
     """SHA-256 of the shape and numbers of float32 rows [P, H]: what is known of a prompt is kept under it."""
     values = rows.detach().float().cpu().contiguous().numpy().tobytes()

@@ -20,7 +20,7 @@ from prompt_transfer.files import check_writable_dir
 from prompt_transfer.neurons import files
 from prompt_transfer.neurons.capture import NeuronCapture, of_prompts
 from prompt_transfer.progress import progress
-from prompt_transfer.prompts.prompt import Prompt, list_prompts, run_name
+from prompt_transfer.prompts.prompt import Prompt, readable_prompts
 from prompt_transfer.studies.backbones import facts_of, load_backbone
 from prompt_transfer.studies.entries import agreed
 from prompt_transfer.studies.passes import behind_all
@@ -180,12 +180,8 @@ def prompts_below(folder: str | Path) -> dict[str, Prompt]:
     """
     if not Path(folder).is_dir():
         raise UserError(f"no folder {folder}: give the folder that holds the prompt files with --prompts")
-    found = {}
-    for row in list_prompts(folder):
-        if row["error"]:
-            raise UserError(row["error"])
-        if run_name(Path(row["path"])) is not None:
-            found[str(Path(row["path"]).relative_to(folder).with_suffix(""))] = Prompt.load(row["path"])
+    paths = [Path(row["path"]) for row in readable_prompts(folder)]
+    found = {str(path.relative_to(folder).with_suffix("")): Prompt.load(path) for path in paths}
     if not found:
         raise UserError(f"no prompt file in {folder}; `fit` makes them")
     return found

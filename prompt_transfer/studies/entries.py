@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, digest_of, list_prompts, run_name
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, digest_of, readable_prompts, run_name
 from prompt_transfer.prompts.random_prompts import DRAWS, random_prompt
 from prompt_transfer.task import Task
 
@@ -70,15 +70,11 @@ def read_folder(
         if not Path(place).is_dir():
             raise UserError(f"no folder {place}: give the folder that holds the prompt files with --prompts")
     found: dict[str, Prompt] = {}
-    for row in (row for place in folders for row in list_prompts(place)):
-        if row["error"]:
-            raise UserError(row["error"])
+    for row in (row for place in folders for row in readable_prompts(place)):
         if any(wanted and row[key] not in ("", UNKNOWN, wanted) for key, wanted in _wanted(attention, layout)):
             continue
         path = Path(row["path"])
-        name = run_name(path)
-        if name is None:
-            continue
+        name = str(run_name(path))
         if name in found:
             raise UserError(f"two prompts have the name {name}: {found[name].path} and {path}; rename or move one")
         found[name] = Prompt.load(path)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.errors import UserError
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, list_prompts, run_name
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, readable_prompts
 from prompt_transfer.prompts.published import TASKS
 from prompt_transfer.prompts.tensor_file import sizes
 from prompt_transfer.tasks import get_task, task_names
@@ -85,12 +85,8 @@ def load_prompts(
     """
     if not Path(folder).is_dir():
         raise UserError(f"no folder {folder}: give one that holds prompt files with --prompts DIR")
-    prompts = []
-    for row in list_prompts(folder):
-        if row["error"]:
-            raise UserError(row["error"])
-        if run_name(Path(row["path"])) is not None and (backbone is None or row["backbone"] == backbone):
-            prompts.append(Prompt.load(row["path"]))
+    rows = [row for row in readable_prompts(folder) if backbone is None or row["backbone"] == backbone]
+    prompts = [Prompt.load(row["path"]) for row in rows]
     notes = []
     trained = [prompt for prompt in prompts if prompt.metadata.get("projected") != "true"]
     for why, keep in (
