@@ -26,9 +26,14 @@ class MadeOtherwiseError(UserError):
     """What lies in an output folder was made with other data, options or backbone than what shall be added to it."""
 
 
+def is_secret(variable: str) -> bool:
+    """Whether an environment variable with this name holds a secret."""
+    return _SECRET_NAME.search(variable.upper()) is not None
+
+
 def without_secrets(text: str) -> str:
     """`text` without values of variables such as HF_TOKEN or WANDB_API_KEY, and without a login in an address."""
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and _SECRET_NAME.search(name.upper()):
+        if len(value) >= _SHORTEST and is_secret(name):
             text = text.replace(value, f"<{name}>")
     return _LOGIN.sub("://***@", text)

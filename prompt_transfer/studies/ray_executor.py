@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import prompt_transfer
-from prompt_transfer.errors import UserError
+from prompt_transfer.errors import UserError, is_secret
 from prompt_transfer.studies.executor import PATIENCE, Outcome, Tell, is_final, note, outcome_of, start, stop
 from prompt_transfer.studies.sweep import Run, State
 
-# Variables that runs take along to other machines; the rest is theirs.
+# Variables that runs take along to other machines; the rest is theirs, and so are tokens and keys, which would be
+# readable in the cluster.
 PASSED = re.compile(r"(HF_|PROMPT_TRANSFER_|WANDB_|TOKENIZERS_|OMP_NUM_THREADS$|PYTHONPATH$)")
-# Every machine has its own: they would be readable in the cluster.
-SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
 # Nothing is kept in Ray's store; its default would be a third of the memory.
 STORE_BYTES = 80 * 2**20
 
@@ -139,7 +138,7 @@ class RayExecutor:
 
 def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that a run takes along to another machine; no tokens and keys."""
-    return {name: value for name, value in environment.items() if PASSED.match(name) and not SECRET.search(name)}
+    return {name: value for name, value in environment.items() if PASSED.match(name) and not is_secret(name)}
 
 
 def code_path(environment: Mapping[str, str]) -> dict[str, str]:
