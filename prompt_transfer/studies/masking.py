@@ -175,21 +175,15 @@ def _rows(
     found = []
     unmasked: dict[str, float] = {}
     for entry in entries:
-        answers = file.matrix([entry])[0]
-        score, (low, high) = target.score(answers), target.interval(answers)
+        scored = target.scored(file.matrix([entry])[0])
         if entry.kind_of_mask == "none":
-            unmasked[entry.name] = score
+            unmasked[entry.name] = scored["value"]
         found.append(
             {
                 "task": target.task.name,
                 "prompt": entry.name,
                 "seed": entry.seed,
-                "split": target.split,
-                "metric": target.task.metric,
-                "value": score,
-                "low": low,
-                "high": high,
-                "n": len(target),
+                **scored,
                 "mask": entry.kind_of_mask,
                 "mask_source": entry.mask_source,
                 "mask_seed": entry.mask_seed,
@@ -197,7 +191,7 @@ def _rows(
                 "method": entry.method if entry.kind_of_mask != "none" else None,
                 "masked": int(entry.mask.sum()),
                 "unmasked": unmasked[entry.name],
-                "drop": unmasked[entry.name] - score,
+                "drop": unmasked[entry.name] - scored["value"],
                 "majority": target.score(target.baseline),
                 "task_type": target.task.type,
                 **common,

@@ -119,6 +119,18 @@ class Target:
             return bootstrap_mean_interval(answers, seed=0)
         return bootstrap_metric_interval(self.task.metric, answers, self.table.labels, self.task.num_classes, seed=0)
 
+    def scored(self, answers: NDArray[np.float32]) -> dict[str, Any]:
+        """Columns of a table of scores: split, metric, value, low and high (of `interval`), n."""
+        low, high = self.interval(answers)
+        return {
+            "split": self.split,
+            "metric": self.task.metric,
+            "value": self.score(answers),
+            "low": low,
+            "high": high,
+            "n": len(self),
+        }
+
     def beats_baseline(self, own: Sequence[NDArray[np.float32]]) -> bool:
         """Whether the target's own prompts are above the baseline by more than chance: was the task *learned*?
 

@@ -42,8 +42,7 @@ def target_rows(
     baseline = "lead" if target.task.is_generation else "majority"
     rows = []
     for entry, row in [*zip(entries, answers, strict=True), (None, target.baseline)]:
-        score = target.score(row)
-        low, high = target.interval(row)
+        scored = target.scored(row)
         facts: dict[str, Any] = {"prompt": baseline, "kind": baseline, "source": baseline, "seed": None, "start": None}
         if entry is not None:
             facts = {"prompt": entry.name, "kind": entry.kind, "source": entry.source, "seed": entry.seed}
@@ -53,14 +52,9 @@ def target_rows(
             {
                 "task": target.task.name,
                 **facts,
-                "split": target.split,
-                "metric": target.task.metric,
-                "value": score,
-                "low": low,
-                "high": high,
-                "n": len(target),
-                "relative": score / own_score if own_score else math.nan,
-                "chance_corrected": (score - chance) / gap if gap else math.nan,
+                **scored,
+                "relative": scored["value"] / own_score if own_score else math.nan,
+                "chance_corrected": (scored["value"] - chance) / gap if gap else math.nan,
                 "learned": learned,
                 "task_type": target.task.type,
                 "source_type": _type_of(facts["source"], target) if facts["kind"] == "trained" else None,
