@@ -29,20 +29,15 @@ COLUMNS = ["task", "backbone", "split", "metric", "what", "value", "low", "high"
 
 def commands(task: str, backbone: str, root: str, folder: Path, steps: int) -> list[list[str]]:
     """The `fit` and the `test` of one cell."""
-    data = ["--data.source", "local", "--data.root", root, "--data.limit_eval", "2000"]
-    evaluations = 4
+    limits, more, evaluations = ["--data.limit_eval", "2000"], list[str](), 4
     if get_task(task).is_generation:
         # Texts of 192 tokens hold most answers; 300 written texts give an interval of a few points.
-        data[-1] = "300"
-        data += ["--data.max_length", "192", "--data.batch_size", "16", "--data.eval_batch_size", "50"]
+        limits = ["--data.limit_eval", "300", "--data.eval_batch_size", "50"]
         # Long runs: bf16 takes half the time.
-        data += ["--model.dtype", "bfloat16"]
-        evaluations = 8
+        more, evaluations = ["--data.max_length", "192", "--data.batch_size", "16", "--model.dtype", "bfloat16"], 8
+    data = ["--data.task", task, "--data.source", "local", "--data.root", root, *limits, *more]
     budget = ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps // evaluations)]
-    fit = ["fit", "--model.backbone", backbone, "--data.task", task, *data, *budget, "--output", str(folder)]
-    limits = data[4:6]
-    if get_task(task).is_generation:
-        limits += data[10:12]
+    fit = ["fit", "--model.backbone", backbone, *data, *budget, "--output", str(folder)]
     test = ["test", "--prompt", str(folder), *limits, "--random_prompts", "3", "--output", str(folder / "test")]
     return [fit, test]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from scripts import load_script
 
 from prompt_transfer import results
 from prompt_transfer.analysis import correlation
@@ -157,12 +157,7 @@ def test_links_of_the_repository_become_links_of_the_site(tmp_path: Path, monkey
 
 def load_hooks() -> ModuleType:
     pytest.importorskip("mkdocs", reason="mkdocs is missing: pip install prompt_transfer[docs]")
-    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs/hooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("docs/hooks.py")
 
 
 @pytest.mark.slow

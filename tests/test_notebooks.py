@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from scripts import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -104,12 +104,7 @@ def test_a_notebook_says_what_not_to_conclude(path: Path) -> None:
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     pytest.importorskip("nbclient", reason="nbclient is part of the extra `notebooks`")
-    spec = importlib.util.spec_from_file_location("execute", ROOT / "notebooks/execute.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("notebooks/execute.py")
 
 
 def test_what_is_kept_names_no_folder_no_warning_and_no_moment(script: ModuleType, tmp_path: Path) -> None:
