@@ -190,6 +190,18 @@ def test_one_class_is_warned_of(task: str, tiny_roberta: Path, tmp_path: Path) -
         train(module, data, tmp_path / "run", 5)
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_a_dtype_that_the_processor_lacks_is_warned_of(
+    has: bool, task: str, tiny_roberta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: Any
+) -> None:
+    found = {"architecture": "x86_64", "avx512_bf16": has, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    module, data = make(task, tiny_roberta, tmp_path, dtype="bfloat16")
+    train(module, data, tmp_path / "run", 1)
+    said = [str(warning.message) for warning in recwarn if "no instructions for bfloat16" in str(warning.message)]
+    assert len(said) == (0 if has else 1)
+
+
 def test_checkpoint_of_another_backbone_is_refused(
     task: str, tiny_roberta: Path, tiny_bert: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,15 @@ from prompt_transfer.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def is_emulated(dtype: str, device: torch.device) -> bool:
+    """Whether `device` is an x86 processor without instructions for `dtype`: products then take longer, not less."""
+    if device.type != "cpu" or dtype == "float32":
+        return False
+    has = torch.cpu.get_capabilities()
+    names = {"bfloat16": ("amx_bf16", "avx512_bf16"), "float16": ("amx_fp16", "avx512_fp16")}[dtype]
+    return has.get("architecture") == "x86_64" and not any(has.get(name) for name in names)
+
+
 class FrozenBackbone(nn.Module):
     """A pretrained language model that answers at the answer slot behind a soft prompt.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from prompt_transfer.backbones.encoder import TextEncoder
-from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.backbones.frozen import FrozenBackbone, is_emulated
 from prompt_transfer.errors import UserError
 from prompt_transfer.finite import FirstBroken, largest
 from prompt_transfer.modules.prompted import PromptedModule
@@ -146,6 +147,11 @@ class TrainedModule(PromptedModule):
             raise UserError(
                 f"--trainer.precision {self.trainer.precision} would cast what is trained and its optimizer too; "
                 "use --model.dtype bfloat16 for the backbone's weights"
+            )
+        if self.trainer.is_global_zero and is_emulated(self.backbone.dtype_name, self.device):
+            warnings.warn(
+                f"this processor has no instructions for {self.backbone.dtype_name}: float32 will be faster here",
+                stacklevel=2,
             )
         self.watched.reset()
         self.connect(self.trainer.datamodule.tasks)
