@@ -9,8 +9,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from prompt_transfer.network import hub_reachable
 
 TOKEN = "hf_secretsecretsecret"
 Files = dict[str, bytes]
@@ -106,6 +111,34 @@ class FakeHub:
         }
         commit = self.put(repo, files, revision)
         return 200, {"commitUrl": f"{self.url}/{repo}/commit/{commit}", "commitOid": commit}
+
+
+@contextmanager
+def connected(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[FakeHub]:
+    """A hub that `huggingface_hub` of this process takes for the real one, and keeps what it gives below `cache`."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    with fake_hub() as server:
+        for name, value in {
+            "HF_HUB_OFFLINE": False,
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(cache),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        for name, text in {
+            "HF_HUB_OFFLINE": "0",
+            "HF_ENDPOINT": server.url,
+            "HF_TOKEN": TOKEN,
+            "NO_PROXY": "*",
+        }.items():
+            monkeypatch.setenv(name, text)
+        hub_reachable.cache_clear()
+        huggingface_hub.close_session()
+        yield server
+        huggingface_hub.close_session()
+        hub_reachable.cache_clear()
 
 
 def blob(data: bytes) -> str:

@@ -8,15 +8,21 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from fake_hub import connected
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
+from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
 from prompt_transfer.commands.arguments import find_configs
 from prompt_transfer.commands.sweep import GROUPS
 from prompt_transfer.commands.table import COMMANDS
+from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.tasks import get_task, task_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +39,8 @@ QUICKSTART = ["quickstart", "--output", "runs/quickstart"]
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.M | re.S)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.M | re.S)
+    return [text for kind, text in found if kind == language]
 
 
 def commands() -> list[list[str]]:
@@ -73,6 +80,79 @@ def test_the_shell_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         assert main([*command, *short]) == 0, command
     for run in ("films", "sst2", "trec-roberta-nano-seed0"):
         assert (tmp_path / "runs" / run / "prompt.safetensors").is_file()
+
+
+def shown_alone() -> list[list[str]]:
+    """Commands of blocks that need more than a reader has at that point: published prompts, a hub, real data."""
+    lines = [line for block in blocks("") for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("prompt-transfer ")]
+
+
+def save_prompts(folder: Path, backbone: FrozenBackbone, tasks: Sequence[str]) -> None:
+    facts = {"backbone": backbone.id, "fingerprint": backbone.fingerprint, "family": backbone.family.name,
+             "layout": backbone.layout.name, "attention": "full", "dtype": "float32", "head": "lm"}  # fmt: skip
+    for number, task in enumerate(tasks):
+        rows = torch.randn(20, backbone.hidden_size, generator=torch.Generator().manual_seed(number))
+        Prompt(0.1 * rows, {**facts, "task": task}).save(folder / task / "prompt.safetensors")
+
+
+def save_wide(tiny: Path, folder: Path) -> Path:
+    """A model that the published prompts of RoBERTa-base fit, and their label words, which are ids."""
+    config = AutoConfig.from_pretrained(tiny)
+    config.update({"hidden_size": 768, "num_hidden_layers": 1, "num_attention_heads": 12})
+    config.update({"max_position_embeddings": 256, "vocab_size": 13000})
+    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.add_tokens([f"w{number}" for number in range(13000 - len(tokenizer))])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_other_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_roberta: Path) -> None:
+    """With prompts of random numbers, a published one made here, a hub on this machine, and rows of our own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PROMPT_TRANSFER_CACHE", str(tmp_path / "cache"))
+    tasks = ("imdb", "laptop", "mnli", "sst2", "snli")
+    for name in tasks:
+        task = get_task(name)
+        folder = tmp_path / "DATA" / name
+        texts = [column for column in (task.text_a, task.text_b) if column]
+        folder.mkdir(parents=True)
+        labels = task.labels or range(len(task.label_words))
+        for split in ("train", "validation", "test"):
+            rows = [[*(f"{split} {row}" for _ in texts), str(labels[row % len(labels)])] for row in range(24)]
+            lines = [[*texts, str(task.label_column)], *rows]
+            (folder / f"{split}.csv").write_text("\n".join(",".join(line) for line in lines))
+    backbones = {name: FrozenBackbone(name) for name in ("roberta-nano", "roberta-micro", "gpt2-nano")}
+    save_prompts(tmp_path / "runs/nano", backbones["roberta-nano"], tasks)
+    save_prompts(tmp_path / "runs/micro", backbones["roberta-micro"], tasks)
+    for run, backbone in (("films", "roberta-nano"), ("films_gpt2", "gpt2-nano")):
+        save_prompts(tmp_path / "runs", backbones[backbone], [run])
+        path = tmp_path / "runs" / run / "prompt.safetensors"
+        prompt = Prompt.load(path)
+        Prompt(prompt.embeddings, prompt.metadata | {"task": "builtin_movies"}).save(path)
+    published = tmp_path / "path/to/task_prompt_emb/MNLIPromptRoberta/task_prompt"
+    published.parent.mkdir(parents=True)
+    torch.save(torch.randn(100, 768), published)
+    wide = save_wide(tiny_roberta, tmp_path / "wide")
+    more = {
+        "fit": ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1"],
+        "test": ["--data.limit_eval", "10"],
+        "analyze": ["--random_prompts", "1", "--shuffles", "1", "--data.limit_eval", "10"],
+    }
+    done = []
+    with connected(monkeypatch, tmp_path / "hub") as hub:
+        for command in shown_alone():
+            own = list(more.get(command[0], []))
+            if "prompts/published/MNLIPromptRoberta.safetensors" in command:
+                own += ["--model.backbone", str(wide), "--data.source", "local", "--data.root", "DATA"]
+            assert main([*command, *own]) == 0, command
+            done.append(" ".join(command[:2]))
+        assert list(hub.repos) == ["USER/film-prompts"]
+    assert {"prompts fit-projector", "prompts project", "fit --model", "analyze projection", "prompts pull"} <= set(done)
+    for path in ("runs/projection/projection.csv", "adapters/films/adapter_model.safetensors"):
+        assert (tmp_path / path).is_file()
+    assert list((tmp_path / "prompts/films").rglob("*.safetensors"))
 
 
 def test_every_command_in_the_text_is_one(capsys: pytest.CaptureFixture[str]) -> None:

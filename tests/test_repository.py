@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from fake_hub import TOKEN, FakeHub, fake_hub
+from fake_hub import TOKEN, FakeHub, connected
 from torch import Tensor
 
 from prompt_transfer.cli import main
@@ -33,29 +33,8 @@ def save(path: Path, number: int = 0, **facts: str) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    with fake_hub() as server:
-        for name, value in {
-            "HF_HUB_OFFLINE": False,
-            "ENDPOINT": server.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        for name, text in {
-            "HF_HUB_OFFLINE": "0",
-            "HF_ENDPOINT": server.url,
-            "HF_TOKEN": TOKEN,
-            "NO_PROXY": "*",
-        }.items():
-            monkeypatch.setenv(name, text)
-        hub_reachable.cache_clear()
-        huggingface_hub.close_session()
+    with connected(monkeypatch, tmp_path / "cache") as server:
         yield server
-        huggingface_hub.close_session()
-        hub_reachable.cache_clear()
 
 
 def results_of(prompt: Path) -> pd.DataFrame:
