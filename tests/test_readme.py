@@ -149,7 +149,8 @@ def test_the_other_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
             assert main([*command, *own]) == 0, command
             done.append(" ".join(command[:2]))
         assert list(hub.repos) == ["USER/film-prompts"]
-    assert {"prompts fit-projector", "prompts project", "fit --model", "analyze projection", "prompts pull"} <= set(done)
+    expected = {"prompts fit-projector", "prompts project", "fit --model", "analyze projection", "prompts pull"}
+    assert expected <= set(done)
     for path in ("runs/projection/projection.csv", "adapters/films/adapter_model.safetensors"):
         assert (tmp_path / path).is_file()
     assert list((tmp_path / "prompts/films").rglob("*.safetensors"))
