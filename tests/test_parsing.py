@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from pathlib import Path
@@ -111,6 +112,15 @@ def test_metadata_are_read_with_suspicion(
     prompt = Prompt.load("run")
     Prompt(prompt.embeddings, prompt.metadata | metadata).save("odd.safetensors")
     assert expected in error_of(capsys, main(["test", "--prompt", "odd.safetensors"]))
+
+
+@pytest.mark.parametrize("command", ["prompts recommend", "transfer", "sweep", "analyze projection"])
+def test_help_says_once_what_options_are(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main([*command.split(), "--help"])
+    said = capsys.readouterr().out.partition("\noptions:")[0]
+    assert "Args:" not in said
+    assert "output: folder" not in said
 
 
 def test_values_without_a_name_stand_anywhere() -> None:

@@ -69,6 +69,13 @@ def _choices(option: str) -> list[str]:
     return sorted(kind.__name__ for kind in subclasses)
 
 
+def description(function: Callable[..., Any]) -> str:
+    """What a docstring says before its sections: those about arguments stand beside the options."""
+    text = re.split(r"^ *(?:Args|Returns|Raises|Yields):$", function.__doc__ or "", maxsplit=1, flags=re.MULTILINE)[0]
+    head, _, rest = text.strip().partition("\n\n")
+    return f"{head.rstrip('.')}. {' '.join(rest.split())}".strip() if rest else head
+
+
 def call(function: Callable[..., Any], command: str, arguments: Sequence[str]) -> Any:
     """Call a typed function with command-line arguments; what it leaves goes to W&B with `--logger wandb`.
 
@@ -80,7 +87,7 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str]) -
     from prompt_transfer.tracking.options import WandbOptions
     from prompt_transfer.tracking.studies import STUDIES, publish
 
-    parser = ArgumentParser(prog=f"prompt-transfer {command}", description=function.__doc__, exit_on_error=False)
+    parser = ArgumentParser(prog=f"prompt-transfer {command}", description=description(function), exit_on_error=False)
     parser.add_function_arguments(function, fail_untyped=True)
     if command in STUDIES:
         parser.add_argument("--logger", type=Literal["none", "wandb"], default="none", help="where else results go")
