@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 
 from prompt_transfer import __version__, results
 from prompt_transfer.allocation import keep_memory
+from prompt_transfer.backbones.builtin import find_shipped
 from prompt_transfer.commands.table import COMMANDS, find, listing
 from prompt_transfer.errors import UserError, without_secrets
 
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug, as_json = "--debug" in arguments, "--json" in arguments and not {"-h", "--help"} & set(arguments)
-    arguments = [argument for argument in arguments if argument not in ("--debug", "--json")]
+    arguments = [find_shipped(argument) for argument in arguments if argument not in ("--debug", "--json")]
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(usage())

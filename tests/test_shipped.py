@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prompt_transfer.backbones.builtin import builtin_backbones
+from prompt_transfer.backbones.builtin import builtin_backbones, find_shipped, shipped
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.modules.objectives import make_objective
 from prompt_transfer.tasks import get_task, task_names
@@ -21,6 +21,16 @@ def test_all_together_are_small() -> None:
     assert set(sizes) == {"roberta-nano", "bert-nano", "gpt2-nano", "t5-nano", "roberta-micro"}
     assert max(sizes.values()) < 25
     assert sum(sizes.values()) < 90
+
+
+def test_what_ships_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = shipped("checkpoints") / "backbones" / "bert-nano"
+    assert find_shipped("checkpoints/backbones/bert-nano") == str(own)
+    assert find_shipped("--model.backbone=checkpoints/backbones/bert-nano") == f"--model.backbone={own}"
+    assert find_shipped("checkpoints/none") == "checkpoints/none"
+    (tmp_path / "checkpoints/backbones/bert-nano").mkdir(parents=True)
+    assert find_shipped("checkpoints/backbones/bert-nano") == "checkpoints/backbones/bert-nano"
 
 
 @pytest.mark.parametrize("folder", SHIPPED.values(), ids=SHIPPED.keys())

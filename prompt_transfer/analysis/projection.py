@@ -33,15 +33,20 @@ def scores_figure(table: pd.DataFrame) -> Axes:
     names = list(dict.fromkeys(table["projector"]))
     order = {"trained": 0, "same_type": 1, "other_type": 2}
     tasks = list(dict.fromkeys(table.sort_values("group", key=lambda groups: groups.map(order), kind="stable")["task"]))
-    height = 0.9 + 0.3 * len(tasks)
+    groups = dict(zip(table["task"], table["group"], strict=True))
+    labels = [task if groups[task] == "other_type" else f"{task} ({groups[task].replace('_', ' ')})" for task in tasks]
+    # Inches: what the labels and the legend need, and the panels.
+    width = 0.085 * max(map(len, labels)) + 1.8 + 2.6 * len(names)
     figure, grid = plt.subplots(
-        1, len(names), figsize=(2.2 + 3.2 * len(names), height + 0.7), layout="constrained", squeeze=False, sharey=True
+        1, len(names), figsize=(width, 1.6 + 0.3 * len(tasks)), layout="constrained", squeeze=False, sharey=True
     )
     colours = dict(zip(MARKS, sns.color_palette("colorblind", len(MARKS)), strict=True))
     for ax, name in zip(grid.flat, names, strict=True):
         mine = table[table["projector"] == name]
         for what, (marker, size) in MARKS.items():
             some = mine[(mine["what"] == what) & mine["value"].notna()]
+            if some.empty:
+                continue
             places = [tasks.index(task) for task in some["task"]]
             if what == "projected":
                 ax.hlines(places, some["low"], some["high"], color=colours[what], linewidth=1)
@@ -56,8 +61,6 @@ def scores_figure(table: pd.DataFrame) -> Axes:
         ax.grid(axis="y", color="0.92")
         ax.set_axisbelow(True)
         sns.despine(ax=ax)
-    groups = dict(zip(table["task"], table["group"], strict=True))
-    labels = [task if groups[task] == "other_type" else f"{task} ({groups[task].replace('_', ' ')})" for task in tasks]
     grid.flat[0].set_yticks(range(len(tasks)), labels)
     grid.flat[0].invert_yaxis()
     handles, names_of = grid.flat[0].get_legend_handles_labels()
