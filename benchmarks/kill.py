@@ -102,8 +102,8 @@ class Place:
             )
         return time.monotonic() - began
 
-    def kill(self, arguments: list[str], moment: float) -> float | None:
-        """Start the command and kill it after `moment` seconds; the seconds, None where it had ended before."""
+    def kill(self, arguments: list[str], moment: float) -> tuple[bool, float]:
+        """Start the command and kill it after `moment` seconds; whether it was still at work, and the seconds."""
         began = time.monotonic()
         process = self.start(arguments)
         try:
@@ -111,7 +111,7 @@ class Place:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-        return time.monotonic() - began if process.returncode == -signal.SIGKILL else None
+        return process.returncode == -signal.SIGKILL, time.monotonic() - began
 
 
 def files(folder: Path) -> Iterator[Path]:
@@ -227,10 +227,12 @@ class Trials:
         for attempt in range(TRIES):
             place = self.place(f"kill{number}-{attempt}")
             moment = self.undisturbed * (number + generator.random()) / kills
-            killed = place.kill(self.arguments, moment)
-            if killed is not None:
+            at_work, killed = place.kill(self.arguments, moment)
+            if at_work:
                 break
-            shutil.rmtree(place.folder)  # it was faster than the undisturbed one
+            # It was faster than the undisturbed one, beside which something else may have run.
+            self.undisturbed = min(self.undisturbed, killed)
+            shutil.rmtree(place.folder)
         else:
             raise RuntimeError(f"{self.name} always ends before it can be killed")
         readable = check_readable(place.folder / OUT) if (place.folder / OUT).is_dir() else 0

@@ -165,7 +165,11 @@ def test_predict_on_a_text_file(
     (tmp_path / "in.txt").write_text("a good film\n\na very very bad story of a man\n")
     command = ["predict", "--prompt", str(tmp_path / "run" / "prompt.safetensors"), "--data.task", str(toy)]
     command += ["--input", str(tmp_path / "in.txt"), "--output", str(tmp_path / "out"), "--format", "csv"]
+    capsys.readouterr()
     assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "a good film" in said
+    assert "a very very bad story of a man" in said
     frame = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert frame["id"].tolist() == [0, 2]
     assert set(frame["word"]) <= {"terrible", "great"}

@@ -262,6 +262,12 @@ def test_missing_column_names_those_that_there_are(tmp_path: Path) -> None:
     assert "sentence, label" in message
 
 
+def test_another_separator_is_told(tmp_path: Path) -> None:
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "train.csv").write_text("sentence;label\na film;1\n")
+    assert "a comma is what must stand between columns" in _complaint(SINGLE, tmp_path)
+
+
 def test_missing_texts_name_column_split_count_and_row(tmp_path: Path) -> None:
     rows = _rows(6)
     rows[2]["text"] = rows[4]["text"] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from prompt_transfer.provenance import write_provenance
 from prompt_transfer.tasks import Task
 from prompt_transfer.tracking.options import WandbOptions
 from prompt_transfer.tracking.studies import publish
+
+# Of a text file no longer than this, every answer is shown.
+MOST_LINES = 20
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -280,7 +284,11 @@ def _predict(parsed: Command, model: PromptTuning) -> None:
     path = results.write(frame, parsed.output / f"predictions.{config.format}")
     write_provenance(parsed.output, "predict", parsed.plain_config(), data.digests())
     shown = frame.head(5)
-    if "word" in frame:
+    if texts is not None and "word" in frame and len(frame) <= MOST_LINES:
+        lines = dict(zip(texts["id"], texts["text_a"], strict=True))
+        short = [textwrap.shorten(lines[number], 60, placeholder=" ...") for number in frame["id"]]
+        shown = frame.assign(line=short, p=frame.filter(regex="^p_").max(axis=1).round(3))[["line", "word", "p"]]
+    elif "word" in frame:
         shown = frame.groupby(["task", "word"]).size().reset_index(name="rows")
     results.show([{str(key): value for key, value in row.items()} for row in shown.to_dict("records")])
     Console().print(f"{len(frame)} predictions in {path}", highlight=False, soft_wrap=True)

@@ -168,9 +168,9 @@ def _normalise(task: Task, split: str, raw: RawSplit) -> _Rows | None:
         return None
     for column in (task.text_a, task.text_b, answer_column):
         if column is not None and column not in raw.columns:
-            raise UserError(
-                f"task {task.name}: {raw.where} has no column {column!r}; its columns are {', '.join(raw.columns)}"
-            )
+            columns = ", ".join(raw.columns)
+            hint = "; a comma is what must stand between columns" if len(raw.columns) == 1 and ";" in columns else ""
+            raise UserError(f"task {task.name}: {raw.where} has no column {column!r}; its columns are {columns}{hint}")
     keep = np.arange(len(raw.frame))
     answers: Any
     if task.target_column is not None:
