@@ -1,0 +1,174 @@
+"""What a built-in backbone can learn at all: all of its weights are trained on a task that writes a text.
+
+    python benchmarks/fine_tuning.py --task squad --backbone gpt2-nano --root ../shared/data
+
+A bound for prompts on the same rows, with as many steps and the same way of writing: a task on which the whole model
+fails is none for its prompts. Plain `transformers`, greedy decoding, the scores of the last step; no prompt stands
+before the text.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+
+from prompt_transfer import results
+from prompt_transfer.backbones.builtin import builtin_backbones
+from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.commands.parsing import call
+from prompt_transfer.data.batches import IGNORED
+from prompt_transfer.data.datamodule import TaskDataModule
+from prompt_transfer.metrics import bootstrap_mean_interval, example_scores
+
+COLUMNS = [
+    "task",
+    "backbone",
+    "split",
+    "metric",
+    "what",
+    "value",
+    "low",
+    "high",
+    "n",
+    "steps",
+    "batch_size",
+    "learning_rate",
+]
+
+
+def loss_of(model: PreTrainedModel, batch: dict[str, Tensor], pad: int) -> Tensor:
+    """Mean cross-entropy of the target's tokens."""
+    if model.config.is_encoder_decoder:
+        return model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["target_ids"]).loss
+    # The target stands behind the text: [B, T + S], padded at the end.
+    rows, labels = [], []
+    for text, mask, target in zip(batch["input_ids"], batch["attention_mask"], batch["target_ids"], strict=True):
+        text, target = text[mask.bool()], target[target != IGNORED]
+        rows.append(torch.cat([text, target]))
+        labels.append(torch.cat([torch.full_like(text, IGNORED), target]))
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+    wanted = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return model(ids, attention_mask=mask, labels=wanted).loss
+
+
+@torch.no_grad()
+def written(
+    model: PreTrainedModel, tokenizer: object, data: TaskDataModule, most: int
+) -> tuple[list[str], list[list[str]]]:
+    """Greedy answers to the rows of the test split, and what is right."""
+    model.eval()
+    texts, references = list[str](), list[list[str]]()
+    for batch in data.test_dataloader():
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            row = ids[mask.bool()][None]
+            answer = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=most, do_sample=False)
+            fresh = answer[0] if model.config.is_encoder_decoder else answer[0, row.shape[1] :]
+            texts.append(tokenizer.decode(fresh, skip_special_tokens=True).strip())  # type: ignore[attr-defined]
+        references += data.targets("test", batch["ids"])
+    return texts, references
+
+
+def run(
+    task: str = "squad",
+    backbone: str = "gpt2-nano",
+    root: str = "../shared/data",
+    output: str = "results/backbones/fine_tuning.csv",
+    steps: int = 1500,
+    batch_size: int = 8,
+    learning_rate: float = 5e-4,
+    max_length: int = 192,
+    limit_eval: int = 300,
+    seed: int = 0,
+) -> None:
+    """Train, write, score; rows of the table for this task and backbone are replaced.
+
+    Args:
+        task: that writes a text.
+        backbone: a built-in one, causal or sequence-to-sequence.
+        root: folder with the task in local form.
+        output: the table.
+        steps: optimizer steps.
+        batch_size: examples of one.
+        learning_rate: of AdamW, falling linearly to 0.
+        max_length: tokens of a text.
+        limit_eval: test rows.
+        seed: of the order.
+    """
+    torch.manual_seed(seed)
+    frozen = FrozenBackbone(backbone)
+    data = TaskDataModule(
+        task,
+        "local",
+        root=root,
+        batch_size=batch_size,
+        max_length=max_length,
+        limit_eval=limit_eval,
+        eval_batch_size=50,
+    ).connect(frozen.encoder(20))
+    data.prepare_data()
+    data.setup()
+    (about,) = data.tasks
+    kind = AutoModelForSeq2SeqLM if frozen.family.kind == "seq2seq_lm" else AutoModelForCausalLM
+    model: PreTrainedModel = kind.from_pretrained(builtin_backbones()[backbone]).float()
+    pad = frozen.encoder(20).pad_token_id
+    model.generation_config.pad_token_id = pad
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    model.train()
+    step, total = 0, 0.0
+    while step < steps:
+        for batch in data.train_dataloader():
+            (whole,) = batch["micro_batches"]
+            loss = loss_of(model, whole, pad)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            step, total = step + 1, total + float(loss)
+            if step % 100 == 0:
+                print(f"step {step}: mean loss {total / 100:.3f}", flush=True)
+                total = 0.0
+            if step == steps:
+                break
+    texts, references = written(model, frozen.tokenizer, data, about.max_target_length)
+    for text, right in list(zip(texts, references, strict=True))[:5]:
+        print(f"{text!r} for {right[0]!r}")
+    rows = []
+    for name, scores in example_scores(about, texts, references).items():
+        low, high = bootstrap_mean_interval(scores, seed)
+        rows.append(
+            [
+                task,
+                backbone,
+                "test",
+                name,
+                "fine-tuned",
+                scores.mean(),
+                low,
+                high,
+                len(scores),
+                steps,
+                batch_size,
+                learning_rate,
+            ]
+        )
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    file = Path(output)
+    if file.is_file():
+        before = pd.read_csv(file)
+        frame = pd.concat(
+            [before[(before["task"] != task) | (before["backbone"] != backbone)], frame], ignore_index=True
+        )
+    results.write(frame, file)
+    results.show([{str(key): value for key, value in row.items()} for row in frame.to_dict("records")])
+
+
+if __name__ == "__main__":
+    call(run, "fine_tuning", sys.argv[1:])
