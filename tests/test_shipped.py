@@ -11,6 +11,7 @@ import torch
 from prompt_transfer.backbones.builtin import builtin_backbones, find_shipped, shipped
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.modules.objectives import make_objective
+from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.tasks import get_task, task_names
 
 SHIPPED = builtin_backbones()
@@ -74,3 +75,17 @@ def test_a_good_film_is_not_a_bad_one() -> None:
 def test_spaces_at_the_ends_are_no_tokens_of_t5() -> None:
     tokenizer = FrozenBackbone("t5-nano").tokenizer
     assert tokenizer("  a  film ").input_ids == tokenizer("a film").input_ids
+
+
+def test_prompts_that_ship_fit_their_backbone_and_name_no_place_of_ours() -> None:
+    folder = shipped("checkpoints") / "prompts" / "roberta-nano"
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) == 13
+    backbone = FrozenBackbone("roberta-nano")
+    card = (folder / "README.md").read_text()
+    for path in files:
+        prompt = Prompt.load(path)
+        assert prompt.metadata["fingerprint"] == backbone.fingerprint
+        assert prompt.metadata["task"] == path.stem
+        assert not {"data_root", "data_source"} & set(prompt.metadata)
+        assert f"| `{path.name}` | {float(prompt.metadata['score']):.3f} |" in card
