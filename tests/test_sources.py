@@ -262,6 +262,12 @@ def test_missing_column_names_those_that_there_are(tmp_path: Path) -> None:
     assert "sentence, label" in message
 
 
+def test_another_encoding_is_told(tmp_path: Path) -> None:
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "train.csv").write_bytes("text,label\ncaf\u00e9,1\n".encode("latin-1"))
+    assert "it is not UTF-8 text; save it as UTF-8" in _complaint(SINGLE, tmp_path)
+
+
 def test_another_separator_is_told(tmp_path: Path) -> None:
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "train.csv").write_text("sentence;label\na film;1\n")
@@ -286,10 +292,13 @@ def test_unknown_label_names_value_row_and_split(tmp_path: Path, value: int | No
     rows[3]["label"] = value
     frame = [{**row, "label": row["label"]} for row in rows]
     message = _complaint(SINGLE, _folder(tmp_path, train=_rows(6), validation=frame))
-    assert "in row 3 (counted from 0) of the validation split" in message
-    assert "none of the labels 0, 1" in message
-    if value is not None:
+    assert "row 3 (counted from 0) of the validation split" in message
+    if value is None:
+        assert "has no label" in message
+        assert "fill in one of 0, 1" in message
+    else:
         assert f"label {value}" in message
+        assert "none of the labels 0, 1" in message
 
 
 @pytest.mark.parametrize(

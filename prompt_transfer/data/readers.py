@@ -114,6 +114,8 @@ def _read_file(path: Path, wanted: list[str]) -> RawSplit:
             columns = tuple(frame.columns)
     except UserError:
         raise
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read {path}: it is not UTF-8 text; save it as UTF-8") from error
     except Exception as error:  # pyarrow, pandas and the decoders share no base class
         raise UserError(f"cannot read {path}: {_one_line(error)}") from error
     return RawSplit(frame, columns, str(path))

@@ -263,6 +263,11 @@ def _labels(task: Task, split: str, raw: RawSplit) -> np.ndarray | None:
         row = int(wrong[0])
         shown = ", ".join(str(value) for value in (task.labels or range(task.num_classes)))
         value = raw.frame[task.label_column].tolist()[row]
+        if keys[row] is None:
+            raise UserError(
+                f"task {task.name}: row {row} (counted from 0) of the {split} split ({raw.where}) has no label; "
+                f"{keys.count(None)} rows have none: fill in one of {shown}, or remove them"
+            )
         raise UserError(
             f"task {task.name}: label {value!r} in row {row} (counted from 0) of the {split} split ({raw.where}) is "
             f"none of the labels {shown}; {len(wrong)} rows have such labels; list the values of the column in `labels`"
