@@ -14,6 +14,7 @@ from prompt_transfer.analysis.heatmaps import linkage_order, summary_figure, tra
 from prompt_transfer.analysis.matrix import Matrix, best_sources, pairs, read_matrix, summarize
 from prompt_transfer.cli import main
 from prompt_transfer.errors import UserError
+from prompt_transfer.studies.matrix import show_summary
 
 
 def published(name: str) -> Path:
@@ -87,6 +88,12 @@ def test_means_without_targets_that_were_not_learned() -> None:
     summary = summarize(matrix([True, False, True])).set_index(["targets", "measure", "kind", "type"])["mean"]
     assert summary["learned", "relative", "same", "all"] == pytest.approx(0.6 / 0.8)
     assert summary["all", "relative", "same", "all"] == pytest.approx((0.6 / 0.8 + 0.9) / 2)
+
+
+@pytest.mark.parametrize(("learned", "tables"), [([True] * 3, 2), ([True, False, True], 4), (None, 2)])
+def test_no_table_is_shown_twice(learned: list[bool] | None, tables: int, capsys: pytest.CaptureFixture[str]) -> None:
+    show_summary(summarize(matrix(learned)))
+    assert capsys.readouterr().out.count("mean over pairs") == tables
 
 
 def test_intervals_hold_their_means_and_shrink_with_targets() -> None:
