@@ -131,7 +131,7 @@ def run(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            step, total = step + 1, total + float(loss)
+            step, total = step + 1, total + float(loss.detach())
             if step % 100 == 0:
                 print(f"step {step}: mean loss {total / 100:.3f}", flush=True)
                 total = 0.0
