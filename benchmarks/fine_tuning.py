@@ -2,9 +2,8 @@
 
     python benchmarks/fine_tuning.py --task squad --backbone gpt2-nano --root ../shared/data
 
-A bound for prompts on the same rows, with as many steps and the same way of writing: a task on which the whole model
-fails is none for its prompts. Plain `transformers`, greedy decoding, the scores of the last step; no prompt stands
-before the text.
+A bound for prompts on the same rows, with the same way of writing: a task on which the whole model fails is none for
+its prompts. Plain `transformers`, greedy decoding, the scores of the last step; no prompt stands before the text.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from prompt_transfer import results
 from prompt_transfer.backbones.builtin import builtin_backbones
@@ -24,21 +23,6 @@ from prompt_transfer.commands.parsing import call
 from prompt_transfer.data.batches import IGNORED
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.metrics import bootstrap_mean_interval, example_scores
-
-COLUMNS = [
-    "task",
-    "backbone",
-    "split",
-    "metric",
-    "what",
-    "value",
-    "low",
-    "high",
-    "n",
-    "steps",
-    "batch_size",
-    "learning_rate",
-]
 
 
 def loss_of(model: PreTrainedModel, batch: dict[str, Tensor], pad: int) -> Tensor:
@@ -53,13 +37,13 @@ def loss_of(model: PreTrainedModel, batch: dict[str, Tensor], pad: int) -> Tenso
         labels.append(torch.cat([torch.full_like(text, IGNORED), target]))
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
     wanted = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return model(ids, attention_mask=mask, labels=wanted).loss
+    # No mask: what is read of a causal model stands before the padding.
+    return model(ids, labels=wanted).loss
 
 
 @torch.no_grad()
 def written(
-    model: PreTrainedModel, tokenizer: object, data: TaskDataModule, most: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskDataModule, most: int
 ) -> tuple[list[str], list[list[str]]]:
     """Greedy answers to the rows of the test split, and what is right."""
     model.eval()
@@ -69,7 +53,7 @@ def written(
             row = ids[mask.bool()][None]
             answer = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=most, do_sample=False)
             fresh = answer[0] if model.config.is_encoder_decoder else answer[0, row.shape[1] :]
-            texts.append(tokenizer.decode(fresh, skip_special_tokens=True).strip())  # type: ignore[attr-defined]
+            texts.append(tokenizer.decode(fresh, skip_special_tokens=True).strip())
         references += data.targets("test", batch["ids"])
     return texts, references
 
@@ -102,21 +86,18 @@ def run(
     """
     torch.manual_seed(seed)
     frozen = FrozenBackbone(backbone)
+    # Room for a prompt of 20 rows, so that texts are cut where they are cut for prompts.
+    encoder = frozen.encoder(20)
     data = TaskDataModule(
-        task,
-        "local",
-        root=root,
-        batch_size=batch_size,
-        max_length=max_length,
-        limit_eval=limit_eval,
+        task, "local", root=root, batch_size=batch_size, max_length=max_length, limit_eval=limit_eval,
         eval_batch_size=50,
-    ).connect(frozen.encoder(20))
+    ).connect(encoder)  # fmt: skip
     data.prepare_data()
     data.setup()
     (about,) = data.tasks
     kind = AutoModelForSeq2SeqLM if frozen.family.kind == "seq2seq_lm" else AutoModelForCausalLM
     model: PreTrainedModel = kind.from_pretrained(builtin_backbones()[backbone]).float()
-    pad = frozen.encoder(20).pad_token_id
+    pad = encoder.pad_token_id
     model.generation_config.pad_token_id = pad
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
@@ -140,32 +121,18 @@ def run(
     texts, references = written(model, frozen.tokenizer, data, about.max_target_length)
     for text, right in list(zip(texts, references, strict=True))[:5]:
         print(f"{text!r} for {right[0]!r}")
+    own = {"task": task, "backbone": backbone, "split": "test", "what": "fine-tuned"}
+    setting = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     rows = []
     for name, scores in example_scores(about, texts, references).items():
         low, high = bootstrap_mean_interval(scores, seed)
-        rows.append(
-            [
-                task,
-                backbone,
-                "test",
-                name,
-                "fine-tuned",
-                scores.mean(),
-                low,
-                high,
-                len(scores),
-                steps,
-                batch_size,
-                learning_rate,
-            ]
-        )
-    frame = pd.DataFrame(rows, columns=COLUMNS)
-    file = Path(output)
+        found = {"metric": name, "value": scores.mean(), "low": low, "high": high, "n": len(scores)}
+        rows.append({**own, **found, **setting})
+    frame, file = pd.DataFrame(rows), Path(output)
     if file.is_file():
         before = pd.read_csv(file)
-        frame = pd.concat(
-            [before[(before["task"] != task) | (before["backbone"] != backbone)], frame], ignore_index=True
-        )
+        others = before[(before["task"] != task) | (before["backbone"] != backbone)]
+        frame = pd.concat([others, frame], ignore_index=True)
     results.write(frame, file)
     results.show([{str(key): value for key, value in row.items()} for row in frame.to_dict("records")])
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from test_cli import error_of
+from tiny_models import prompt_facts
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
@@ -55,8 +56,7 @@ def tasks(tmp_path: Path) -> list[str]:
 def save_prompts(folder: Path, model: Path, length: int = P, tasks: tuple[str, ...] = TASKS) -> Path:
     """A prompt for each task and seed; those of one task lie near each other."""
     backbone = FrozenBackbone(str(model))
-    facts = {"backbone": backbone.id, "fingerprint": backbone.fingerprint, "family": backbone.family.name,
-             "layout": backbone.layout.name, "attention": "full", "dtype": "float32", "head": "lm"}  # fmt: skip
+    facts = prompt_facts(backbone, head="lm")
     for task in tasks:
         centre = torch.randn(length, backbone.hidden_size, generator=torch.Generator().manual_seed(ord(task[0])))
         for seed in SEEDS:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny_models import prompt_facts
 
 from prompt_transfer import Prompt, UserError
 from prompt_transfer.analysis import plots
@@ -34,13 +35,6 @@ def backbone(tiny_roberta: Path) -> FrozenBackbone:
     return FrozenBackbone(str(tiny_roberta))
 
 
-def facts(backbone: FrozenBackbone, **more: str) -> dict[str, str]:
-    return {
-        "backbone": backbone.id, "fingerprint": backbone.fingerprint, "family": backbone.family.name,
-        "layout": backbone.layout.name, "attention": backbone.attention, "dtype": "float32", **more,
-    }  # fmt: skip
-
-
 def word(backbone: FrozenBackbone, number: int) -> str:
     return backbone.tokenizer.decode([number]).strip()
 
@@ -49,26 +43,26 @@ def test_rows_are_near_the_words_that_they_are_made_of(backbone: FrozenBackbone)
     table = backbone.embedding_weight
     # Twice an embedding points where it points; the second row went from one word to another.
     rows, initial = torch.stack([2 * table[10], table[11]]), torch.stack([table[10], table[12]])
-    found = nearest_words(Prompt(rows, facts(backbone), initial), count=2)
+    found = nearest_words(Prompt(rows, prompt_facts(backbone), initial), count=2)
     assert list(found["row"]) == [0, 1]
     assert list(found["start"]) == [word(backbone, 10), word(backbone, 12)]
     assert [names.split(", ")[0] for names in found["nearest"]] == [word(backbone, 10), word(backbone, 11)]
     assert [len(names.split(", ")) for names in found["nearest"]] == [2, 2]
     assert list(found["cosine"]) == pytest.approx([1, 1])
     assert list(found["moved"]) == pytest.approx([1, float((table[11] - table[12]).norm() / table[12].norm())])
-    bare = nearest_words(Prompt(rows, facts(backbone)))
+    bare = nearest_words(Prompt(rows, prompt_facts(backbone)))
     assert bare["start"].isna().all()
     assert bare["moved"].isna().all()
 
 
 def test_special_tokens_are_no_words(backbone: FrozenBackbone) -> None:
     rows = backbone.embedding_weight[backbone.tokenizer.mask_token_id].unsqueeze(0)
-    assert "mask" not in nearest_words(Prompt(rows.clone(), facts(backbone)), count=5)["nearest"].iloc[0]
+    assert "mask" not in nearest_words(Prompt(rows.clone(), prompt_facts(backbone)), count=5)["nearest"].iloc[0]
 
 
 def test_a_confusion_adds_up_to_the_scores_of_the_matrix(backbone: FrozenBackbone, toy: Path, tmp_path: Path) -> None:
     rows = 3 * torch.randn(4, backbone.hidden_size, generator=torch.Generator().manual_seed(1))
-    path = Prompt(rows, facts(backbone, task="toy", seed="0")).save(tmp_path / "prompts" / "toy-0.safetensors")
+    path = Prompt(rows, prompt_facts(backbone, task="toy", seed="0")).save(tmp_path / "prompts" / "toy-0.safetensors")
     data = EvaluationData("local", max_tokens=200)
     found = confusion(path, str(toy), data, random_prompts=2, accelerator="cpu")
     assert list(found["prompt"].unique()) == ["this prompt", "random prompt 1", "random prompt 2"]
@@ -88,7 +82,7 @@ def test_a_confusion_adds_up_to_the_scores_of_the_matrix(backbone: FrozenBackbon
 
 
 def test_what_cannot_be_looked_at_is_refused(backbone: FrozenBackbone) -> None:
-    prompt = Prompt(torch.zeros(2, backbone.hidden_size), facts(backbone, task="builtin_movies"))
+    prompt = Prompt(torch.zeros(2, backbone.hidden_size), prompt_facts(backbone, task="builtin_movies"))
     with pytest.raises(UserError, match="0 words a row"):
         nearest_words(prompt, count=0)
     with pytest.raises(UserError, match="does not say which backbone"):
@@ -168,7 +162,7 @@ def test_a_notebook_without_widgets_gets_no_bars(monkeypatch: pytest.MonkeyPatch
 
 
 def test_inspect_shows_the_nearest_words(backbone: FrozenBackbone, tmp_path: Path, capsys: Any) -> None:
-    path = Prompt(backbone.embedding_weight[10:12].clone(), facts(backbone)).save(tmp_path / "p.safetensors")
+    path = Prompt(backbone.embedding_weight[10:12].clone(), prompt_facts(backbone)).save(tmp_path / "p.safetensors")
     assert main(["prompts", "inspect", str(path), "--nearest", "1"]) == 0
     shown = capsys.readouterr().out
     assert "words nearest to each row" in shown

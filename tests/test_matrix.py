@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from prompt_transfer import results
 from prompt_transfer.analysis import plots
 from prompt_transfer.analysis.heatmaps import linkage_order, summary_figure, transfer_heatmap
 from prompt_transfer.analysis.matrix import Matrix, best_sources, pairs, read_matrix, summarize
@@ -94,6 +95,9 @@ def test_means_without_targets_that_were_not_learned() -> None:
 def test_no_table_is_shown_twice(learned: list[bool] | None, tables: int, capsys: pytest.CaptureFixture[str]) -> None:
     show_summary(summarize(matrix(learned)))
     assert capsys.readouterr().out.count("mean over pairs") == tables
+    with results.kept() as kept:
+        show_summary(summarize(matrix(learned)))
+    assert len(kept) == (2 if learned is None else 4)
 
 
 def test_intervals_hold_their_means_and_shrink_with_targets() -> None:

@@ -8,13 +8,14 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from fake_hub import connected
+from tiny_models import prompt_facts
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
@@ -88,12 +89,12 @@ def shown_alone() -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("prompt-transfer ")]
 
 
-def save_prompts(folder: Path, backbone: FrozenBackbone, tasks: Sequence[str]) -> None:
-    facts = {"backbone": backbone.id, "fingerprint": backbone.fingerprint, "family": backbone.family.name,
-             "layout": backbone.layout.name, "attention": "full", "dtype": "float32", "head": "lm"}  # fmt: skip
-    for number, task in enumerate(tasks):
+def save_prompts(folder: Path, backbone: FrozenBackbone, runs: Mapping[str, str]) -> None:
+    """A prompt of random numbers in every run, for its task."""
+    for number, (run, task) in enumerate(runs.items()):
         rows = torch.randn(20, backbone.hidden_size, generator=torch.Generator().manual_seed(number))
-        Prompt(0.1 * rows, {**facts, "task": task}).save(folder / task / "prompt.safetensors")
+        facts = prompt_facts(backbone, head="lm", task=task)
+        Prompt(0.1 * rows, facts).save(folder / run / "prompt.safetensors")
 
 
 def save_wide(tiny: Path, folder: Path) -> Path:
@@ -123,14 +124,11 @@ def test_the_other_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
             rows = [[*(f"{split} {row}" for _ in texts), str(labels[row % len(labels)])] for row in range(24)]
             lines = [[*texts, str(task.label_column)], *rows]
             (folder / f"{split}.csv").write_text("\n".join(",".join(line) for line in lines))
-    backbones = {name: FrozenBackbone(name) for name in ("roberta-nano", "roberta-micro", "gpt2-nano")}
-    save_prompts(tmp_path / "runs/nano", backbones["roberta-nano"], tasks)
-    save_prompts(tmp_path / "runs/micro", backbones["roberta-micro"], tasks)
-    for run, backbone in (("films", "roberta-nano"), ("films_gpt2", "gpt2-nano")):
-        save_prompts(tmp_path / "runs", backbones[backbone], [run])
-        path = tmp_path / "runs" / run / "prompt.safetensors"
-        prompt = Prompt.load(path)
-        Prompt(prompt.embeddings, prompt.metadata | {"task": "builtin_movies"}).save(path)
+    nano, own = FrozenBackbone("roberta-nano"), {name: name for name in tasks}
+    save_prompts(tmp_path / "runs/nano", nano, own)
+    save_prompts(tmp_path / "runs/micro", FrozenBackbone("roberta-micro"), own)
+    save_prompts(tmp_path / "runs", nano, {"films": "builtin_movies"})
+    save_prompts(tmp_path / "runs", FrozenBackbone("gpt2-nano"), {"films_gpt2": "builtin_movies"})
     published = tmp_path / "path/to/task_prompt_emb/MNLIPromptRoberta/task_prompt"
     published.parent.mkdir(parents=True)
     torch.save(torch.randn(100, 768), published)
@@ -143,10 +141,10 @@ def test_the_other_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     done = []
     with connected(monkeypatch, tmp_path / "hub") as hub:
         for command in shown_alone():
-            own = list(more.get(command[0], []))
+            extra = list(more.get(command[0], []))
             if "prompts/published/MNLIPromptRoberta.safetensors" in command:
-                own += ["--model.backbone", str(wide), "--data.source", "local", "--data.root", "DATA"]
-            assert main([*command, *own]) == 0, command
+                extra += ["--model.backbone", str(wide), "--data.source", "local", "--data.root", "DATA"]
+            assert main([*command, *extra]) == 0, command
             done.append(" ".join(command[:2]))
         assert list(hub.repos) == ["USER/film-prompts"]
     expected = {"prompts fit-projector", "prompts project", "fit --model", "analyze projection", "prompts pull"}

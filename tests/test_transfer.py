@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_models import WORDS
+from tiny_models import WORDS, prompt_facts
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
@@ -78,11 +78,7 @@ def backbone_of(folder: Path, attention: str = "full") -> FrozenBackbone:
 def save_prompt(path: Path, backbone: FrozenBackbone, task: str, seed: int, length: int = P, **facts: str) -> Path:
     number = sum(map(ord, task)) + seed
     rows = torch.randn(length, backbone.hidden_size, generator=torch.Generator().manual_seed(number)) * 3
-    metadata = {
-        "backbone": backbone.id, "fingerprint": backbone.fingerprint, "family": backbone.family.name,
-        "layout": backbone.layout.name, "attention": backbone.attention, "dtype": "float32", "task": task,
-        "seed": str(seed),
-    }  # fmt: skip
+    metadata = prompt_facts(backbone, task=task, seed=str(seed))
     return Prompt(rows, metadata | facts, rows * 0).save(path)
 
 

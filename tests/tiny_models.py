@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prompt_transfer.backbones.frozen import FrozenBackbone
 
 # Every one of these is a single token of the tiny tokenizers: " great" for byte-level BPE, "great" for WordPiece.
 WORDS = """
@@ -125,6 +128,14 @@ def _configuration(family: str) -> tuple[Any, str, dict[str, Any]]:
 MASKED = ("bert", "roberta", "electra", "albert", "distilbert", "modernbert")
 CAUSAL = ("gpt2", "opt", "gpt_neox", "llama", "qwen2", "qwen3")
 SEQ2SEQ = ("t5", "t5_v1_1", "mt5")
+
+
+def prompt_facts(backbone: FrozenBackbone, **more: str) -> dict[str, str]:
+    """The metadata by which a prompt is known to belong to `backbone`."""
+    return {
+        "backbone": backbone.id, "fingerprint": backbone.fingerprint, "family": backbone.family.name,
+        "layout": backbone.layout.name, "attention": backbone.attention, "dtype": "float32", **more,
+    }  # fmt: skip
 
 
 def save_tiny(family: str, folder: Path) -> Path:

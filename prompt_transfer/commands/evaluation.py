@@ -287,7 +287,7 @@ def _predict(parsed: Command, model: PromptTuning) -> None:
     if texts is not None and "word" in frame and len(frame) <= MOST_LINES:
         lines = dict(zip(texts["id"], texts["text_a"], strict=True))
         short = [textwrap.shorten(lines[number], 60, placeholder=" ...") for number in frame["id"]]
-        shown = frame.assign(line=short, p=frame.filter(regex="^p_").max(axis=1).round(3))[["line", "word", "p"]]
+        shown = frame.assign(line=short, p=frame.filter(regex="^p_").max(axis=1))[["line", "word", "p"]]
     elif "word" in frame:
         shown = frame.groupby(["task", "word"]).size().reset_index(name="rows")
     results.show([{str(key): value for key, value in row.items()} for row in shown.to_dict("records")])

@@ -114,8 +114,6 @@ def _read_file(path: Path, wanted: list[str]) -> RawSplit:
             columns = tuple(frame.columns)
     except UserError:
         raise
-    except UnicodeDecodeError as error:
-        raise UserError(f"cannot read {path}: it is not UTF-8 text; save it as UTF-8") from error
     except Exception as error:  # pyarrow, pandas and the decoders share no base class
         raise UserError(f"cannot read {path}: {_one_line(error)}") from error
     return RawSplit(frame, columns, str(path))
@@ -230,5 +228,7 @@ def _is_unreachable(error: BaseException | None) -> bool:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text; save it as UTF-8"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

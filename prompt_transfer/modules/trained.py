@@ -148,7 +148,9 @@ class TrainedModule(PromptedModule):
                 f"--trainer.precision {self.trainer.precision} would cast what is trained and its optimizer too; "
                 "use --model.dtype bfloat16 for the backbone's weights"
             )
-        if self.trainer.is_global_zero and is_emulated(self.backbone.dtype_name, self.device):
+        # The module itself is moved to its device only after this.
+        device = self.trainer.strategy.root_device
+        if self.trainer.is_global_zero and is_emulated(self.backbone.dtype_name, device):
             warnings.warn(
                 f"this processor has no instructions for {self.backbone.dtype_name}: float32 will be faster here",
                 stacklevel=2,

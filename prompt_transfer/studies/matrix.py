@@ -46,13 +46,13 @@ def write_summary(matrix: Matrix, folder: Path) -> pd.DataFrame:
 def show_summary(summary: pd.DataFrame) -> None:
     """Print the means and intervals: task types in rows, what the prompts are in columns.
 
-    Where all targets were learned, what they alone give is the same table, and left out.
+    Where all targets were learned, what they alone give is the same table; it is left out, but for programs.
     """
     best = "best source of the same type"
     shown: list[pd.DataFrame] = []
     for (measure, targets), table in summary.groupby(["measure", "targets"], sort=False):
         contents = table.drop(columns="targets").reset_index(drop=True)
-        if any(contents.equals(before) for before in shown):
+        if not results.keeping() and any(contents.equals(before) for before in shown):
             continue
         shown.append(contents)
         rows: dict[str, dict[str, object]] = {}
