@@ -300,13 +300,42 @@ def test_predict_on_two_processes_loses_no_row(toy: Path, tiny_roberta: Path, tm
     assert pd.read_parquet(tmp_path / "out" / "predictions.parquet")["id"].tolist() == list(range(10))
 
 
-def test_predict_refuses_a_table(
+def test_predict_on_a_table_of_new_texts(
     toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit(toy, tiny_roberta, tmp_path / "run") == 0
-    command = ["predict", "--prompt", str(tmp_path / "run"), "--input", "table.csv", "--output", str(tmp_path / "out")]
-    assert "one text a line" in error_of(capsys, main(command))
-    assert not (tmp_path / "out").exists()
+    command = ["predict", "--prompt", str(tmp_path / "run"), "--output", str(tmp_path / "out"), "--input"]
+    (tmp_path / "new.csv").write_text('number,text\n7,"a good film, and very long"\n8,a bad story\n')
+    assert main([*command, str(tmp_path / "new.csv")]) == 0
+    frame = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert frame["id"].tolist() == [0, 1]
+    assert frame["text_a"].tolist() == ["a good film, and very long", "a bad story"]
+    assert "text_b" not in frame
+    assert [{"0": "terrible", "1": "great"}[answer] for answer in frame["answer"]] == frame["word"].tolist()
+    (tmp_path / "new.jsonl").write_text('{"words": "a good film"}\n')
+    assert "has no column 'text'; its columns are words" in error_of(capsys, main([*command, f"{tmp_path}/new.jsonl"]))
+    (tmp_path / "none.csv").write_text("text\n")
+    assert "holds no row" in error_of(capsys, main([*command, str(tmp_path / "none.csv")]))
+    assert "save it as .jsonl, .csv" in error_of(capsys, main([*command, "sheet.xlsx"]))
+
+
+def test_predict_answers_the_test_split_that_nobody_labelled(
+    toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(toy, tiny_roberta, tmp_path / "run") == 0
+    folder = toy.parent / yaml.safe_load(toy.read_text())["local"]
+    for file in folder.glob("test.*"):
+        file.unlink()
+    (folder / "test.csv").write_text("text\n" + "".join(f"a film of {number}\n" for number in range(7)))
+    output = tmp_path / "out"
+    command = ["--prompt", str(tmp_path / "run"), "--output", str(output)]
+    assert main(["predict", *command]) == 0
+    frame = pd.read_parquet(output / "predictions.parquet")
+    assert frame["text_a"].tolist() == [f"a film of {number}" for number in range(7)]
+    assert list(json.loads((output / "provenance.json").read_text())["data"]["toy"]) == ["test (no labels)"]
+    # What is scored is labelled: the official validation split stands for it there.
+    assert main(["test", *command]) == 0
+    assert "test (official validation)" in set(pd.read_csv(output / "results.csv")["split"])
 
 
 def test_label_words_that_are_no_single_token(

@@ -19,7 +19,7 @@ from fake_encoder import FakeEncoder
 from lightning.pytorch.callbacks import Callback
 
 from prompt_transfer.data.datamodule import TaskDataModule
-from prompt_transfer.data.sources import load_text_file
+from prompt_transfer.data.texts import load_texts
 from prompt_transfer.data.tokens import cache_path, tokenise
 from prompt_transfer.errors import UserError
 
@@ -201,7 +201,7 @@ def test_predict_texts_need_no_data(tmp_path: Path) -> None:
     assert batches[0]["input_ids"].tolist() == [[1, 4, 7, 6, 2], [1, 8, 2, 0, 0]]
     assert batches[0]["labels"].tolist() == [-1, -1]
     (tmp_path / "lines.txt").write_text("one\n\ntwo\n")
-    data.set_predict_texts(load_text_file(tmp_path / "lines.txt"))
+    data.set_predict_texts(load_texts(tmp_path / "lines.txt", data.tasks[0]))
     assert [batch["ids"].tolist() for batch in data.predict_dataloader()] == [[0, 2]]
 
 

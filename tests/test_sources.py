@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from prompt_transfer.data.download import download_tasks
-from prompt_transfer.data.sources import TaskData, load_task, load_text_file
+from prompt_transfer.data.sources import TaskData, load_task
+from prompt_transfer.data.texts import load_texts
 from prompt_transfer.errors import UserError
 from prompt_transfer.task_rows import ROWS
 from prompt_transfer.tasks import Task, get_task
@@ -487,15 +488,15 @@ def test_download_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
 def test_text_file(tmp_path: Path) -> None:
     path = tmp_path / "in.txt"
     path.write_text("one \n\n  \ntwo\r\n", encoding="utf-8")
-    assert load_text_file(path)[:] == {"id": [0, 3], "text_a": ["one", "two"], "text_b": ["", ""]}
+    assert load_texts(path, SINGLE)[:] == {"id": [0, 3], "text_a": ["one", "two"], "text_b": ["", ""]}
     path.write_text("\n\n")
     with pytest.raises(UserError, match="holds no text"):
-        load_text_file(path)
+        load_texts(path, SINGLE)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):
-        load_text_file(path)
+        load_texts(path, SINGLE)
     with pytest.raises(UserError, match="cannot read"):
-        load_text_file(tmp_path / "absent.txt")
+        load_texts(tmp_path / "absent.txt", SINGLE)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name not in ("imdb", "sst2")], ids=lambda row: row.name)

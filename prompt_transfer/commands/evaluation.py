@@ -17,7 +17,8 @@ from prompt_transfer import results
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
 from prompt_transfer.data.baselines import trivial_answers
 from prompt_transfer.data.datamodule import TaskDataModule
-from prompt_transfer.data.sources import load_text_file
+from prompt_transfer.data.texts import load_texts
+from prompt_transfer.data.tokens import ID_BITS
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir, prove_writable_dir
 from prompt_transfer.metrics import bootstrap_interval, bootstrap_mean_interval, example_scores
@@ -243,20 +244,13 @@ def _check_predict(parsed: Command) -> None:
         raise UserError(f"unknown --format {config.format!r}: choose parquet or csv")
     if parsed.output is None:
         raise UserError("predict needs a folder for predictions.parquet: --output DIR")
-    if config.input and Path(config.input).suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet"):
-        raise UserError(
-            f"--input {config.input} is read as plain text, one text a line; for a table describe it as a task "
-            "(a YAML file, see README.md) and give --data.task"
-        )
 
 
 def _predict(parsed: Command, model: PromptTuning) -> None:
     config, data = parsed.config, parsed.datamodule
     assert parsed.output is not None
-    texts = None
     if config.input:
-        texts = load_text_file(config.input)
-        data.set_predict_texts(list(texts["text_a"]))
+        data.set_predict_texts(load_texts(config.input, data.tasks[0]))
     model.keep_records = True
     with told_in_one_line("predict"):
         parsed.trainer.predict(model, datamodule=data, return_predictions=False)
@@ -264,6 +258,22 @@ def _predict(parsed: Command, model: PromptTuning) -> None:
     if not parsed.trainer.is_global_zero:
         return
     check_writable_dir(parsed.output)
+    frame = _predictions(model, data)
+    path = results.write(frame, parsed.output / f"predictions.{config.format}")
+    write_provenance(parsed.output, "predict", parsed.plain_config(), data.digests())
+    shown = frame.head(5)
+    if "word" in frame and len(frame) <= MOST_LINES and frame["task"].nunique() == 1:
+        texts = [frame[column] for column in ("text_a", "text_b") if column in frame]
+        lines = [textwrap.shorten(" | ".join(row), 60, placeholder=" ...") for row in zip(*texts, strict=True)]
+        shown = frame.assign(line=lines, p=frame.filter(regex="^p_").max(axis=1))[["line", "word", "p"]]
+    elif "word" in frame:
+        shown = frame.groupby(["task", "word"]).size().reset_index(name="rows")
+    results.show([{str(key): value for key, value in row.items()} for row in shown.to_dict("records")])
+    Console().print(f"{len(frame)} predictions in {path}", highlight=False, soft_wrap=True)
+
+
+def _predictions(model: PromptTuning, data: TaskDataModule) -> pd.DataFrame:
+    """The rows of the tasks in their own order, as `docs/pages/files.md` describes them."""
     order = torch.cat([output["ids"] for output in model.records]).argsort().numpy()
     ids, task_ids = (
         torch.cat([output[name] for output in model.records]).numpy()[order] for name in ("ids", "task_ids")
@@ -273,31 +283,30 @@ def _predict(parsed: Command, model: PromptTuning) -> None:
         mine = task_ids == index
         if not mine.any():
             continue
-        numbers = np.asarray(texts["id"])[ids[mine]] if texts is not None else ids[mine] % 2**32
+        rows = data.to_predict(index)
+        place = {number: row for row, number in enumerate(rows["id"][:])}
+        numbers = ids[mine] % (1 << ID_BITS)
+        frame = pd.DataFrame({"id": numbers, "task": task.name})
+        for column in ("text_a", "text_b"):
+            texts = rows[column][:]
+            if column == "text_a" or any(texts):
+                frame[column] = [texts[place[number]] for number in numbers.tolist()]
         if task.is_generation:
             written = np.array([text for output in model.records for text in output["texts"]], dtype=object)
-            frames.append(pd.DataFrame({"id": numbers, "task": task.name, "text": written[order][mine]}))
+            frame["text"] = written[order][mine]
         else:
             probabilities = torch.cat([output["probabilities"] for output in model.records]).float().numpy()
-            frames.append(prediction_table(task.name, task.label_words, numbers, probabilities[order][mine]))
-    frame = pd.concat(frames, ignore_index=True)
-    path = results.write(frame, parsed.output / f"predictions.{config.format}")
-    write_provenance(parsed.output, "predict", parsed.plain_config(), data.digests())
-    shown = frame.head(5)
-    if texts is not None and "word" in frame and len(frame) <= MOST_LINES:
-        lines = dict(zip(texts["id"], texts["text_a"], strict=True))
-        short = [textwrap.shorten(lines[number], 60, placeholder=" ...") for number in frame["id"]]
-        shown = frame.assign(line=short, p=frame.filter(regex="^p_").max(axis=1))[["line", "word", "p"]]
-    elif "word" in frame:
-        shown = frame.groupby(["task", "word"]).size().reset_index(name="rows")
-    results.show([{str(key): value for key, value in row.items()} for row in shown.to_dict("records")])
-    Console().print(f"{len(frame)} predictions in {path}", highlight=False, soft_wrap=True)
+            frame = frame.join(_answers(task, probabilities[order][mine]))
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
 
 
-def prediction_table(task: str, words: tuple[str, ...], ids: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """One row an example: `id`, `task`, `label` (class), `word` and `p_<word>` for every class."""
+def _answers(task: Task, probabilities: np.ndarray) -> pd.DataFrame:
+    """One row an example: `label` (class), `answer` (the task's own label), `word`, and `p_<word>` for every class."""
+    words, own = task.label_words, task.labels or range(task.num_classes)
     labels = probabilities[:, : len(words)].argmax(axis=1)
-    frame = pd.DataFrame({"id": ids, "task": task, "label": labels, "word": np.array(words)[labels]})
+    named = [np.array(values, dtype=object)[labels].astype(str) for values in (own, words)]
+    frame = pd.DataFrame({"label": labels, "answer": named[0], "word": named[1]})
     for column, word in enumerate(words):
         frame[f"p_{word}"] = probabilities[:, column]
     return frame

@@ -210,7 +210,10 @@ class Command(LightningCLI):
                 "--random_prompts", type=int, default=1, help="random prompts to score beside it (test and validate)"
             )
         if self.verb == "predict":
-            parser.add_argument("--input", type=str | None, default=None, help="text file, one text a line")
+            parser.add_argument(
+                "--input", type=str | None, default=None,
+                help="texts to predict: .csv, .jsonl or .parquet with the task's text columns, or one text a line",
+            )  # fmt: skip
             parser.add_argument("--format", type=str, default="parquet", help="parquet or csv")
 
     def _set_seed(self) -> None:

@@ -18,7 +18,8 @@ from prompt_transfer.data.batches import (
 from prompt_transfer.data.loaders import batch_loader, check_trainer
 from prompt_transfer.data.selection import SPLITS, Selection, check_split
 from prompt_transfer.data.sources import TaskData
-from prompt_transfer.data.tables import Tables, texts_to_predict
+from prompt_transfer.data.tables import Tables
+from prompt_transfer.data.texts import texts_to_predict
 from prompt_transfer.data.tokens import TextEncoder, TokenTable
 from prompt_transfer.errors import UserError
 from prompt_transfer.task import Task
@@ -54,7 +55,7 @@ class TaskDataModule(L.LightningDataModule):
         num_workers: Processes that make batches. 0 makes them in the training process.
         seed: Seed of order, subsets, and of a validation split that has to be cut from train.
         cache_dir: Folder for tokenised rows. None is the variable PROMPT_TRANSFER_CACHE, or ~/.cache/prompt_transfer.
-        predict_split: Split that predict goes through, in its own order.
+        predict_split: Split that predict goes through, in its own order, with labels or without.
         pad_multiple: Text lengths are padded up to a multiple of this.
         held_out: Tasks of them, by name or path, that are evaluated and not trained on; the score that selects is then
             theirs alone.
@@ -145,6 +146,10 @@ class TaskDataModule(L.LightningDataModule):
         """Accuracy in [0, 1] of always answering the most frequent class of that split; NaN for generation."""
         return self.selection.majority(split, task_index)
 
+    def to_predict(self, task_index: int = 0) -> Dataset:
+        """What predict goes through: columns ``id``, ``text_a``, ``text_b``, and the answer where there is one."""
+        return self.selection.to_predict(self.predict_split, task_index) if self._texts is None else self._texts
+
     def targets(self, split: str, ids: Tensor) -> list[list[str]]:
         """For generation tasks: the texts that count as right for each of `ids` (``[B]``, of a batch of the split)."""
         return self.selection.targets(split, ids.tolist())
@@ -185,7 +190,7 @@ class TaskDataModule(L.LightningDataModule):
         """Let predict go through these texts rather than a split.
 
         Args:
-            texts: texts, or a Dataset with the columns ``id``, ``text_a``, ``text_b`` (`sources.load_text_file`).
+            texts: texts, or a Dataset with the columns ``id``, ``text_a``, ``text_b`` (`data.texts.load_texts`).
             texts_b: second texts, for tasks on pairs.
 
         Raises:
@@ -214,10 +219,10 @@ class TaskDataModule(L.LightningDataModule):
             # A new run begins at its first batch; one that goes on gets its position from the checkpoint after this.
             self.position = 0
             self._saved_order = None
-        splits = STAGE_SPLITS.get(stage or "", SPLITS)
         if stage == "predict":
-            splits = () if self._texts is not None else (self.predict_split,)
-        for split in splits:
+            self._predict_table()
+            return
+        for split in STAGE_SPLITS.get(stage or "", SPLITS):
             self._table(split)
 
     def _encoder(self) -> TextEncoder:
@@ -240,9 +245,10 @@ class TaskDataModule(L.LightningDataModule):
         return self._within_budget(self._made_tables().split(split))
 
     def _predict_table(self) -> TokenTable:
+        tables = self._made_tables()
         if self._texts is None:
-            return self._table(self.predict_split)
-        return self._within_budget(self._made_tables().texts(self._texts))
+            return self._within_budget(tables.to_predict(self.predict_split))
+        return self._within_budget(tables.texts(self._texts))
 
     def _extra(self, table: TokenTable) -> int:
         """Positions that a row may take beside its text, at most: prompt, answer slot, target."""

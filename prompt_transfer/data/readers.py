@@ -62,7 +62,7 @@ def read_local(task: Task, root: str | Path | None) -> dict[str, RawSplit]:
             names = " and ".join(path.name for path in found)
             raise UserError(f"task {task.name}: {folder} has {names}; keep one file a split")
         if found:
-            splits[split] = _read_file(found[0], used_columns(task))
+            splits[split] = read_table(found[0], used_columns(task))
     there = sorted(path.name for path in folder.iterdir() if path.is_file())
     if "train" not in splits:
         raise UserError(
@@ -96,7 +96,12 @@ def _local_folder(task: Task, root: str | Path | None) -> Path:
     return folder
 
 
-def _read_file(path: Path, wanted: list[str]) -> RawSplit:
+def read_table(path: Path, wanted: list[str]) -> RawSplit:
+    """A .parquet, .jsonl or .csv file, of which the columns `wanted` are kept where they are there.
+
+    Raises:
+        UserError: the file cannot be read, or not as what its name says.
+    """
     import pandas as pd
 
     try:

@@ -90,18 +90,25 @@ class Selection:
             UserError: no such split.
         """
         check_split(split)
-        found = self.data[task_index].split(split)
         limit = self._limit(split, task_index)
-        if limit is None or limit >= len(found):
-            return found
-        # The head of a permutation: a larger limit keeps the rows of a smaller one.
-        chosen = found.select(np.sort(np.random.default_rng(self.seed).permutation(len(found))[:limit]))
+        chosen = self._limited(self.data[task_index].split(split), limit)
         if limit and split == "train" and not self.tasks[task_index].is_generation and len(set(chosen["label"])) < 2:
             raise UserError(
                 f"task {self.tasks[task_index].name}: the {limit} training rows that --data.limit_train leaves are of "
                 "one class; nothing can be learnt, use more"
             )
         return chosen
+
+    def to_predict(self, split: str, task_index: int = 0) -> Dataset:
+        """The rows of a split as the source has it, labelled or not, in its order."""
+        check_split(split)
+        return self._limited(self.data[task_index].to_predict(split), self._limit(split, task_index))
+
+    def _limited(self, rows: Dataset, limit: int | None) -> Dataset:
+        if limit is None or limit >= len(rows):
+            return rows
+        # The head of a permutation: a larger limit keeps the rows of a smaller one.
+        return rows.select(np.sort(np.random.default_rng(self.seed).permutation(len(rows))[:limit]))
 
     def _limit(self, split: str, task_index: int) -> int | None:
         return 0 if split == "train" and self.tasks[task_index].name in self.held_out else self.limits[split]

@@ -14,7 +14,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from prompt_transfer.data.checks import check_rows
 from prompt_transfer.data.readers import SPLITS, RawSplit, read_builtin, read_hub, read_local
+from prompt_transfer.data.texts import check_columns, texts_of, unlabelled_rows
 from prompt_transfer.errors import UserError
 from prompt_transfer.task import Task
 
@@ -46,18 +47,27 @@ class TaskData:
         origin: split -> where its rows come from: ``official``, ``official validation``,
             ``cut from train, seed 0``, ``official less the rows cut from it``.
         fingerprint: SHA-256 over ids, texts and labels of all splits.
+        unlabelled: split of the source that has no answers -> its rows. They can be predicted, and nothing else; in
+            `splits` others stand for them.
     """
 
     task: Task
     splits: dict[str, Dataset]
     origin: dict[str, str]
     fingerprint: str
+    unlabelled: dict[str, RawSplit] = field(default_factory=dict)
 
     def split(self, name: str) -> Dataset:
         """The rows of split `name`; a UserError where there is no such split."""
         if name not in self.splits:
             raise UserError(f"task {self.task.name} has no split {name!r}; there are {', '.join(self.splits)}")
         return self.splits[name]
+
+    def to_predict(self, name: str) -> Dataset:
+        """The rows of split `name` as the source has it: without the column of the answer where it has none there."""
+        if name in self.unlabelled:
+            return unlabelled_rows(self.task, f"the {name} split", self.unlabelled[name])
+        return self.split(name)
 
 
 @dataclass(frozen=True)
@@ -115,29 +125,11 @@ def load_task(
     else:
         raise UserError(f"unknown data source {source!r}; there are hub, local and builtin")
     rows = _labelled_rows(reading, raw)
+    unlabelled = {split: part for split, part in raw.items() if split not in rows and len(part.frame)}
     made, origin = _make_splits(task, rows, seed)
     check_rows(task, made)
-    return TaskData(task, {name: _dataset(task, part) for name, part in made.items()}, origin, _fingerprint(made))
-
-
-def load_text_file(path: str | Path) -> Dataset:
-    """Texts to predict, one a line: columns ``id`` (line number from 0), ``text_a``, ``text_b`` (empty).
-
-    Blank lines are left out; their numbers are missing in ``id``.
-    """
-    from datasets import Dataset
-
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise UserError(f"cannot read {path}: {reason}; give a text file with one text a line") from error
-    kept = [(number, line.strip()) for number, line in enumerate(lines) if line.strip()]
-    if not kept:
-        raise UserError(f"{path} holds no text; give a file with one text a line")
-    return Dataset.from_dict(
-        {"id": [number for number, _ in kept], "text_a": [line for _, line in kept], "text_b": [""] * len(kept)}
-    )
+    splits = {name: _dataset(task, part) for name, part in made.items()}
+    return TaskData(task, splits, origin, _fingerprint(made), unlabelled)
 
 
 def _with_hub_labels(task: Task) -> Task:
@@ -166,11 +158,7 @@ def _normalise(task: Task, split: str, raw: RawSplit) -> _Rows | None:
     answer_column = task.target_column or task.label_column
     if split != "train" and answer_column not in raw.columns:
         return None
-    for column in (task.text_a, task.text_b, answer_column):
-        if column is not None and column not in raw.columns:
-            columns = ", ".join(raw.columns)
-            hint = "; a comma is what must stand between columns" if len(raw.columns) == 1 and ";" in columns else ""
-            raise UserError(f"task {task.name}: {raw.where} has no column {column!r}; its columns are {columns}{hint}")
+    check_columns(task, raw, (task.text_a, task.text_b, answer_column))
     keep = np.arange(len(raw.frame))
     answers: Any
     if task.target_column is not None:
@@ -184,30 +172,8 @@ def _normalise(task: Task, split: str, raw: RawSplit) -> _Rows | None:
             return None
         answers = encoded
         keep = keep[answers >= 0]
-    text_a = _texts(task, split, raw, task.text_a)
-    text_b = [""] * len(text_a) if task.text_b is None else _texts(task, split, raw, task.text_b)
-    if task.join_texts:
-        text_a = [f"{a} {b}" for a, b in zip(text_a, text_b, strict=True)]
-        text_b = [""] * len(text_a)
+    text_a, text_b = texts_of(task, f"the {split} split", raw)
     return _Rows(np.arange(len(text_a)), text_a, text_b, answers).take(keep)
-
-
-def _texts(task: Task, split: str, raw: RawSplit, column: str) -> list[str]:
-    values = raw.frame[column]
-    missing = np.flatnonzero(values.isna().to_numpy())
-    if len(missing):
-        raise UserError(
-            f"task {task.name}: column {column!r} of the {split} split has {len(missing)} missing texts, "
-            f"the first in row {missing[0]} (counted from 0) of {raw.where}; fill or remove them"
-        )
-    texts = values.tolist()
-    wrong = next((row for row, text in enumerate(texts) if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise UserError(
-            f"task {task.name}: column {column!r} of the {split} split is not text: {texts[wrong]!r} in row {wrong} "
-            f"(counted from 0) of {raw.where}"
-        )
-    return texts
 
 
 def _targets(task: Task, split: str, raw: RawSplit) -> list[list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,27 +14,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MIN_LENGTH = 8
-
-
-def texts_to_predict(texts: Dataset | Sequence[str], texts_b: Sequence[str] | None = None) -> Dataset:
-    """Texts, or a Dataset of them, with the columns ``id``, ``text_a`` and ``text_b``.
-
-    Raises:
-        UserError: no texts, a first without its second one or the reverse, or an id that stands for two texts.
-    """
-    from datasets import Dataset
-
-    if not isinstance(texts, Dataset):
-        second = [""] * len(texts) if texts_b is None else list(texts_b)
-        if len(second) != len(texts):
-            raise UserError(f"{len(texts)} first texts and {len(second)} second texts; each needs its other half")
-        ids = list(range(len(texts)))
-        texts = Dataset.from_dict({"id": ids, "text_a": list(texts), "text_b": second})
-    if len(texts) == 0:
-        raise UserError("there is no text to predict on")
-    if doubled := len(texts) - len(set(texts["id"][:])):
-        raise UserError(f"{doubled} of the texts to predict have an id that another one has: give each its own")
-    return texts
 
 
 @dataclass
@@ -112,10 +90,31 @@ class Tables:
         pairs, task = self._pairs(0), self.selection.tasks[0]
         wrong = next((row for row, text in enumerate(rows["text_b"]) if bool(text) != pairs), None)
         if wrong is not None:
-            about = "pairs and this text has no second one" if pairs else "single texts and this is a pair"
+            columns = f"{task.text_a},{task.text_b}"
+            about = f"pairs and this text has no second one: give a table with the columns {columns}"
+            about = about if pairs else "single texts and this is a pair"
             raise UserError(f"text {wrong} (counted from 0): task {task.name} is about {about}")
-        frame = task.seq2seq_frame
-        return tokenise(rows, self.encoder, self.lengths[0], pairs=pairs, cue=task.cue, seq2seq_frame=frame)
+        return self._texts(rows, 0)
+
+    def _texts(self, rows: Dataset, index: int) -> TokenTable:
+        task = self.selection.tasks[index]
+        return tokenise(
+            rows, self.encoder, self.lengths[index], pairs=self._pairs(index), cue=task.cue,
+            seq2seq_frame=task.seq2seq_frame, task_index=index,
+        )  # fmt: skip
+
+    def to_predict(self, split: str) -> TokenTable:
+        """All tasks' rows of a split as its source has it; what has no labels is not cached."""
+        unlabelled = [split in data.unlabelled for data in self.selection.data]
+        if not any(unlabelled):
+            return self.split(split)
+        key = f"{split} (no labels)"
+        if key not in self._splits:
+            self._splits[key] = TokenTable.concatenate([
+                self._texts(self.selection.to_predict(split, index), index) if without else self._tokens(split, index)
+                for index, without in enumerate(unlabelled)
+            ])  # fmt: skip
+        return self._splits[key]
 
     def facts(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Task -> split -> rows, available, origin; where the split was tokenised also at_max_length, for generation

@@ -1,0 +1,132 @@
+"""Texts that are read without an answer: of a user's file, or of a split that nobody labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prompt_transfer.data.readers import SUFFIXES, RawSplit, read_table
+from prompt_transfer.errors import UserError
+from prompt_transfer.task import Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Tables that people have and that are not read: as text, every line would be taken for one text.
+OTHER_TABLES = (".tsv", ".json", ".xlsx", ".arrow")
+
+
+def load_texts(path: str | Path, task: Task) -> Dataset:
+    """Texts to predict: columns ``id`` (row or line number from 0), ``text_a``, ``text_b`` (empty for single texts).
+
+    Args:
+        path: .csv, .jsonl or .parquet with the task's text columns, or a file with one text a line, whose blank lines
+            are left out (their numbers are missing in ``id``).
+        task: says which columns are texts.
+
+    Raises:
+        UserError: the file cannot be read, or holds no text for the task.
+    """
+    path = Path(path)
+    if path.suffix in OTHER_TABLES:
+        raise UserError(
+            f"{path} is no plain text: save it as {', '.join(SUFFIXES[1:])} or .parquet, or as one text a line"
+        )
+    if path.suffix not in SUFFIXES:
+        return _lines(path)
+    raw = read_table(path, [name for name in (task.text_a, task.text_b) if name is not None])
+    if not len(raw.frame):
+        raise UserError(f"{path} holds no row")
+    return unlabelled_rows(task, "the file", raw)
+
+
+def _lines(path: Path) -> Dataset:
+    from datasets import Dataset
+
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise UserError(f"cannot read {path}: {reason}; give a text file with one text a line") from error
+    kept = [(number, line.strip()) for number, line in enumerate(lines) if line.strip()]
+    if not kept:
+        raise UserError(f"{path} holds no text; give a file with one text a line")
+    return Dataset.from_dict(
+        {"id": [number for number, _ in kept], "text_a": [line for _, line in kept], "text_b": [""] * len(kept)}
+    )
+
+
+def unlabelled_rows(task: Task, what: str, raw: RawSplit) -> Dataset:
+    """All rows of `raw` as ``id`` (row number from 0), ``text_a`` and ``text_b``; `what` names them in messages."""
+    from datasets import Dataset
+
+    check_columns(task, raw, (task.text_a, task.text_b))
+    text_a, text_b = texts_of(task, what, raw)
+    return Dataset.from_dict({"id": list(range(len(text_a))), "text_a": text_a, "text_b": text_b})
+
+
+def check_columns(task: Task, raw: RawSplit, columns: Sequence[str | None]) -> None:
+    """A UserError where the source lacks one of the columns."""
+    for column in columns:
+        if column is not None and column not in raw.columns:
+            there = ", ".join(raw.columns)
+            hint = "; a comma is what must stand between columns" if len(raw.columns) == 1 and ";" in there else ""
+            raise UserError(f"task {task.name}: {raw.where} has no column {column!r}; its columns are {there}{hint}")
+
+
+def texts_of(task: Task, what: str, raw: RawSplit) -> tuple[list[str], list[str]]:
+    """First and second texts of all rows; the second is ``""`` where the task has none, or joins it to the first.
+
+    Args:
+        what: names the rows in messages: "the test split".
+
+    Raises:
+        UserError: a missing text, or what is not text; it names the row.
+    """
+    text_a = _column(task, what, raw, task.text_a)
+    text_b = [""] * len(text_a) if task.text_b is None else _column(task, what, raw, task.text_b)
+    if task.join_texts:
+        return [f"{a} {b}" for a, b in zip(text_a, text_b, strict=True)], [""] * len(text_a)
+    return text_a, text_b
+
+
+def _column(task: Task, what: str, raw: RawSplit, column: str) -> list[str]:
+    values = raw.frame[column]
+    missing = np.flatnonzero(values.isna().to_numpy())
+    if len(missing):
+        raise UserError(
+            f"task {task.name}: column {column!r} of {what} has {len(missing)} missing texts, "
+            f"the first in row {missing[0]} (counted from 0) of {raw.where}; fill or remove them"
+        )
+    texts = values.tolist()
+    wrong = next((row for row, text in enumerate(texts) if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise UserError(
+            f"task {task.name}: column {column!r} of {what} is not text: {texts[wrong]!r} in row {wrong} "
+            f"(counted from 0) of {raw.where}"
+        )
+    return texts
+
+
+def texts_to_predict(texts: Dataset | Sequence[str], texts_b: Sequence[str] | None = None) -> Dataset:
+    """Texts, or a Dataset of them, with the columns ``id``, ``text_a`` and ``text_b``.
+
+    Raises:
+        UserError: no texts, a first without its second one or the reverse, or an id that stands for two texts.
+    """
+    from datasets import Dataset
+
+    if not isinstance(texts, Dataset):
+        second = [""] * len(texts) if texts_b is None else list(texts_b)
+        if len(second) != len(texts):
+            raise UserError(f"{len(texts)} first texts and {len(second)} second texts; each needs its other half")
+        ids = list(range(len(texts)))
+        texts = Dataset.from_dict({"id": ids, "text_a": list(texts), "text_b": second})
+    if len(texts) == 0:
+        raise UserError("there is no text to predict on")
+    if doubled := len(texts) - len(set(texts["id"][:])):
+        raise UserError(f"{doubled} of the texts to predict have an id that another one has: give each its own")
+    return texts
