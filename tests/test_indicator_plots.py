@@ -55,12 +55,17 @@ def test_names_for_people() -> None:
 
 
 def test_similarity_matrix(pairs: pd.DataFrame) -> None:
-    ax = similarity_matrix(pd.concat([pairs, pairs.assign(value=pairs.value + 0.2)]))
+    square = pairs.pivot(index="target", columns="source", values="value").loc[list(TASKS), list(TASKS)]
+    square = square.mask(np.eye(3, dtype=bool))
+    square.iloc[0, 0] = 0.7
+    ax = similarity_matrix(square, list(TASKS.values()), "ON")
     assert [text.get_text() for text in ax.get_yticklabels()] == list(TASKS)
     mesh = ax.collections[0]
-    assert np.asarray(mesh.get_array()).reshape(3, 3)[0] == pytest.approx([1.1, 0.6, 0.3])
-    # Own prompts are left out of the range of colours.
-    assert (mesh.norm.vmin, mesh.norm.vmax) == pytest.approx((0.2, 0.6))
+    assert np.asarray(mesh.get_array()).reshape(3, 3)[0] == pytest.approx([0.7, 0.5, 0.2])
+    assert (mesh.norm.vmin, mesh.norm.vmax) == pytest.approx((0.1, 0.7))
+    bar = mesh.colorbar
+    assert bar is not None
+    assert bar.ax.get_ylabel() == "ON"
     # One line between the two types, in each direction.
     assert [len(lines.get_segments()) for lines in ax.collections[1:]] == [1, 1]
 

@@ -166,5 +166,5 @@ def test_heatmaps_are_ordered(clustered: bool, order: str, tmp_path: Path) -> No
 
 def test_the_summary_figure_shows_every_type(tmp_path: Path) -> None:
     ax = summary_figure(summarize(matrix()))
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["all\n(2)", "sentiment\n(2)", "nli\n(0)"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["all\n(3)", "sentiment\n(2)", "nli\n(1)"]
     plots.save(ax, tmp_path / "s.png")

@@ -29,7 +29,7 @@ from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.interchange import read_published, read_published_rows
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.published import TASKS
-from prompt_transfer.studies.indicators import analyze, mean_over_prompts
+from prompt_transfer.studies.indicators import analyze, mean_over_prompts, square_of_tasks
 from prompt_transfer.studies.inputs import load_prompts, read_matrix
 from prompt_transfer.studies.neuron_inputs import read_neurons
 from prompt_transfer.tasks import get_task
@@ -151,6 +151,9 @@ def test_several_prompts_of_a_task_are_averaged(tmp_path: Path, prompts: Path, m
     between = np.array([[9.0, 2, 4], [6, 9, 8], [1, 3, 9]])
     # The two of task a have 2 and 6 with each other; a with b: 4 and 8, b with a: 1 and 3; b is alone.
     assert mean_over_prompts(between, ["a", "a", "b"]) == pytest.approx(np.array([[4, 6], [2, 9]]))
+    # In a figure a prompt beside itself says nothing.
+    drawn = square_of_tasks(between, ["a", "a", "b"])
+    assert drawn.to_numpy() == pytest.approx(np.array([[4, 6], [2, np.nan]]), nan_ok=True)
     save(prompts, "sst2-seed1", values(0), task="sst2")
     pairs, table = analyze(prompts, tmp_path / "out", matrix, resamples=5)
     chosen = pairs[(pairs.indicator == "cosine_concat") & (pairs.target == "sst2") & (pairs.source == "sst2")]

@@ -51,7 +51,9 @@ def transfer_heatmap(matrix: Matrix, clustered: bool = False, ax: Axes | None = 
         ax.text(column + 0.5, row + 0.5, str(labels.iat[row, column]), fontsize=7, ha="center", va="center")
     bar = ax.collections[0].colorbar
     if bar is not None:
-        bar.set_label("score / score of the own prompt", fontsize=8)
+        # Of a small matrix the bar is shorter than one line of this.
+        about = "score / score of the own prompt" if whole.shape[0] > 6 else "score /\nthat of the\nown prompt"
+        bar.set_label(about, fontsize=8)
         bar.ax.tick_params(labelsize=8)
     for row, target in enumerate(rows):
         if target in columns:
@@ -111,18 +113,21 @@ def summary_figure(summary: pd.DataFrame, measure: str = "relative", ax: Axes | 
     table = summary[(summary["measure"] == measure) & (summary["targets"] == "all") & summary["kind"].isin(KINDS)]
     types = list(dict.fromkeys(table["type"]))
     if ax is None:
-        _, ax = plt.subplots(figsize=(1.6 + 0.8 * len(types), 2.8), layout="constrained")
+        _, ax = plt.subplots(figsize=(2.8 + 0.8 * len(types), 2.8), layout="constrained")
     for number, (kind, label) in enumerate(KINDS.items()):
         mine = table[table["kind"] == kind].set_index("type").reindex(types)
+        if mine["mean"].isna().all():
+            continue
         places = np.arange(len(types)) + (number - 1) * 0.22
         spread = np.abs(mine[["low", "high"]].to_numpy().T - mine["mean"].to_numpy())
         ax.errorbar(places, mine["mean"], yerr=np.nan_to_num(spread), fmt="os^"[number], markersize=4, capsize=2,
                     label=label)  # fmt: skip
     ax.axhline(1, color="0.5", linewidth=0.8, linestyle="--")
-    counts = table[table["kind"] == "same"].set_index("type")["n_targets"].reindex(types).fillna(0).astype(int)
+    counts = table.groupby("type")["n_targets"].max()
     ax.set_xticks(range(len(types)), [f"{name}\n({counts[name]})" for name in types], fontsize=8)
-    ax.set_xlabel("type of the target (targets)")
+    ax.set_xlabel("type of the target (number of targets)")
     ax.set_ylabel(measure.replace("_", " ") + (" performance" if measure == "relative" else " score"))
-    ax.legend(frameon=False, fontsize=7)
+    # Beside the points: there is no corner that none of them can be in.
+    ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(ax=ax)
     return ax

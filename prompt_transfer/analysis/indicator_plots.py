@@ -39,26 +39,22 @@ def _label(ax: Axes, x: str, y: str) -> None:
     ax.set_ylabel(y, fontsize=9)
 
 
-def similarity_matrix(pairs: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Heat map of one indicator, tasks in the table's order, with lines between task types.
+def similarity_matrix(square: pd.DataFrame, types: Sequence[str], label: str, ax: Axes | None = None) -> Axes:
+    """Heat map of one indicator, with lines between task types; NaN cells stay grey.
 
     Args:
-        pairs: columns `target`, `source`, `value`, `target_type`, rows of one type together; several values of a pair
-            (seeds) are averaged.
+        square: targets in rows, sources in columns, in one order; tasks of one type together.
+        types: of the tasks.
+        label: what the colours are.
         ax: drawn on; a new figure 3.5 inches wide or wider when missing.
     """
-    tasks = list(dict.fromkeys(pairs["target"]))
-    types = pairs.drop_duplicates("target").set_index("target")["target_type"]
-    square = pairs.groupby(["target", "source"])["value"].mean().unstack().loc[tasks, tasks]
+    tasks = list(square.index)
     if ax is None:
         side = max(3.5, 1.4 + 0.17 * len(tasks))
         _, ax = plt.subplots(figsize=(side, side * 0.86), layout="constrained")
-    # The own prompt is an outlier (often exactly 1) that would take all the colours.
-    others = square.where(~np.eye(len(tasks), dtype=bool))
+    ax.set_facecolor("0.9")
     sns.heatmap(
-        square,
-        vmin=float(np.nanmin(others)),
-        vmax=float(np.nanmax(others)),
+        square.loc[:, tasks],
         cmap="viridis",
         square=True,
         xticklabels=True,
@@ -66,14 +62,16 @@ def similarity_matrix(pairs: pd.DataFrame, ax: Axes | None = None) -> Axes:
         cbar_kws={"shrink": 0.75},
         ax=ax,
     )
-    ends = [index for index in range(1, len(tasks)) if types[tasks[index]] != types[tasks[index - 1]]]
+    ends = [index for index in range(1, len(tasks)) if types[index] != types[index - 1]]
     ax.hlines(ends, 0, len(tasks), colors="white", linewidth=1.5)
     ax.vlines(ends, 0, len(tasks), colors="white", linewidth=1.5)
     ax.tick_params(labelsize=7, length=0)
+    ax.tick_params(axis="y", rotation=0)
     plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     _label(ax, "source", "target")
     bar = ax.collections[0].colorbar
     assert bar is not None
+    bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return ax
 

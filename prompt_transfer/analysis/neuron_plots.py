@@ -24,10 +24,10 @@ def masking_curve(summary: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         summary: of `analysis.masking.summarize`; several methods are drawn with lines of their own.
-        ax: drawn on; a new figure 3.5 inches wide when missing.
+        ax: drawn on; a new figure 4.6 inches wide, with the legend beside the lines, when missing.
     """
     if ax is None:
-        _, ax = plt.subplots(figsize=(3.5, 2.8), layout="constrained")
+        _, ax = plt.subplots(figsize=(4.6, 2.8), layout="constrained")
     methods = list(dict.fromkeys(summary["method"]))
     for kind, colour in MASK_COLOURS.items():
         for method, style in zip(methods, ("-", "--", ":"), strict=False):
@@ -39,7 +39,9 @@ def masking_curve(summary: pd.DataFrame, ax: Axes | None = None) -> Axes:
             ax.fill_between(rows["ratio"], 100 * rows["low"], 100 * rows["high"], color=colour, alpha=0.15, linewidth=0)
     ax.axhline(0, color="0.7", linewidth=0.8)
     _finish(ax, "share of neurons masked", f"points lost, mean over {summary['tasks'].max()} tasks")
-    ax.legend(frameon=False, fontsize=7, title="neurons of", title_fontsize=7)
+    ax.legend(
+        frameon=False, fontsize=7, title="neurons of", title_fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5)
+    )
     return ax
 
 
@@ -55,7 +57,7 @@ def activation_heatmap(
         neurons: [N, L, F], active where > 0.
         names: of the prompts, N.
         bins: columns, all layers together.
-        ax: drawn on; a new figure 7 inches wide when missing.
+        ax: drawn on; a new figure 7 inches wide, or more for long names, when missing.
     """
     active = np.asarray(neurons) > 0
     number, layers, width = active.shape
@@ -65,12 +67,15 @@ def activation_heatmap(
         order = np.argsort(-active[:, layer].sum(axis=0), kind="stable")
         columns += [active[:, layer, part].mean(axis=1) for part in np.array_split(order, each)]
     if ax is None:
-        _, ax = plt.subplots(figsize=(7, 1.2 + 0.17 * number), layout="constrained")
+        # Names of 7 points take 0.06 inches a letter, and leave nothing to draw on where the figure does not give way.
+        width = max(7, 4 + 0.06 * max(map(len, names)))
+        _, ax = plt.subplots(figsize=(width, 1.2 + 0.17 * number), layout="constrained")
     sns.heatmap(np.stack(columns, axis=1), cmap="viridis", vmin=0, vmax=1, ax=ax, xticklabels=False, yticklabels=names,
                 cbar_kws={"label": "share active", "shrink": 0.8})  # fmt: skip
     ax.vlines(np.arange(1, layers) * each, 0, number, colors="white", linewidth=1)
     ax.set_xticks((np.arange(layers) + 0.5) * each, [str(layer) for layer in range(layers)], rotation=0)
     ax.tick_params(labelsize=7, length=0)
+    ax.tick_params(axis="y", rotation=0)
     ax.set_xlabel("layer; in each its neurons, those that most prompts activate first", fontsize=8)
     return ax
 
@@ -81,14 +86,14 @@ def overlap_dendrogram(square: pd.DataFrame, types: Sequence[str], ax: Axes | No
     Names have the colour of their task type.
 
     Args:
-        square: ON, tasks in rows and columns.
+        square: ON, tasks in rows and columns; NaN on the diagonal stays grey.
         types: of the tasks.
         ax: of the heatmap, the dendrogram goes above it; a new figure 4 inches wide or wider when missing.
     """
     side = max(3.6, 1.6 + 0.2 * len(square))
     if ax is None:
         _, ax = plt.subplots(figsize=(side, side), layout="constrained")
-    distance = 1 - (square.to_numpy() + square.to_numpy().T) / 2
+    distance = 1 - (square.to_numpy(float) + square.to_numpy(float).T) / 2
     np.fill_diagonal(distance, 0)
     links = linkage(squareform(distance.clip(min=0), checks=False), "average", optimal_ordering=True)
     top = ax.inset_axes((0, 1.01, 1, 0.18))
@@ -96,14 +101,15 @@ def overlap_dendrogram(square: pd.DataFrame, types: Sequence[str], ax: Axes | No
     order = tree["leaves"]
     top.set_axis_off()
     whole = square.iloc[order, order]
-    others = whole.to_numpy()[~np.eye(len(whole), dtype=bool)]
-    sns.heatmap(whole, vmin=others.min(), vmax=others.max(), cmap="viridis", ax=ax, xticklabels=True, yticklabels=True,
+    ax.set_facecolor("0.9")
+    sns.heatmap(whole, cmap="viridis", ax=ax, xticklabels=True, yticklabels=True,
                 cbar_kws={"label": "ON", "shrink": 0.7})  # fmt: skip
     colours = dict(zip(dict.fromkeys(types), sns.color_palette("dark"), strict=False))
     for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
         for label, place in zip(labels, order, strict=True):
             label.set_color(colours.get(types[place], "black"))
     ax.tick_params(labelsize=7, length=0)
+    ax.tick_params(axis="y", rotation=0)
     plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     ax.set_xlabel("")
     ax.set_ylabel("")

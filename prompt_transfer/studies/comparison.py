@@ -14,7 +14,7 @@ from prompt_transfer.analysis import indicator_plots, neuron_plots, plots
 from prompt_transfer.analysis.indicators import neuron_overlap, neuron_overlap_per_layer
 from prompt_transfer.files import check_writable_dir
 from prompt_transfer.prompts.prompt import UNKNOWN
-from prompt_transfer.studies.indicators import mean_over_prompts, pair_table
+from prompt_transfer.studies.indicators import mean_over_prompts, pair_table, square_of_tasks
 from prompt_transfer.studies.inputs import PromptSet, load_prompts
 from prompt_transfer.studies.neuron_inputs import read_neurons
 
@@ -49,11 +49,9 @@ def compare(prompts: str | Path, neurons: str | Path, output: str | Path, backbo
     square = pd.DataFrame(mean_over_prompts(whole, found.tasks), pd.Index(tasks, name="task"), tasks)
     results.write(square.reset_index(), folder / "overlap.csv")
     by_layer = layer_table(layers, found)
-    ax = indicator_plots.similarity_matrix(pairs[pairs["indicator"] == "neuron_overlap"])
-    plots.save(ax, folder / "overlap.png")
-    plots.save(
-        neuron_plots.overlap_dendrogram(square, [types[task] for task in tasks]), folder / "overlap_clustered.png"
-    )
+    drawn, kinds = square_of_tasks(whole, found.tasks), [types[task] for task in tasks]
+    plots.save(indicator_plots.similarity_matrix(drawn, kinds, "ON"), folder / "overlap.png")
+    plots.save(neuron_plots.overlap_dendrogram(drawn, kinds), folder / "overlap_clustered.png")
     plots.save(neuron_plots.activation_heatmap(activations, short_names(found.names)), folder / "activations.png")
     plots.save(neuron_plots.overlap_by_layer(by_layer), folder / "layers.png")
     starts = start_table(whole, found)

@@ -93,7 +93,7 @@ def analyze(
     ]
     table = pd.concat(tables, ignore_index=True)
     results.write(table, folder / "correlations.csv")
-    _draw(folder, pairs, table, tasks, transfer)
+    _draw(folder, pairs, table, tasks, transfer, matrices, found)
     _print(folder, table, found, [*found.notes, *notes, *_missing(inputs)])
     return pairs, table
 
@@ -132,6 +132,15 @@ def mean_over_prompts(matrix: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
     return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
+def square_of_tasks(matrix: np.ndarray, tasks: Sequence[str]) -> pd.DataFrame:
+    """`mean_over_prompts` for a figure: NaN where a task has one prompt only, which is but alike to itself."""
+    names = list(dict.fromkeys(tasks))
+    values = mean_over_prompts(matrix, tasks)
+    alone = [place for place, name in enumerate(names) if list(tasks).count(name) == 1]
+    values[alone, alone] = np.nan
+    return pd.DataFrame(values, pd.Index(names, name="task"), names)
+
+
 def _scores(matrix: pd.DataFrame, tasks: list[str], path: str | Path) -> tuple[np.ndarray, list[str]]:
     """The matrix for these tasks, NaN where it has no such row or column."""
     shared = [task for task in tasks if task in matrix.index and task in matrix.columns]
@@ -157,15 +166,23 @@ def _missing(inputs: Mapping[str, Any]) -> list[str]:
 
 
 def _draw(
-    folder: Path, pairs: pd.DataFrame, table: pd.DataFrame, tasks: list[str], transfer: np.ndarray | None
+    folder: Path,
+    pairs: pd.DataFrame,
+    table: pd.DataFrame,
+    tasks: list[str],
+    transfer: np.ndarray | None,
+    matrices: Mapping[str, np.ndarray],
+    prompts: PromptSet,
 ) -> None:
     by = "same_type_auc" if transfer is None else RANKED_BY
     whole = _whole(table)
     ranked = whole[whole["statistic"] == by].sort_values("value", ascending=False)["indicator"]
     best = {INDICATORS[name].group: name for name in reversed(list(ranked))}
     shown = "neuron_overlap" if "neuron_overlap" in set(ranked) else best["embeddings"]
-    ax = indicator_plots.similarity_matrix(pairs[pairs["indicator"] == shown])
-    ax.set_title(indicator_plots.readable(shown), fontsize=9)
+    types = dict(zip(prompts.tasks, prompts.types, strict=True))
+    square = square_of_tasks(matrices[shown], prompts.tasks)
+    label = indicator_plots.readable(shown)
+    ax = indicator_plots.similarity_matrix(square, [types[task] for task in tasks], label)
     plots.save(ax, folder / "similarity.png")
     plots.save(indicator_plots.indicator_ranking(whole, by), folder / "ranking.png")
     if table["indicator"].str.startswith("neuron_overlap_per_layer/").any():
