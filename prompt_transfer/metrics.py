@@ -7,6 +7,7 @@ entry an example, which processes with different numbers of examples cannot exch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,9 @@ def _f1(num_classes: int) -> Metric:
         return BinaryF1Score(validate_args=False)
     return MulticlassF1Score(num_classes, average="macro", validate_args=False)
 
+
+# Of fewer tasks, targets or runs there is no bootstrap interval.
+LEAST_DRAWN = 3
 
 METRICS: dict[str, Callable[[int], Metric]] = {"accuracy": _accuracy, "f1": _f1, "matthews": Matthews}
 
@@ -271,6 +275,15 @@ def bootstrap_mean_interval(
     )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def interval_over(values: Tensor | ArrayLike, seed: int = 0) -> tuple[float, float]:
+    """`bootstrap_mean_interval` over tasks, targets or runs; NaN for fewer than `LEAST_DRAWN` of them.
+
+    Of two values drawn with replacement the interval is the two themselves, whatever they are.
+    """
+    drawn = np.asarray(values, dtype=np.float64)
+    return bootstrap_mean_interval(drawn, seed) if drawn.size >= LEAST_DRAWN else (math.nan, math.nan)
 
 
 def class_metric(name: str, predictions: ArrayLike, labels: ArrayLike, num_classes: int) -> float:

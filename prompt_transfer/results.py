@@ -207,7 +207,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.3f}"
+        return f"{value:.3f}".replace("-0.000", "0.000")
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     # Metadata of a file may hold anything; a cell breaks where the table wants it.

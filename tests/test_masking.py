@@ -212,12 +212,15 @@ def test_the_command_prints_what_masking_costs(
 
 def test_the_mean_is_over_tasks_and_own_is_paired_with_random() -> None:
     rows = [("a", "none", 0.0), ("a", "own", 0.5), ("a", "random", 0.1), ("a", "random", 0.3), ("b", "own", 0.1),
-            ("b", "random", 0.0)]  # fmt: skip
+            ("b", "random", 0.0), ("c", "own", 0.3), ("c", "random", 0.1)]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["task", "mask", "drop"]).assign(method="zero", ratio=0.2)
     table = summarize(frame).set_index("mask")
     assert table["drop"].to_dict() == pytest.approx({"own": 0.3, "random": 0.1, OVER_RANDOM: 0.2})
     assert table.loc[OVER_RANDOM, ["low", "high"]].tolist() == pytest.approx([0.1, 0.3])
-    assert set(table["tasks"]) == {2}
+    assert set(table["tasks"]) == {3}
+    # Of two tasks an interval would be the two.
+    two = summarize(frame[frame["task"] != "c"]).set_index("mask")
+    assert two.loc[OVER_RANDOM, ["low", "high"]].isna().all()
 
 
 # Callbacks -----------------------------------------------------------------------------------------------------------

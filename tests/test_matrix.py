@@ -91,8 +91,9 @@ def test_means_without_targets_that_were_not_learned() -> None:
     assert summary["all", "relative", "same", "all"] == pytest.approx((0.6 / 0.8 + 0.9) / 2)
 
 
-@pytest.mark.parametrize(("learned", "tables"), [([True] * 3, 2), ([True, False, True], 4), (None, 2)])
+@pytest.mark.parametrize(("learned", "tables"), [([True] * 3, 2), ([True, False, True], 3), (None, 2)])
 def test_no_table_is_shown_twice(learned: list[bool] | None, tables: int, capsys: pytest.CaptureFixture[str]) -> None:
+    # Of four tables that of chance-corrected scores with unlearned targets in it is noise.
     show_summary(summarize(matrix(learned)))
     assert capsys.readouterr().out.count("mean over pairs") == tables
     with results.kept() as kept:

@@ -49,14 +49,16 @@ def test_means_over_targets_and_samples() -> None:
     def row(target: str, seed: int, value: float) -> dict[str, object]:
         return {"target": target, "ranking": "r", "seed": seed, "statistic": "ndcg", "value": value, "n": 3}
 
-    # One target: over its samples. Two: over targets, each with the mean of its samples.
-    one = summarize([row("t", 0, 0.5), row("t", 1, 0.7)]).iloc[0]
-    assert (one["mean"], one["targets"], one["seeds"]) == (pytest.approx(0.6), 1, 2)
-    assert (one["low"], one["high"]) == (0.5, 0.7)
-    two = summarize([row("t", 0, 0.5), row("t", 1, 0.7), row("u", 0, 1.0), row("v", 0, math.nan)]).iloc[0]
-    assert (two["mean"], two["targets"]) == (pytest.approx(0.8), 2)
-    assert (two["low"], two["high"]) == (pytest.approx(0.6), 1)
-    assert math.isnan(summarize([row("t", 0, 0.5)]).iloc[0]["low"])
+    # One target: over its samples. Several: over targets, each with the mean of its samples.
+    one = summarize([row("t", 0, 0.5), row("t", 1, 0.6), row("t", 2, 0.7)]).iloc[0]
+    assert (one["mean"], one["targets"], one["seeds"]) == (pytest.approx(0.6), 1, 3)
+    assert (one["low"], one["high"]) == (pytest.approx(0.5), pytest.approx(0.7))
+    rows = [row("t", 0, 0.5), row("t", 1, 0.7), row("u", 0, 1.0), row("w", 0, 0.8), row("v", 0, math.nan)]
+    several = summarize(rows).iloc[0]
+    assert (several["mean"], several["targets"]) == (pytest.approx(0.8), 3)
+    assert (several["low"], several["high"]) == (pytest.approx(0.6), pytest.approx(1))
+    # Of two an interval would be the two.
+    assert math.isnan(summarize([row("t", 0, 0.5), row("u", 0, 0.7)]).iloc[0]["low"])
 
 
 def test_no_source_is_known() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from prompt_transfer.metrics import bootstrap_mean_interval
+from prompt_transfer.metrics import interval_over
 
 KINDS = ("own", "same_type", "different_type", "random")
 OVER_RANDOM = "own - random"
@@ -32,7 +32,7 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
         if kind not in means:
             continue
         for (method, ratio), values in means[kind].dropna().groupby(["method", "ratio"]):
-            low, high = bootstrap_mean_interval(values.to_numpy(), seed=0)
+            low, high = interval_over(values.to_numpy())
             drop = float(values.mean())
             rows.append(dict(zip(_COLUMNS, (kind, method, ratio, drop, low, high, len(values)), strict=True)))
     return pd.DataFrame(rows, columns=list(_COLUMNS))

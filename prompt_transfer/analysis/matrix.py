@@ -3,7 +3,7 @@
 *Relative performance* of source s on target t is score(s, t) / score(t, t). The summary takes its mean over all pairs
 of a target and another source of the same type, and over all pairs of different types; for random prompts over targets.
 Chance-corrected, (s - c) / (o - c) with the baseline c, it is given too where the baseline is known. Intervals are 95 %
-percentile bootstraps over targets: each is drawn with all its pairs.
+percentile bootstraps over targets, three at least: each is drawn with all its pairs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prompt_transfer.errors import UserError
+from prompt_transfer.metrics import LEAST_DRAWN
 from prompt_transfer.tasks import get_task, task_names
 
 BASELINES = ("majority", "lead")
@@ -250,7 +251,7 @@ def _mean(part: pd.DataFrame, seed: int) -> dict[str, float | int]:
     if not len(part):
         return facts | {"mean": np.nan, "low": np.nan, "high": np.nan}
     low, high = np.nan, np.nan
-    if len(by_target) > 1:
+    if len(by_target) >= LEAST_DRAWN:
         low, high = _interval(by_target.to_numpy(), seed)
     return {"mean": float(part["value"].astype(float).mean()), "low": low, "high": high, **facts}
 

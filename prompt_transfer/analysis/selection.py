@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prompt_transfer.analysis.statistics import STATISTICS
-from prompt_transfer.metrics import bootstrap_mean_interval
+from prompt_transfer.metrics import interval_over
 
 JUDGED = ("ndcg", "regret_at_1", "regret_at_3", "spearman_per_target")
 # A ranking that knows nothing: with all sources equal the statistics are means over all orders of them.
@@ -75,7 +75,7 @@ def summarize(rows: Sequence[dict[str, object]]) -> pd.DataFrame:
 
     Returns:
         Columns ranking, statistic, mean, low, high (95 % bootstrap interval over targets; with one target over its
-        samples; missing where there is one of both), targets, seeds.
+        samples; missing where there are fewer than three), targets, seeds.
     """
     found = []
     for (ranking, statistic), part in pd.DataFrame(rows).groupby(["ranking", "statistic"], sort=False):
@@ -83,7 +83,7 @@ def summarize(rows: Sequence[dict[str, object]]) -> pd.DataFrame:
         drawn = part.groupby("target")["value"].mean()
         seeds = int(part.groupby("target")["value"].size().max()) if len(part) else 0
         spread = (drawn if len(drawn) > 1 else part["value"]).to_numpy(dtype=float)
-        low, high = bootstrap_mean_interval(spread, seed=0) if len(spread) > 1 else (np.nan, np.nan)
+        low, high = interval_over(spread)
         row = {"ranking": ranking, "statistic": statistic, "mean": drawn.mean(), "low": low, "high": high}
         found.append(row | {"targets": len(drawn), "seeds": seeds})
     return pd.DataFrame(found)

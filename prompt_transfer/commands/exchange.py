@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prompt_transfer import results
+from prompt_transfer.commands.parsing import program
 from prompt_transfer.errors import UserError
 
 
@@ -92,7 +93,7 @@ def push(
     for note in done.notes:
         print(f"note: {note}")
     print(f"{len(done.names)} pushed to {done.url}, commit {done.commit}")
-    print(f"next: prompt-transfer prompts pull {repo} --output DIR")
+    print(f"next: {program()} prompts pull {repo} --output DIR")
 
 
 def pull(sources: list[str], output: str, revision: str | None = None, overwrite: bool = False) -> None:

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from prompt_transfer.commands.lightning import quiet, show_warning
-from prompt_transfer.commands.parsing import subcommand, words_of
+from prompt_transfer.commands.parsing import program, subcommand, words_of
 from prompt_transfer.files import alone
 from prompt_transfer.studies.targets import EvaluationData
 
@@ -58,6 +58,8 @@ def capture(
         paths = study(options)
     if paths:
         print(f"neurons of {len(paths)} prompts")
+        more = "compare" if len(paths) > 1 else f"mask --backbone {backbone} --tasks TASKS"
+        print(f"next: {program()} neurons {more} --prompts {prompts} --neurons {output} --output DIR")
         print(output)
 
 

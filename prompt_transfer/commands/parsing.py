@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import shutil
+import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from prompt_transfer.commands.table import listing
@@ -67,6 +70,14 @@ def _choices(option: str) -> list[str]:
     }[option]
     subclasses: list[type] = base.__subclasses__()
     return sorted(kind.__name__ for kind in subclasses)
+
+
+def program() -> str:
+    """How this program is called from here: by its name, or by its path where the name is not found."""
+    beside = Path(sys.executable).with_name("prompt-transfer")
+    if shutil.which("prompt-transfer") or not beside.is_file():
+        return "prompt-transfer"
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
 def description(function: Callable[..., Any]) -> str:

@@ -32,7 +32,8 @@ def list_prompts(folder: str = "runs") -> None:
     common = {column: rows[0][column] for column in columns if len({row[column] for row in rows}) == 1}
     common = {key: value for key, value in common.items() if key in ("backbone", "rows", "mode") and len(rows) > 1}
     title = ", ".join(f"{key} {value}" for key, value in common.items())
-    results.show(rows, f"all: {title}" if title else None, [one for one in columns if one not in common], found)
+    results.show(rows, f"all: {title}" if title else None, [one for one in columns if one not in common],
+                 [_values(row) for row in found])  # fmt: skip
     for row in found:
         if row["error"]:
             print(f"not a prompt: {' '.join(row['error'].split())}")
@@ -58,6 +59,15 @@ def _short(row: dict[str, Any], folder: str) -> dict[str, Any]:
         "score": f"{row['metric']} {number}".strip() if number else "",
         "seed": row["seed"],
     }
+
+
+def _values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """For programs: numbers as numbers, and what a file does not say as missing."""
+    values: dict[str, Any] = {key: None if value == "" else value for key, value in row.items()}
+    for key, kind in (("score", float), ("seed", int)):
+        with suppress(TypeError, ValueError):  # a file may say anything
+            values[key] = kind(values[key])
+    return values
 
 
 def _marks(facts: Mapping[str, str]) -> str:

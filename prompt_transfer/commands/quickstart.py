@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prompt_transfer.commands.parsing import call
+from prompt_transfer.commands.parsing import call, program
 from prompt_transfer.commands.table import find
 from prompt_transfer.errors import UserError
 
@@ -50,9 +50,10 @@ def quickstart(output: str = DEFAULT_OUTPUT, steps: int = 500, seed: int = 0) ->
     print()
     results.show(rows, title=f"accuracy on test sets, roberta-nano, {time.monotonic() - started:.0f} s in all")
     print(f"prompt    {prompt}\ntable     {folder / RESULT}\nfigure    {figure}")
-    print("next      look at the prompt:   prompt-transfer prompts inspect", prompt)
-    print("          your own sentences:   prompt-transfer predict --prompt", prompt, "--input FILE.txt --output DIR")
-    print("          real data and models: see README.md, or prompt-transfer fit --help")
+    name = program()
+    print(f"next      look at the prompt:   {name} prompts inspect {prompt}")
+    print(f"          your own sentences:   {name} predict --prompt {prompt} --input FILE.txt --output DIR")
+    print(f"          real data and models: see README.md, or {name} fit --help")
 
 
 def summary(frame: Any) -> list[dict[str, Any]]:

@@ -121,6 +121,7 @@ def show(found: Recommended) -> None:
     results.show(costs, title)
     for note in found.notes:
         print(f"note: {note}")
+    print(f"sources by all {len(found.costs)} rankings: recommendation.csv")
 
 
 def next_steps(study: RecommendStudy, found: Recommended, use: str, k: int) -> list[str]:

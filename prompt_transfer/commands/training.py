@@ -27,6 +27,7 @@ from prompt_transfer.callbacks.logs import KeepLog, RunLog
 from prompt_transfer.callbacks.stopping import StopEach
 from prompt_transfer.callbacks.tracking import TrackRun, WandbLog, describe_fit, finish_fit, sources_of
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
+from prompt_transfer.commands.parsing import program
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import LOCK, alone, check_writable_dir, write_text_atomic
@@ -313,9 +314,9 @@ def _report(fit: Fit, folder: Path) -> None:
     which = [*(("seed", "learning_rate") if len(files) > 1 else ()), *(("held_out",) if data.held_out else ())]
     results.show(rows, columns=("task", *which, "split", "metric", "value", "majority", "n", "best_step"))
     if isinstance(model, PromptTuning):
-        print(f"next: prompt-transfer test --prompt {folder / PROMPT_FILE}")
+        print(f"next: {program()} test --prompt {folder / PROMPT_FILE}")
     else:
-        print(f"next: prompt-transfer prompts project PROMPT --projector {folder / PROJECTOR_FILE} --output FILE")
+        print(f"next: {program()} prompts project PROMPT --projector {folder / PROJECTOR_FILE} --output FILE")
     print(folder)
 
 

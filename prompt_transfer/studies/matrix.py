@@ -46,13 +46,16 @@ def write_summary(matrix: Matrix, folder: Path) -> pd.DataFrame:
 def show_summary(summary: pd.DataFrame) -> None:
     """Print the means and intervals: task types in rows, what the prompts are in columns.
 
-    Where all targets were learned, what they alone give is the same table; it is left out, but for programs.
+    Where all targets were learned, what they alone give is the same table; where some were not, chance-corrected
+    scores of those are quotients of noise. Both are left out, but for programs, and stand in `summary.csv`.
     """
     best = "best source of the same type"
     shown: list[pd.DataFrame] = []
     for (measure, targets), table in summary.groupby(["measure", "targets"], sort=False):
         contents = table.drop(columns="targets").reset_index(drop=True)
-        if not results.keeping() and any(contents.equals(before) for before in shown):
+        again = any(contents.equals(before) for before in shown)
+        noise = measure == "chance_corrected" and targets == "all" and (summary["targets"] == "learned").any()
+        if not results.keeping() and (again or noise):
             continue
         shown.append(contents)
         rows: dict[str, dict[str, object]] = {}
@@ -63,6 +66,8 @@ def show_summary(summary: pd.DataFrame) -> None:
         chosen = "" if targets == "all" else ", targets that were learned"
         title = f"{str(measure).replace('_', '-')} score{chosen}: mean over pairs, 95 % interval over targets"
         columns = ["type", *[kind for kind in dict.fromkeys(table["kind"]) if kind != best]]
-        results.show(list(rows.values()), title, columns, data=everything)
+        # The mean of the kinds of random prompts says most of them.
+        spare = [column for column in columns if column.startswith("random_")]
+        results.show(list(rows.values()), title, columns, everything, spare)
         for row in table[(table["kind"] == best) & (table["type"] == "all")].to_dict("records"):
             print(f"{best} for {round(row['mean'] * row['n_targets'])} of {row['n_targets']} targets")
