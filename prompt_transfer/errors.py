@@ -22,6 +22,10 @@ class UserError(Exception):
         return [f"error: {' '.join(str(self).split())}"]
 
 
+class OtherKindError(UserError):
+    """A layout that is for another kind of backbone."""
+
+
 class MadeOtherwiseError(UserError):
     """What lies in an output folder was made with other data, options or backbone than what shall be added to it."""
 

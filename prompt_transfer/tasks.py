@@ -87,7 +87,7 @@ def get_task(name: str | Path) -> Task:
     hint = f"did you mean {' or '.join(close)}?" if close else "see `prompt-transfer tasks list`"
     if "," in text:
         hint = f"several tasks are a list: --data.task '[{text}]'"
-    raise UserError(f"unknown task {text!r}; {hint}; a task of your own is given as the path of its YAML file")
+    raise UserError(f"unknown task {text!r} ({hint}); a task of your own is given as the path of its YAML file")
 
 
 def describe_tasks() -> list[dict[str, Any]]:
@@ -252,8 +252,13 @@ class _Fields:
         labels = self._list("labels")
         if labels is None:
             return None
-        if len(labels) != len(words) or len({str(value) for value in labels}) != len(labels):
-            raise self._fail(f"labels {labels} must be different values, one for each of the {len(words)} label_words")
+        if len(labels) != len(words):
+            raise self._fail(
+                f"{len(labels)} labels ({', '.join(map(str, labels))}) and {len(words)} label_words "
+                f"({', '.join(words)}): give each label its word"
+            )
+        if len({str(value) for value in labels}) != len(labels):
+            raise self._fail(f"labels {labels} must be different values")
         return tuple(labels)
 
     def _metrics(self, metric: str, allowed: tuple[str, ...]) -> tuple[str, ...]:

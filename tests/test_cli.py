@@ -23,6 +23,8 @@ from prompt_transfer.modules.backbone_pretraining import BackbonePretraining
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.sweep import read_plan
 
+SHIPPED = "checkpoints/prompts/roberta-nano/sst2.safetensors"
+
 ROOT = Path(__file__).resolve().parent.parent
 # Files of W&B sweeps are for W&B: tests/test_tracking.py.
 CONFIGS = sorted(path for path in shipped("configs").rglob("*.yaml") if path.parent.name != "sweep")
@@ -193,6 +195,14 @@ def test_prompts_list_and_inspect(
         (["fit", "--model.promt_length", "3"], "promt_length"),
         (["fit", "--model.prompt_length", "three"], "prompt_length"),
         (["fit", "--data.task", "ssst2"], "sst2"),
+        (["fit", "--data.tsk", "builtin_movies"], "unknown option --data.tsk: did you mean --data.task?"),
+        (["fit", "--max_steps", "3"], "unknown option --max_steps: did you mean --trainer.max_steps"),
+        (["transfer", "--promts", "x"], "unknown option --promts: did you mean --prompts"),
+        (["tasks", "list", "--zzz"], "unknown option --zzz (see prompt-transfer tasks list --help)"),
+        (
+            ["test", "--prompt", SHIPPED, "--model.backbone", "gpt2-nano", "--data.task", "builtin_movies"],
+            "trained on roberta-nano, does not fit gpt2-nano",
+        ),
         (["fit", "--data.task", "builtin_movies", "--model.backbone", "./none"], "no folder"),
         (["fit", "--data.task", "builtin_movies", "--model.layout", "suffix"], "choose one of mask_first, prefix"),
         (["fit", "--data.task", "builtin_movies", "--model.prompt_length", "5000"], "5000 tokens is too long"),

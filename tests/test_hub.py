@@ -275,7 +275,7 @@ def test_wrong_arguments_are_refused_at_once(hub: PromptHub, tmp_path: Path) -> 
     ):
         with pytest.raises(UserError, match=words):
             small(tmp_path, "builtin_movies", "roberta-nano", **options)
-    with pytest.raises(UserError, match="unknown task 'builtin_movie'; did you mean builtin_movies"):
+    with pytest.raises(UserError, match=r"unknown task 'builtin_movie' \(did you mean builtin_movies"):
         small(tmp_path, "builtin_movie", "roberta-nano")
     with pytest.raises(UserError, match="unknown task 'sst'"):
         hub.train_prompt(task="sst")

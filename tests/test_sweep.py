@@ -206,6 +206,14 @@ def test_runs_matrix_and_nothing_twice(tmp_path: Path, small: Path, capfd: pytes
     assert (tmp_path / "out" / "runs" / "seed0" / "prompt.safetensors").stat().st_mtime_ns == written
 
 
+def test_a_misspelt_task_is_told_before_the_first_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plan.yaml").write_text("grid: {data.task: [builtin_movies, '[builtin_books, builtin_filns]']}")
+    command = ["sweep", "--config", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out"), "--dry_run", "true"]
+    assert main(command) == 2
+    assert "unknown task 'builtin_filns'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_failed_run_is_told_and_stops_what_follows(
     tmp_path: Path, small: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

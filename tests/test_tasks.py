@@ -220,7 +220,7 @@ def test_yaml_words_that_look_like_booleans_and_numbers_stay_words(tmp_path: Pat
         (TREC.replace("name: trec", ""), "name is missing"),
         (TREC.replace("[thing, place]", "[thing]"), "label_words must be two or more"),
         (TREC.replace("[thing, place]", "[thing, thing]"), "label_words must be two or more"),
-        (TREC.replace("[0, 1]", "[0, 1, 2]"), "one for each of the 2 label_words"),
+        (TREC.replace("[0, 1]", "[0, 1, 2]"), "give each label its word"),
         (TREC.replace("metric: f1", "metric: bleu"), "metric must be one of accuracy, f1, matthews, not 'bleu'"),
         (TREC.replace("policy: first", "policy: last"), "label_words_policy must be one of error, first, mean"),
         (TREC.replace("{text_a: text, text_b: null}", "text"), "columns must be a mapping"),

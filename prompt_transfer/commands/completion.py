@@ -41,7 +41,7 @@ complete -o default -F _prompt_transfer prompt-transfer
 
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer completion bash | zsh`."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or {"-h", "--help"} & set(arguments):
         print(
             "usage: prompt-transfer completion bash|zsh\n\nPrints a script that completes commands, options and their "
             "values. Keep it, and load it when the shell starts:\n\n"

@@ -19,7 +19,7 @@ from prompt_transfer.data.baselines import trivial_answers
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.texts import load_texts
 from prompt_transfer.data.tokens import ID_BITS
-from prompt_transfer.errors import UserError
+from prompt_transfer.errors import OtherKindError, UserError
 from prompt_transfer.files import check_writable_dir, prove_writable_dir
 from prompt_transfer.metrics import bootstrap_interval, bootstrap_mean_interval, example_scores
 from prompt_transfer.modules.prompt_tuning import PromptTuning
@@ -43,7 +43,17 @@ def run(command: str, arguments: list[str]) -> None:
             Command(command, arguments)
         raise UserError(f"{command} needs a prompt: --prompt FILE (prompt-transfer prompts list DIR shows files)")
     prompt = Prompt.load(path)
-    parsed = Command(command, _with_prompt(arguments, prompt, path))
+    try:
+        parsed = Command(command, _with_prompt(arguments, prompt, path))
+    except OtherKindError as error:
+        other = _value(arguments, "--model.backbone")
+        if other is None or _value(arguments, "--model.layout") is not None:
+            raise
+        own = prompt.metadata.get("backbone", "another backbone")
+        raise UserError(
+            f"prompt {path}, trained on {own}, does not fit {other}: {error}. What to do: use {own}, or map the prompt "
+            "with `prompt-transfer prompts project`"
+        ) from error
     _check_strategy(parsed)
     _check_output(command, parsed)
     model = parsed.model

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from prompt_transfer.callbacks.checkpoints import WholeCheckpoints
 from prompt_transfer.callbacks.logs import RunLog
 from prompt_transfer.callbacks.progress import StepProgress
 from prompt_transfer.commands.arguments import find_configs, names_model_option, put_text_aside, take_class
-from prompt_transfer.commands.parsing import one_line
+from prompt_transfer.commands.parsing import one_line, options_of
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.readers import data_root
 from prompt_transfer.errors import UserError, without_secrets
@@ -93,8 +93,13 @@ def show_warning(message: Warning | str, category: type[Warning], *args: Any, **
 
 
 @contextmanager
-def told_in_one_line(verb: str) -> Iterator[None]:
-    """Turn what parser, Lightning and loggers raise for a user's mistake into a `UserError`."""
+def told_in_one_line(verb: str, options: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
+    """Turn what parser, Lightning and loggers raise for a user's mistake into a `UserError`.
+
+    Args:
+        verb: the command, for messages.
+        options: its options, to guess what a misspelt one was to be.
+    """
     try:
         yield
     except UserError:
@@ -110,7 +115,7 @@ def told_in_one_line(verb: str) -> Iterator[None]:
             "--model.dtype bfloat16 halves the backbone"
         ) from error
     except ArgumentError as error:
-        raise one_line(error, verb) from error
+        raise one_line(error, verb, options()) from error
     except (MisconfigurationException, ValueError) as error:
         if "Union subtypes" in str(error):
             raise one_line(error, verb) from error
@@ -175,7 +180,7 @@ class Command(LightningCLI):
             model = PromptEnsemble
         quiet()
         warnings.showwarning = show_warning
-        with told_in_one_line(verb):
+        with told_in_one_line(verb, lambda: options_of(self.parser)):
             super().__init__(
                 model,
                 data,

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import sys
-from argparse import ArgumentError
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,32 @@ from prompt_transfer.commands.table import listing
 from prompt_transfer.errors import UserError
 
 
-def one_line(error: BaseException, command: str) -> UserError:
-    """A parser's error of several lines as one that a person reads."""
+def one_line(error: BaseException, command: str, options: Sequence[str] = ()) -> UserError:
+    """A parser's error of several lines as one that a person reads.
+
+    Args:
+        error: of jsonargparse.
+        command: whose help is named.
+        options: those of the command, to guess what a misspelt one was to be.
+    """
     message = _reason(str(error)) or type(error).__name__
+    if unknown := re.search(r"unrecognized arguments: (--[\w.+-]+)", message):
+        message = f"unknown option {unknown[1]}{_meant(unknown[1], options)}"
     return UserError(f"{message[:400]} (see prompt-transfer {command} --help)")
+
+
+def options_of(parser: ArgumentParser) -> list[str]:
+    """All options of a parser, with those of nested ones."""
+    return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+
+
+def _meant(option: str, known: Sequence[str]) -> str:
+    """`: did you mean ...?` with the options that look like one, as a whole or in their last part."""
+    last = option.rpartition(".")[2].lstrip("-")
+    ends = {name: name.rpartition(".")[2].lstrip("-") for name in known if not name.endswith("+")}
+    alike = difflib.get_close_matches(last, set(ends.values()), n=2)
+    close = [*difflib.get_close_matches(option, ends, n=1, cutoff=0.8), *(n for n in ends if ends[n] in alike)]
+    return f": did you mean {' or '.join(list(dict.fromkeys(close))[:3])}?" if close else ""
 
 
 def _reason(text: str) -> str:
@@ -93,12 +115,14 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str]) -
     Raises:
         UserError: an argument is unknown, missing or of the wrong type.
     """
-    from jsonargparse import ArgumentParser
+    import jsonargparse
 
     from prompt_transfer.tracking.options import WandbOptions
     from prompt_transfer.tracking.studies import STUDIES, publish
 
-    parser = ArgumentParser(prog=f"prompt-transfer {command}", description=description(function), exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"prompt-transfer {command}", description=description(function), exit_on_error=False
+    )
     parser.add_function_arguments(function, fail_untyped=True)
     if command in STUDIES:
         parser.add_argument("--logger", type=Literal["none", "wandb"], default="none", help="where else results go")
@@ -106,7 +130,7 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str]) -
     try:
         values = parser.instantiate(parser.parse_args(list(arguments))).as_dict()
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
-        raise one_line(error, command) from error
+        raise one_line(error, command, options_of(parser)) from error
     if command not in STUDIES:
         return function(**values)
     logger, options = values.pop("logger"), values.pop("wandb")

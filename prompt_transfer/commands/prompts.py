@@ -24,7 +24,7 @@ def list_prompts(folder: str = "runs") -> None:
     from prompt_transfer.prompts.prompt import list_prompts as find
 
     if not Path(folder).is_dir():
-        raise UserError(f"no folder {folder}: give one with --folder DIR")
+        raise UserError(f"no folder {folder}: give one that holds prompt files: prompt-transfer prompts list DIR")
     found = find(folder)
     rows = [_short(row, folder) for row in found if not row["error"]]
     columns = [column for column in LIST_COLUMNS if any(row.get(column) for row in rows)]

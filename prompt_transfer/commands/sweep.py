@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from prompt_transfer.studies.executor import Executor, state_file
 from prompt_transfer.studies.local_executor import LocalExecutor
 from prompt_transfer.studies.ray_executor import RayExecutor
 from prompt_transfer.studies.sweep import Run, State, overview, read_plan, with_tracking
+from prompt_transfer.tasks import get_task
 from prompt_transfer.tracking.studies import STUDIES
 
 GROUPS = (
@@ -78,6 +80,9 @@ def _sweep(
         raise UserError("--address, --cpus and --gpus belong to --executor ray")
     folder = Path(output)
     plan = with_tracking(read_plan(config, folder, given), folder.resolve().name, STUDIES)
+    # A misspelt one is told now, and not when its turn comes.
+    for task in dict.fromkeys(name for run in plan.runs for name in _tasks(run.options.get("data.task"))):
+        get_task(task)
     if dry_run:
         results.show([{"run": run.name, **run.values} for run in plan.runs], title=f"{len(plan.runs)} runs of fit")
         for command in plan.then:
@@ -111,6 +116,14 @@ def _sweep(
     print(folder)
 
 
+def _tasks(given: Any) -> list[str]:
+    """Names in an option of the grid: a list, or its words; those that are no text are the parser's to refuse."""
+    if isinstance(given, str) and given.startswith("["):
+        with suppress(yaml.YAMLError):
+            given = yaml.safe_load(given)
+    return [name for name in (given if isinstance(given, list) else [given]) if isinstance(name, str)]
+
+
 def _follow(command: list[str]) -> None:
     """Run a command after the runs, in a process of its own; a program that waits for tables gets those of it too."""
     start = [sys.executable, "-m", "prompt_transfer", *command]
@@ -137,10 +150,10 @@ def _train(executor: Executor, runs: list[Run], states: list[State], folder: Pat
         what = state.status if not state.error else f"{state.status}: {state.error}"
         about = f", about {rest / 60:.0f} min left" if finished < len(left) else ""
         print(f"[{finished}/{len(left)}] {run.name}: {what}, {state.seconds:.0f} s{about}", flush=True)
-        results.write(results.table(overview(runs, states)), folder / "sweep.csv")
+        results.write(pd.DataFrame(overview(runs, states)), folder / "sweep.csv")
 
     executor.execute(runs, states, tell)
-    results.write(results.table(overview(runs, states)), folder / "sweep.csv")
+    results.write(pd.DataFrame(overview(runs, states)), folder / "sweep.csv")
     tables = []
     for run in runs:
         path = folder / "runs" / run.name / "results.csv"

@@ -101,8 +101,8 @@ class Classification(Objective):
         if in_sequence == {True}:
             if not backbone.writes:
                 raise UserError(
-                    f"label_words_policy sequence needs a backbone that writes text, {backbone.id} fills in one word: "
-                    "use single-token label words"
+                    f"label_words_policy sequence needs a backbone that writes text (built in: gpt2-nano, t5-nano), "
+                    f"{backbone.id} fills in one word: use label words of one token, or the policy first or mean"
                 )
             sequences, class_mask = label_sequences(tasks, backbone.encoder(1))
             self.register_buffer("sequences", sequences, persistent=False)
