@@ -85,7 +85,7 @@ def test_mistakes_in_the_file(tmp_path: Path, change: dict[str, Any], message: s
 
 def test_options_of_fit_among_those_of_the_sweep() -> None:
     own, given = split_options(["--config", "x", "--model.seeds", "[0, 1]", "--data.root=d", "--dry_run"])
-    assert own == ["--config", "x", "--dry_run", "true"]
+    assert own == ["--config", "x", "--dry_run"]
     assert given == {"model.seeds": [0, 1], "data.root": "d"}
     with pytest.raises(UserError, match=r"--data\.root needs a value"):
         split_options(["--data.root"])
@@ -208,7 +208,7 @@ def test_runs_matrix_and_nothing_twice(tmp_path: Path, small: Path, capfd: pytes
 
 def test_a_misspelt_task_is_told_before_the_first_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "plan.yaml").write_text("grid: {data.task: [builtin_movies, '[builtin_books, builtin_filns]']}")
-    command = ["sweep", "--config", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out"), "--dry_run", "true"]
+    command = ["sweep", "--config", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out"), "--dry_run"]
     assert main(command) == 2
     assert "unknown task 'builtin_filns'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
