@@ -14,13 +14,16 @@ import torch
 import yaml
 from test_cli import error_of
 from tiny_models import prompt_facts
+from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.modules.cross_model_projector import CrossModelProjector
+from prompt_transfer.modules.objectives import Classification
 from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.projectors.projector import MLP, Linear, TokenMLP, TrainedProjector
+from prompt_transfer.projectors.task_vector import TaskVector
 from prompt_transfer.prompts.prompt import Prompt
 
 Tiny = Callable[[str], Path]
@@ -53,7 +56,9 @@ def tasks(tmp_path: Path) -> list[str]:
     return [str(tmp_path / f"{name}.yaml") for name in TASKS]
 
 
-def save_prompts(folder: Path, model: Path, length: int = P, tasks: tuple[str, ...] = TASKS) -> Path:
+def save_prompts(
+    folder: Path, model: Path, length: int = P, tasks: tuple[str, ...] = TASKS, initial: Tensor | None = None
+) -> Path:
     """A prompt for each task and seed; those of one task lie near each other."""
     backbone = FrozenBackbone(str(model))
     facts = prompt_facts(backbone, head="lm")
@@ -61,7 +66,7 @@ def save_prompts(folder: Path, model: Path, length: int = P, tasks: tuple[str, .
         centre = torch.randn(length, backbone.hidden_size, generator=torch.Generator().manual_seed(ord(task[0])))
         for seed in SEEDS:
             noise = torch.randn(centre.shape, generator=torch.Generator().manual_seed(seed))
-            Prompt(centre + 0.1 * noise, {**facts, "task": task, "seed": str(seed)}).save(
+            Prompt(centre + 0.1 * noise, {**facts, "task": task, "seed": str(seed)}, initial).save(
                 folder / f"{task}-{seed}.safetensors"
             )
     return folder
@@ -106,13 +111,14 @@ def gradients(trainer: L.Trainer) -> dict[str, float]:
         ("gpt2", "full", Linear()),
         ("t5", "full", TokenMLP(5, skip=False)),
         ("t5", "shared", MLP(6, layer_norm=False)),
+        ("gpt2", "shared", TaskVector(7)),
     ],
 )
 def test_gradients_reach_the_projector_and_nothing_else_changes(
     family: str, attention: str, projector: TrainedProjector, tiny: Tiny, tasks: list[str], tmp_path: Path
 ) -> None:
     source, target = tiny("roberta"), tiny(family)
-    prompts = save_prompts(tmp_path / "source", source)
+    prompts = save_prompts(tmp_path / "source", source, initial=torch.ones(P, 32))
     module = CrossModelProjector(str(prompts), projector, backbone=str(target), attention=attention)
     before = {name: value.clone() for name, value in module.backbone.state_dict().items()}
     given = module.source_prompts.clone()
@@ -190,7 +196,8 @@ def test_distance_alone_needs_no_text_and_finds_the_map(tiny: Tiny, tasks: list[
     assert float(left["distance"]) < 0.05
 
 
-def test_distilling_looks_at_no_label(tiny: Tiny, tasks: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("across", [False, True])
+def test_distilling_looks_at_no_label(across: bool, tiny: Tiny, tasks: list[str], tmp_path: Path) -> None:
     prompts = save_prompts(tmp_path / "source", tiny("roberta"))
     found = []
     for flipped in (False, True):
@@ -199,14 +206,43 @@ def test_distilling_looks_at_no_label(tiny: Tiny, tasks: list[str], tmp_path: Pa
                 swap = str.maketrans("01", "10")
                 path.write_text(path.read_text().translate(swap))
         module = CrossModelProjector(
-            str(prompts), Linear(), "distill", backbone=str(tiny("gpt2")), select="agreement", learning_rate=0.01
-        )
+            str(prompts), Linear(), "distill", backbone=str(tiny("gpt2")), select="agreement", learning_rate=0.01,
+            distill_across=across,
+        )  # fmt: skip
         trainer = train(module, tasks, steps=4, held_out=["rooms"])
         found.append((module.projector.weight.detach().clone(), trainer.callback_metrics))
     assert torch.equal(found[0][0], found[1][0])
     for (_, logged), (_, other) in (found, found[::-1]):
         assert logged["validation/score"] == logged["validation/agreement"] == other["validation/score"]
         assert logged["validation/labelled"] == pytest.approx(1 - float(other["validation/labelled"]), abs=1e-6)
+
+
+def test_across_each_row_is_answered_behind_every_prompt_with_the_words_of_its_task(
+    tiny: Tiny, tasks: list[str], tmp_path: Path
+) -> None:
+    roberta = tiny("roberta")
+    prompts = save_prompts(tmp_path / "source", roberta)
+    module = CrossModelProjector(
+        str(prompts), Linear(), "distill", backbone=str(tiny("gpt2")), distill_across=True, learning_rate=1e-9
+    )
+    train(module, tasks, steps=1, held_out=["rooms"])
+    # Of the task that is held out the prompts are trained on, and no row.
+    assert sorted(module.trained_numbers.tolist()) == list(range(6))
+    assert module.teacher is not None
+    table, its = module.teacher.train, FrozenBackbone(str(roberta))
+    assert table.values.shape[:2] == (48, 6)
+    data = TaskDataModule(tasks, "local", batch_size=12).connect(its.encoder(P))
+    data.setup("fit")
+    source = Classification(its, data.tasks)
+    batch = next(iter(data.train_dataloader()))["micro_batches"][0]
+    kept = [row for row in range(len(batch["ids"])) if int(batch["task_ids"][row]) != 1]
+    assert kept
+    for slot, number in enumerate(module.trained_numbers.tolist()):
+        asked = torch.full_like(batch["task_ids"], int(module.prompt_tasks[number]))
+        with torch.no_grad():
+            expected = source.logits(module.sources.prompts[number].embeddings, {**batch, "task_ids": asked})[kept]
+        found = table.look(batch["ids"][kept], torch.full((len(kept),), slot))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_source_that_is_the_target_is_agreed_with(tiny: Tiny, tasks: list[str], tmp_path: Path) -> None:
@@ -295,7 +331,9 @@ def test_fit_leaves_a_projector_that_goes_on_where_it_stopped(
             "--model.projector Linear --model.prompt_length 9",
             "Linear maps row by row, and the source prompts have 4 rows",
         ),
-        ("--model.projector Lin", "cannot make --model.projector Lin: choose one of Linear, MLP, TokenMLP"),
+        ("--model.projector Lin", "cannot make --model.projector Lin: choose one of Linear, MLP, TaskVector, TokenMLP"),
+        ("--model.projector TaskVector", "films-0.safetensors does not hold what it began with"),
+        ("--model.distill_across true", "distill_across belongs to the objective distill, this one is task_tuning"),
         ("--model.contrastive -1", "contrastive is -1.0: a weight is 0 or more"),
         ("--data.held_out [sst2]", "sst2 is none of --data.task"),
         ("--data.held_out {all}", "no task is left to train on"),

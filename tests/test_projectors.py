@@ -18,6 +18,7 @@ from prompt_transfer.projectors.closed_form import LeastSquares, LinearCombinati
 from prompt_transfer.projectors.file import ProjectorFile, Side, fit_closed_form
 from prompt_transfer.projectors.pairs import load_by_task
 from prompt_transfer.projectors.projector import MLP, AffineMap, Linear, Projector, Space, TokenMLP, TrainedProjector
+from prompt_transfer.projectors.task_vector import TaskVector
 from prompt_transfer.projectors.vocabulary import fit_ridge, shared_tokens
 from prompt_transfer.prompts import tensor_file
 from prompt_transfer.prompts.prompt import Prompt, list_prompts
@@ -97,6 +98,24 @@ def test_standardized_prompts_have_no_common_part_and_the_start_is_the_map() -> 
     # One prompt alone leaves nothing over, which would be a division by zero.
     alone = MLP(6, standardize=True).build(SOURCE, TARGET, generator(), prompts[:1])
     assert torch.isfinite(alone(prompts)).all()
+
+
+def test_task_vectors_are_mapped_linearly_from_start_to_start() -> None:
+    source, target = Space(4, 3), Space(4, 2)
+    initial, learned, map_ = draw(4, 3), draw(2, 4, 3, seed=1), AffineMap(draw(3, 2, seed=2), draw(2, seed=3))
+    projector = TaskVector(directions=50).build(source, target, generator(), initial + learned, map_, initial)
+    base = initial @ map_.weight + map_.bias
+    # Before training every prompt goes to the target's start.
+    torch.testing.assert_close(projector(initial + learned), base.expand(2, 4, 2))
+    with torch.no_grad():
+        projector.up.copy_(draw(8, 50, seed=4))
+    torch.testing.assert_close(projector(initial[None])[0], base)
+    one, other = projector(initial + learned) - base
+    both = projector((initial + learned[0] - 2 * learned[1])[None])[0] - base
+    torch.testing.assert_close(both, one - 2 * other, atol=1e-5, rtol=1e-5)
+    assert count(projector) == 50 * 4 * 2
+    with pytest.raises(UserError, match="4 rows and their projections 5"):
+        TaskVector().build(source, TARGET, generator(), initial + learned, map_, initial)
 
 
 def test_wrong_options_are_told() -> None:

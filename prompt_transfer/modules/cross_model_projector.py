@@ -16,6 +16,7 @@ from prompt_transfer.errors import UserError
 from prompt_transfer.modules import collapse
 from prompt_transfer.modules.distillation import Teacher
 from prompt_transfer.modules.objectives import Classification
+from prompt_transfer.modules.projector_options import check_options
 from prompt_transfer.modules.trained import TrainedModule
 from prompt_transfer.projectors.file import ProjectorFile, Side
 from prompt_transfer.projectors.pairs import PromptsByTask, load_by_task
@@ -23,9 +24,6 @@ from prompt_transfer.projectors.projector import MLP, AffineMap, Space, TrainedP
 from prompt_transfer.projectors.vocabulary import fit_ridge, shared_tokens
 from prompt_transfer.prompts.prompt import library_versions
 from prompt_transfer.tasks import Task
-
-OBJECTIVES = ("task_tuning", "distance", "both", "distill")
-SELECTIONS = ("score", "agreement")
 
 
 class CrossModelProjector(TrainedModule):
@@ -52,6 +50,9 @@ class CrossModelProjector(TrainedModule):
         variance_floor: that spread: the share of the projections' mean square that is not their mean's.
         distill_alpha: share of the logit shifts (what a prompt adds) in `distill`, beside the logits.
         distill_temperature: of the divergence in `distill`.
+        distill_across: in `distill`, every row behind the source prompts of all tasks of the run in turn, those of
+            --data.held_out too, of which no row is trained on: what the source says behind a prompt needs no label and
+            no text of the prompt's own task. Else each row behind a prompt of its own task.
         select: keep the projector with the best `score` (labels of the validation rows), or with the best `agreement`:
             how often the target answers as the source does. That needs no label; both are logged.
         source_backbone: in place of the one that the source prompts name; loaded for distill, agreement, and a
@@ -81,6 +82,7 @@ class CrossModelProjector(TrainedModule):
         variance_floor: float = 0.3,
         distill_alpha: float = 0.5,
         distill_temperature: float = 2.0,
+        distill_across: bool = False,
         select: str = "score",
         source_backbone: str | None = None,
         **options: Any,
@@ -94,9 +96,10 @@ class CrossModelProjector(TrainedModule):
             "variance_floor": variance_floor,
             "distill_alpha": distill_alpha,
             "distill_temperature": distill_temperature,
+            "distill_across": distill_across,
             "select": select,
         }
-        _check(facts, target_prompts)
+        check_options(facts, target_prompts)
         sources = load_by_task([prompts] if isinstance(prompts, str) else prompts, "--model.prompts")
         super().__init__(**options)
         self.projector = projector or MLP()
@@ -154,7 +157,8 @@ class CrossModelProjector(TrainedModule):
         self.sources.need(names, "source")
         of_task = [self.sources.numbers[name] for name in names]
         held_out = getattr(self.trainer.datamodule, "held_out", ())
-        trained = sorted(number for name in names if name not in held_out for number in self.sources.numbers[name])
+        seen = [name for name in names if self.hparams.distill_across or name not in held_out]
+        trained = sorted(number for name in seen for number in self.sources.numbers[name])
         tasks_of = {number: index for index, numbers in enumerate(of_task) for number in numbers}
         most = max(map(len, of_task))
         for name, value in (
@@ -190,7 +194,12 @@ class CrossModelProjector(TrainedModule):
         # Its own generator: the start depends on the seed alone, not on what was drawn before.
         generator = torch.Generator().manual_seed(seed)
         seen = self.source_prompts[self.trained_numbers].cpu()
-        self.projector.build(*self.spaces, generator, seen, self._least_squares())
+        start = self._least_squares()
+        kind = type(self.projector).__name__
+        initial = (
+            self.sources.common_start(self.trained_numbers.tolist(), kind) if self.projector.wants_initial else None
+        )
+        self.projector.build(*self.spaces, generator, seen, start, initial)
         self.projector.to(self.device)
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -222,8 +231,10 @@ class CrossModelProjector(TrainedModule):
         of_task = [self.sources.numbers[task.name] for task in self.tasks]
         its = Classification(self.source().to(self.device), self.tasks).to(self.device)
         mine = self.objective if self.aim == "distill" else None
+        all_of_run = {number: int(self.prompt_tasks[number]) for number in self.trained_numbers.tolist()}
+        across = all_of_run if self.hparams.distill_across else None
         options = self.hparams.distill_alpha, self.hparams.distill_temperature
-        self.teacher = Teacher(its, self.trainer.datamodule, self.source_prompts, of_task, mine, *options)
+        self.teacher = Teacher(its, self.trainer.datamodule, self.source_prompts, of_task, across, mine, *options)
 
     # The forward pass ------------------------------------------------------------------------------------------
 
@@ -244,8 +255,13 @@ class CrossModelProjector(TrainedModule):
 
     def summed_losses(self, batch: dict[str, Tensor], members: list[int]) -> Tensor:
         """Losses of examples, and for each of them once what is asked of the projections themselves."""
-        slots = self.slots(batch, self.trainer.global_step)
+        turn = self.trainer.global_step
+        slots = self.slots(batch, turn)
         which = self.numbers[batch["task_ids"], slots]
+        if self.hparams.distill_across:
+            slots = (batch["ids"] + turn) % len(self.trained_numbers)
+            which = self.trained_numbers[slots]
+            batch = {**batch, "task_ids": self.prompt_tasks[which]}
         about_all = self._uses_distance or self.hparams.contrastive or self.hparams.variance
         used = self.trained_numbers if about_all else which.unique()
         projected = self.projector(self.source_prompts[used])
@@ -330,7 +346,15 @@ class CrossModelProjector(TrainedModule):
         names = [task.name for task in self.tasks]
         held_out = [task.name for task in self.tasks if task.name in self.trainer.datamodule.held_out]
         used = [self.sources.names[number] for number in self.trained_numbers.tolist()]
-        keys = ("contrastive", "variance", "variance_floor", "distance_weight", "distill_alpha", "select")
+        keys = (
+            "contrastive",
+            "variance",
+            "variance_floor",
+            "distance_weight",
+            "distill_alpha",
+            "distill_across",
+            "select",
+        )
         metadata = {
             "objective": self.aim,
             "tasks": ",".join(name for name in names if name not in held_out),
@@ -341,22 +365,3 @@ class CrossModelProjector(TrainedModule):
             **{key: str(self.hparams[key]) for key in keys},
         }
         return ProjectorFile(self.projector, source, target, metadata)
-
-
-def _check(options: Mapping[str, Any], target_prompts: Any) -> None:
-    """What would only fail after the backbone has been loaded."""
-    for name, allowed in (("objective", OBJECTIVES), ("select", SELECTIONS)):
-        if options[name] not in allowed:
-            raise UserError(f"unknown {name} {options[name]!r}: choose one of {', '.join(allowed)}")
-    if options["objective"] in ("distance", "both") and not target_prompts:
-        raise UserError(
-            f"objective {options['objective']} needs the target's own prompts of the same tasks: --model.target_prompts"
-        )
-    for name in ("contrastive", "variance", "distance_weight"):
-        if not options[name] >= 0:
-            raise UserError(f"{name} is {options[name]}: a weight is 0 or more")
-    for name in ("temperature", "distill_temperature", "variance_floor"):
-        if not options[name] > 0:
-            raise UserError(f"{name} is {options[name]}: give a number above 0")
-    if options["variance_floor"] >= 1 or not 0 <= options["distill_alpha"] <= 1:
-        raise UserError("variance_floor is below 1, and distill_alpha from 0 to 1")

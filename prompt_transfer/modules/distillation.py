@@ -6,7 +6,7 @@ Shape letters: B batch, n rows, K prompts, S prompts of a task at most, P prompt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,17 @@ class AnswerTable:
         split: train, validation or test.
         prompts: [K, P, H]; P may be 0.
         of_task: for each task the numbers of the prompts that its rows are answered behind.
+        asked: for each of these numbers the task whose label words are compared; default: that of the rows.
     """
 
     def __init__(
-        self, objective: Classification, data: Any, split: str, prompts: Tensor, of_task: Sequence[Sequence[int]]
+        self,
+        objective: Classification,
+        data: Any,
+        split: str,
+        prompts: Tensor,
+        of_task: Sequence[Sequence[int]],
+        asked: Sequence[Sequence[int]] | None = None,
     ) -> None:
         backbone = objective.backbone
         device = backbone.embedding_weight.device
@@ -55,6 +62,8 @@ class AnswerTable:
                     batch = {k: v.to(device) for k, v in collate(table, chosen, encoder.pad_token_id).items()}
                     for slot, number in enumerate(numbers):
                         batch["prompt_ids"] = torch.full_like(batch["task_ids"], number)
+                        if asked is not None:
+                            batch["task_ids"] = torch.full_like(batch["task_ids"], asked[task][slot])
                         values[chosen, slot] = objective.logits(bank, batch).clamp_min(NO_CLASS).cpu()
         order = np.argsort(table.ids)
         self.ids = torch.from_numpy(table.ids[order]).to(device)
@@ -110,6 +119,8 @@ class Teacher:
         data: a TaskDataModule.
         prompts: the source prompts [K, P, H].
         of_task: for each task the numbers of its prompts.
+        across: number of a prompt -> its task: training rows of every task are answered behind all of these; default:
+            rows are answered behind the prompts of their own task.
         target: that of the target backbone, where it is to be trained; None: only to compare validation rows.
         alpha, temperature: of `distillation`.
     """
@@ -120,6 +131,7 @@ class Teacher:
         data: Any,
         prompts: Tensor,
         of_task: Sequence[Sequence[int]],
+        across: Mapping[int, int] | None = None,
         target: Classification | None = None,
         alpha: float = 0.5,
         temperature: float = 2.0,
@@ -130,14 +142,26 @@ class Teacher:
         if target is None:
             return
         self.target = target
-        self.train = AnswerTable(source, data, "train", prompts, of_task)
+        tasks = len(of_task)
+        self.across = across is not None
+        asked = None if across is None else [list(across.values())] * tasks
+        numbers = of_task if across is None else [list(across)] * tasks
+        self.train = AnswerTable(source, data, "train", prompts, numbers, asked)
         for objective in (target, source) if alpha else ():
             nothing = torch.zeros(1, 0, objective.backbone.hidden_size)
-            self.alone.append(AnswerTable(objective, data, "train", nothing, [[0]] * len(of_task)))
+            slots = [[0] * (tasks if self.across else 1)] * tasks
+            words = [range(tasks)] * tasks if self.across else None
+            self.alone.append(AnswerTable(objective, data, "train", nothing, slots, words))
 
     def losses(self, logits: Tensor, batch: dict[str, Tensor], slots: Tensor) -> Tensor:
-        """Loss [B] of the target's class logits [B, C] on training rows, behind prompt `slots` [B] of their task."""
-        ids, first = batch["ids"], torch.zeros_like(slots)
+        """Loss [B] of the target's class logits [B, C] on training rows.
+
+        Args:
+            logits: of the target.
+            batch: `ids`, and `task_ids`, the tasks whose label words are compared.
+            slots: [B], which prompt of its task, or of those of `across`, each row is behind.
+        """
+        ids, first = batch["ids"], batch["task_ids"] if self.across else torch.zeros_like(slots)
         mine, its = (table.look(ids, first) for table in self.alone) if self.alone else (None, None)
         mask = self.target.class_mask[batch["task_ids"]]
         return distillation(logits, self.train.look(ids, slots), mine, its, mask, self.alpha, self.temperature)

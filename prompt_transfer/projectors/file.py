@@ -17,6 +17,7 @@ import prompt_transfer
 from prompt_transfer.errors import UserError
 from prompt_transfer.projectors.closed_form import LeastSquares, LinearCombination, Relative
 from prompt_transfer.projectors.projector import MLP, Linear, Projector, Space, TokenMLP
+from prompt_transfer.projectors.task_vector import TaskVector
 from prompt_transfer.prompts.prompt import UNKNOWN, Backbone, Prompt, library_versions
 from prompt_transfer.prompts.tensor_file import (
     MAX_HIDDEN_SIZE,
@@ -31,7 +32,7 @@ from prompt_transfer.prompts.tensor_file import (
 
 FORMAT_VERSION = 1
 KINDS: dict[str, type[Projector]] = {
-    kind.__name__: kind for kind in (MLP, TokenMLP, Linear, LeastSquares, LinearCombination, Relative)
+    kind.__name__: kind for kind in (MLP, TokenMLP, Linear, TaskVector, LeastSquares, LinearCombination, Relative)
 }
 # What a projected prompt keeps of the one that it was made of: what it was trained on, and how that is scored.
 KEPT = (

@@ -72,6 +72,28 @@ class PromptsByTask:
                 f"{', '.join(sorted(self.numbers)) or 'no task'}"
             )
 
+    def common_start(self, numbers: Sequence[int], kind: str) -> Tensor:
+        """What all of these prompts began with, [P, H].
+
+        Args:
+            numbers: of the prompts.
+            kind: of the projector that asks, for the message.
+
+        Raises:
+            UserError: one does not hold its start, or two began differently.
+        """
+        first, *others = [self.prompts[number] for number in numbers]
+        why = f"projector {kind} maps what prompts have learned since one start, and"
+        if first.initial is None:
+            raise UserError(f"{why} {first.path} does not hold what it began with")
+        for other in others:
+            if other.initial is None or not torch.equal(other.initial, first.initial):
+                raise UserError(
+                    f"{why} {first.path} and {other.path} began with other numbers: train the source prompts with one "
+                    "--seed_everything and --model.init"
+                )
+        return first.initial
+
     def partners(self, others: PromptsByTask, numbers: Sequence[int]) -> list[int]:
         """For some of these prompts the other backbone's prompt of the same task: that of the same seed where there is
         one, else the first."""

@@ -92,6 +92,8 @@ class TrainedProjector(Projector):
 
     shift: Tensor
     scale: Tensor
+    # Whether what is subtracted is the common start of the prompts, and not their mean.
+    wants_initial = False
 
     def __init__(self, standardize: bool = False) -> None:
         super().__init__()
@@ -109,6 +111,7 @@ class TrainedProjector(Projector):
         generator: torch.Generator,
         prompts: Tensor | None = None,
         start: AffineMap | None = None,
+        initial: Tensor | None = None,
     ) -> TrainedProjector:
         """Create the parameters; building again starts again.
 
@@ -117,6 +120,7 @@ class TrainedProjector(Projector):
             generator: a CPU generator, the only source of randomness.
             prompts: [N, P, H], those that it will be trained on; needed to standardize.
             start: the map to start from where `wants_start`.
+            initial: [P, H], the numbers that the prompts began with, where `wants_initial`.
 
         Returns:
             The module itself.
@@ -126,10 +130,14 @@ class TrainedProjector(Projector):
             if self.standardize:
                 if prompts is None:
                     raise ValueError("standardize needs the prompts that the projector is trained on")
-                mean = prompts.mean(dim=0) if self.whole else prompts.mean(dim=(0, 1)).unsqueeze(0)
-                self.shift.copy_(mean)
+                common = prompts.mean(dim=0) if self.whole else prompts.mean(dim=(0, 1)).unsqueeze(0)
+                if self.wants_initial:
+                    if initial is None:
+                        raise ValueError("the projector needs the numbers that the prompts began with")
+                    common = initial
+                self.shift.copy_(common)
                 # A single prompt leaves nothing over: it is then its mean, and its own size is as good as any.
-                rest = (prompts - mean).square().mean().sqrt()
+                rest = (prompts - common).square().mean().sqrt()
                 self.scale.fill_(rest if rest > 1e-6 * prompts.square().mean().sqrt() else 1.0)
             self.fill(generator, start)
         return self
@@ -192,11 +200,11 @@ class MLP(TrainedProjector):
         standardize: bool = False,
     ) -> None:
         super().__init__(standardize)
-        self.bottleneck = _positive("MLP", "bottleneck", bottleneck)
+        self.bottleneck = positive("MLP", "bottleneck", bottleneck)
         self.activation = _known("MLP", "activation", activation, ACTIVATIONS)
         self.layer_norm = layer_norm
-        self.norm_weight = _positive("MLP", "norm_weight", norm_weight)
-        self.weight_std = weight_std if weight_std is None else _positive("MLP", "weight_std", weight_std)
+        self.norm_weight = positive("MLP", "norm_weight", norm_weight)
+        self.weight_std = weight_std if weight_std is None else positive("MLP", "weight_std", weight_std)
 
     def make(self, source: Space, target: Space) -> None:
         before, behind = math.prod(source), math.prod(target)
@@ -248,7 +256,7 @@ class TokenMLP(TrainedProjector):
         standardize: bool = False,
     ) -> None:
         super().__init__(standardize)
-        self.bottleneck = _positive("TokenMLP", "bottleneck", bottleneck)
+        self.bottleneck = positive("TokenMLP", "bottleneck", bottleneck)
         self.activation = _known("TokenMLP", "activation", activation, ACTIVATIONS)
         self.skip = skip
         self.start = _known("TokenMLP", "start", start, STARTS)
@@ -327,7 +335,8 @@ def _float32(tensor: Tensor) -> AbstractContextManager:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def _positive(name: str, option: str, value: Number) -> Number:
+def positive(name: str, option: str, value: Number) -> Number:
+    """`value`, or a UserError where it is not above 0."""
     if not value > 0:
         raise UserError(f"projector {name}: {option} is {value}; it must be above 0")
     return value
