@@ -200,7 +200,10 @@ def plain(value: Any) -> Any:
 
 def interval(low: float, high: float, digits: int) -> str:
     """Both ends, for a cell of a table."""
-    return "-" if math.isnan(low) else f"{low:.{digits}f}{FIXED}to{FIXED}{high:.{digits}f}"
+    if math.isnan(low):
+        return "-"
+    # Adding 0 makes 0 of -0.
+    return f"{round(low, digits) + 0.0:.{digits}f}{FIXED}to{FIXED}{round(high, digits) + 0.0:.{digits}f}"
 
 
 def _cell(value: Any) -> str:

@@ -15,12 +15,15 @@ class StepProgress(RichProgressBar):
         super().__init__(leave=False, console_kwargs={"stderr": True})
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"training, epoch {current_epoch}"
+        return f"epoch {current_epoch}"
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         shown = super().get_metrics(trainer, pl_module)
+        # Without what all have in common, so that 80 columns hold the first few.
         return {
-            name.removeprefix("train/"): value if isinstance(value, str) else f"{float(value):.3f}"
+            name.removeprefix("train/").removeprefix("validation/"): (
+                value if isinstance(value, str) else f"{float(value):.3f}"
+            )
             for name, value in shown.items()
             if name != "v_num" and not name.endswith("/loss_epoch")
         }
