@@ -485,6 +485,14 @@ def test_download_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "out").exists()
 
 
+def test_a_comma_too_many_is_told_with_its_line(tmp_path: Path) -> None:
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    (folder / "train.csv").write_text("text,label\na good film,1\nlong, and bad,0\n")
+    with pytest.raises(UserError, match="line 3 has 3 columns and the first line 2: put texts"):
+        load_task(SINGLE, "local", tmp_path)
+
+
 def test_text_file(tmp_path: Path) -> None:
     path = tmp_path / "in.txt"
     path.write_text("one \n\n  \ntwo\r\n", encoding="utf-8")

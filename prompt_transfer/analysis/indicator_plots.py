@@ -30,6 +30,8 @@ def readable(indicator: str) -> str:
     """An indicator's name for people: `neuron_overlap_per_layer/03` -> `neuron overlap, layer 3`."""
     name, _, part = indicator.partition("/")
     words = name.replace("_", " ").replace("cka", "CKA").replace("leep", "LEEP")
+    # 1 / (1 + distance).
+    words = words.replace("euclidean", "Euclidean similarity,")
     return f"{words.replace(' per ', ', ')} {int(part)}" if part else words
 
 

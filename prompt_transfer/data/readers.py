@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import warnings
 from collections.abc import Mapping
@@ -235,5 +236,10 @@ def _is_unreachable(error: BaseException | None) -> bool:
 def _one_line(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text; save it as UTF-8"
+    if found := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error)):
+        return (
+            f"line {found[2]} has {found[3]} columns and the first line {found[1]}: put texts that hold commas between "
+            'double quotes ("like, this")'
+        )
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

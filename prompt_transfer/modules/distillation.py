@@ -17,6 +17,7 @@ from torch.nn import functional
 from prompt_transfer.data.batches import collate
 from prompt_transfer.data.tables import Tables
 from prompt_transfer.modules.objectives import Classification
+from prompt_transfer.progress import steps
 
 # Texts of one forward pass.
 ROWS = 128
@@ -53,18 +54,19 @@ class AnswerTable:
         values = torch.zeros(len(table), slots, classes)
         prompts = prompts.to(device)
         bank = backbone.record(prompts) if prompts.shape[1] else prompts
+        work = []
+        for task in range(len(of_task)):
+            rows = np.flatnonzero(table.task_ids == task)
+            rows = rows[np.argsort(-table.lengths[rows], kind="stable")]
+            work += [(task, rows[start : start + ROWS]) for start in range(0, len(rows), ROWS)]
         with torch.inference_mode():
-            for task, numbers in enumerate(of_task):
-                rows = np.flatnonzero(table.task_ids == task)
-                rows = rows[np.argsort(-table.lengths[rows], kind="stable")]
-                for start in range(0, len(rows), ROWS):
-                    chosen = rows[start : start + ROWS]
-                    batch = {k: v.to(device) for k, v in collate(table, chosen, encoder.pad_token_id).items()}
-                    for slot, number in enumerate(numbers):
-                        batch["prompt_ids"] = torch.full_like(batch["task_ids"], number)
-                        if asked is not None:
-                            batch["task_ids"] = torch.full_like(batch["task_ids"], asked[task][slot])
-                        values[chosen, slot] = objective.logits(bank, batch).clamp_min(NO_CLASS).cpu()
+            for task, chosen in steps(work, f"answers of {backbone.id}", len(work)):
+                batch = {k: v.to(device) for k, v in collate(table, chosen, encoder.pad_token_id).items()}
+                for slot, number in enumerate(of_task[task]):
+                    batch["prompt_ids"] = torch.full_like(batch["task_ids"], number)
+                    if asked is not None:
+                        batch["task_ids"] = torch.full_like(batch["task_ids"], asked[task][slot])
+                    values[chosen, slot] = objective.logits(bank, batch).clamp_min(NO_CLASS).cpu()
         order = np.argsort(table.ids)
         self.ids = torch.from_numpy(table.ids[order]).to(device)
         self.values = values[torch.from_numpy(order)].to(device)
