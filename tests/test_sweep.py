@@ -67,6 +67,18 @@ def test_a_seed_in_braces_waits_for_the_run(tmp_path: Path) -> None:
     assert read_plan(path, Path("OUT"), {}).runs[0].options["model.init.path"] == "OUT/p-seed{seed}"
 
 
+def test_a_class_is_named_without_its_options(tmp_path: Path) -> None:
+    made = {"class_path": "a.b.FromPrompt", "init_args": {"prompt": "{data.task}.safetensors"}}
+    content = {
+        "grid": {"data.task": ["x"], "model.init": ["Vocabulary", "FromPrompt"]},
+        "cases": [{"when": {"model.init": "FromPrompt"}, "model.init": made}],
+    }
+    plan = read_plan(write(tmp_path, content), Path("OUT"), {})
+    assert [run.name for run in plan.runs] == ["x-Vocabulary", "x-FromPrompt"]
+    assert plan.runs[1].values["model.init"] == "FromPrompt"
+    assert plan.runs[1].options["model.init"]["init_args"] == {"prompt": "x.safetensors"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -85,7 +97,7 @@ def test_mistakes_in_the_file(tmp_path: Path, change: dict[str, Any], message: s
 
 def test_options_of_fit_among_those_of_the_sweep() -> None:
     own, given = split_options(["--config", "x", "--model.seeds", "[0, 1]", "--data.root=d", "--dry_run"])
-    assert own == ["--config", "x", "--dry_run"]
+    assert own == ["--config", "x", "--dry_run", "true"]
     assert given == {"model.seeds": [0, 1], "data.root": "d"}
     with pytest.raises(UserError, match=r"--data\.root needs a value"):
         split_options(["--data.root"])

@@ -140,9 +140,9 @@ def read_plan(path: str | Path, output: Path, given: Options) -> Plan:
             if _matches(rest.pop("when", {}), values, path):
                 options |= dict(_flat(rest)) | fixed
         options = {name: _fill(value, places | {"run": number} | options, path) for name, value in options.items()}
-        values = {name: options[name] for name in values}
+        values = {name: _short(options[name]) for name in values}
         pattern = content.get("name") or "-".join(f"{{{name}}}" for name in grid)
-        name = re.sub(r"[^\w.+-]+", "_", str(_fill(pattern, places | {"run": number} | options, path)))
+        name = re.sub(r"[^\w.+-]+", "_", str(_fill(pattern, places | {"run": number} | options | values, path)))
         runs.append(Run(name, options, values))
     names = [run.name for run in runs]
     double = next((name for name in names if names.count(name) > 1), None)
@@ -151,6 +151,13 @@ def read_plan(path: str | Path, output: Path, given: Options) -> Plan:
     shared = {name: value for name, value in runs[0].options.items() if all(r.options.get(name) == value for r in runs)}
     words = places | shared | {name: ",".join(map(str, values)) for name, values in grid.items()}
     return Plan(runs, [_command(step, words, path) for step in content.get("then") or []])
+
+
+def _short(value: Any) -> Any:
+    """Of a class with its options the class alone: enough for a name and a column."""
+    if isinstance(value, dict) and isinstance(value.get("class_path"), str):
+        return value["class_path"].rpartition(".")[2]
+    return value
 
 
 def with_tracking(plan: Plan, study: str, commands: Collection[str]) -> Plan:
