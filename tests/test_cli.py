@@ -329,6 +329,19 @@ def test_predict_on_a_table_of_new_texts(
     assert "save it as .jsonl, .csv" in error_of(capsys, main([*command, "sheet.xlsx"]))
 
 
+def test_new_texts_need_none_of_the_tasks_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "new.csv").write_text("premise,hypothesis\na man sleeps,he is awake\n")
+    command = ["predict", "--prompt", SHIPPED.replace("sst2", "mnli"), "--output", str(tmp_path / "out"), "--input"]
+    assert main([*command, str(tmp_path / "new.csv")]) == 0
+    frame = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert frame[["text_a", "text_b"]].to_numpy().tolist() == [["a man sleeps", "he is awake"]]
+    (tmp_path / "new.txt").write_text("a man sleeps\n")
+    error = error_of(capsys, main([*command, str(tmp_path / "new.txt")]))
+    assert (
+        "mnli is about pairs and this text has no second one: give a table with the columns premise,hypothesis" in error
+    )
+
+
 def test_predict_answers_the_test_split_that_nobody_labelled(
     toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

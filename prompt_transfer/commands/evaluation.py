@@ -107,6 +107,9 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
         first += ["--model.revision", facts["revision"]]
     if facts.get("data_source"):
         first += ["--data.source", facts["data_source"]]
+    elif _value(arguments, "--input") and not all(task.startswith("builtin_") for task in tasks):
+        # Texts of the user's come from nowhere else; of the task its label words are needed alone.
+        first += ["--data.source", "hub"]
     if facts.get("data_revision") and not _value(arguments, "--data.task") and not _value(arguments, "--data.source"):
         first += ["--data.revision", facts["data_revision"]]
     if facts.get("data_root") and Path(facts["data_root"]).is_dir():
