@@ -38,7 +38,7 @@ class PromptTrainingArguments:
         limit_train, limit_eval: rows of each split that are used, a random subset; None: all.
         random_prompts: of each kind (embeddings of tokens, numbers of U[0, 1)) beside every score, masks of random
             neurons beside every mask, and random source prompts beside every projection.
-        projector: MLP, TokenMLP or Linear.
+        projector: MLP, TokenMLP, Linear or TaskVector.
         projector_learning_rate: None: the module's own.
         accelerator: auto, cpu or cuda.
         progress: show bars while something is trained.
