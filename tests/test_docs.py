@@ -98,7 +98,16 @@ def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
     known |= {"--help", "--version", "--json", "--debug", "--print_config", "--input", "--config", "--model", "--data"}
     # Options of classes that are chosen by an option.
     known |= {"--model.init.prompt", "--model.init.text"}
-    of_projectors = {"prompts", "target_prompts", "projector", "objective", "contrastive", "variance", "select"}
+    of_projectors = {
+        "prompts",
+        "target_prompts",
+        "projector",
+        "objective",
+        "contrastive",
+        "variance",
+        "select",
+        "distill_across",
+    }
     known |= {f"--model.{name}" for name in of_projectors}
     for page in PAGES:
         text = re.sub(r"```.*?```", "", text_of(page), flags=re.S)
