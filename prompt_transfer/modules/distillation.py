@@ -62,11 +62,13 @@ class AnswerTable:
         with torch.inference_mode():
             for task, chosen in steps(work, f"answers of {backbone.id}", len(work)):
                 batch = {k: v.to(device) for k, v in collate(table, chosen, encoder.pad_token_id).items()}
-                for slot, number in enumerate(of_task[task]):
+                words = [task] * len(of_task[task]) if asked is None else asked[task]
+                for number in dict.fromkeys(of_task[task]):
                     batch["prompt_ids"] = torch.full_like(batch["task_ids"], number)
-                    if asked is not None:
-                        batch["task_ids"] = torch.full_like(batch["task_ids"], asked[task][slot])
-                    values[chosen, slot] = objective.logits(bank, batch).clamp_min(NO_CLASS).cpu()
+                    mine = [slot for slot, other in enumerate(of_task[task]) if other == number]
+                    found = objective.logits_of_tasks(bank, batch, [words[slot] for slot in mine])
+                    for slot, logits in zip(mine, found, strict=True):
+                        values[chosen, slot] = logits.clamp_min(NO_CLASS).cpu()
         order = np.argsort(table.ids)
         self.ids = torch.from_numpy(table.ids[order]).to(device)
         self.values = values[torch.from_numpy(order)].to(device)

@@ -5,7 +5,7 @@ Shape letters: B batch, T text tokens, P prompt tokens, S target tokens, C class
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -131,6 +131,17 @@ class Classification(Objective):
                 repeated[name] = batch[name] if once else batch[name].repeat_interleave(classes, dim=0)
         found = self.backbone.target_log_probs(prompt, repeated).sum(dim=1).view(size, classes)
         return found.masked_fill(~self.class_mask[batch["task_ids"]], float("-inf"))
+
+    def logits_of_tasks(
+        self, prompt: Tensor | PromptBank, batch: dict[str, Tensor], asked: Sequence[int]
+    ) -> list[Tensor]:
+        """`logits` as if all rows were of one task, for each of the tasks `asked`; words are computed once for all."""
+        tasks = [torch.full_like(batch["task_ids"], task) for task in asked]
+        if self.sequences is not None:
+            return [self.logits(prompt, {**batch, "task_ids": task}) for task in tasks]
+        words = self.backbone(prompt, batch, self.token_ids)
+        stacked = VerbalizerStack(self.token_ids, self.word_weights, self.class_mask)
+        return [stacked.class_logits(words, task) for task in tasks]
 
     def losses(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(self.logits(prompt, batch), batch["labels"], reduction="none")
