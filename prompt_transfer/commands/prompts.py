@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +40,7 @@ def list_prompts(folder: str = "runs") -> None:
             print(f"not a prompt: {' '.join(row['error'].split())}")
 
 
+LONG = re.compile(r"\b\d\.\d{6,}\b")
 LIST_COLUMNS = ("path", "task", "backbone", "rows", "mode", "kind", "score", "seed")
 
 
@@ -87,7 +89,11 @@ def inspect(prompt: str, nearest: int = 0) -> None:
 
     facts = describe(Prompt.load(prompt))
     facts |= facts.pop("metadata")
-    results.show([{"key": key, "value": value} for key, value in facts.items()])
+    rows = [{"key": key, "value": value} for key, value in facts.items()]
+    # Scores are those of float32 numbers: people need no more than four digits of them.
+    short = [row | {"value": LONG.sub(lambda found: f"{float(found[0]):.4f}", str(row["value"]))} for row in rows]
+    results.show([row if isinstance(row["value"], float) else other for row, other in zip(rows, short, strict=True)],
+                 data=rows)  # fmt: skip
     if nearest:
         from prompt_transfer.studies.inspection import nearest_words
 
