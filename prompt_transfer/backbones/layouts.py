@@ -75,5 +75,5 @@ def get_layout(name: str | None, kind: str, needs_positions: bool) -> Layout:
         raise UserError(f"unknown layout {name!r}: choose one of {choices}")
     if found not in own:
         why = f"is for {found.kind} backbones" if found.kind != kind else "needs tokens without a position"
-        raise OtherKindError(f"layout {name} {why}, this one is {kind}: choose {choices}")
+        raise OtherKindError(f"layout {name} {why}, this one is {kind}: choose one of {choices}")
     return found
