@@ -72,7 +72,8 @@ def tidy(notebook: Any, folder: Path) -> list[str]:
 
 
 def _plain(text: str, folder: Path) -> str:
-    """Paths below the folder, and no colours of terminals."""
+    """Paths below the folder, the program by its name, and no colours of terminals."""
+    text = text.replace(str(Path(sys.executable).with_name("prompt-transfer")), "prompt-transfer")
     return re.sub(rf"{re.escape(str(folder))}/?|\x1b\[[\d;]*m", "", text)
 
 
