@@ -256,12 +256,13 @@ class CrossModelProjector(TrainedModule):
     def summed_losses(self, batch: dict[str, Tensor], members: list[int]) -> Tensor:
         """Losses of examples, and for each of them once what is asked of the projections themselves."""
         turn = self.trainer.global_step
-        slots = self.slots(batch, turn)
-        which = self.numbers[batch["task_ids"], slots]
         if self.hparams.distill_across:
             slots = (batch["ids"] + turn) % len(self.trained_numbers)
             which = self.trained_numbers[slots]
             batch = {**batch, "task_ids": self.prompt_tasks[which]}
+        else:
+            slots = self.slots(batch, turn)
+            which = self.numbers[batch["task_ids"], slots]
         about_all = self._uses_distance or self.hparams.contrastive or self.hparams.variance
         used = self.trained_numbers if about_all else which.unique()
         projected = self.projector(self.source_prompts[used])

@@ -118,9 +118,7 @@ class Classification(Objective):
     def logits(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
         """Class logits [B, C], C the most classes of any task; -inf where a task has fewer."""
         if self.sequences is None:
-            words = self.backbone(prompt, batch, self.token_ids)
-            stacked = VerbalizerStack(self.token_ids, self.word_weights, self.class_mask)
-            return stacked.class_logits(words, batch["task_ids"])
+            return self._class_logits(prompt, batch, [batch["task_ids"]])[0]
         targets = self.sequences[batch["task_ids"]]
         size, classes, length = targets.shape
         repeated = {"target_ids": targets.reshape(size * classes, length)}
@@ -139,6 +137,12 @@ class Classification(Objective):
         tasks = [torch.full_like(batch["task_ids"], task) for task in asked]
         if self.sequences is not None:
             return [self.logits(prompt, {**batch, "task_ids": task}) for task in tasks]
+        return self._class_logits(prompt, batch, tasks)
+
+    def _class_logits(
+        self, prompt: Tensor | PromptBank, batch: dict[str, Tensor], tasks: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """[B, C] at the answer slot for each of these task indices [B]."""
         words = self.backbone(prompt, batch, self.token_ids)
         stacked = VerbalizerStack(self.token_ids, self.word_weights, self.class_mask)
         return [stacked.class_logits(words, task) for task in tasks]
