@@ -97,6 +97,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def weights(device: str) -> str:
+    """The faster number format for weights: bfloat16 where the machine computes in it, else float32."""
+    return "bfloat16" if device == "cuda" or machine()["bf16_in_hardware"] else "float32"
+
+
 def facts(
     what: str, libraries: tuple[str, ...] = ("torch", "transformers", "lightning"), **more: Any
 ) -> dict[str, Any]:

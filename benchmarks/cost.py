@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import MODELS, facts, in_turn, save_random, write
+from common import MODELS, facts, in_turn, save_random, weights, write
 from floor import Sizes, needed
 from torch import nn
 
 from prompt_transfer import results
+from prompt_transfer.allocation import keep_memory
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.commands.parsing import call
 
@@ -54,8 +55,8 @@ def run(
     prompt_lengths: str = "10,20,50,100,200",
     batch_sizes: str = "8,16,32,64",
     text_lengths: str = "12,24,48,96",
-    prompts: str = "1,2,4,8",
-    dtype: str = "bfloat16",
+    prompts: str = "1,2,4",
+    dtype: str | None = None,
     repeats: int = 5,
     threads: int = 2,
     device: str = "cpu",
@@ -69,13 +70,14 @@ def run(
         batch_sizes: B to try.
         text_lengths: T to try, the answer slot not counted.
         prompts: numbers of prompts N that are trained at once, each on all B texts.
-        dtype: of the weights.
+        dtype: of the weights; default bfloat16 where the machine computes in it, else float32.
         repeats: of each point, after one that is not measured; the points of one number are taken in turn.
         threads: of torch.
         device: cpu or cuda.
         size: base, or tiny to try the script.
     """
     torch.set_num_threads(threads)
+    dtype = dtype or weights(device)
     config = MODELS["roberta"][size][1]
     sizes = Sizes(
         config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
@@ -115,4 +117,6 @@ def run(
 
 
 if __name__ == "__main__":
+    # As `fit` does.
+    keep_memory()
     call(run, "cost", sys.argv[1:])

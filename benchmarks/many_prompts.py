@@ -20,6 +20,7 @@ import torch
 from common import facts, write
 
 from prompt_transfer import results
+from prompt_transfer.allocation import keep_memory
 from prompt_transfer.commands.lightning import TRAINER_DEFAULTS, quiet
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.data.datamodule import TaskDataModule
@@ -109,4 +110,6 @@ def run(
 
 
 if __name__ == "__main__":
+    # As `fit` does.
+    keep_memory()
     call(run, "many_prompts", sys.argv[1:])

@@ -28,6 +28,12 @@ MARK = "start-up: "
 
 def child(started: float, arguments: list[str]) -> None:
     """`fit` with clocks around its parts."""
+    from prompt_transfer.allocation import keep_memory
+    from prompt_transfer.commands.table import find
+
+    # As the program itself begins.
+    keep_memory()
+    find("fit", for_good=True)
     import lightning as L
     import torch
 

@@ -20,17 +20,14 @@ from prompt_transfer.files import write_text_atomic
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 NAMES = {"roberta": "RoBERTa-base", "gpt2": "GPT-2", "t5": "T5-base"}
 STEPS = {
-    "old": "old releases: 128 tokens, whole head, float32",
-    "plain": "plain Hugging Face loop, bf16 weights",
+    "old": "old releases: 128 tokens, whole head",
+    "plain": "plain Hugging Face loop",
     "peft_autocast": "PEFT, bf16 autocast",
-    "peft": "PEFT, bf16 weights",
-    "peft_float32": "PEFT, float32",
+    "peft": "PEFT",
     "full_random": "`full`, same batches as PEFT",
     "full": "`full`",
     "shared_random": "`shared`, same batches as PEFT",
     "shared": "`shared`",
-    "full_float32": "`full`, float32",
-    "shared_float32": "`shared`, float32",
     "full_compiled": "`full`, compiled",
     "shared_compiled": "`shared`, compiled",
 }
@@ -63,15 +60,13 @@ def steps(report: dict[str, Any]) -> str:
     """Training steps."""
     keys = ("seconds", "faster_than_peft", "faster_than_old", "peak_mib", "over_matrix_floor", "over_floor_with_bytes")
     rows = [
-        [NAMES[row["model"]], STEPS[row["step"]], *(row.get(key) for key in keys)]
+        [NAMES[row["model"]], STEPS[row["step"]], row["dtype"], *(row.get(key) for key in keys)]
         for row in report["rows"]
     ]  # fmt: skip
-    head = ["sizes of", "way", "s a step", "x PEFT", "x old", "peak MiB", "over matrix floor", "with bytes"]
+    head = ["sizes of", "way", "weights", "s a step", "x PEFT", "x old", "peak MiB", "over matrix floor", "with bytes"]
     what = f"A training step: {report['batch_size']} texts of {report['texts']}, prompt of {report['prompt_length']}"
     how = f"random weights, median of {report['steps']}, ways taken in turn ({where(report)})"
-    note = (
-        "x PEFT: against the faster of its two bf16 ways. The floor is that of the arithmetic (`benchmarks/floor.py`)."
-    )
+    note = "x PEFT: against its faster way. The floor is that of the arithmetic (`benchmarks/floor.py`)."
     return f"{what}, {how}. {note}\n\n{markdown(head, rows)}"
 
 
@@ -84,7 +79,8 @@ def cost(report: dict[str, Any]) -> str:
         for row in report["rows"]
     ]  # fmt: skip
     head = ["varied", "attention", "value", "s a step", "over base", "products over base"]
-    return f"Growth of a step's cost, RoBERTa-base sizes, from the base point {base}.\n\n{markdown(head, rows)}"
+    what = f"Growth of a step's cost, RoBERTa-base sizes, {report['dtype']}, from the base point {base}"
+    return f"{what} ({where(report)}).\n\n{markdown(head, rows)}"
 
 
 def many(report: dict[str, Any]) -> str:
@@ -92,7 +88,7 @@ def many(report: dict[str, Any]) -> str:
     keys = ("at_once_s", "one_after_the_other_s", "speed", "cost_over_one_run")
     rows = [[row["attention"], str(row["prompts"]), *(row[key] for key in keys)] for row in report["rows"]]
     head = ["attention", "prompts", "at once, s", "one after the other, s", "times faster", "over one run"]
-    return f"{report['what']}, {report['steps']} steps.\n\n{markdown(head, rows)}"
+    return f"{report['what']}, {report['steps']} steps ({where(report)}).\n\n{markdown(head, rows)}"
 
 
 def start(report: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import MODELS, facts, save_random, sentences, write
+from common import MODELS, facts, save_random, sentences, weights, write
 from floor import Rates, Sizes, needed
 from transformers import AutoTokenizer
 
@@ -32,21 +32,19 @@ from prompt_transfer import results
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.data.batches import LengthGroupedBatchSampler
 
+# Weights are those that `dtype` names where a way does not.
 WAYS: dict[str, dict[str, Any]] = {
     "old": {"way": "plain", "dtype": "float32", "width": 128},
-    "plain": {"way": "plain", "dtype": "bfloat16"},
+    "plain": {"way": "plain"},
     "peft_autocast": {"way": "peft", "dtype": "float32", "autocast": True},
-    "peft": {"way": "peft", "dtype": "bfloat16"},
-    "full_random": {"way": "full", "dtype": "bfloat16"},
-    "full": {"way": "full", "dtype": "bfloat16", "grouped": True},
-    "shared_random": {"way": "shared", "dtype": "bfloat16"},
-    "shared": {"way": "shared", "dtype": "bfloat16", "grouped": True},
+    "peft": {"way": "peft"},
+    "full_random": {"way": "full"},
+    "full": {"way": "full", "grouped": True},
+    "shared_random": {"way": "shared"},
+    "shared": {"way": "shared", "grouped": True},
     # Not among the default ones.
-    "peft_float32": {"way": "peft", "dtype": "float32"},
-    "full_float32": {"way": "full", "dtype": "float32", "grouped": True},
-    "shared_float32": {"way": "shared", "dtype": "float32", "grouped": True},
-    "full_compiled": {"way": "full", "dtype": "bfloat16", "grouped": True, "compile": True},
-    "shared_compiled": {"way": "shared", "dtype": "bfloat16", "grouped": True, "compile": True},
+    "full_compiled": {"way": "full", "grouped": True, "compile": True},
+    "shared_compiled": {"way": "shared", "grouped": True, "compile": True},
 }
 DEFAULT = "old,plain,peft_autocast,peft,full_random,full,shared_random,shared"
 
@@ -104,26 +102,27 @@ def batches(texts: list[str], tokenizer: Any, size: int, steps: int) -> tuple[li
 def measure(kind: str, ways: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a way on the model `kind`."""
     steps, size = options["steps"], options["batch_size"]
+    specs = {way: {"dtype": options["dtype"], **WAYS[way]} for way in ways}
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        folders = {dtype: Path(scratch) / dtype for dtype in {WAYS[way]["dtype"] for way in ways}}
+        folders = {dtype: Path(scratch) / dtype for dtype in {spec["dtype"] for spec in specs.values()}}
         for dtype, folder in folders.items():
             save_random(kind, options["size"], dtype, folder)
         tokenizer = AutoTokenizer.from_pretrained(next(iter(folders.values())))
         random, grouped = batches(options["texts"], tokenizer, size, steps)
         shared = {name: options[name] for name in ("prompt_length", "threads", "device")}
         workers = {
-            way: stack.enter_context(Worker({**WAYS[way], **shared, "model": str(folders[WAYS[way]["dtype"]])}))
-            for way in ways
+            way: stack.enter_context(Worker({**spec, **shared, "model": str(folders[spec["dtype"]])}))
+            for way, spec in specs.items()
         }
         taken: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
         for index in range(-1, steps):
             for way, worker in workers.items():
-                rows = grouped if WAYS[way].get("grouped") else random
+                rows = grouped if specs[way].get("grouped") else random
                 reply = worker.step(rows[index])
                 # The first round, on the last batch, warms up.
                 if index >= 0:
                     taken[way].append(reply)
-        found = [{"model": kind, "step": way, "dtype": WAYS[way]["dtype"], **summary(taken[way])} for way in ways]
+        found = [{"model": kind, "step": way, "dtype": specs[way]["dtype"], **summary(taken[way])} for way in ways]
     add_ratios(found)
     add_floor(kind, found, tokenizer, grouped, options)
     return found
@@ -145,7 +144,7 @@ def summary(replies: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
-    """How much faster than PEFT's faster way with bf16 and than the old one; memory over PEFT's smallest."""
+    """How much faster than PEFT's faster way and than the old one; memory over PEFT's smallest."""
     peft = [row for row in rows if row["step"] in ("peft", "peft_autocast")]
     old = next((row for row in rows if row["step"] == "old"), None)
     for row in rows:
@@ -181,9 +180,9 @@ def add_floor(
         way = "shared" if causal else spec["way"]
         size = options["batch_size"]
         positions = int(statistics.median(map(sum, texts))) + length * (1 if way == "shared" else size)
-        key = (spec["dtype"], positions)
+        key = (row["dtype"], positions)
         if key not in rates:
-            dtype = getattr(torch, spec["dtype"])
+            dtype = getattr(torch, row["dtype"])
             rates[key] = Rates(sizes, positions, size, dtype, options["device"])
         work = [needed(sizes, way, length, batch, causal) for batch in texts]
         matrix, both = (statistics.median(each) for each in zip(*map(rates[key].seconds, work), strict=True))
@@ -205,6 +204,7 @@ def run(
     threads: int = 2,
     device: str = "cpu",
     size: str = "base",
+    dtype: str | None = None,
 ) -> None:
     """Measure and write a JSON file.
 
@@ -219,12 +219,14 @@ def run(
         threads: of torch.
         device: cpu or cuda.
         size: base, or tiny to try the script.
+        dtype: of the weights, but for ways that have their own; default bfloat16 where the machine computes in it, else
+            float32.
     """
     torch.set_num_threads(threads)
     texts, task = sentences(data_root)
     settings = {
         "batch_size": batch_size, "prompt_length": prompt_length, "steps": steps, "threads": threads,
-        "device": device, "size": size,
+        "device": device, "size": size, "dtype": dtype or weights(device),
     }  # fmt: skip
     report = facts(
         "training step of models of random weights: classification, one prompt, AdamW",
@@ -232,8 +234,10 @@ def run(
     )  # fmt: skip
     rows = []
     for kind in models.split(","):
-        # A causal model's two modes are one function.
-        chosen = [way for way in ways.split(",") if kind != "gpt2" or not way.startswith("shared")]
+        # A causal model's two modes are one function, and autocast needs a machine that computes in bfloat16.
+        left_out = ("shared",) if kind == "gpt2" else ()
+        left_out += ("peft_autocast",) if settings["dtype"] == "float32" else ()
+        chosen = [way for way in ways.split(",") if not way.startswith(left_out)]
         rows += measure(kind, chosen, {**settings, "texts": texts})
         write(output, {**report, "rows": rows})
     keys = ["model", "step", "seconds", "text_positions", "peak_mib", "faster_than_peft", "faster_than_old"]

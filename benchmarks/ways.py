@@ -1,8 +1,9 @@
 """One way to take training steps, in a process of its own: started by `training_step.py`, which reads its times.
 
-`full` and `shared` are this project's attention modes. `peft` is PEFT's prompt tuning: classification for an encoder,
-else label words to be written, with the loss over the whole vocabulary. `plain` is a loop over the plain Hugging Face
-model: embeddings of prompt and text put together, and the whole head. All train a prompt with AdamW.
+`full` and `shared` are this project's attention modes, in a process that keeps its memory as that of `fit`
+does. `peft` is PEFT's prompt tuning: classification for an encoder, else label words to be written, with the loss over
+the whole vocabulary. `plain` is a loop over the plain Hugging Face model: embeddings of prompt and text put together,
+and the whole head. All train a prompt with AdamW.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from prompt_transfer.allocation import keep_memory
 
 WORDS = (" terrible", " great")
 MAX_LENGTH = 128
@@ -166,7 +169,10 @@ def serve(spec: dict[str, Any], replies: Any) -> None:
 
 
 if __name__ == "__main__":
+    spec = json.loads(sys.argv[1])
+    if spec["way"] in ("full", "shared"):
+        keep_memory()
     # What libraries print must not come between the replies.
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    serve(json.loads(sys.argv[1]), channel)
+    serve(spec, channel)

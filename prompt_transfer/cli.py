@@ -42,8 +42,12 @@ def usage() -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> int:
     """Run one command.
+
+    Args:
+        arguments: of the command line; None: those of this process.
+        own_process: whether this process does nothing else, so that what is imported stays to its end.
 
     Returns:
         The exit code: 0; 2 after a mistake of the user's, told in one line on standard error; 130 when interrupted.
@@ -57,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif arguments[0] == "--version":
             print(f"prompt-transfer {__version__}")
         elif as_json:
-            _run_for_programs(arguments)
+            _run_for_programs(arguments, own_process)
         else:
-            find(arguments[0])(arguments[0], arguments[1:])
+            find(arguments[0], own_process)(arguments[0], arguments[1:])
         # Here rather than when Python exits, where a full disk behind a redirection is told in several lines.
         sys.stdout.flush()
     except UserError as error:
@@ -79,10 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run_for_programs(arguments: list[str]) -> None:
+def _run_for_programs(arguments: list[str], own_process: bool) -> None:
     """Run a command; its tables are the only thing on standard output, and none of it when it fails."""
     with results.kept() as tables, redirect_stdout(sys.stderr):
-        find(arguments[0])(arguments[0], arguments[1:])
+        find(arguments[0], own_process)(arguments[0], arguments[1:])
     # Of several processes, the first one speaks.
     rank = next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if os.environ.get(name)), "0")
     if rank == "0":
@@ -92,7 +96,7 @@ def _run_for_programs(arguments: list[str]) -> None:
 def start() -> int:
     """`prompt-transfer` as a process of its own."""
     keep_memory()
-    return main()
+    return main(own_process=True)
 
 
 def _fail(message: str, debug: bool) -> int:

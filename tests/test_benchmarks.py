@@ -8,8 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
+
+from prompt_transfer.errors import UserError
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TEXTS = ["a good film", "a bad film that goes on and on", "fine"]
@@ -46,7 +49,7 @@ def test_every_way_takes_a_step(benchmark: Any, folders: Any, kind: str, name: s
     if name.startswith("peft"):
         pytest.importorskip("peft", reason="PEFT is not installed (pip install -e .[bench])")
     ways, steps = benchmark("ways"), benchmark("training_step")
-    way = steps.WAYS[name]
+    way = {"dtype": "bfloat16", **steps.WAYS[name]}
     spec = {**way, "model": str(folders(benchmark("common"), kind, way["dtype"])), "prompt_length": 4}
     make = {"peft": ways.peft, "plain": ways.plain}.get(way["way"], ways.ours)
     step = make(spec, "cpu")
@@ -119,7 +122,14 @@ def test_tables_stand_between_the_markers(benchmark: Any, tmp_path: Path) -> Non
     row = {"backbone": "roberta-nano", "total": 5.25, **dict.fromkeys(("import", "parse", "load"), 1.0)}
     row |= dict.fromkeys(("data", "first_step", "rest"), 0.5)
     (tmp_path / "start_up.json").write_text(json.dumps({**head, "repeats": 5, "rows": [row]}))
-    step = {"model": "roberta", "step": "full", "seconds": 1.234, "peak_mib": 2000, "faster_than_peft": 2.5}
+    step = {
+        "model": "roberta",
+        "step": "full",
+        "dtype": "float32",
+        "seconds": 1.234,
+        "peak_mib": 2000,
+        "faster_than_peft": 2.5,
+    }
     facts = {"batch_size": 32, "prompt_length": 100, "steps": 7, "texts": "sst2", "what": "a step"}
     (tmp_path / "training_step.json").write_text(json.dumps({**head, **facts, "rows": [step]}))
     readme = tmp_path / "README.md"
@@ -131,4 +141,21 @@ def test_tables_stand_between_the_markers(benchmark: Any, tmp_path: Path) -> Non
     assert text.endswith("after\n")
     assert "old\n" not in text
     assert text.count("| roberta-nano | 5.25 | 1 | 1 | 1 | 0.5 | 0.5 | 0.5 |") == 1
-    assert "| RoBERTa-base | `full` | 1.23 | 2.5 |  | 2000 |  |  |" in text
+    assert "| RoBERTa-base | `full` | float32 | 1.23 | 2.5 |  | 2000 |  |  |" in text
+
+
+def test_the_cost_of_shared_attention_is_paired_by_seed(benchmark: Any) -> None:
+    attention = benchmark("attention")
+    values = {("full", 0): 0.6, ("full", 1): 0.7, ("full", 2): 0.8, ("shared", 0): 0.5, ("shared", 1): 0.7}
+    rows = [
+        {"backbone": "b", "task": task, "seed": seed, "attention": mode, "value": value + more, "majority": 0.5}
+        for task, more in (("one", 0.0), ("two", 0.1))
+        for (mode, seed), value in {**values, ("shared", 2): 0.9}.items()
+    ]
+    found = attention.table(pd.DataFrame(rows)).set_index("task")
+    assert found["difference"].tolist() == pytest.approx([0, 0, 0], abs=1e-12)
+    assert found.loc["two", "full"] == pytest.approx(0.8)
+    assert found.loc["one", "low"] < 0 < found.loc["one", "high"]
+    assert pd.isna(found.loc["all", "low"])  # of two tasks there is no interval
+    with pytest.raises(UserError, match="both modes are needed"):
+        attention.table(pd.DataFrame(rows[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from prompt_transfer.backbones.builtin import shipped
 from prompt_transfer.cli import main
 from prompt_transfer.commands.lightning import Command
 from prompt_transfer.commands.pretraining import Pretrain
-from prompt_transfer.commands.table import COMMANDS
+from prompt_transfer.commands.table import COMMANDS, find
 from prompt_transfer.data.corpus import CorpusDataModule
 from prompt_transfer.modules.backbone_pretraining import BackbonePretraining
 from prompt_transfer.prompts.prompt import Prompt
@@ -48,6 +49,18 @@ def error_of(capsys: pytest.CaptureFixture[str], code: int) -> str:
     assert code == 2
     assert len(lines) == 1
     return lines[0]
+
+
+def test_a_command_is_imported_without_a_look_for_garbage() -> None:
+    # In a process of its own, since what is frozen is never freed.
+    code = (
+        "import gc; from prompt_transfer.commands.table import find\n"
+        "looked = []; gc.callbacks.append(lambda phase, info: looked.append(phase))\n"
+        "find('fit', for_good=True); assert gc.isenabled() and not looked and gc.get_freeze_count() > 100_000"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    find("fit")
+    assert gc.isenabled()
 
 
 def test_help_lists_every_command_without_heavy_imports() -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from unittest.mock import MagicMock
 
 import pytest
+from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
 from rich.console import Console
+from rich.progress import Progress
 
+from prompt_transfer.callbacks.progress import StepProgress
 from prompt_transfer.progress import progress, steps, waiting
 
 
@@ -45,3 +49,16 @@ def test_what_breaks_inside_is_not_hidden() -> None:
 
     with pytest.raises(ValueError, match="bad item"):
         list(steps(broken(), "work"))
+
+
+def test_a_bar_of_one_batch_shows_no_speed_of_zero() -> None:
+    bar = StepProgress()
+    columns = bar.configure_columns(MagicMock())
+    speed = next(column for column in columns if isinstance(column, ProcessingSpeedColumn))
+    clock = iter(range(100))
+    with Progress(disable=True, get_time=lambda: next(clock)) as shown:
+        number = shown.add_task("validation", total=1)
+        shown.advance(number)
+        assert str(speed.render(shown.tasks[0])) == ""
+        shown.advance(number)
+        assert str(speed.render(shown.tasks[0])).endswith("it/s")

@@ -331,9 +331,10 @@ SHORT = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
 
 
 def test_best_of_k(command: list[str], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command, "--k", "2"]) == 0
+    assert main([*command, "--k", "2", "--rows", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "sources for films, by label_word_overlap" in printed
+    assert "sources for films, by label_word_overlap, the first 2 of 3" in printed
+    assert len(pd.read_csv(tmp_path / "out" / "recommendation.csv")) == 3
     assert printed.splitlines()[-1] == str(tmp_path / "out")
     assert "films, train from 2, keep the best:" in printed
     first, second = steps(printed)
@@ -396,6 +397,7 @@ def test_mistakes_on_the_command_line(
     command: list[str], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "--k must be 1 or more" in error_of(capsys, main([*command, "--k", "0"]))
+    assert "--rows must be 1 or more" in error_of(capsys, main([*command, "--rows", "0"]))
     assert "--use" in error_of(capsys, main([*command, "--use", "all"]))
     assert "no folder" in error_of(capsys, main([*command, "--prompts", str(tmp_path / "none")]))
     assert not (tmp_path / "out").exists()

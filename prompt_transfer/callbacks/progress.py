@@ -6,6 +6,17 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
+from rich.console import RenderableType
+from rich.progress import ProgressColumn, Task
+from rich.text import Text
+
+
+class _Speed(ProcessingSpeedColumn):
+    """Iterations a second where one is known: one batch has none, and 0.00it/s would be untrue."""
+
+    def render(self, task: Task) -> RenderableType:
+        return super().render(task) if task.speed else Text("")
 
 
 class StepProgress(RichProgressBar):
@@ -16,6 +27,12 @@ class StepProgress(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"epoch {current_epoch}"
+
+    def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
+        return [
+            _Speed(column.style) if isinstance(column, ProcessingSpeedColumn) else column
+            for column in super().configure_columns(trainer)
+        ]
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         shown = super().get_metrics(trainer, pl_module)

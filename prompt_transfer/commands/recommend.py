@@ -24,7 +24,6 @@ from prompt_transfer.studies.recommend import recommend as run_study
 from prompt_transfer.studies.targets import TargetData
 
 DATA = TargetData()
-SHOWN = 15
 # Of the rankings beside the one that recommends, those that the table of sources shows.
 COLUMNS = ("sample_score", "neuron_overlap", "label_word_overlap", "cosine_average")
 SHORT = {"ndcg": "nDCG", "regret_at_1": "Regret@1", "regret_at_3": "Regret@3", "spearman_per_target": "Spearman"}
@@ -48,6 +47,7 @@ def recommend(
     dtype: str | None = None,
     accelerator: str = "auto",
     seed: int = 0,
+    rows: int = 15,
 ) -> None:
     """rank the prompts of a folder as starts for a target task
 
@@ -74,9 +74,12 @@ def recommend(
         dtype: float32, bfloat16 or float16, of the backbone's weights; default: that of the prompts.
         accelerator: auto, cpu or cuda.
         seed: of the samples and the tuning.
+        rows: sources that the tables on the screen show; recommendation.csv has all.
     """
     if k < 1:
         raise UserError("--k must be 1 or more")
+    if rows < 1:
+        raise UserError("--rows must be 1 or more")
     quiet()
     warnings.showwarning = show_warning
     names = words_of(task)
@@ -86,14 +89,14 @@ def recommend(
     )  # fmt: skip
     with alone(output):
         found = run_study(study)
-    show(found)
+    show(found, rows)
     for line in next_steps(study, found, use, k):
         print(line)
     print(output)
 
 
-def show(found: Recommended) -> None:
-    """The best sources of each target, and what each ranking costs and was worth."""
+def show(found: Recommended, limit: int) -> None:
+    """The best sources of each target, `limit` of them, and what each ranking costs and was worth."""
     same = (found.table["source"] == found.table["prompt"]).all()
     names = [found.by, *(name for name in COLUMNS if name in found.table and name != found.by)]
     for target, part in found.table.groupby("target", sort=False):
@@ -101,8 +104,8 @@ def show(found: Recommended) -> None:
         places = part[found.by].rank(ascending=False, method="min").astype("Int64").astype(object)
         shown = part.assign(place=places.where(places.notna(), None))
         columns = ["place", "source", *([] if same else ["prompt"]), *names]
-        more = f", the first {SHOWN} of {len(part)}" if len(part) > SHOWN else ""
-        rows: list[dict[str, Any]] = shown.head(SHOWN).to_dict("records")  # type: ignore[assignment]
+        more = f", the first {limit} of {len(part)}" if len(part) > limit else ""
+        rows: list[dict[str, Any]] = shown.head(limit).to_dict("records")  # type: ignore[assignment]
         spare = [*(() if same else ("prompt",)), *reversed(names[1:])]
         everything: list[dict[str, Any]] = part.to_dict("records")  # type: ignore[assignment]
         results.show(rows, f"sources for {target}, by {found.by}{more}", columns, everything, spare)

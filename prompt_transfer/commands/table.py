@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
 import shutil
 import textwrap
@@ -51,8 +52,12 @@ def listing(texts: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def find(name: str) -> Callable[[str, list[str]], None]:
+def find(name: str, for_good: bool = False) -> Callable[[str, list[str]], None]:
     """The function that runs a command.
+
+    Args:
+        name: of the command.
+        for_good: never look for garbage among what lives by now; for a process that does nothing else.
 
     Raises:
         UserError: there is no such command.
@@ -61,4 +66,15 @@ def find(name: str) -> Callable[[str, list[str]], None]:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {name!r}: {hint}")
-    return importlib.import_module(COMMANDS[name][0]).run
+    # torch, transformers and lightning make so many objects, all to stay, that looking for garbage among them takes a
+    # tenth of the time of importing them, and again later.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        run = importlib.import_module(COMMANDS[name][0]).run
+        if for_good:
+            gc.freeze()
+        return run
+    finally:
+        if collecting:
+            gc.enable()
