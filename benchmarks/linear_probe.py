@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.commands.parsing import call
+from prompt_transfer.data.baselines import trivial_score
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.files import write_text_atomic
 from prompt_transfer.prompts.prompt import Prompt
@@ -81,7 +82,7 @@ def linear_probe(prompt: str, root: str | None = None, source: str = "local", ou
         "backbone": facts["backbone"],
         "training_examples": len(train_labels),
         "validation_examples": len(labels),
-        "majority": data.majority("validation"),
+        "majority": trivial_score(data, "validation"),
         "logistic_regression": scores,
         "prompt": tuned,
         "prompt_minus_regression": tuned - best,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -15,6 +16,15 @@ from prompt_transfer.backbones.builtin import find_shipped
 from prompt_transfer.commands.table import COMMANDS, find, listing
 from prompt_transfer.errors import UserError, without_secrets
 
+# By the number of an OSError that no command foresaw.
+WHAT_TO_DO = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG), "free space, or choose another place to write to"
+    ),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions, or choose another place"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n)"),
+}
+ELSE = "--debug shows where"
 OPTIONS = {
     "--help": "this text; `prompt-transfer COMMAND --help` for the options of a command",
     "--version": "print the version",
@@ -79,7 +89,7 @@ def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> i
         # What a command did not foresee of disks and permissions; `--debug` shows where.
         _forget_output()
         place = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{place}{error.strerror or error}; free space, or choose another place to write to", debug)
+        return _fail(f"{place}{error.strerror or error}; {WHAT_TO_DO.get(error.errno or 0, ELSE)}", debug)
     return 0
 
 

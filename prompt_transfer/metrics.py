@@ -1,4 +1,4 @@
-"""Metrics of tasks that choose a class and of tasks that write a text; majority share and bootstrap intervals.
+"""Metrics of tasks that choose a class and of tasks that write a text; bootstrap intervals.
 
 Scores of texts are torchmetrics' own functions, applied to one example after the other, so that the metric is the mean
 of what `example_scores` gives. Its metric classes do not suit: `SQuAD` gives percentages, and `ROUGEScore` keeps a list
@@ -204,18 +204,6 @@ def make_metrics(task: Task) -> MetricCollection:
         )
     # No two of them have the same states, so there is nothing to share.
     return MetricCollection({name: METRICS[name](task.num_classes) for name in task.metrics}, compute_groups=False)
-
-
-def majority_share(labels: Tensor | ArrayLike) -> float:
-    """Accuracy of always giving the commonest of `labels`: the chance level of a split.
-
-    Raises:
-        ValueError: no labels.
-    """
-    values = np.asarray(labels)
-    if values.size == 0:
-        raise ValueError("no labels, no majority")
-    return float(np.unique(values, return_counts=True)[1].max() / values.size)
 
 
 def bootstrap_interval(

@@ -59,8 +59,8 @@ def test_empty_texts_and_splits_of_one_class_are_told(tmp_path: Path) -> None:
     assert lines == [
         "task toy: all 3 validation rows are of one class ('good'); a score there tells good answers from bad ones no "
         "more",
-        "task toy: 2 train rows have an empty text, the first is row 2 (counted from 0); they are answered from "
-        "nothing",
+        "task toy: 2 rows of the train split have an empty text, the first is row 2 (counted from 0); what is answered "
+        "there comes from nothing",
     ]
 
 

@@ -436,3 +436,54 @@ def test_every_configuration_file_parses(config: Path, tmp_path: Path) -> None:
 
 def test_configurations_are_there() -> None:
     assert len(CONFIGS) >= 15
+
+
+def test_every_metric_has_its_interval_and_its_baseline(toy: Path, tiny_roberta: Path, tmp_path: Path) -> None:
+    own = toy.with_name("own.yaml")
+    own.write_text(toy.read_text().replace("metric: accuracy", "metric: matthews"))
+    output = tmp_path / "run"
+    assert fit(own, tiny_roberta, output) == 0
+    # The commonest class tells nothing apart: 0, where its accuracy is 0.5.
+    assert pd.read_csv(output / "results.csv")["majority"].tolist() == [0.0]
+    assert main(["test", "--prompt", str(output), "--output", str(tmp_path / "test")]) == 0
+    frame = pd.read_csv(tmp_path / "test" / "results.csv")
+    rows = frame[frame["metric"] == "matthews"].set_index("what")
+    assert rows.loc["majority class", "value"] == 0.0
+    assert rows.loc["this prompt", "low"] <= rows.loc["this prompt", "value"] <= rows.loc["this prompt", "high"]
+
+
+def test_the_prompt_of_a_run_that_was_stopped_is_told(
+    toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    assert fit(toy, tiny_roberta, output) == 0
+    assert main(["test", "--prompt", str(output)]) == 0
+    assert "not finished" not in capsys.readouterr().err
+    (output / "results.csv").unlink()
+    assert main(["test", "--prompt", str(output)]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"the run in {output} is not finished, this is its best prompt so far" in told
+    assert f"fit --output {output} --resume" in told
+
+
+def test_a_table_is_one_whatever_the_case_of_its_suffix(
+    toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    assert fit(toy, tiny_roberta, output) == 0
+    (tmp_path / "IN.CSV").write_text("number,text\n7,a good film\n8,\n")
+    command = ["predict", "--prompt", str(output), "--input", str(tmp_path / "IN.CSV"), "--output"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    assert "1 row of the file has an empty text, the first is row 1" in capsys.readouterr().err
+    assert pd.read_parquet(tmp_path / "out" / "predictions.parquet")["text_a"].tolist() == ["a good film", ""]
+
+
+def test_help_of_prompts_knows_recommend_without_importing_it() -> None:
+    from prompt_transfer.commands import prompts
+    from prompt_transfer.commands.recommend import recommend
+
+    assert prompts._recommend.__doc__ == (recommend.__doc__ or "").splitlines()[0]
+    code = "import sys; from prompt_transfer.cli import main; main(['prompts', '--help']); "
+    code += "assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ import torch
 from fake_encoder import FakeEncoder
 from lightning.pytorch.callbacks import Callback
 
+from prompt_transfer.data.baselines import trivial_score
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.texts import load_texts
 from prompt_transfer.data.tokens import cache_path, tokenise
@@ -84,7 +85,7 @@ def test_counts_and_majority(tmp_path: Path) -> None:
     data = _module(tmp_path)
     assert data.label_counts("train") == [24, 13]
     assert data.label_counts("test") == [4, 3]
-    assert data.majority("test") == 4 / 7
+    assert trivial_score(data, "test") == 4 / 7
     limited = _module(tmp_path, str(tmp_path / "toy.yaml"), limit_train=10)
     assert sum(limited.label_counts("train")) == 10
 
@@ -125,7 +126,7 @@ def test_several_tasks(tmp_path: Path) -> None:
     assert evaluated.tolist() == [0] * 9 + [1] * 4
     predicted = [number for batch in data.predict_dataloader() for number in _ids(batch)]
     assert predicted == [*range(7), *((1 << 32) + number for number in range(5))]
-    assert data.majority("train", 1) == 8 / 12
+    assert trivial_score(data, "train", 1) == 8 / 12
 
 
 def test_max_tokens_splits_steps_and_nothing_else(tmp_path: Path) -> None:

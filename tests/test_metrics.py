@@ -15,7 +15,6 @@ from prompt_transfer.metrics import (
     bootstrap_metric_interval,
     class_metric,
     example_scores,
-    majority_share,
     make_metrics,
 )
 from prompt_transfer.task import GENERATION_METRICS
@@ -192,13 +191,6 @@ def test_texts_that_do_not_pair_up():
 def test_no_score_needs_nltk(monkeypatch):
     monkeypatch.setitem(sys.modules, "nltk", None)
     assert text_values(["a b"], [["a b"]]) == dict.fromkeys(GENERATION_METRICS, 1.0)
-
-
-def test_majority_share():
-    assert majority_share([0, 1, 1, 2]) == 0.5
-    assert majority_share(torch.tensor([1, 1, 1])) == 1.0
-    with pytest.raises(ValueError, match="no labels"):
-        majority_share([])
 
 
 def test_bootstrap_interval():

@@ -282,9 +282,30 @@ def test_missing_texts_name_column_split_count_and_row(tmp_path: Path) -> None:
     assert "column 'text' of the train split has 2 missing texts, the first in row 2" in message
 
 
+def test_a_missing_text_stops_training_but_not_predicting(tmp_path: Path) -> None:
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    good = "text,label\none,0\ntwo,1\nthree,1\nfour,0\n"
+    (folder / "train.csv").write_text(good + ",1\n")
+    assert "has 1 missing text, the first in row 4" in _complaint(SINGLE, tmp_path)
+    (folder / "train.csv").write_text(good)
+    (folder / "test.csv").write_text("number,text\n1,six\n2,\n")
+    found = load_task(SINGLE, "local", tmp_path)
+    with pytest.warns(UserWarning, match="1 row of the test split has an empty text, the first is row 1"):
+        rows = found.to_predict("test")
+    assert rows["text_a"][:] == ["six", ""]
+
+
 def test_texts_that_are_numbers(tmp_path: Path) -> None:
     message = _complaint(SINGLE, _folder(tmp_path, train=[{"text": 5, "label": 0}, {"text": 6, "label": 1}]))
     assert "is not text: 5 in row 0" in message
+
+
+def test_labels_that_are_words_are_listed(tmp_path: Path) -> None:
+    rows = [{"text": f"t{row}", "label": word} for row, word in enumerate(["neg", "pos", "neg", "neu"])]
+    message = _complaint(SINGLE, _folder(tmp_path, train=rows))
+    assert "label 'neg' in row 0" in message
+    assert "the column holds neg, pos, neu; list its values in `labels`" in message
 
 
 @pytest.mark.parametrize("value", [2, -1, None])

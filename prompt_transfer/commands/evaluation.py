@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import textwrap
 import warnings
 from pathlib import Path
@@ -15,13 +16,14 @@ from rich.console import Console
 
 from prompt_transfer import results
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
-from prompt_transfer.data.baselines import trivial_answers
+from prompt_transfer.commands.parsing import program
+from prompt_transfer.data.baselines import commonest_class, trivial_answers
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.texts import load_texts
 from prompt_transfer.data.tokens import ID_BITS
 from prompt_transfer.errors import OtherKindError, UserError
 from prompt_transfer.files import check_writable_dir, prove_writable_dir
-from prompt_transfer.metrics import bootstrap_interval, bootstrap_mean_interval, example_scores
+from prompt_transfer.metrics import bootstrap_mean_interval, bootstrap_metric_interval, example_scores
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.random_prompts import random_prompt
@@ -60,6 +62,7 @@ def run(command: str, arguments: list[str]) -> None:
     assert isinstance(model, PromptTuning)
     prompt.check(model.backbone, model.backbone.layout.name, model.backbone.attention)
     _warn_of_other_words(prompt, parsed.datamodule.tasks)
+    _warn_of_unfinished(prompt)
     if command == "predict":
         _predict(parsed, model)
     else:
@@ -77,6 +80,18 @@ def _warn_of_other_words(prompt: Prompt, tasks: list[Task]) -> None:
                 f"and is scored with {', '.join(task.label_words)}",
                 stacklevel=2,
             )
+
+
+def _warn_of_unfinished(prompt: Prompt) -> None:
+    """A run that was stopped has left the best prompt so far."""
+    assert prompt.path is not None
+    folder = prompt.path.parent
+    if (folder / CONFIG_FILE).is_file() and not (folder / RESULTS_FILE).is_file():
+        warnings.warn(
+            f"the run in {folder} is not finished, this is its best prompt so far; it goes on with: {program()} fit "
+            f"--output {shlex.quote(str(folder))} --resume",
+            stacklevel=2,
+        )
 
 
 def _value(arguments: list[str], option: str) -> str | None:
@@ -175,10 +190,9 @@ def _baseline(data: TaskDataModule, split: str, index: int, common: dict[str, An
     """What needs no model: the majority class, or the lead of a text for tasks that write one."""
     task = data.tasks[index]
     if not task.is_generation:
-        n = sum(data.label_counts(split, index))
-        return [
-            {**common, "what": "majority class", "metric": "accuracy", "value": data.majority(split, index), "n": n}
-        ]
+        common |= {"what": "majority class", "n": sum(data.label_counts(split, index))}
+        found = commonest_class(data, split, index)
+        return [{**common, "metric": name, "value": value} for name, value in found.items()]
     rows = data.selection.rows(split, index)
     scores = example_scores(task, trivial_answers(data.data[index], rows), rows["target"][:])
     return [_mean_row({**common, "what": "lead of the text", "metric": name}, scores[name]) for name in task.metrics]
@@ -211,9 +225,14 @@ def _rows(parsed: Command, model: PromptTuning, split: str, what: str, path: str
             if task.is_generation:
                 scores = torch.cat([record["scores"] for record in model.records]).numpy()[mine, number]
                 row = _mean_row(row, scores)
-            elif metric == "accuracy":
-                pairs = [(record["predictions"] == record["labels"]) for record in model.records]
-                row["low"], row["high"] = bootstrap_interval(torch.cat(pairs).numpy()[mine], seed=0)
+            else:
+                predictions, labels = (
+                    torch.cat([record[name] for record in model.records]).numpy()[mine]
+                    for name in ("predictions", "labels")
+                )
+                row["low"], row["high"] = bootstrap_metric_interval(
+                    metric, predictions, labels, task.num_classes, seed=0
+                )
             rows.append(row)
     return rows
 

@@ -301,7 +301,7 @@ class Command(LightningCLI):
         if name == "csv":
             return RunLog(folder)
         if not any(importlib.util.find_spec(package) for package in ("tensorboard", "tensorboardX")):
-            raise UserError("--logger tensorboard needs an extra: pip install prompt_transfer[tensorboard]")
+            raise UserError("--logger tensorboard needs an extra: pip install -e '.[tensorboard]'")
         return TensorBoardLogger(folder, name="", version="tensorboard")
 
     def plain_config(self) -> dict[str, Any]:

@@ -146,6 +146,10 @@ def import_prompts(sources: list[str], output: str, overwrite: bool = False) -> 
     print(f"{len(rows)} imported into {output}" + (f", {len(refused)} refused" if refused else ""))
 
 
+def _recommend() -> None:
+    """rank the prompts of a folder as starts for a target task"""
+
+
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer prompts`."""
     # Both take one file or folder, which reads best without its option's name.
@@ -162,7 +166,8 @@ def run(command: str, arguments: list[str]) -> None:
         **PROJECTING,
         **EXCHANGE,
     }
-    if not arguments or arguments[0] not in table:
+    table["recommend"] = _recommend
+    if arguments[:1] == ["recommend"]:
         # Its options are of types that take seconds to import, which the others do without.
         from prompt_transfer.commands.recommend import recommend
 

@@ -84,7 +84,7 @@ def _replace(folder: Path) -> list[str]:
 
 def _run(arguments: list[str]) -> None:
     """Run another command in this process, showing it as the user would type it."""
-    print(f"$ prompt-transfer {shlex.join(arguments)}", flush=True)
+    print(f"$ {program()} {shlex.join(arguments)}", flush=True)
     find(arguments[0])(arguments[0], arguments[1:])
 
 

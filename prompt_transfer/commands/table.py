@@ -26,7 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "prompts": (
         "prompt_transfer.commands.prompts",
-        "list | inspect | import | recommend | project | fit-projector | add | scale | mean | transplant: prompt files",
+        "list | inspect | import | export | push | pull | recommend | project | fit-projector | add | scale | mean | "
+        "transplant: prompt files",
     ),
     "tasks": ("prompt_transfer.commands.tasks", "list | hub: the tasks that are known by name"),
     "data": ("prompt_transfer.commands.tasks", "download tasks for machines without a network"),

@@ -28,6 +28,7 @@ from prompt_transfer.callbacks.stopping import StopEach
 from prompt_transfer.callbacks.tracking import TrackRun, WandbLog, describe_fit, finish_fit, sources_of
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
 from prompt_transfer.commands.parsing import program
+from prompt_transfer.data.baselines import trivial_score
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import LOCK, alone, check_writable_dir, write_text_atomic
@@ -240,7 +241,7 @@ def _train(fit: Fit, command: str) -> None:
             fit.tracker.finish(1)
         fit.tidy()
         if isinstance(error, KeyboardInterrupt) and last.is_file():
-            print(f"go on with: prompt-transfer fit --output {shlex.quote(str(folder))} --resume", file=sys.stderr)
+            print(f"go on with: {program()} fit --output {shlex.quote(str(folder))} --resume", file=sys.stderr)
         raise
     if fit.trainer.is_global_zero:
         _report(fit, folder)
@@ -338,7 +339,7 @@ def _rows(
                 "split": f"validation ({data.data[index].origin['validation']})",
                 "metric": task.metric,
                 "value": scores.get(task.metric if len(model.tasks) == 1 else f"{task.name}/{task.metric}"),
-                "majority": None if task.is_generation else data.majority("validation", index),
+                "majority": None if task.is_generation else trivial_score(data, "validation", index),
                 "n": len(data.selection.rows("validation", index)),
                 "best_step": int(facts["steps"]),
                 "prompt": str(path),

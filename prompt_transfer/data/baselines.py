@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from prompt_transfer.data.sources import TaskData
-from prompt_transfer.metrics import example_scores, make_metrics
+from prompt_transfer.metrics import class_metric, example_scores
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,8 +49,12 @@ def trivial_score(data: TaskDataModule, split: str, index: int = 0) -> float:
         rows = data.selection.rows(split, index)
         answers = trivial_answers(data.data[index], rows)
         return float(example_scores(task, answers, rows["target"][:])[task.metric].mean())
-    counts = torch.tensor(data.label_counts(split, index))
-    labels = torch.arange(len(counts)).repeat_interleave(counts)
-    metrics = make_metrics(task)
-    metrics.update(torch.full_like(labels, int(counts.argmax())), labels)
-    return float(metrics.compute()[task.metric])
+    return commonest_class(data, split, index)[task.metric]
+
+
+def commonest_class(data: TaskDataModule, split: str, index: int = 0) -> dict[str, float]:
+    """What answering the commonest class of a split scores there, in every metric of the task; options as above."""
+    counts = np.array(data.label_counts(split, index))
+    labels = np.arange(len(counts)).repeat(counts)
+    answers = np.full_like(labels, int(counts.argmax()))
+    return {name: class_metric(name, answers, labels, len(counts)) for name in data.tasks[index].metrics}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from prompt_transfer.data.texts import warn_of_empty
 from prompt_transfer.errors import UserError
 from prompt_transfer.task import Task
 
@@ -44,7 +45,7 @@ def check_rows(task: Task, made: Mapping[str, Rows]) -> None:
     if not task.is_generation:
         _check_classes(task, made)
     for split, rows in made.items():
-        _warn_of_empty(task, split, rows)
+        warn_of_empty(task, f"the {split} split", rows.ids, rows.text_a, rows.text_b)
     _warn_of_overlap(task, made)
 
 
@@ -67,19 +68,6 @@ def _check_classes(task: Task, made: Mapping[str, Rows]) -> None:
                 f"({task.label_words[int(only[0])]!r}); a score there tells good answers from bad ones no more",
                 stacklevel=4,
             )
-
-
-def _warn_of_empty(task: Task, split: str, rows: Rows) -> None:
-    both = task.text_b is not None and not task.join_texts
-    empty = [number for number, text in enumerate(rows.text_a) if not text.strip()]
-    if both:
-        empty += [number for number, text in enumerate(rows.text_b) if not text.strip()]
-    if empty:
-        warnings.warn(
-            f"task {task.name}: {len(set(empty))} {split} rows have an empty text, the first is row "
-            f"{rows.ids[min(empty)]} (counted from 0); they are answered from nothing",
-            stacklevel=4,
-        )
 
 
 def _warn_of_overlap(task: Task, made: Mapping[str, Rows]) -> None:

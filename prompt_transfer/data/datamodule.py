@@ -142,10 +142,6 @@ class TaskDataModule(L.LightningDataModule):
         """Rows of each class (C numbers) among those used of a split; empty for generation."""
         return self.selection.label_counts(split, task_index)
 
-    def majority(self, split: str, task_index: int = 0) -> float:
-        """Accuracy in [0, 1] of always answering the most frequent class of that split; NaN for generation."""
-        return self.selection.majority(split, task_index)
-
     def to_predict(self, task_index: int = 0) -> Dataset:
         """What predict goes through: columns ``id``, ``text_a``, ``text_b``, and the answer where there is one."""
         return self.selection.to_predict(self.predict_split, task_index) if self._texts is None else self._texts

@@ -106,12 +106,12 @@ def read_table(path: Path, wanted: list[str]) -> RawSplit:
     import pandas as pd
 
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             import pyarrow.parquet as pq
 
             columns = tuple(pq.read_schema(path).names)
             frame = pd.read_parquet(path, columns=[name for name in dict.fromkeys(wanted) if name in columns])
-        elif path.suffix == ".jsonl":
+        elif path.suffix.lower() == ".jsonl":
             frame = _read_jsonl(path)
             columns = tuple(frame.columns)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -126,11 +125,6 @@ class Selection:
             return []
         labels = np.asarray(self.rows(split, task_index)["label"][:], dtype=np.int64)
         return np.bincount(labels, minlength=task.num_classes).tolist()
-
-    def majority(self, split: str, task_index: int = 0) -> float:
-        """Accuracy in [0, 1] of always answering the most frequent class of that split; NaN for generation."""
-        counts = self.label_counts(split, task_index)
-        return max(counts) / sum(counts) if counts else math.nan
 
     def targets(self, split: str, ids: list[int]) -> list[list[str]]:
         """For generation: the texts that count as right for each of the `ids` of a batch of the split."""

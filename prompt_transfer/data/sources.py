@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Source = Literal["hub", "local", "builtin"]
 MAX_CUT = 2000
+# Labels that a message lists.
+MOST_NAMED = 10
 # A test split that we cut ourselves must not move with the seed of a run: another run may have trained on it.
 TEST_SEED = 0
 
@@ -230,13 +232,16 @@ def _labels(task: Task, split: str, raw: RawSplit) -> np.ndarray | None:
         shown = ", ".join(str(value) for value in (task.labels or range(task.num_classes)))
         value = raw.frame[task.label_column].tolist()[row]
         if keys[row] is None:
+            many = keys.count(None)
             raise UserError(
-                f"task {task.name}: row {row} (counted from 0) of the {split} split ({raw.where}) has no label; "
-                f"{keys.count(None)} rows have none: fill in one of {shown}, or remove them"
+                f"task {task.name}: row {row} (counted from 0) of the {split} split ({raw.where}) has no label"
+                f"{f', as {many} rows in all' if many > 1 else ''}: fill in one of {shown}, or remove such rows"
             )
+        others = list(dict.fromkeys(key for key in keys if key is not None))
+        seen = f"the column holds {', '.join(others[:MOST_NAMED])}{', ...' if len(others) > MOST_NAMED else ''}"
         raise UserError(
             f"task {task.name}: label {value!r} in row {row} (counted from 0) of the {split} split ({raw.where}) is "
-            f"none of the labels {shown}; {len(wrong)} rows have such labels; list the values of the column in `labels`"
+            f"none of the labels {shown}; {seen}; list its values in `labels`, in the order of `label_words`"
         )
     count = int((encoded == -1).sum())
     if count:

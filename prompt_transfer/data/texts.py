@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # Tables that people have and that are not read: as text, every line would be taken for one text.
-OTHER_TABLES = (".tsv", ".json", ".xlsx", ".arrow")
+OTHER_TABLES = (".tsv", ".json", ".ndjson", ".xlsx", ".arrow")
 
 
 def load_texts(path: str | Path, task: Task) -> Dataset:
@@ -31,11 +33,12 @@ def load_texts(path: str | Path, task: Task) -> Dataset:
         UserError: the file cannot be read, or holds no text for the task.
     """
     path = Path(path)
-    if path.suffix in OTHER_TABLES:
+    suffix = path.suffix.lower()
+    if suffix in OTHER_TABLES:
         raise UserError(
             f"{path} is no plain text: save it as {', '.join(SUFFIXES[1:])} or .parquet, or as one text a line"
         )
-    if path.suffix not in SUFFIXES:
+    if suffix not in SUFFIXES:
         return _lines(path)
     raw = read_table(path, [name for name in (task.text_a, task.text_b) if name is not None])
     if not len(raw.frame):
@@ -60,11 +63,16 @@ def _lines(path: Path) -> Dataset:
 
 
 def unlabelled_rows(task: Task, what: str, raw: RawSplit) -> Dataset:
-    """All rows of `raw` as ``id`` (row number from 0), ``text_a`` and ``text_b``; `what` names them in messages."""
+    """All rows of `raw` as ``id`` (row number from 0), ``text_a`` and ``text_b``; `what` names them in messages.
+
+    A missing text is empty: the other rows can be answered all the same.
+    """
     from datasets import Dataset
 
     check_columns(task, raw, (task.text_a, task.text_b))
+    raw = replace(raw, frame=raw.frame.fillna({name: "" for name in (task.text_a, task.text_b) if name is not None}))
     text_a, text_b = texts_of(task, what, raw)
+    warn_of_empty(task, what, range(len(text_a)), text_a, text_b)
     return Dataset.from_dict({"id": list(range(len(text_a))), "text_a": text_a, "text_b": text_b})
 
 
@@ -75,6 +83,25 @@ def check_columns(task: Task, raw: RawSplit, columns: Sequence[str | None]) -> N
             there = ", ".join(raw.columns)
             hint = "; a comma is what must stand between columns" if len(raw.columns) == 1 and ";" in there else ""
             raise UserError(f"task {task.name}: {raw.where} has no column {column!r}; its columns are {there}{hint}")
+
+
+def warn_of_empty(
+    task: Task, what: str, ids: Sequence[int] | np.ndarray, text_a: Sequence[str], text_b: Sequence[str]
+) -> None:
+    """A warning where texts are empty; `what` names their rows, `ids` numbers them."""
+    pairs = task.text_b is not None and not task.join_texts
+    empty = [
+        number
+        for number, (first, second) in enumerate(zip(text_a, text_b, strict=True))
+        if not first.strip() or (pairs and not second.strip())
+    ]
+    if empty:
+        rows = "1 row" if len(empty) == 1 else f"{len(empty)} rows"
+        warnings.warn(
+            f"task {task.name}: {rows} of {what} {'has' if len(empty) == 1 else 'have'} an empty text, the first is "
+            f"row {ids[empty[0]]} (counted from 0); what is answered there comes from nothing",
+            stacklevel=5,
+        )
 
 
 def texts_of(task: Task, what: str, raw: RawSplit) -> tuple[list[str], list[str]]:
@@ -98,8 +125,9 @@ def _column(task: Task, what: str, raw: RawSplit, column: str) -> list[str]:
     missing = np.flatnonzero(values.isna().to_numpy())
     if len(missing):
         raise UserError(
-            f"task {task.name}: column {column!r} of {what} has {len(missing)} missing texts, "
-            f"the first in row {missing[0]} (counted from 0) of {raw.where}; fill or remove them"
+            f"task {task.name}: column {column!r} of {what} has {len(missing)} missing "
+            f"{'text' if len(missing) == 1 else 'texts'}, the first in row {missing[0]} (counted from 0) of "
+            f"{raw.where}; fill in or remove them"
         )
     texts = values.tolist()
     wrong = next((row for row, text in enumerate(texts) if not isinstance(text, str)), None)

@@ -75,7 +75,7 @@ def _rows_of(frame: pd.DataFrame, path: Path) -> list[dict[str, Any]]:
     if "majority" in frame:  # `fit` and `transfer` have it in a column
         parts.append(
             frame.loc[mine & frame["majority"].notna()].assign(
-                what="majority class", value=frame["majority"], metric="accuracy", low=None, high=None
+                what="majority class", value=frame["majority"], low=None, high=None
             )
         )
     others = frame.loc[~mine & frame["what"].isin(_BASELINES) & frame["task"].isin(tasks)]

@@ -60,7 +60,7 @@ class RayExecutor:
         if cpus <= 0 or (gpus is not None and gpus < 0):
             raise UserError("--cpus must be above 0, --gpus 0 or more")
         if importlib.util.find_spec("ray") is None:
-            raise UserError("--executor ray needs an extra: pip install prompt_transfer[ray]")
+            raise UserError("--executor ray needs an extra: pip install -e '.[ray]'")
         self.folder, self.retries = folder, retries
         self.cpus, self.gpus, self.at_once = cpus, gpus, at_once
         self.address = address or os.environ.get("RAY_ADDRESS")

@@ -116,7 +116,7 @@ def workspace(options: WandbOptions, study: str | None = None, name: str = "prom
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
     except ImportError as error:
-        raise UserError("a dashboard needs an extra: pip install prompt_transfer[dashboard]") from error
+        raise UserError("a dashboard needs an extra: pip install -e '.[dashboard]'") from error
     found = options.resolved()
     if found.entity is None:
         raise UserError("a dashboard belongs to a user or team of W&B: --wandb.entity NAME, or WANDB_ENTITY")
