@@ -80,6 +80,7 @@ def show(
     columns: Sequence[str] | None = None,
     data: Sequence[dict[str, Any]] | None = None,
     spare: Sequence[str] = (),
+    common: Sequence[str] = (),
 ) -> None:
     """Print rows as a table for people, or keep them for a program (`--json`).
 
@@ -92,6 +93,7 @@ def show(
         columns: which are shown; default: all.
         data: the same for programs (`--json`), where `rows` are put into words; default: `rows` with all columns.
         spare: columns that are left out where the terminal is too narrow for all, the first of them first.
+        common: columns that are told once, in the title, where they hold the same in all rows.
     """
     if keeping():
         keep(rows if data is None else data, title)
@@ -106,6 +108,9 @@ def show(
         console.print("(nothing)")
         return
     columns = list(columns or dict.fromkeys(key for row in rows for key in row))
+    told = [column for column in common if column in columns and len({_cell(row.get(column)) for row in rows}) == 1]
+    columns = [column for column in columns if column not in told]
+    title = ", ".join([*([title] if title else []), *(_cell(rows[0].get(column)) for column in told)]) or None
     numeric = {
         column
         for column, kinds in ((column, {type(row.get(column)) for row in rows}) for column in columns)

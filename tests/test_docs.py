@@ -165,7 +165,7 @@ def test_links_of_the_repository_become_links_of_the_site(tmp_path: Path, monkey
 
 
 def load_hooks() -> ModuleType:
-    pytest.importorskip("mkdocs", reason="mkdocs is missing: pip install prompt_transfer[docs]")
+    pytest.importorskip("mkdocs", reason="mkdocs is missing: pip install -e .[docs]")
     return load_script("docs/hooks.py")
 
 
@@ -173,7 +173,7 @@ def load_hooks() -> ModuleType:
 @pytest.mark.timeout(900)
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     for package in ("mkdocs", "material", "mkdocstrings"):
-        pytest.importorskip(package, reason=f"{package} is missing: pip install prompt_transfer[docs]")
+        pytest.importorskip(package, reason=f"{package} is missing: pip install -e .[docs]")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", "docs/mkdocs.yml", "-d", str(tmp_path)]
     env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)

@@ -131,3 +131,15 @@ def test_tables_are_kept_for_programs(capsys: pytest.CaptureFixture[str]) -> Non
     assert second["rows"] == [{"shown": 1}]
     assert json.loads(json.dumps(tables)) == tables
     assert capsys.readouterr().out == ""
+
+
+def test_what_all_rows_have_in_common_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"task": "films", "split": "test (official)", "what": what, "value": 0.5} for what in ("own", "random")]
+    results.show(rows, "scores", common=("task", "split", "value"), columns=["task", "split", "what", "value"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "scores, films, test (official), 0.500"
+    assert lines[1].split() == ["what"]
+    results.show([*rows, {**rows[0], "task": "books"}], common=("task", "split"), columns=["task", "split", "what"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "test (official)"
+    assert lines[1].split() == ["task", "what"]

@@ -17,6 +17,7 @@ from test_cli import FIT, error_of, fit
 
 from prompt_transfer.callbacks.checkpoints import WholeCheckpoints
 from prompt_transfer.cli import main
+from prompt_transfer.commands.parsing import program
 from prompt_transfer.prompts.prompt import Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -220,7 +221,7 @@ def test_ctrl_c_says_how_to_go_on(toy: Path, tiny_roberta: Path, tmp_path: Path)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 130
-    assert errors.splitlines()[-2:] == [f"go on with: prompt-transfer fit --output {output} --resume", "interrupted"]
+    assert errors.splitlines()[-2:] == [f"go on with: {program()} fit --output {output} --resume", "interrupted"]
     assert "Traceback" not in errors
 
 

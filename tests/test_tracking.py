@@ -386,7 +386,7 @@ def test_the_dashboard_needs_its_library_and_an_entity(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
-    with pytest.raises(UserError, match=re.escape("pip install prompt_transfer[dashboard]")):
+    with pytest.raises(UserError, match=re.escape("pip install -e '.[dashboard]'")):
         workspace(WandbOptions(entity="me"))
 
 

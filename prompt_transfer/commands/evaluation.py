@@ -173,7 +173,8 @@ def _score(command: str, parsed: Command, model: PromptTuning, path: str) -> Non
     rows.sort(key=lambda row: [task.name for task in model.tasks].index(row["task"]))
     if not trainer.is_global_zero:
         return
-    results.show(rows, columns=("task", "split", "metric", "what", "value", "low", "high", "n"))
+    columns = ("task", "split", "metric", "what", "value", "low", "high", "n")
+    results.show(rows, columns=columns, common=("task", "split", "metric"))
     if parsed.output:
         check_writable_dir(parsed.output)
         for suffix in ("csv", "parquet"):

@@ -313,7 +313,8 @@ def _report(fit: Fit, folder: Path) -> None:
     if fit.tracker is not None:
         finish_fit(fit.tracker, rows, folder, folder / CONVERGENCE_FILE)
     which = [*(("seed", "learning_rate") if len(files) > 1 else ()), *(("held_out",) if data.held_out else ())]
-    results.show(rows, columns=("task", *which, "split", "metric", "value", "majority", "n", "best_step"))
+    columns = ("task", *which, "split", "metric", "value", "majority", "n", "best_step")
+    results.show(rows, columns=columns, common=("task", "split"))
     if isinstance(model, PromptTuning):
         print(f"next: {program()} test --prompt {folder / PROMPT_FILE}")
     else:
