@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 
 from prompt_transfer import __version__, results
 from prompt_transfer.allocation import keep_memory
@@ -73,6 +75,7 @@ def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> i
         elif as_json:
             _run_for_programs(arguments, own_process)
         else:
+            _check_prompt(arguments)
             find(arguments[0], own_process)(arguments[0], arguments[1:])
         # Here rather than when Python exits, where a full disk behind a redirection is told in several lines.
         sys.stdout.flush()
@@ -91,6 +94,16 @@ def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> i
         place = f"{error.filename}: " if error.filename else ""
         return _fail(f"{place}{error.strerror or error}; {WHAT_TO_DO.get(error.errno or 0, ELSE)}", debug)
     return 0
+
+
+def _check_prompt(arguments: list[str]) -> None:
+    """A misspelt path is told at once, not after the seconds that importing the command takes."""
+    pairs = [argument.partition("=")[::2] for argument in arguments]
+    given = [value for option, value in pairs if option == "--prompt" and value]
+    given += [after for option, after in itertools.pairwise(arguments) if option == "--prompt"]
+    for value in given if arguments[0] in ("validate", "test", "predict") else ():
+        if not Path(value).expanduser().exists():
+            raise UserError(f"no such prompt file: {value}; see what there is with `prompt-transfer prompts list`")
 
 
 def _run_for_programs(arguments: list[str], own_process: bool) -> None:

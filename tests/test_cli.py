@@ -487,3 +487,13 @@ def test_help_of_prompts_knows_recommend_without_importing_it() -> None:
     code += "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_misspelt_prompt_is_told_at_once() -> None:
+    code = "import sys; from prompt_transfer.cli import main; code = main(sys.argv[1:]); "
+    code += "assert 'torch' not in sys.modules; sys.exit(code)"
+    for given in (["--prompt", "runs/nope"], ["--prompt=runs/nope"]):
+        command = [sys.executable, "-c", code, "test", *given]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: no such prompt file: runs/nope; see what there is")
