@@ -126,7 +126,7 @@ def _tasks(given: Any) -> list[str]:
 
 def _follow(command: list[str]) -> None:
     """Run a command after the runs, in a process of its own; a program that waits for tables gets those of it too."""
-    start = [sys.executable, "-m", "prompt_transfer", *command]
+    start = [sys.executable, "-P", "-m", "prompt_transfer", *command]
     if results.keeping():
         done = subprocess.run([*start, "--json"], stdout=subprocess.PIPE, text=True)
     else:

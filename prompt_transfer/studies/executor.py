@@ -84,7 +84,8 @@ def start(folder: Path, name: str, environment: Mapping[str, str], place: str | 
         place: folder to start it in; None: this process's own.
     """
     home, run = Path(place or "") / folder, folder / "runs" / name
-    command = [sys.executable, "-m", "prompt_transfer", "fit"]
+    # -P: a folder of the working folder, such as an adapter named peft, must not be taken for a library.
+    command = [sys.executable, "-P", "-m", "prompt_transfer", "fit"]
     command += ["--config", str(folder / "configs" / f"{name}.yaml"), "--output", str(run)]
     here = home / "runs" / name
     if here.is_dir() and any(here.iterdir()):
