@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 import sys
@@ -15,8 +14,9 @@ from pathlib import Path
 from prompt_transfer import __version__, results
 from prompt_transfer.allocation import keep_memory
 from prompt_transfer.backbones.builtin import find_shipped
+from prompt_transfer.commands.parsing import value_of
 from prompt_transfer.commands.table import COMMANDS, find, listing
-from prompt_transfer.errors import UserError, without_secrets
+from prompt_transfer.errors import SEE_PROMPTS, UserError, no_such_file, without_secrets
 
 # By the number of an OSError that no command foresaw.
 WHAT_TO_DO = {
@@ -75,8 +75,7 @@ def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> i
         elif as_json:
             _run_for_programs(arguments, own_process)
         else:
-            _check_prompt(arguments)
-            find(arguments[0], own_process)(arguments[0], arguments[1:])
+            _run(arguments, own_process)
         # Here rather than when Python exits, where a full disk behind a redirection is told in several lines.
         sys.stdout.flush()
     except UserError as error:
@@ -96,20 +95,19 @@ def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> i
     return 0
 
 
-def _check_prompt(arguments: list[str]) -> None:
-    """A misspelt path is told at once, not after the seconds that importing the command takes."""
-    pairs = [argument.partition("=")[::2] for argument in arguments]
-    given = [value for option, value in pairs if option == "--prompt" and value]
-    given += [after for option, after in itertools.pairwise(arguments) if option == "--prompt"]
-    for value in given if arguments[0] in ("validate", "test", "predict") else ():
-        if not Path(value).expanduser().exists():
-            raise UserError(f"no such prompt file: {value}; see what there is with `prompt-transfer prompts list`")
+def _run(arguments: list[str], own_process: bool) -> None:
+    if own_process and arguments[0] in ("validate", "test", "predict"):
+        # The command would say so too, after the seconds that importing it takes.
+        prompt = value_of(arguments, "--prompt")
+        if prompt is not None and not Path(prompt).expanduser().exists():
+            raise no_such_file(prompt, "prompt", SEE_PROMPTS)
+    find(arguments[0], own_process)(arguments[0], arguments[1:])
 
 
 def _run_for_programs(arguments: list[str], own_process: bool) -> None:
     """Run a command; its tables are the only thing on standard output, and none of it when it fails."""
     with results.kept() as tables, redirect_stdout(sys.stderr):
-        find(arguments[0], own_process)(arguments[0], arguments[1:])
+        _run(arguments, own_process)
     # Of several processes, the first one speaks.
     rank = next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if os.environ.get(name)), "0")
     if rank == "0":

@@ -8,6 +8,7 @@ import re
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)$")
 # Shorter values are no secrets, and would be found everywhere.
 _SHORTEST = 8
+SEE_PROMPTS = "see what there is with `prompt-transfer prompts list`"
 _LOGIN = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
 
 
@@ -28,6 +29,11 @@ class OtherKindError(UserError):
 
 class MadeOtherwiseError(UserError):
     """What lies in an output folder was made with other data, options or backbone than what shall be added to it."""
+
+
+def no_such_file(path: object, what: str, hint: str) -> UserError:
+    """There is no file at `path`; `what` it should be, and what to do."""
+    return UserError(f"no such {what} file: {path}; {hint}")
 
 
 def is_secret(variable: str) -> bool:

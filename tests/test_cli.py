@@ -490,9 +490,9 @@ def test_help_of_prompts_knows_recommend_without_importing_it() -> None:
 
 
 def test_a_misspelt_prompt_is_told_at_once() -> None:
-    code = "import sys; from prompt_transfer.cli import main; code = main(sys.argv[1:]); "
+    code = "import sys; from prompt_transfer.cli import main; code = main(sys.argv[1:], own_process=True); "
     code += "assert 'torch' not in sys.modules; sys.exit(code)"
-    for given in (["--prompt", "runs/nope"], ["--prompt=runs/nope"]):
+    for given in (["--prompt", "runs/nope"], ["--prompt=runs/nope"], ["--prompt", "runs/nope", "--json"]):
         command = [sys.executable, "-c", code, "test", *given]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 2

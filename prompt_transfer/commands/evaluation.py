@@ -16,7 +16,7 @@ from rich.console import Console
 
 from prompt_transfer import results
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
-from prompt_transfer.commands.parsing import program
+from prompt_transfer.commands.parsing import program, value_of
 from prompt_transfer.data.baselines import commonest_class, trivial_answers
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.texts import load_texts
@@ -39,7 +39,7 @@ MOST_LINES = 20
 
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer validate | test | predict`."""
-    path = _value(arguments, "--prompt")
+    path = value_of(arguments, "--prompt")
     if path is None:
         if {"-h", "--help"} & set(arguments):
             Command(command, arguments)
@@ -48,8 +48,8 @@ def run(command: str, arguments: list[str]) -> None:
     try:
         parsed = Command(command, _with_prompt(arguments, prompt, path))
     except OtherKindError as error:
-        other = _value(arguments, "--model.backbone")
-        if other is None or _value(arguments, "--model.layout") is not None:
+        other = value_of(arguments, "--model.backbone")
+        if other is None or value_of(arguments, "--model.layout") is not None:
             raise
         own = prompt.metadata.get("backbone", "another backbone")
         raise UserError(
@@ -94,17 +94,6 @@ def _warn_of_unfinished(prompt: Prompt) -> None:
         )
 
 
-def _value(arguments: list[str], option: str) -> str | None:
-    for position, argument in enumerate(arguments):
-        if argument == option:
-            if position + 1 == len(arguments):
-                raise UserError(f"{option} needs a value")
-            return arguments[position + 1]
-        if argument.startswith(f"{option}="):
-            return argument.partition("=")[2]
-    return None
-
-
 def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
     """What the prompt file knows goes first, so that a flag or a file of the user wins; the prompt itself goes last."""
     facts = prompt.metadata
@@ -122,20 +111,24 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
         first += ["--model.revision", facts["revision"]]
     if facts.get("data_source"):
         first += ["--data.source", facts["data_source"]]
-    elif _value(arguments, "--input") and not all(task.startswith("builtin_") for task in tasks):
+    elif value_of(arguments, "--input") and not all(task.startswith("builtin_") for task in tasks):
         # Texts of the user's come from nowhere else; of the task its label words are needed alone.
         first += ["--data.source", "hub"]
-    if facts.get("data_revision") and not _value(arguments, "--data.task") and not _value(arguments, "--data.source"):
+    if (
+        facts.get("data_revision")
+        and not value_of(arguments, "--data.task")
+        and not value_of(arguments, "--data.source")
+    ):
         first += ["--data.revision", facts["data_revision"]]
     if facts.get("data_root") and Path(facts["data_root"]).is_dir():
         first += ["--data.root", facts["data_root"]]
     length = str(prompt.embeddings.shape[0])
     # As a list: the parser would take the path "7" for a number and "a: b" for a mapping.
     last = ["--model.prompt_length", length, "--model.init", "FromPrompt", "--model.init.prompt", json.dumps([path])]
-    task = _value(arguments, "--data.task")
+    task = value_of(arguments, "--data.task")
     if task and task.startswith("builtin_"):
         for option, value in (("--data.source", "builtin"), ("--data.label_words", "default")):
-            last += [] if _value(arguments, option) else [option, value]
+            last += [] if value_of(arguments, option) else [option, value]
     return [*first, *arguments, *last]
 
 
@@ -191,9 +184,9 @@ def _baseline(data: TaskDataModule, split: str, index: int, common: dict[str, An
     """What needs no model: the majority class, or the lead of a text for tasks that write one."""
     task = data.tasks[index]
     if not task.is_generation:
-        common |= {"what": "majority class", "n": sum(data.label_counts(split, index))}
+        row = {**common, "what": "majority class", "n": sum(data.label_counts(split, index))}
         found = commonest_class(data, split, index)
-        return [{**common, "metric": name, "value": value} for name, value in found.items()]
+        return [{**row, "metric": name, "value": value} for name, value in found.items()]
     rows = data.selection.rows(split, index)
     scores = example_scores(task, trivial_answers(data.data[index], rows), rows["target"][:])
     return [_mean_row({**common, "what": "lead of the text", "metric": name}, scores[name]) for name in task.metrics]
@@ -206,10 +199,15 @@ def _mean_row(row: dict[str, Any], scores: np.ndarray) -> dict[str, Any]:
 
 def _rows(parsed: Command, model: PromptTuning, split: str, what: str, path: str) -> list[dict[str, Any]]:
     data, rows = parsed.datamodule, []
-    task_ids = torch.cat([record["task_ids"] for record in model.records]).numpy()
+
+    def column(name: str) -> np.ndarray:
+        return torch.cat([record[name] for record in model.records]).numpy()
+
+    task_ids = column("task_ids")
     for index, task in enumerate(model.tasks):
         prefix = split if len(model.tasks) == 1 else f"{split}/{task.name}"
         mine = task_ids == index
+        answers = [column(name)[mine] for name in (("scores",) if task.is_generation else ("predictions", "labels"))]
         for number, metric in enumerate(task.metrics):
             row = {
                 "task": task.name,
@@ -224,13 +222,9 @@ def _rows(parsed: Command, model: PromptTuning, split: str, what: str, path: str
                 **_modes(model),
             }
             if task.is_generation:
-                scores = torch.cat([record["scores"] for record in model.records]).numpy()[mine, number]
-                row = _mean_row(row, scores)
+                row = _mean_row(row, answers[0][:, number])
             else:
-                predictions, labels = (
-                    torch.cat([record[name] for record in model.records]).numpy()[mine]
-                    for name in ("predictions", "labels")
-                )
+                predictions, labels = answers
                 row["low"], row["high"] = bootstrap_metric_interval(
                     metric, predictions, labels, task.num_classes, seed=0
                 )

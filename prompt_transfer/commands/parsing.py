@@ -160,6 +160,18 @@ def named(option: str, arguments: Sequence[str], flags: Sequence[str] = ()) -> l
     return [option, json.dumps(values), *rest] if values else rest
 
 
+def value_of(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option as it was written, before anything parses it; None where it is not given."""
+    for position, argument in enumerate(arguments):
+        if argument == option:
+            if position + 1 == len(arguments):
+                raise UserError(f"{option} needs a value")
+            return arguments[position + 1]
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+    return None
+
+
 def words_of(text: str | None) -> list[str]:
     """What stands between commas, without spaces around it; nothing of None."""
     return [word.strip() for word in (text or "").split(",") if word.strip()]

@@ -58,6 +58,8 @@ class TaskData:
     origin: dict[str, str]
     fingerprint: str
     unlabelled: dict[str, RawSplit] = field(default_factory=dict)
+    # Those of `unlabelled` that were asked for: tokens and predictions both need them.
+    _texts: dict[str, Dataset] = field(default_factory=dict, repr=False, compare=False)
 
     def split(self, name: str) -> Dataset:
         """The rows of split `name`; a UserError where there is no such split."""
@@ -67,9 +69,11 @@ class TaskData:
 
     def to_predict(self, name: str) -> Dataset:
         """The rows of split `name` as the source has it: without the column of the answer where it has none there."""
-        if name in self.unlabelled:
-            return unlabelled_rows(self.task, f"the {name} split", self.unlabelled[name])
-        return self.split(name)
+        if name not in self.unlabelled:
+            return self.split(name)
+        if name not in self._texts:
+            self._texts[name] = unlabelled_rows(self.task, f"the {name} split", self.unlabelled[name])
+        return self._texts[name]
 
 
 @dataclass(frozen=True)

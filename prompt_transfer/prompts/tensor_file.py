@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prompt_transfer.errors import UserError
+from prompt_transfer.errors import SEE_PROMPTS, UserError, no_such_file
 from prompt_transfer.files import atomic_path
 
 MAX_PROMPT_LENGTH, MAX_HIDDEN_SIZE = 10_000, 100_000
@@ -57,9 +57,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             file.write(np.ascontiguousarray(tensor.numpy(), dtype="<f4").data)
 
 
-def open_file(
-    path: Path, what: str = "prompt", hint: str = "see what there is with `prompt-transfer prompts list`"
-) -> BinaryIO:
+def open_file(path: Path, what: str = "prompt", hint: str = SEE_PROMPTS) -> BinaryIO:
     """Open `path` for reading.
 
     Args:
@@ -73,7 +71,7 @@ def open_file(
     try:
         return path.open("rb")
     except FileNotFoundError:
-        raise UserError(f"no such {what} file: {path}; {hint}") from None
+        raise no_such_file(path, what, hint) from None
     except OSError as error:
         raise UserError(f"cannot read the {what} file {path}: {error.strerror}") from error
 
