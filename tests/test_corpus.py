@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
-from prompt_transfer.data.corpus import IGNORED, CorpusDataModule
+from prompt_transfer.data.cloze import make_cloze
+from prompt_transfer.data.corpus import CorpusDataModule
+from prompt_transfer.data.corpus_batches import IGNORED
 from prompt_transfer.errors import UserError
 from prompt_transfer.modules.architectures import ARCHITECTURES
 from prompt_transfer.modules.backbone_pretraining import BackbonePretraining
@@ -282,3 +285,138 @@ def test_a_grown_model_computes_what_the_small_one_does(data: CorpusDataModule, 
     assert (losses(more) - losses(small)).abs().max() < 0.2
     with pytest.raises(ValueError, match="nothing that shrinks"):
         grow(twice.model, small.model)
+
+
+@pytest.fixture
+def prose(tmp_path: Path) -> Path:
+    """Texts with names and numbers in them, to ask for."""
+    rng = np.random.default_rng(0)
+    names, places = ("Anna Berg", "Tom", "Maria Stone"), ("Paris", "Rome", "Lima")
+    lines = [
+        f"We know that {rng.choice(names)} lived in {rng.choice(places)} for {rng.integers(2, 90)} years, and that the "
+        f"river was wide there. In {rng.integers(1700, 1999)} everything came to an end when {rng.choice(names)} left."
+        for _ in range(200)
+    ]
+    (tmp_path / "prose.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return tmp_path / "prose.jsonl"
+
+
+def reader(prose: Path, kind: str, **options: Any) -> CorpusDataModule:
+    made = CorpusDataModule(
+        {str(prose): [1.0, None]}, str(prose.parent / kind), tokenizer=kind, vocab_size=400, lengths=[16],
+        tokens_per_batch=64, max_positions=256, held_out=0.2, clozes=60, cloze_growth=4, **options,
+    )  # fmt: skip
+    made.prepare_data()
+    made.setup()
+    return made
+
+
+def test_a_cloze_asks_for_a_part_of_its_text() -> None:
+    text = "The old school lies in Paris near the river. In 1842 it was Marie Curie who taught 30 children there."
+    rng = np.random.default_rng(0)
+    found = [make_cloze(text, rng, 40) for _ in range(200)]
+    assert all(cloze is not None and cloze.context == text and cloze.answer in text for cloze in found)
+    asked = {cloze.answer: cloze.question.split()[0] for cloze in found if cloze is not None}
+    assert asked["Paris"] == "where"
+    assert asked["1842"] == "when"
+    assert {asked.get("30"), asked.get("30 children")} <= {"how", None}
+    assert asked["Marie Curie"] in ("who", "what", "which")
+    for cloze in found:
+        assert cloze is not None
+        # All of the question but its first words is what stands around the answer.
+        words = cloze.question.removesuffix("?").split()[2 if cloze.question.startswith("how many") else 1 :]
+        assert set(words) <= {word.strip(".,") for word in text.split()}
+
+
+def test_a_text_without_anything_to_ask_gives_no_cloze() -> None:
+    assert make_cloze("too short", np.random.default_rng(0), 40) is None
+    assert make_cloze("and so it is as it was " * 5, np.random.default_rng(0), 40) is None
+
+
+def test_copies_repeat_what_was_read_and_clozes_end_with_the_answer(prose: Path) -> None:
+    data = reader(prose, "gpt2")
+    for _, batch in zip(range(5), data.train_dataloader(), strict=False):
+        ids, weights, labels = (batch[f"copy_{name}"] for name in ("ids", "weights", "labels"))
+        assert ids.shape == weights.shape == labels.shape
+        for row, weight, label in zip(ids, weights, labels, strict=True):
+            answer = row[weight == 3.0]
+            assert answer[-1] == 0  # the end token
+            size = len(answer) - 1
+            before = row[weight == 1.0]
+            assert any(torch.equal(before[i : i + size], answer[:-1]) for i in range(len(before) - size + 1))
+            # All of the copy is predicted, and what is predicted is what stands there.
+            assert torch.equal(label[weight == 3.0], answer)
+            assert torch.equal(label[label != IGNORED], row[label != IGNORED])
+        positions = batch["copy_positions"]
+        assert ((positions[:, 1:] - positions[:, :-1]) == 1).all()
+        assert positions.max() < 256
+        row, weight = batch["cloze_ids"][0], batch["cloze_weights"][0]
+        said = data.tokenizer.decode(row[weight == 3.0][:-1]).strip()
+        assert said
+        assert said in data.tokenizer.decode(row[weight == 1.0])
+
+
+def test_a_seq2seq_model_reads_the_question_behind_the_text(prose: Path) -> None:
+    data = reader(prose, "t5")
+    batch = next(iter(data.train_dataloader()))
+    for ids, labels in zip(batch["cloze_ids"], batch["cloze_labels"], strict=True):
+        text, question, *rest = data.tokenizer.decode(ids).split("</s>")
+        assert question.strip().startswith(("who", "what", "which", "where", "when", "how many"))
+        assert not rest or not "".join(rest).replace("<pad>", "").strip()
+        answer = data.tokenizer.decode(labels[labels != IGNORED])
+        assert answer.endswith("</s>")
+        assert answer.removesuffix("</s>").strip() in text
+
+
+def test_reading_is_resumed_at_its_batch(prose: Path) -> None:
+    data = reader(prose, "gpt2")
+    first = [batch["cloze_ids"] for _, batch in zip(range(4), data.train_dataloader(), strict=False)]
+    data.load_state_dict({"batches_trained": 2})
+    rest = [batch["cloze_ids"] for _, batch in zip(range(2), data.train_dataloader(), strict=False)]
+    assert all(torch.equal(a, b) for a, b in zip(first[2:], rest, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_a_model_that_reads_learns_to_copy(prose: Path, tmp_path: Path, kind: str) -> None:
+    data = reader(prose, kind)
+    torch.manual_seed(0)
+    module = BackbonePretraining(
+        kind, **{**SIZES, "vocab_size": 400}, max_positions=256, budget_steps=12, warmup_steps=2, learning_rate=0.01,
+        informed_start=False, reading=True,
+    )  # fmt: skip
+    batches = list(data.val_dataloader())[:4]
+
+    def losses() -> dict[str, float]:
+        with torch.no_grad():
+            return {
+                name: float(torch.stack([module.token_loss(batch, name) for batch in batches]).mean())
+                for name in ("copy", "cloze")
+            }
+
+    before = losses()
+    trainer = L.Trainer(
+        max_steps=12, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+        enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    after = losses()
+    assert all(after[name] < before[name] for name in before)
+    # The same sizes: another model starts where this one is.
+    module.export(tmp_path / "made", data.tokenizer)
+    other = BackbonePretraining(kind, **{**SIZES, "vocab_size": 400}, max_positions=256)
+    other._start(str(tmp_path / "made"))
+    for one, two in zip(other.model.parameters(), module.model.parameters(), strict=True):
+        assert torch.equal(one, two.to(torch.bfloat16).float())
+    with pytest.raises(UserError, match="has other sizes"):
+        BackbonePretraining(kind, **{**SIZES, "vocab_size": 500}, max_positions=256)._start(str(tmp_path / "made"))
+
+
+def test_reading_needs_a_model_that_writes_and_questions(prose: Path) -> None:
+    with pytest.raises(UserError, match="for gpt2 and t5, which write: bert does not"):
+        BackbonePretraining("bert", **SIZES, reading=True)
+    with pytest.raises(UserError, match="two starts"):
+        BackbonePretraining("gpt2", **SIZES, grow_from="a", start_from="b")
+    (prose.parent / "short.txt").write_text("a word\n" * 30)
+    data = CorpusDataModule({str(prose.parent / "short.txt"): [1.0, None]}, str(prose.parent / "s"), clozes=5)
+    with pytest.raises(UserError, match="too short to ask anything"):
+        data.prepare_data()

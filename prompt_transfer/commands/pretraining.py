@@ -20,7 +20,7 @@ from prompt_transfer.commands.lightning import quiet, told_in_one_line
 from prompt_transfer.data.corpus import CorpusDataModule
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import alone, prove_writable_dir, write_text_atomic
-from prompt_transfer.modules.backbone_pretraining import BackbonePretraining
+from prompt_transfer.modules.backbone_pretraining import READING, BackbonePretraining
 from prompt_transfer.modules.informed_init import frequencies
 
 DEFAULTS: dict[str, Any] = {
@@ -110,9 +110,9 @@ def measure(model: BackbonePretraining, data: CorpusDataModule) -> dict[str, Any
     """Held-out losses in nats a token beside what knows nothing: word frequencies, random weights."""
     batches = list(data.val_dataloader())
     model.eval()
-    random = BackbonePretraining(**{**model.hparams, "informed_start": False, "grow_from": None})
+    random = BackbonePretraining(**{**model.hparams, "informed_start": False, "grow_from": None, "start_from": None})
     random.eval()
-    objectives = model.architecture.objectives
+    objectives = (*model.architecture.objectives, *(READING if model.hparams.reading else ()))
 
     def loss(module: BackbonePretraining, objective: str) -> float:
         return round(float(np.mean([float(module.token_loss(b, objective)) for b in batches])), 3)
@@ -152,6 +152,9 @@ KINDS = {
 }
 
 
+READ = {"copy": "copies of random tokens and texts", "cloze": "questions whose answer stands in the text"}
+
+
 def card(name: str, facts: dict[str, Any]) -> str:
     """The model card."""
     shape, recipe = facts["model"], facts["recipe"]
@@ -162,20 +165,28 @@ def card(name: str, facts: dict[str, Any]) -> str:
     if recipe.get("grow_from"):
         small = Path(recipe["grow_from"]).name
         start = f"It was grown from {small} (`modules/growth.py`), whose own training is not counted here."
+    if recipe.get("start_from"):
+        start = f"It went on from an earlier {Path(recipe['start_from']).name}, whose own training is not counted here."
+    losses = "".join(
+        f"| {what}: this model | {facts['held_out_losses'][objective]:.2f} |\n"
+        for objective, what in READ.items()
+        if objective in facts["held_out_losses"]
+    )
+    config = f"pretrain_{name.replace('-', '_')}{'_reading' if recipe.get('reading') else ''}"
     threads = f"{facts['threads']} thread" + ("s" if facts["threads"] > 1 else "")
     return f"""# {name}
 
 A {kind} of {facts["parameters"] / 1e6:.1f} M parameters for trying things offline: {layers}, hidden
 {shape["hidden_size"]}, {shape["num_heads"]} heads, FFN {shape["intermediate_size"]}, {pieces} of {recipe["vocab_size"]}
 lower-cased tokens, {recipe["max_positions"]} positions; weights stored in bf16. Pretrained by this project:
-`prompt-transfer pretrain --config experiment/pretrain_{name.replace("-", "_")}.yaml`.
+`prompt-transfer pretrain --config experiment/{config}.yaml`.
 
 | held-out loss, nats a {unit} | |
 |---|---|
 | this model | {facts["held_out_loss"]:.2f} |
 | word frequencies (uni-gram) | {facts["unigram_loss"]:.2f} |
 | the same architecture with random weights | {facts["random_weights_loss"]:.2f} |
-
+{losses}
 {facts["steps"]:,} steps, {facts["tokens"]:,} tokens, {facts["minutes"]:g} minutes on {threads}. {start}
 Sequences begin at sentences and have several lengths.
 

@@ -1,29 +1,23 @@
-"""Plain text for pretraining the built-in backbones: token store and batches for every objective."""
+"""Plain text for pretraining the built-in backbones: files, tokenizer and the store of tokens."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
 import numpy as np
-import torch
 from datasets import load_dataset
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from prompt_transfer.backbones.builtin import builtin_backbones
+from prompt_transfer.data.corpus_batches import CorpusBatches, Tokens
 from prompt_transfer.data.corpus_tokenizers import KINDS, tokenize, train_tokenizer
+from prompt_transfer.data.reading import ReadingBatches, make_store
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import atomic_path
-
-IGNORED = -100
-# Span corruption as in T5 (Raffel et al. 2020): share of tokens that are dropped, mean tokens of a span.
-NOISE_SHARE, SPAN_LENGTH = 0.15, 3
 
 
 def read_texts(path: str | Path, megabytes: float | None) -> list[str]:
@@ -45,185 +39,6 @@ def read_texts(path: str | Path, megabytes: float | None) -> list[str]:
     return kept
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """The ids that batches are made with.
-
-    Attributes:
-        vocab_size: V.
-        ordinary: first id that is neither special nor reserved.
-        reserved: how many ids at the end of the vocabulary are sentinels; sentinel i has the id V - 1 - i.
-        pad: fills up rows.
-        start, end, mask: stand before and after a text, and for a masked token; None where the kind has none.
-        first_position: position id of the first token.
-    """
-
-    vocab_size: int
-    ordinary: int
-    reserved: int
-    pad: int
-    start: int | None
-    end: int | None
-    mask: int | None
-    first_position: int
-
-    @classmethod
-    def of(cls, kind: str, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Tokens:
-        """Those of a tokenizer of one of the `KINDS`."""
-        row = KINDS[kind]
-        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        return cls(
-            vocab_size=vocab_size,
-            ordinary=len(row.specials),
-            reserved=row.sentinels,
-            pad=pad,
-            start=tokenizer.cls_token_id,
-            end=tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id,
-            mask=tokenizer.mask_token_id,
-            # RoBERTa counts positions from the padding index.
-            first_position=pad + 1 if kind == "roberta" else 0,
-        )
-
-
-class CorpusBatches(IterableDataset):
-    """Endless batches that begin at sentences: one length a batch, sources mixed by weight.
-
-    A sequence ends with a sentence where one ends in its last quarter and is cut otherwise. A share of the sequences
-    has its positions shifted by a random offset (Kiyono et al. 2021, SHAPE), so that a text that stands behind a
-    prompt's positions, as in the layout `mask_first`, is nothing new.
-    """
-
-    def __init__(
-        self,
-        stores: list[dict[str, np.ndarray]],
-        weights: list[float],
-        lengths: tuple[int, ...],
-        tokens_per_batch: int,
-        max_positions: int,
-        shifted: float,
-        tokens: Tokens,
-        mask_share: float,
-        seed: int,
-        batches: int | None = None,
-    ) -> None:
-        self.stores, self.weights = stores, np.array(weights) / sum(weights)
-        self.lengths, self.tokens_per_batch = lengths, tokens_per_batch
-        self.max_positions, self.shifted = max_positions, shifted
-        self.tokens, self.mask_share = tokens, mask_share
-        self.seed, self.batches = seed, batches
-        self.skip = 0
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        step = self.skip
-        while self.batches is None or step < self.batches:
-            # One generator a batch: resuming at a batch needs no replay.
-            yield self.batch(np.random.default_rng((self.seed, step)))
-            step += 1
-
-    def sequence(self, rng: np.random.Generator, room: int) -> np.ndarray:
-        """At most `room` tokens of a text, from the beginning of one of its sentences."""
-        store = self.stores[rng.choice(len(self.stores), p=self.weights)]
-        while True:
-            sentence = rng.integers(len(store["starts"]))
-            start, end = store["starts"][sentence], store["ends"][sentence]
-            if end - start >= 6:
-                break
-        stop = min(end, start + room)
-        if stop < end:
-            following = store["starts"][sentence + 1 : sentence + 40]
-            breaks = following[(following <= stop) & (following >= start + room * 3 // 4)]
-            stop = breaks[-1] if len(breaks) else stop
-        return store["tokens"][start:stop].astype(np.int64)
-
-    def batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        """The tensors of one step.
-
-        Returns:
-            Without sentinels: `input_ids`, `attention_mask`, `position_ids`, `masked_ids`, `labels` (of masked tokens),
-            all [B, T]. With them: `input_ids`, `attention_mask` [B, T] and `labels` [B, S] for span corruption, and of
-            the same texts `prefix_ids`, `prefix_mask`, `prefix_labels` for prefix language modelling and `infill_ids`,
-            `infill_mask`, `infill_labels` (all [B, T]) for single tokens that the encoder alone fills in.
-        """
-        length = int(rng.choice(self.lengths))
-        rows = self.tokens_per_batch // length
-        ends = (self.tokens.start is not None) + (self.tokens.end is not None)
-        sequences = [self.sequence(rng, length - ends) for _ in range(rows)]
-        arrays = self._seq2seq(rng, sequences) if self.tokens.reserved else self._encoded(rng, sequences, length)
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-    def _encoded(self, rng: np.random.Generator, sequences: list[np.ndarray], length: int) -> dict[str, np.ndarray]:
-        t, rows = self.tokens, len(sequences)
-        framed = [self._framed(sequence) for sequence in sequences]
-        ids, present = _padded(framed, t.pad, length)
-        offsets = rng.integers(0, self.max_positions - length, rows) * (rng.random(rows) < self.shifted)
-        # A pad's position is RoBERTa's padding index, or any for the others.
-        nowhere = max(t.first_position - 1, 0)
-        positions = np.where(present, np.arange(length) + t.first_position + offsets[:, None], nowhere)
-        arrays = {"input_ids": ids, "attention_mask": present.astype(np.int64), "position_ids": positions}
-        if t.mask is None:
-            return arrays
-        chosen = present & (ids >= t.ordinary) & (rng.random(ids.shape) < self.mask_share)
-        kind = rng.random(ids.shape)
-        masked = np.where(chosen & (kind < 0.8), t.mask, ids)
-        random_ids = rng.integers(t.ordinary, t.vocab_size, ids.shape)
-        masked = np.where(chosen & (kind >= 0.9), random_ids, masked)
-        return {**arrays, "masked_ids": masked, "labels": np.where(chosen, ids, IGNORED)}
-
-    def _framed(self, sequence: np.ndarray) -> np.ndarray:
-        before = [] if self.tokens.start is None else [self.tokens.start]
-        after = [] if self.tokens.end is None else [self.tokens.end]
-        return np.concatenate([before, sequence, after]).astype(np.int64)
-
-    def _seq2seq(self, rng: np.random.Generator, sequences: list[np.ndarray]) -> dict[str, np.ndarray]:
-        end = np.array([self.tokens.end], dtype=np.int64)
-        corrupted = [self._corrupt(rng, sequence) for sequence in sequences]
-        cuts = [int(rng.integers(max(1, len(s) // 4), max(2, len(s) * 3 // 4))) for s in sequences]
-        prefixes = [(np.append(s[:cut], end), np.append(s[cut:], end)) for s, cut in zip(sequences, cuts, strict=True)]
-        ids, present = _padded([np.append(s, end) for s in sequences], self.tokens.pad)
-        chosen = present & (ids >= self.tokens.ordinary) & (rng.random(ids.shape) < self.mask_share)
-        sentinels = self.tokens.vocab_size - np.minimum(chosen.cumsum(1), self.tokens.reserved)
-        arrays: dict[str, np.ndarray] = {
-            "infill_ids": np.where(chosen, sentinels, ids),
-            "infill_mask": present.astype(np.int64),
-            "infill_labels": np.where(chosen, ids, IGNORED),
-        }
-        names = (("input_ids", "attention_mask", "labels"), ("prefix_ids", "prefix_mask", "prefix_labels"))
-        for (source_ids, mask, labels), pairs in zip(names, (corrupted, prefixes), strict=True):
-            arrays[source_ids], present = _padded([source for source, _ in pairs], self.tokens.pad)
-            arrays[mask] = present.astype(np.int64)
-            arrays[labels], _ = _padded([target for _, target in pairs], IGNORED)
-        return arrays
-
-    def _corrupt(self, rng: np.random.Generator, sequence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Input with sentinels in place of spans, and the target that names the spans."""
-        t, n = self.tokens, len(sequence)
-        noise = max(1, round(n * NOISE_SHARE))
-        spans = max(1, min(round(noise / SPAN_LENGTH), t.reserved - 1, n - noise))
-        # Lengths of dropped and kept stretches: random compositions of their sums.
-        dropped = np.diff(np.concatenate([[0], np.sort(rng.permutation(noise - 1)[: spans - 1]) + 1, [noise]]))
-        kept = np.diff(np.concatenate([[0], np.sort(rng.permutation(n - noise - 1)[: spans - 1]) + 1, [n - noise]]))
-        source: list[np.ndarray] = []
-        target: list[np.ndarray] = []
-        position = 0
-        for index in range(spans):
-            sentinel = np.array([t.vocab_size - 1 - index])
-            source += [sequence[position : position + kept[index]], sentinel]
-            position += kept[index]
-            target += [sentinel, sequence[position : position + dropped[index]]]
-            position += dropped[index]
-        end = np.array([t.end])
-        return np.concatenate([*source, end]), np.concatenate([*target, end])
-
-
-def _padded(rows: list[np.ndarray], fill: int, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows as one matrix [B, T], and where it holds what they held."""
-    lengths = np.array([len(row) for row in rows])
-    present = np.arange(width or lengths.max()) < lengths[:, None]
-    matrix = np.full(present.shape, fill, dtype=np.int64)
-    matrix[present] = np.concatenate(rows)
-    return matrix, present
-
-
 class CorpusDataModule(L.LightningDataModule):
     """Text files for `BackbonePretraining`.
 
@@ -240,6 +55,8 @@ class CorpusDataModule(L.LightningDataModule):
         shifted: share of sequences whose positions are shifted.
         mask_share: share of text tokens that are masked (80 % mask, 10 % random, 10 % kept).
         held_out: share of each file's texts kept for the held-out loss.
+        clozes: questions that are made from the texts, for `--model.reading` (`data/cloze.py`); 0: none.
+        cloze_growth: steps over which their contexts grow from the shortest to the longest.
         seed: of the order of sequences.
     """
 
@@ -256,6 +73,8 @@ class CorpusDataModule(L.LightningDataModule):
         shifted: float = 0.3,
         mask_share: float = 0.2,
         held_out: float = 0.005,
+        clozes: int = 0,
+        cloze_growth: int = 2500,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -267,6 +86,8 @@ class CorpusDataModule(L.LightningDataModule):
         identity = json.dumps([numbers, tokenizer, vocab_size, held_out], sort_keys=True)
         if tokenizer_from:
             identity += tokenizer_from
+        if clozes:
+            identity += f" {clozes} clozes"
         self.folder = Path(cache_dir) / hashlib.sha256(identity.encode()).hexdigest()[:12]
         self.batches_trained = 0
 
@@ -283,13 +104,35 @@ class CorpusDataModule(L.LightningDataModule):
             tokenizer = train_tokenizer(turns, self.hparams.vocab_size, self.hparams.tokenizer)
         tokenizer.save_pretrained(self.folder / "tokenizer")
         held_out: list[str] = []
-        for index, part in enumerate(texts.values()):
-            count = max(1, int(len(part) * self.hparams.held_out))
+        counts = [max(1, int(len(part) * self.hparams.held_out)) for part in texts.values()]
+        if self.hparams.clozes:
+            self._write_clozes(tokenizer, list(texts.values()), counts)
+        for index, (part, count) in enumerate(zip(texts.values(), counts, strict=True)):
             held_out += part[:count]
             with atomic_path(self.folder / f"train{index}.npz") as path:
                 np.savez(path, allow_pickle=False, **tokenize(tokenizer, part[count:]))
         with atomic_path(self.folder / "held_out.npz") as path:
             np.savez(path, allow_pickle=False, **tokenize(tokenizer, held_out))
+
+    def _write_clozes(self, tokenizer: PreTrainedTokenizerFast, texts: list[list[str]], held_out: list[int]) -> None:
+        """Those for training, and a twentieth as many of the texts that are held out."""
+        weights, number = self.weights(), self.hparams.clozes
+        kept = zip(texts, held_out, strict=True)
+        parts = {
+            "train": (number, [part[count:] for part, count in kept]),
+            "held_out": (max(20, number // 20), [part[:count] for part, count in zip(texts, held_out, strict=True)]),
+        }
+        for name, (count, part) in parts.items():
+            try:
+                store = make_store(tokenizer, part, weights, count)
+            except ValueError as error:
+                raise UserError(f"--data.clozes {number}: {error}; give files with longer texts, or 0") from error
+            with atomic_path(self.folder / f"{name}_clozes.npz") as path:
+                np.savez(path, allow_pickle=False, **store)
+
+    def weights(self) -> list[float]:
+        """Of each file."""
+        return [float(weight or 0) for weight, _ in self.hparams.files.values()]
 
     def setup(self, stage: str | None = None) -> None:
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder / "tokenizer")
@@ -298,6 +141,10 @@ class CorpusDataModule(L.LightningDataModule):
             dict(np.load(self.folder / f"train{index}.npz")) for index in range(len(self.hparams.files))
         ]
         self.held_out_store = dict(np.load(self.folder / "held_out.npz"))
+        self.clozes = {
+            name: dict(np.load(self.folder / f"{name}_clozes.npz"))
+            for name in (("train", "held_out") if self.hparams.clozes else ())
+        }
 
     def batches(
         self, stores: list[dict[str, np.ndarray]], weights: list[float], seed: int, count: int | None
@@ -309,13 +156,20 @@ class CorpusDataModule(L.LightningDataModule):
         )  # fmt: skip
 
     def train_dataloader(self) -> DataLoader:
-        weights = [float(weight or 0) for weight, _ in self.hparams.files.values()]
-        dataset = self.batches(self.train_stores, weights, self.hparams.seed, None)
+        dataset = self.batches(self.train_stores, self.weights(), self.hparams.seed, None)
         dataset.skip = self.batches_trained
-        return DataLoader(dataset, batch_size=None)
+        return DataLoader(self._read(dataset, "train", self.hparams.cloze_growth), batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.batches([self.held_out_store], [1.0], 1, 40), batch_size=None)
+        held_out = self.batches([self.held_out_store], [1.0], 1, 40)
+        return DataLoader(self._read(held_out, "held_out", 0), batch_size=None)
+
+    def _read(self, batches: CorpusBatches, name: str, growth: int) -> IterableDataset:
+        """The batches with those to read beside them, where there are any."""
+        if not self.clozes:
+            return batches
+        newline = self.tokenizer.backend_tokenizer.encode("\n", add_special_tokens=False).ids
+        return ReadingBatches(batches, self.clozes[name], newline, growth)
 
     def state_dict(self) -> dict[str, int]:
         return {"batches_trained": self.batches_trained}

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 from prompt_transfer.backbones.builtin import builtin_backbones
-from prompt_transfer.data.corpus import IGNORED
+from prompt_transfer.data.corpus_batches import IGNORED
 from prompt_transfer.errors import UserError
 from prompt_transfer.modules.architectures import ARCHITECTURES, Sizes
 from prompt_transfer.modules.growth import grow
 from prompt_transfer.modules.informed_init import decoder_from_encoder, informed_init
 
 LONGEST_STEP = 30.0  # seconds
+# Shares of the steps while reading: copies first and last, running text.
+MOST_COPIES, LEAST_COPIES, PLAIN_TEXT = 0.7, 0.15, 0.1
+READING = ("copy", "cloze")
 
 
 class BackbonePretraining(L.LightningModule):
@@ -52,6 +55,9 @@ class BackbonePretraining(L.LightningModule):
         budget_minutes: wall-clock budget; the schedule follows whichever budget is nearer its end.
         informed_start: start from word statistics of the corpus (`informed_init`).
         grow_from: start instead from a smaller RoBERTa, built in or a folder, with the same tokenizer (`growth`).
+        start_from: start instead from a model of the same sizes, built in or a folder, with the same tokenizer.
+        reading: copy stretches of text and answer clozes most of the time (`data/reading.py`): GPT-2 and T5, which can
+            write what they find. Copies come first: whoever cannot copy learns nothing of clozes.
         autocast: matrix products of the training steps in bf16, weights in float32.
     """
 
@@ -75,11 +81,17 @@ class BackbonePretraining(L.LightningModule):
         budget_minutes: float | None = None,
         informed_start: bool = True,
         grow_from: str | None = None,
+        start_from: str | None = None,
+        reading: bool = False,
         autocast: bool = False,
     ) -> None:
         super().__init__()
         if architecture not in ARCHITECTURES:
             raise UserError(f"unknown architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
+        if reading and architecture not in ("gpt2", "t5"):
+            raise UserError(f"--model.reading is for gpt2 and t5, which write: {architecture} does not")
+        if grow_from and start_from:
+            raise UserError("--model.grow_from and --model.start_from are two starts: give one of them")
         self.save_hyperparameters()
         self.architecture = ARCHITECTURES[architecture]
         sizes = Sizes(hidden_size, num_layers, num_heads, intermediate_size, vocab_size, max_positions)
@@ -99,6 +111,15 @@ class BackbonePretraining(L.LightningModule):
     def objective(self) -> str:
         """What the step at hand trains on."""
         progress = self.progress()
+        if self.hparams.reading:
+            # Spread evenly: multiples of the golden ratio.
+            turn = self.global_step * 0.6180339887 % 1
+            copies = max(LEAST_COPIES, MOST_COPIES - 1.5 * progress)
+            if turn >= copies + PLAIN_TEXT:
+                return "cloze"
+            if turn < copies:
+                return "copy"
+            return "causal" if self.hparams.architecture == "gpt2" else "prefix"
         if self.hparams.architecture == "t5":
             if progress >= 1 - self.hparams.prefix_only_share:
                 return "prefix"
@@ -112,16 +133,32 @@ class BackbonePretraining(L.LightningModule):
         return "causal"
 
     def token_loss(self, batch: dict[str, Tensor], objective: str) -> Tensor:
-        """Mean cross entropy in nats over the predicted tokens of `masked`, `causal`, `infill`, `span` or `prefix`."""
+        """Mean cross entropy in nats over the predicted tokens of an objective (see `Architecture`, and `READING`).
+
+        Copies and clozes of GPT-2 count the tokens that are asked for more than the text before them.
+        """
+        weights = batch.get(f"{objective}_weights")
+        if weights is not None:
+            return self._weighted_loss(batch, objective, weights)
         if self.hparams.architecture == "t5" and objective in ("infill", "causal"):
             states, labels = self._t5_encoder_states(batch, objective)
-        elif objective in ("span", "prefix"):
+        elif objective in ("span", "prefix", *READING):
             states, labels = self._seq2seq_states(batch, objective)
         else:
             states, labels = self._states(batch, objective)
         wanted = labels != IGNORED
         logits = self.model.get_submodule(self.architecture.head)(states[wanted])
         return nn.functional.cross_entropy(logits.float(), labels[wanted])
+
+    def _weighted_loss(self, batch: dict[str, Tensor], objective: str, weights: Tensor) -> Tensor:
+        ids, positions, labels = (batch[f"{objective}_{name}"] for name in ("ids", "positions", "labels"))
+        states = self.model.get_submodule(self.architecture.body)(ids, position_ids=positions).last_hidden_state
+        # Pads stand behind the text, where causal attention keeps them from it.
+        labels, weights = labels[:, 1:], weights[:, 1:]
+        wanted = labels != IGNORED
+        logits = self.model.get_submodule(self.architecture.head)(states[:, :-1][wanted])
+        losses = nn.functional.cross_entropy(logits.float(), labels[wanted], reduction="none")
+        return (losses * weights[wanted]).sum() / weights[wanted].sum()
 
     def _states(self, batch: dict[str, Tensor], objective: str) -> tuple[Tensor, Tensor]:
         """States [B, T, H] of the one stack and the labels [B, T] of its positions."""
@@ -150,7 +187,8 @@ class BackbonePretraining(L.LightningModule):
     def _seq2seq_states(self, batch: dict[str, Tensor], objective: str) -> tuple[Tensor, Tensor]:
         """States [B, S, H] of the decoder and the labels [B, S]."""
         names = {"span": ("input_ids", "attention_mask", "labels"),
-                 "prefix": ("prefix_ids", "prefix_mask", "prefix_labels")}  # fmt: skip
+                 "prefix": ("prefix_ids", "prefix_mask", "prefix_labels"),
+                 **{name: (f"{name}_ids", f"{name}_mask", f"{name}_labels") for name in READING}}  # fmt: skip
         ids, mask, labels = (batch[name] for name in names[objective])
         shifted = self.model.prepare_decoder_input_ids_from_labels(labels)
         encoded = self.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -162,8 +200,12 @@ class BackbonePretraining(L.LightningModule):
 
     def on_fit_start(self) -> None:
         # Not `global_step`: Lightning restores that after this hook, so a resumed run would start anew.
+        if self.hparams.reading and not self.trainer.datamodule.hparams.clozes:
+            raise UserError("--model.reading needs questions to answer: give their number with --data.clozes, as 40000")
         if self.steps_done == 0 and self.hparams.grow_from:
             self._grow(self.hparams.grow_from)
+        elif self.steps_done == 0 and self.hparams.start_from:
+            self._start(self.hparams.start_from)
         elif self.steps_done == 0 and self.hparams.informed_start:
             data = self.trainer.datamodule
             informed_init(self.model, self.architecture, data.tokens, [store["tokens"] for store in data.train_stores])
@@ -174,6 +216,13 @@ class BackbonePretraining(L.LightningModule):
             grow(small, self.model)
         except (ValueError, AttributeError) as error:
             raise UserError(f"--model.grow_from {name}: {error}") from error
+
+    def _start(self, name: str) -> None:
+        found = type(self.model).from_pretrained(builtin_backbones().get(name, Path(name)), dtype=torch.float32)
+        try:
+            self.model.load_state_dict(found.state_dict())
+        except RuntimeError as error:
+            raise UserError(f"--model.start_from {name} has other sizes or is of another architecture") from error
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         self.started = time.monotonic()
@@ -197,7 +246,9 @@ class BackbonePretraining(L.LightningModule):
         if not torch.isfinite(loss):
             raise UserError(f"step {self.global_step + 1}: the {objective} loss is NaN or Inf: lower the learning rate")
         mask = batch.get(f"{objective}_mask", batch["attention_mask"])
+        seq2seq = self.hparams.architecture == "t5"
         targets = {"span": "labels", "prefix": "prefix_labels"}.get(objective)
+        targets = f"{objective}_labels" if seq2seq and objective in READING else targets
         written = int((batch[targets] != IGNORED).sum()) if targets else 0
         self.tokens_seen += int(mask.sum()) + written
         self.log(f"train/{objective}_loss", loss, prog_bar=True)
@@ -210,7 +261,7 @@ class BackbonePretraining(L.LightningModule):
         self.trainer.datamodule.batches_trained += 1
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        for objective in self.architecture.objectives:
+        for objective in (*self.architecture.objectives, *(READING if self.hparams.reading else ())):
             self.log(f"held_out/{objective}_loss", self.token_loss(batch, objective), prog_bar=True)
         self.log_dict({"tokens": float(self.tokens_seen), "minutes": self.seconds / 60, "progress": self.progress()})
 

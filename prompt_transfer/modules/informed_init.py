@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prompt_transfer.data.corpus import Tokens
+from prompt_transfer.data.corpus_batches import Tokens
 from prompt_transfer.modules.architectures import Architecture
 
 # Norms beside a normal initialisation with deviation 0.02; found by the held-out loss before the first step.
