@@ -169,3 +169,15 @@ def test_the_summary_figure_shows_every_type(tmp_path: Path) -> None:
     ax = summary_figure(summarize(matrix()))
     assert [label.get_text() for label in ax.get_xticklabels()] == ["all\n(3)", "sentiment\n(2)", "nli\n(1)"]
     plots.save(ax, tmp_path / "s.png")
+
+
+def test_two_targets_of_one_type_have_no_interval_and_no_second_row(capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = ["a", "b"]
+    scores = pd.DataFrame([[0.8, 0.6], [0.5, 0.9]], tasks, tasks)
+    none = pd.DataFrame(index=tasks)
+    show_summary(summarize(Matrix(scores, none, pd.Series(np.nan, tasks), dict.fromkeys(tasks, "t"))))
+    printed = capsys.readouterr().out
+    assert "relative score: mean over pairs (2 targets)" in printed
+    assert "interval" not in printed
+    assert "best source of the same type" not in printed
+    assert [line.split()[0] for line in printed.splitlines()[1:] if line[:1].isalpha()] == ["type", "t"]

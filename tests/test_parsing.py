@@ -12,7 +12,7 @@ import yaml
 from test_cli import error_of, fit
 
 from prompt_transfer.cli import main
-from prompt_transfer.commands.parsing import named
+from prompt_transfer.commands.parsing import named, with_true
 from prompt_transfer.prompts.prompt import Prompt
 
 
@@ -43,7 +43,7 @@ INITS = "ClassLabels, FromPrompt, Normal, Text, Vocabulary"
             "option --model.reparameterization.bottleneck: expected int, not x",
         ),
         ("--model.optimizer Adm", "option --model.optimizer: expected a name that can be imported or null, not Adm"),
-        ("--model.optimizer AdamW --model.optimizer.lrr 3", "--model.optimizer has no option lrr"),
+        ("--model.optimizer AdamW --model.optimizer.lrr 3", "unknown option --model.optimizer.lrr"),
         ("--model.init Normal --model.init.std 0", "error: init Normal: std is 0.0; give a number above 0"),
         ("--model.init Text --model.init.text ''", "error: init Text: the text is empty"),
         ("--model.init FromPrompt --model.init.prompt ''", "error: init FromPrompt: an empty path"),
@@ -97,6 +97,7 @@ def test_nothing_to_evaluate(
     [
         ({"data_task": "["}, "metadata 'data_task' is '['"),
         ({"label_words": "[1]"}, "metadata 'label_words' is '[1]'"),
+        ({"data_task": "", "task": ""}, "odd.safetensors does not say for which task it was trained: name one with"),
         ({"backbone": "--model.trust_remote_code"}, "unknown backbone '--model.trust_remote_code'"),
     ],
 )
@@ -130,3 +131,23 @@ def test_values_without_a_name_stand_anywhere() -> None:
     assert named("--runs", ["--tolerance=0.1", "a"]) == ["--runs", '["a"]', "--tolerance=0.1"]
     assert named("--sources", ["--help"]) == ["--help"]
     assert named("--sources", ["--output"]) == ["--output"]
+
+
+def test_a_flag_alone_is_true() -> None:
+    assert with_true(["--x", "--dry_run", "a"], ["--dry_run"]) == ["--x", "--dry_run=true", "a"]
+    assert with_true(["--dry_run", "false", "a"], ["--dry_run"]) == ["--dry_run=false", "a"]
+    assert with_true(["--dry_run", "True"], ["--dry_run"]) == ["--dry_run=true"]
+    assert with_true(["--dry_run=false", "--dry_run"], ["--dry_run"]) == ["--dry_run=false", "--dry_run=true"]
+    assert named("--sources", ["--overwrite", "a", "--output", "b"], ["--overwrite"]) == [
+        "--sources",
+        '["a"]',
+        "--overwrite=true",
+        "--output",
+        "b",
+    ]
+
+
+def test_usage_shows_what_stands_without_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["prompts", "push", "--help"])
+    assert capsys.readouterr().out.startswith("usage: prompt-transfer prompts push PROMPT... [OPTIONS]")

@@ -21,6 +21,7 @@ from torch import Tensor
 from prompt_transfer.analysis import indicators
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
+from prompt_transfer.commands.parsing import program
 from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.candidates import RecommendStudy
@@ -281,11 +282,11 @@ def test_what_cannot_be_recommended_is_refused(
         ("films", {"by": "size"}, "unknown ranking --by size: choose one of sample_score, "),
         ("films", {"by": "sample_score"}, "--by sample_score cannot be made of what is at hand, only"),
         ("films", {"output": str(prompts / "out")}, "lies in --prompts"),
-        ("films", {"matrix": str(matrix)}, "has no row for films"),
+        ("films", {"matrix": str(matrix)}, "none for films: without --matrix"),
         ("films", {"target": str(wrong)}, "was trained on books, not on films"),
         ("films", {"target": str(long)}, "is 7 x 32, the sources are 4 x 32"),
         ("films", {"target": "own"}, "--target own: give auto, tuned, none, or the file of a prompt"),
-        ("films", {"steps": 0}, "--steps and --sample_seeds must be 1 or more"),
+        ("films", {"steps": 0}, "--steps is 0: give 1 or more"),
         ("films", {"accelerator": "gpu"}, "choose auto, cpu or cuda"),
     ]
     for target, options, words in given:
@@ -324,7 +325,7 @@ def command(tiny_roberta: Path, prompts: Path, tasks: dict[str, str], tmp_path: 
 
 
 def steps(text: str) -> list[list[str]]:
-    return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("  prompt-transfer fit")]
+    return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith(f"  {program()} fit")]
 
 
 SHORT = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]

@@ -97,7 +97,7 @@ def test_mistakes_in_the_file(tmp_path: Path, change: dict[str, Any], message: s
 
 def test_options_of_fit_among_those_of_the_sweep() -> None:
     own, given = split_options(["--config", "x", "--model.seeds", "[0, 1]", "--data.root=d", "--dry_run"])
-    assert own == ["--config", "x", "--dry_run", "true"]
+    assert own == ["--config", "x", "--dry_run=true"]
     assert given == {"model.seeds": [0, 1], "data.root": "d"}
     with pytest.raises(UserError, match=r"--data\.root needs a value"):
         split_options(["--data.root"])
@@ -216,6 +216,29 @@ def test_runs_matrix_and_nothing_twice(tmp_path: Path, small: Path, capfd: pytes
     assert main(command) == 0
     assert "2 of 2 runs are done already" in capfd.readouterr().out
     assert (tmp_path / "out" / "runs" / "seed0" / "prompt.safetensors").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ("{fit: {modle: {prompt_length: 3}}, grid: {data.task: [builtin_movies]}}", "--modle.prompt_length"),
+        ("grid: {data.taks: [builtin_movies]}", "--data.taks: did you mean --data.task"),
+        (
+            "grid: {data.task: [builtin_movies], model.learning_rate: [0.1, much]}",
+            "run builtin_movies-much: option --model.learning_rate: expected float or null, not much",
+        ),
+        ("{fit: {data: {source: builtin}}, grid: {model.prompt_length: [3]}}", "run 3: fit needs --data.task VALUE"),
+    ],
+)
+def test_every_run_is_parsed_before_the_first_one(
+    tmp_path: Path, plan: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plan.yaml").write_text(plan)
+    command = ["sweep", "--config", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out")]
+    for more in ([], ["--dry_run"], ["--dry_run", "true"]):
+        assert main([*command, *more]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_misspelt_task_is_told_before_the_first_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

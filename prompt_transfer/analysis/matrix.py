@@ -117,6 +117,8 @@ def read_matrix(path: str | Path, types: Mapping[str, str] | None = None) -> Mat
     path = Path(path)
     if path.suffix == ".parquet" and path.is_file():
         return _checked(_of_study(path, types), path)
+    if path.is_file() and path.suffix.lower() != ".csv":
+        raise UserError(f"{path} is no matrix: give matrix.csv or results.parquet of a `prompt-transfer transfer`")
     try:
         table = pd.read_csv(path, index_col=0)
         table = table.astype(float)

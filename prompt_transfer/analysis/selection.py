@@ -53,7 +53,7 @@ def quality(
 
     Returns:
         Dicts with target, ranking, seed (number of the sample, None where there is none), statistic,
-        value, n (sources).
+        value (NaN with fewer than two sources: there is nothing to put in order), n (sources).
     """
     names = [name for name in dict.fromkeys(sources) if np.isfinite(transfer.get(name, np.nan))]
     true = np.array([transfer[name] for name in names], dtype=float)
@@ -66,7 +66,7 @@ def quality(
             for seed, value in enumerate(found):
                 number = seed if len(values) > 1 else None
                 row = {"target": target, "ranking": ranking, "seed": number, "statistic": statistic}
-                rows.append(row | {"value": float(value), "n": counted})
+                rows.append(row | {"value": float(value) if counted > 1 else np.nan, "n": counted})
     return rows
 
 

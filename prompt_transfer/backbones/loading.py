@@ -127,7 +127,8 @@ def _explain(name: str, origin: str, error: Exception) -> str:
             reason = "no answer; its cache on this machine does not have it"
         return (
             f"unknown backbone {name!r}{guess}: not a built-in one ({', '.join(builtin_backbones()) or 'none'}), "
-            f"not a folder, and the hub gave: {reason} (without a network give the folder of a downloaded model)"
+            f"not a folder, and the hub gave: {reason} (without a network give the folder of a downloaded model with "
+            "--model.backbone DIR)"
         )
     return f"cannot load the backbone {name}: {reason}"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prompt_transfer import results
-from prompt_transfer.commands.parsing import named, subcommand
+from prompt_transfer.commands.parsing import named, subcommand, with_true
 from prompt_transfer.tracking.options import WandbOptions
 
 WANDB = WandbOptions()
@@ -107,7 +107,7 @@ POSITIONAL = {"convergence": "--runs", "projection": "--projectors"}
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer analyze`."""
     if arguments[:1] == ["dashboard"]:
-        arguments = ["--dry_run=true" if argument == "--dry_run" else argument for argument in arguments]
+        arguments = with_true(arguments, ["--dry_run"])
     # One file reads best without its option's name.
     if arguments[:1] == ["matrix"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments = ["matrix", "--file", *arguments[1:]]
@@ -119,4 +119,4 @@ def run(command: str, arguments: list[str]) -> None:
         from prompt_transfer.commands.projection import projection
 
         table["projection"] = projection
-    subcommand(command, table, arguments)
+    subcommand(command, table, arguments, {"convergence": "RUN...", "projection": "PROJECTOR...", "matrix": "FILE"})

@@ -102,6 +102,8 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
         if facts.get(key):
             first += [f"--model.{key}={facts[key]}"]
     tasks = _stored(prompt, "data_task", list) or [task for task in facts.get("task", "").split(",") if task]
+    if not tasks and not any(value_of(arguments, option) for option in ("--data.task", "--config", "-c", "--data")):
+        raise UserError(f"{path} does not say for which task it was trained: name one with --data.task")
     if tasks:
         first += ["--data.task", tasks[0] if len(tasks) == 1 else json.dumps(tasks)]
     for key in ("label_words", "max_length", "seed"):

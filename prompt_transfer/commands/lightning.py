@@ -224,10 +224,14 @@ class Command(LightningCLI):
     def _set_seed(self) -> None:
         # Lightning prints the seed; it stands in config.yaml.
         logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+        self.check_seed()
+        super()._set_seed()
+
+    def check_seed(self) -> None:
+        """A UserError where the seed is none."""
         seed = self.config.seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise UserError(f"--seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
-        super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         """Facts that one option takes from another."""
@@ -239,6 +243,8 @@ class Command(LightningCLI):
         steps, interval = trainer.max_steps, trainer.val_check_interval
         if self.verb == "fit" and (steps == 0 or trainer.max_epochs == 0):
             raise UserError("a run of no steps trains nothing: give --trainer.max_steps 1 or more")
+        if steps < -1:
+            raise UserError(f"--trainer.max_steps is {steps}: give the steps of the run (-1: as many as it takes)")
         if interval is not None and interval <= 0:
             raise UserError(f"--trainer.val_check_interval is {interval}: give the steps between two evaluations")
         if self.config.logger not in LOGGERS:

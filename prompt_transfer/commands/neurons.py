@@ -58,7 +58,8 @@ def capture(
         paths = study(options)
     if paths:
         print(f"neurons of {len(paths)} prompts")
-        more = "compare" if len(paths) > 1 else f"mask --backbone {backbone} --tasks TASKS"
+        # A comparison correlates over pairs of prompts, and two prompts are one pair.
+        more = "compare" if len(paths) > 2 else f"mask --backbone {backbone} --tasks TASKS"
         print(f"next: {program()} neurons {more} --prompts {prompts} --neurons {output} --output DIR")
         print(output)
 

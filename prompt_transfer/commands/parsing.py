@@ -8,12 +8,19 @@ import re
 import shutil
 import sys
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from prompt_transfer.commands.table import listing
 from prompt_transfer.errors import UserError
+
+# How jsonargparse says that there is no such option: on the command line, and in a file at its top and further in.
+UNKNOWN = (
+    r"(?:unrecognized arguments: |^unknown option )--([\w.+-]+)",
+    r"^Option '([\w.]+)' is not accepted",
+    r"^Group '([\w.]+)' does not accept option '([\w.]+)'",
+)
 
 
 def one_line(error: BaseException, command: str, options: Sequence[str] = ()) -> UserError:
@@ -25,8 +32,12 @@ def one_line(error: BaseException, command: str, options: Sequence[str] = ()) ->
         options: those of the command, to guess what a misspelt one was to be.
     """
     message = _reason(str(error)) or type(error).__name__
-    if unknown := re.search(r"unrecognized arguments: (--[\w.+-]+)", message):
-        message = f"unknown option {unknown[1]}{_meant(unknown[1], options)}"
+    if missing := re.search(r"^the following arguments are required: (.+)", message):
+        # Lightning's options have dots in their names and come as a person writes them but for the dashes.
+        message = f"{command} needs {' and '.join(f'--{name} VALUE' for name in missing[1].split(', '))}"
+    if unknown := next(filter(None, (re.search(pattern, message) for pattern in UNKNOWN)), None):
+        option = "--" + ".".join(unknown.groups())
+        message = f"unknown option {option}{_meant(option, options)}"
     return UserError(f"{message[:400]} (see prompt-transfer {command} --help)")
 
 
@@ -35,9 +46,14 @@ def options_of(parser: ArgumentParser) -> list[str]:
     return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
 
 
+# What other programs call it.
+CALLED_ELSEWHERE = {"lr": "learning_rate", "epochs": "max_epochs", "steps": "max_steps", "dataset": "task"}
+
+
 def _meant(option: str, known: Sequence[str]) -> str:
     """`: did you mean ...?` with the options that look like one, as a whole or in their last part."""
     last = option.rpartition(".")[2].lstrip("-")
+    last = CALLED_ELSEWHERE.get(last, last)
     ends = {name: name.rpartition(".")[2].lstrip("-") for name in known if not name.endswith("+")}
     alike = difflib.get_close_matches(last, set(ends.values()), n=2)
     close = [*difflib.get_close_matches(option, ends, n=1, cutoff=0.8), *(n for n in ends if ends[n] in alike)]
@@ -57,8 +73,8 @@ def _reason(text: str) -> str:
     if missing := re.search(r"the following arguments are required: (.+)", text):
         first = missing[1].split(",")[0]
         return f"{name} needs {missing[1]}: give --{option}.{first} VALUE"
-    if extra := re.search(r"Option '(\w+)' is not accepted", text):
-        return f"{name} has no option {extra[1]}"
+    if extra := re.search(r"Option '([\w.]+)' is not accepted", text):
+        return f"{name} has no option {extra[1]}" if kind else f"unknown option --{option}.{extra[1]}"
     if option in ("model.init", "model.reparameterization", "model.projector") and len(keys) == 1:
         given = re.search(r"Given value: (\w+)$", text, re.MULTILINE)
         what = f"cannot make --{option} {given[1]}" if given else f"--{option} comes before its options"
@@ -109,8 +125,14 @@ def description(function: Callable[..., Any]) -> str:
     return f"{head.rstrip('.')}. {' '.join(rest.split())}".strip() if rest else head
 
 
-def call(function: Callable[..., Any], command: str, arguments: Sequence[str]) -> Any:
+def call(function: Callable[..., Any], command: str, arguments: Sequence[str], unnamed: str | None = None) -> Any:
     """Call a typed function with command-line arguments; what it leaves goes to W&B with `--logger wandb`.
+
+    Args:
+        function: what the arguments are for.
+        command: its name for a user.
+        arguments: those of the command line.
+        unnamed: an option whose value people give without its name (`PROMPT...`), for the usage.
 
     Raises:
         UserError: an argument is unknown, missing or of the wrong type.
@@ -124,6 +146,8 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str]) -
         prog=f"prompt-transfer {command}", description=description(function), exit_on_error=False
     )
     parser.add_function_arguments(function, fail_untyped=True)
+    if unnamed is not None:
+        parser.usage = f"prompt-transfer {command} {unnamed} [OPTIONS]"
     if command in STUDIES:
         parser.add_argument("--logger", type=Literal["none", "wandb"], default="none", help="where else results go")
         parser.add_class_arguments(WandbOptions, "wandb")
@@ -148,16 +172,28 @@ def named(option: str, arguments: Sequence[str], flags: Sequence[str] = ()) -> l
         arguments: of a subcommand.
         flags: options that need no value: alone they mean true.
     """
-    values, rest, left = [], [], iter(arguments)
+    values, rest, left = [], [], iter(with_true(arguments, flags))
     for argument in left:
-        if argument in flags:
-            rest.append(f"{argument}=true")
-        elif not argument.startswith("-"):
+        if not argument.startswith("-"):
             values.append(argument)
         else:
             takes_value = "=" not in argument and argument not in ("-h", "--help")
             rest += [argument, *([value] if takes_value and (value := next(left, None)) is not None else [])]
     return [option, json.dumps(values), *rest] if values else rest
+
+
+def with_true(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """The arguments with `true` for each of `flags` that has no value of its own."""
+    found: list[str] = []
+    for position, argument in enumerate(arguments):
+        value = arguments[position + 1].lower() if position + 1 < len(arguments) else ""
+        if found and found[-1] in flags:
+            found[-1] += f"={argument.lower()}"
+        elif argument in flags and value not in ("true", "false"):
+            found.append(f"{argument}=true")
+        else:
+            found.append(argument)
+    return found
 
 
 def value_of(arguments: Sequence[str], option: str) -> str | None:
@@ -184,12 +220,17 @@ def hint(name: str, known: Iterable[str]) -> str:
     return (f"did you mean {close[0]!r}? " if close else "") + f"there are {', '.join(known)}"
 
 
-def subcommand(command: str, table: dict[str, Callable[..., Any]], arguments: list[str]) -> Any:
-    """Call one of several functions, chosen by the first argument."""
+def subcommand(
+    command: str,
+    table: dict[str, Callable[..., Any]],
+    arguments: list[str],
+    unnamed: Mapping[str, str] | None = None,
+) -> Any:
+    """Call one of several functions, chosen by the first argument; `unnamed` says what stands without an option."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: prompt-transfer {command} SUBCOMMAND [OPTIONS]\n")
         print(*listing({name: (one.__doc__ or "").strip().splitlines()[0] for name, one in table.items()}), sep="\n")
         return None
     if arguments[0] not in table:
         raise UserError(f"unknown subcommand {command} {arguments[0]!r}: {hint(arguments[0], table)}")
-    return call(table[arguments[0]], f"{command} {arguments[0]}", arguments[1:])
+    return call(table[arguments[0]], f"{command} {arguments[0]}", arguments[1:], (unnamed or {}).get(arguments[0]))

@@ -40,6 +40,12 @@ def list_prompts(folder: str = "runs") -> None:
             print(f"not a prompt: {' '.join(row['error'].split())}")
 
 
+# What a person gives without an option's name.
+UNNAMED = {
+    **{"list": "[FOLDER]", "inspect": "PROMPT", "import": "SOURCE...", "add": "PROMPT...", "scale": "PROMPT"},
+    **{"mean": "PROMPT...", "transplant": "PROMPT", "project": "PROMPT...", "export": "PROMPT", "push": "PROMPT..."},
+    "pull": "USER/NAME",
+}
 LONG = re.compile(r"\b\d\.\d{6,}\b")
 LIST_COLUMNS = ("path", "task", "backbone", "rows", "mode", "kind", "score", "seed")
 
@@ -54,13 +60,18 @@ def _short(row: dict[str, Any], folder: str) -> dict[str, Any]:
         # A run's folder stands for the prompt in it, here and in --prompt.
         "path": str(path.parent if path.name == "prompt.safetensors" and path.parent.name else path),
         "task": row["task"],
-        "backbone": Path(row["backbone"]).name,
+        "backbone": _backbone(row["backbone"]),
         "rows": int(row["prompt_length"]),
         "kind": " ".join(filter(None, [row.get("source"), _marks(row)])),
         "mode": f"{row['layout']} {row['attention']}".strip(),
         "score": f"{row['metric']} {number}".strip() if number else "",
         "seed": row["seed"],
     }
+
+
+def _backbone(name: str) -> str:
+    """A folder as seen from here: its last part alone may be that of another one too."""
+    return name.removeprefix(f"{Path.cwd()}/")
 
 
 def _values(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +102,8 @@ def inspect(prompt: str, nearest: int = 0) -> None:
     facts |= facts.pop("metadata")
     rows = [{"key": key, "value": value} for key, value in facts.items()]
     # Scores are those of float32 numbers: people need no more than four digits of them.
-    short = [row | {"value": LONG.sub(lambda found: f"{float(found[0]):.4f}", str(row["value"]))} for row in rows]
+    said = [(row, "-" if row["value"] in ("", None) else str(row["value"])) for row in rows]
+    short = [row | {"value": LONG.sub(lambda found: f"{float(found[0]):.4f}", text)} for row, text in said]
     results.show([row if isinstance(row["value"], float) else other for row, other in zip(rows, short, strict=True)],
                  data=rows)  # fmt: skip
     if nearest:
@@ -125,7 +137,7 @@ def import_prompts(sources: list[str], output: str, overwrite: bool = False) -> 
             continue
         facts, (length, width) = outcome.prompt.metadata, outcome.prompt.embeddings.shape
         shown = {key: facts.get(key, "") for key in ("task", "layout")}
-        sized = {"backbone": Path(facts["backbone"]).name, "rows": length, "width": width}
+        sized = {"backbone": _backbone(facts["backbone"]), "rows": length, "width": width}
         rows.append({"name": outcome.name, **shown, **sized, "kind": _marks(facts)})
         twin = same.setdefault(outcome.prompt.embeddings.numpy().tobytes(), outcome.name)
         if facts.get("peft_second_half") == "different":
@@ -172,4 +184,4 @@ def run(command: str, arguments: list[str]) -> None:
         from prompt_transfer.commands.recommend import recommend
 
         table["recommend"] = recommend
-    subcommand(command, table, arguments)
+    subcommand(command, table, arguments, UNNAMED)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from prompt_transfer import results
 from prompt_transfer.analysis.selection import RANDOM_ORDER
 from prompt_transfer.commands.lightning import absolute, quiet, show_warning
-from prompt_transfer.commands.parsing import words_of
+from prompt_transfer.commands.parsing import program, words_of
 from prompt_transfer.data.readers import data_root
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import alone
@@ -173,6 +173,8 @@ def _fit(study: RecommendStudy, like: Prompt, tasks: Sequence[str], start: str |
     options = {
         "--model.backbone": study.backbone,
         "--model.prompt_length": facts["prompt_length"],
+        "--model.learning_rate": facts.get("learning_rate", ""),
+        "--model.dtype": "" if facts.get("dtype") == "float32" else facts.get("dtype", ""),
         "--model.layout": facts.get("layout", ""),
         "--model.attention": facts.get("attention", ""),
         "--data.task": tasks[0] if len(tasks) == 1 else json.dumps(list(tasks)),
@@ -183,4 +185,4 @@ def _fit(study: RecommendStudy, like: Prompt, tasks: Sequence[str], start: str |
         "--output": output,
     }
     known = [part for option, value in options.items() if value not in ("", UNKNOWN) for part in (option, value)]
-    return f"  {shlex.join(['prompt-transfer', 'fit', *known])}"
+    return f"  {shlex.join([program(), 'fit', *known])}"

@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from prompt_transfer import results
-from prompt_transfer.commands.parsing import call
+from prompt_transfer.commands.parsing import call, with_true
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import alone, check_writable_dir, write_text_atomic
 from prompt_transfer.provenance import write_provenance
@@ -83,6 +83,9 @@ def _sweep(
     # A misspelt one is told now, and not when its turn comes.
     for task in dict.fromkeys(name for run in plan.runs for name in _tasks(run.options.get("data.task"))):
         get_task(task)
+    from prompt_transfer.commands.checking import check_runs  # heavy, and the plan is sound by now
+
+    check_runs(plan.runs)
     if dry_run:
         results.show([{"run": run.name, **run.values} for run in plan.runs], title=f"{len(plan.runs)} runs of fit")
         for command in plan.then:
@@ -178,10 +181,10 @@ def _gpus() -> int:
 def split_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     """Arguments of the sweep itself, and the options of `fit` among them by dotted name."""
     own, given = [], {}
-    rest = iter(arguments)
+    rest = iter(with_true(arguments, ["--dry_run"]))
     for argument in rest:
         if not argument.startswith(GROUPS):
-            own += [argument, "true"] if argument == "--dry_run" else [argument]
+            own.append(argument)
             continue
         name, equals, value = argument.partition("=")
         if not equals:

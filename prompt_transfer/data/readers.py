@@ -121,7 +121,8 @@ def read_table(path: Path, wanted: list[str]) -> RawSplit:
     except UserError:
         raise
     except Exception as error:  # pyarrow, pandas and the decoders share no base class
-        raise UserError(f"cannot read {path}: {_one_line(error)}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else _one_line(error)
+        raise UserError(f"cannot read {path}: {reason}") from error
     return RawSplit(frame, columns, str(path))
 
 

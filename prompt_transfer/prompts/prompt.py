@@ -181,10 +181,12 @@ class Prompt:
                 f"What to do: {'; '.join(remedies)}"
             )
         if not known:
+            stated = self._value("backbone", "")
+            what = "which backbone it was trained on"
+            what = f"exactly {what} ({stated})" if stated else what
             warnings.warn(
-                f"{self._name()} does not say exactly which backbone it was trained on ({trained_on}); "
-                f"its width {width} and its family fit {backbone.id}, more cannot be checked",
-                stacklevel=2,
+                f"{self._name()} does not say {what}; its width {width} fits {backbone.id}, more cannot be checked",
+                stacklevel=1,  # one place, so that it is said once however often a prompt is checked
             )
 
     def _name(self) -> str:

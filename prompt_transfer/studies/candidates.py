@@ -68,8 +68,9 @@ class RecommendStudy:
         self.sample_seeds = self.sample_seeds or (SEEDS_OF_A_JUDGEMENT if self.matrix else 1)
         check_accelerator(self.accelerator)
         self.data.check()
-        if self.steps < 1 or self.sample < 0 or self.sample_seeds < 1 or self.seed < 0:
-            raise UserError("--steps and --sample_seeds must be 1 or more, --sample and --seed 0 or more")
+        for name, least in (("steps", 1), ("sample_seeds", 1), ("sample", 0), ("seed", 0)):
+            if (given := getattr(self, name)) < least:
+                raise UserError(f"--{name} is {given}: give {least} or more")
         if not self.tasks:
             raise UserError("--task needs a target task")
         if self.target not in ("auto", "tuned", "none") and len(self.tasks) > 1:
@@ -101,7 +102,10 @@ class Sources:
             raise UserError("--task names a target task twice")
         self.matrix = None if study.matrix is None else read_matrix(study.matrix)
         if self.matrix is not None and not set(self.targets) & set(self.matrix.index):
-            raise UserError(f"{study.matrix} has no row for {', '.join(self.targets)}: nothing can be judged by it")
+            raise UserError(
+                f"{study.matrix} has rows for {', '.join(map(str, self.matrix.index))}, none for "
+                f"{', '.join(self.targets)}: without --matrix the sources are ranked, but no ranking is judged"
+            )
         self.policy = agreed(named, "label_words_policy")
         self.words = study.data.label_words or agreed(named, "data_label_words") or "default"
         prove_writable_dir(study.output)

@@ -145,9 +145,11 @@ def _scores(matrix: pd.DataFrame, tasks: list[str], path: str | Path) -> tuple[n
     """The matrix for these tasks, NaN where it has no such row or column."""
     shared = [task for task in tasks if task in matrix.index and task in matrix.columns]
     if len(shared) < MIN_TASKS:
+        there = [str(task) for task in matrix.index if task in matrix.columns]
         raise UserError(
-            f"{path} and the prompts have {len(shared)} tasks in common ({', '.join(shared) or 'none'}); "
-            f"{MIN_TASKS} or more are needed"
+            f"{path} has scores between {', '.join(there[:15]) or 'no tasks'}, the prompts are of "
+            f"{', '.join(tasks[:15])}: {len(shared)} in common, {MIN_TASKS} or more are needed; make a matrix of these "
+            "prompts with `prompt-transfer transfer`"
         )
     absent = [task for task in tasks if task not in shared]
     notes = [f"not in the transfer matrix: {', '.join(absent)}"] if absent else []
@@ -224,7 +226,9 @@ def _print(folder: Path, table: pd.DataFrame, prompts: PromptSet, notes: list[st
     for name in value[by].sort_values(ascending=False, na_position="last").index:
         found: Any = spread.loc[(name, by), ["low", "high", "p_value"]]
         low, high, p_value = found
-        row = {"indicator": name, _SHORT[by]: value.loc[name, by], "95 %": results.interval(low, high, 2), "p": p_value}
+        mark = " *" if INDICATORS[name].group == "confounder" else ""
+        row = {"indicator": f"{name}{mark}", _SHORT[by]: value.loc[name, by]}
+        row |= {"95 %": results.interval(low, high, 2), "p": p_value}
         row |= {short: value.loc[name, label] for label, short in _SHORT.items() if label in value and label != by}
         rows.append(row)
     tasks, backbone = len(set(prompts.tasks)), prompts.prompts[0].metadata.get("backbone", UNKNOWN)
@@ -232,6 +236,8 @@ def _print(folder: Path, table: pd.DataFrame, prompts: PromptSet, notes: list[st
     title = f"{len(prompts.names)} prompts of {tasks} tasks on {backbone}, by {ranked}"
     everything: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
     results.show(rows, title, data=everything, spare=("neighbour", "nDCG", "pooled"))
+    print("* knows nothing of what prompts do: what an indicator has to beat")
+    print("; ".join(_MEANING[short] for label, short in _SHORT.items() if label in value))
     for note in notes:
         print(f"note: {note}")
     print(f"tables and figures in {folder}")
@@ -244,4 +250,12 @@ _SHORT = {
     "regret_at_1": "Regret@1",
     "same_type_auc": "AUC",
     "nearest_neighbour": "neighbour",
+}
+_MEANING = {
+    "per target": "per target: rank correlation with transfer, mean over targets",
+    "pooled": "pooled: the same over all pairs",
+    "nDCG": "nDCG: of the sources in the indicator's order",
+    "Regret@1": "Regret@1: what its first choice loses",
+    "AUC": "AUC: whether pairs of one type come first",
+    "neighbour": "neighbour: share of tasks whose nearest one is of their type",
 }

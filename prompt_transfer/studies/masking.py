@@ -82,7 +82,7 @@ class MaskStudy:
             if not values or not set(values) <= set(allowed):
                 raise UserError(f"--{name} is {', '.join(values) or 'empty'}: choose of {', '.join(allowed)}")
         if not self.ratios or not all(0 < ratio <= 1 for ratio in self.ratios):
-            raise UserError("--ratios are shares of neurons above 0, up to 1")
+            raise UserError(f"--ratios is {self.ratios}: give shares of neurons above 0, up to 1")
         if not self.tasks:
             raise UserError("--tasks needs target tasks")
         if self.sources < 1 or self.random_seeds < 1 or self.noise <= 0:

@@ -63,11 +63,18 @@ def show_summary(summary: pd.DataFrame) -> None:
         for row in table[table["kind"] != best].to_dict("records"):
             ends = "" if pd.isna(row["low"]) else f" [{row['low']:.2f},{results.FIXED}{row['high']:.2f}]"
             rows.setdefault(row["type"], {"type": row["type"]})[row["kind"]] = f"{row['mean']:.3f}{ends}"
+        if len(rows) == 2 and len({tuple(list(row.values())[1:]) for row in rows.values()}) == 1:
+            # One type: all targets are those of it.
+            rows.pop("all", None)
         chosen = "" if targets == "all" else ", targets that were learned"
-        title = f"{str(measure).replace('_', '-')} score{chosen}: mean over pairs, 95 % interval over targets"
+        few = f" ({table['n_targets'].max()} targets)"
+        interval = ", 95 % interval over targets" if table["low"].notna().any() else few
+        title = f"{str(measure).replace('_', '-')} score{chosen}: mean over pairs{interval}"
         columns = ["type", *[kind for kind in dict.fromkeys(table["kind"]) if kind != best]]
         # The mean of the kinds of random prompts says most of them.
         spare = [column for column in columns if column.startswith("random_")]
         results.show(list(rows.values()), title, columns, everything, spare)
+        if "different" not in set(table["kind"]):
+            continue  # where all sources are of one type, the best one is too
         for row in table[(table["kind"] == best) & (table["type"] == "all")].to_dict("records"):
             print(f"{best} for {round(row['mean'] * row['n_targets'])} of {row['n_targets']} targets")

@@ -170,7 +170,8 @@ def _choose(rankings: dict[str, NDArray[np.float64]], by: str | None) -> str:
     for name in PREFERRED:
         if name in rankings and any(len(np.unique(row[np.isfinite(row)])) > 1 for row in rankings[name][:, 0]):
             return name
-    return next(iter(rankings))
+    # None does, as with a single source.
+    return next(name for name in (*PREFERRED, *rankings) if name in rankings)
 
 
 def _table(sources: Sources, rankings: dict[str, NDArray[np.float64]]) -> pd.DataFrame:
@@ -199,7 +200,12 @@ def _judged(sources: Sources, rankings: dict[str, NDArray[np.float64]], notes: l
         names = [sources.sources[number] for number in kept]
         if absent := sorted({name for name in names if not np.isfinite(true.get(name, np.nan))}):
             notes.append(f"not judged for {target}, for want of a score in the matrix: {', '.join(absent)}")
+        if sum(bool(np.isfinite(true.get(name, np.nan))) for name in set(names)) < 2:
+            notes.append(f"{target} is not judged: an order needs two sources with a score in the matrix")
+            continue
         rows += quality(target, mine, names, true)
+    if not rows:
+        return pd.DataFrame()
     results.write(pd.DataFrame(rows).astype({"seed": "Int64"}), sources.folder / "judgements.csv")
     means = summarize(rows)
     results.write(means, sources.folder / "quality.csv")
