@@ -6,6 +6,7 @@ The names below load on first use, so that `import prompt_transfer` (and `prompt
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,7 +48,14 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    except ImportError as error:
+        # So Python calls a folder of plain files that it took for a library.
+        folder = Path(f"{error.name}").absolute()
+        if "(unknown location)" not in str(error) or not folder.is_dir():
+            raise
+        raise ImportError(f"Python takes the folder {folder} for the library {error.name}: rename it") from error
     globals()[name] = value
     return value
 

@@ -6,6 +6,7 @@ import ast
 import configparser
 import importlib
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -188,3 +189,16 @@ def test_development_tools_are_pinned() -> None:
         tools = _requirements(_setup()["options.extras_require"][extra])
         assert tools
         assert all(re.fullmatch(r"==[\w.]+", pin) for pin in tools.values())
+
+
+def test_a_folder_taken_for_a_library_is_named(tmp_path: Path) -> None:
+    (tmp_path / "adapters").mkdir()
+    # A library that finds the folder in place of the one that it looks for, as transformers does with PEFT.
+    (tmp_path / "transformers.py").write_text("from adapters import Adapter\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-c", "import prompt_transfer; prompt_transfer.FrozenBackbone"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == f"ImportError: Python takes the folder {tmp_path / 'adapters'} for the library adapters: rename it"

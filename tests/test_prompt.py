@@ -251,7 +251,7 @@ def test_an_unknown_fingerprint_warns_and_still_needs_width_and_family():
     assert "4 wide" in error_of(prompt.check, backbone(hidden_size=8))
     assert "family" in error_of(prompt.check, backbone(family="bert"))
     assert "layout" in error_of(prompt.check, backbone(), "mask_first")
-    with pytest.warns(UserWarning, match="another backbone"):
+    with pytest.warns(UserWarning, match="does not say which backbone"):
         Prompt(torch.zeros(1, 4)).check(backbone(), "prefix", "full")
 
 

@@ -151,7 +151,8 @@ def _train(executor: Executor, runs: list[Run], states: list[State], folder: Pat
         finished += 1
         rest = (time.monotonic() - started) / finished * (len(left) - finished)
         what = state.status if not state.error else f"{state.status}: {state.error}"
-        about = f", about {rest / 60:.0f} min left" if finished < len(left) else ""
+        minutes = f"about {rest / 60:.0f} min" if rest >= 60 else "less than a minute"
+        about = f", {minutes} left" if finished < len(left) else ""
         print(f"[{finished}/{len(left)}] {run.name}: {what}, {state.seconds:.0f} s{about}", flush=True)
         results.write(pd.DataFrame(overview(runs, states)), folder / "sweep.csv")
 
