@@ -47,7 +47,7 @@ INITS = "ClassLabels, FromPrompt, Normal, Text, Vocabulary"
         ("--model.init Normal --model.init.std 0", "error: init Normal: std is 0.0; give a number above 0"),
         ("--model.init Text --model.init.text ''", "error: init Text: the text is empty"),
         ("--model.init FromPrompt --model.init.prompt ''", "error: init FromPrompt: an empty path"),
-        ("--data.limit_train 1", "the 1 training rows that --data.limit_train leaves are of one class"),
+        ("--data.limit_train 1", "the 1 training rows that are left are of one class"),
         ("--early_stopping 0", "--early_stopping must be 1 evaluation or more"),
         ("--seed_everything -1", "--seed_everything is -1: give a number from 0"),
         ("--data.task a,b", "several tasks are a list: --data.task '[a,b]'"),

@@ -37,14 +37,16 @@ def transfer_heatmap(matrix: Matrix, clustered: bool = False, ax: Axes | None = 
     baseline = matrix.baseline.rename("majority").to_frame().dropna(axis=1, how="all")
     whole = pd.concat([scores[columns], matrix.random, baseline], axis=1).loc[rows]
     if ax is None:
-        size = (2.6 + 0.42 * whole.shape[1], 1.6 + 0.36 * whole.shape[0])
+        # Room for names that stand aslant below the columns.
+        longest = max(len(str(name)) for name in whole.columns)
+        size = (2.6 + 0.42 * whole.shape[1], 0.9 + 0.36 * whole.shape[0] + max(0.7, 0.06 * longest))
         _, ax = plt.subplots(figsize=size, layout="constrained")
     colours = matrix.measured(whole, "relative")
     labels = (whole * 100).map(lambda value: "" if pd.isna(value) else f"{value:.0f}")
     ax.set_facecolor("0.9")
     sns.heatmap(
         colours, annot=labels, fmt="", vmin=0, vmax=1.2, cmap="YlGnBu", ax=ax, linewidths=0.5,
-        annot_kws={"fontsize": 7}, cbar_kws={"shrink": 0.8},
+        annot_kws={"fontsize": 7}, cbar_kws={"shrink": 0.8}, cbar=bool(colours.notna().to_numpy().any()),
     )  # fmt: skip
     # Where a target has no prompt of its own there is no colour, but still a score.
     for row, column in zip(*np.nonzero(colours.isna().to_numpy()), strict=True):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+from prompt_transfer import results
 from prompt_transfer.commands.lightning import quiet, show_warning
 from prompt_transfer.commands.parsing import program, subcommand, words_of
 from prompt_transfer.files import alone
@@ -159,8 +160,9 @@ def skill(
         backbone, prompts, output, words_of(tasks), data, attention, layout, dtype, label_words_policy, accelerator
     )
     with alone(output):
-        print(f"predictivity behind {len(probing.skill(study))} prompts")
-    print(output)
+        best = probing.best_neurons(probing.skill(study), output)
+    results.show(best, "the neuron of each prompt that tells most by itself, accuracy on development rows")
+    print(f"predictivity of all neurons in {output}")
 
 
 def probe(

@@ -70,6 +70,7 @@ class Pretrain(LightningCLI):
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer pretrain`."""
     quiet()
+    arguments = [_one_file(before, argument) for before, argument in zip(["", *arguments], arguments, strict=False)]
     with told_in_one_line(command):
         cli = Pretrain(
             BackbonePretraining,
@@ -95,6 +96,11 @@ def run(command: str, arguments: list[str]) -> None:
         finish(cli.model, cli.datamodule, folder)
         last.unlink(missing_ok=True)
     print(folder)
+
+
+def _one_file(before: str, value: str) -> str:
+    """`--data.files FILE` means all of one file."""
+    return json.dumps({value: [1, None]}) if before == "--data.files" and Path(value).is_file() else value
 
 
 def finish(model: BackbonePretraining, data: CorpusDataModule, folder: Path) -> None:
@@ -172,14 +178,16 @@ def card(name: str, facts: dict[str, Any]) -> str:
         for objective, what in READ.items()
         if objective in facts["held_out_losses"]
     )
-    config = f"pretrain_{name.replace('-', '_')}{'_reading' if recipe.get('reading') else ''}"
+    count, minutes = facts["parameters"], facts["minutes"]
+    size = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
+    time = f"{minutes:g} minutes" if minutes else "less than a minute"
     threads = f"{facts['threads']} thread" + ("s" if facts["threads"] > 1 else "")
     return f"""# {name}
 
-A {kind} of {facts["parameters"] / 1e6:.1f} M parameters for trying things offline: {layers}, hidden
+A {kind} of {size} parameters for trying things offline: {layers}, hidden
 {shape["hidden_size"]}, {shape["num_heads"]} heads, FFN {shape["intermediate_size"]}, {pieces} of {recipe["vocab_size"]}
-lower-cased tokens, {recipe["max_positions"]} positions; weights stored in bf16. Pretrained by this project:
-`prompt-transfer pretrain --config experiment/{config}.yaml`.
+lower-cased tokens, {recipe["max_positions"]} positions; weights stored in bf16. Pretrained by
+`prompt-transfer pretrain`; `pretraining.yaml` has all options.
 
 | held-out loss, nats a {unit} | |
 |---|---|
@@ -187,13 +195,12 @@ lower-cased tokens, {recipe["max_positions"]} positions; weights stored in bf16.
 | word frequencies (uni-gram) | {facts["unigram_loss"]:.2f} |
 | the same architecture with random weights | {facts["random_weights_loss"]:.2f} |
 {losses}
-{facts["steps"]:,} steps, {facts["tokens"]:,} tokens, {facts["minutes"]:g} minutes on {threads}. {start}
+{facts["steps"]:,} steps, {facts["tokens"]:,} tokens, {time} on {threads}. {start}
 Sequences begin at sentences and have several lengths.
 
 | text | share of sequences |
 |---|---|
 {data}
 
-English only. Far too small for anything but development, teaching and tests. It has read film reviews and old books and
-says what they say.
+Far too small for anything but development, teaching and tests: it says what it has read.
 """

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
@@ -313,13 +314,18 @@ def _report(fit: Fit, folder: Path) -> None:
     if fit.tracker is not None:
         finish_fit(fit.tracker, rows, folder, folder / CONVERGENCE_FILE)
     which = [*(("seed", "learning_rate") if len(files) > 1 else ()), *(("held_out",) if data.held_out else ())]
-    columns = ("task", *which, "split", "metric", "value", "majority", "n", "best_step")
+    columns = ("task", *which, "split", "metric", "value", *baselines_of(rows), "n", "best_step")
     results.show(rows, columns=columns, common=("task", "split"))
     if isinstance(model, PromptTuning):
         print(f"next: {program()} test --prompt {folder / PROMPT_FILE}")
     else:
         print(f"next: {program()} prompts project PROMPT --projector {folder / PROJECTOR_FILE} --output FILE")
     print(folder)
+
+
+def baselines_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns of the baselines that some row has."""
+    return [name for name in ("majority", "lead") if any(row.get(name) is not None for row in rows)]
 
 
 def _rows(
@@ -340,7 +346,9 @@ def _rows(
                 "split": f"validation ({data.data[index].origin['validation']})",
                 "metric": task.metric,
                 "value": scores.get(task.metric if len(model.tasks) == 1 else f"{task.name}/{task.metric}"),
+                # What needs no model: the commonest class, or the first words of each text.
                 "majority": None if task.is_generation else trivial_score(data, "validation", index),
+                **({"lead": trivial_score(data, "validation", index)} if task.is_generation else {}),
                 "n": len(data.selection.rows("validation", index)),
                 "best_step": int(facts["steps"]),
                 "prompt": str(path),

@@ -80,6 +80,9 @@ class CorpusDataModule(L.LightningDataModule):
         super().__init__()
         if tokenizer not in KINDS:
             raise UserError(f"unknown --data.tokenizer {tokenizer!r}: choose one of {', '.join(KINDS)}")
+        for file, (weight, _) in files.items():
+            if not weight or weight < 0:
+                raise UserError(f"--data.files: the weight of {file} is {weight}: give a number above 0")
         self.save_hyperparameters()
         # One folder whether a number was written 60 or 60.0.
         numbers = {file: [None if value is None else float(value) for value in row] for file, row in files.items()}
@@ -105,6 +108,9 @@ class CorpusDataModule(L.LightningDataModule):
         tokenizer.save_pretrained(self.folder / "tokenizer")
         held_out: list[str] = []
         counts = [max(1, int(len(part) * self.hparams.held_out)) for part in texts.values()]
+        for (file, part), count in zip(texts.items(), counts, strict=True):
+            if len(part) <= count:
+                raise UserError(f"{file} has {len(part)} texts, too few to train on and to hold {count} out")
         if self.hparams.clozes:
             self._write_clozes(tokenizer, list(texts.values()), counts)
         for index, (part, count) in enumerate(zip(texts.values(), counts, strict=True)):

@@ -93,8 +93,8 @@ class Selection:
         chosen = self._limited(self.data[task_index].split(split), limit)
         if limit and split == "train" and not self.tasks[task_index].is_generation and len(set(chosen["label"])) < 2:
             raise UserError(
-                f"task {self.tasks[task_index].name}: the {limit} training rows that --data.limit_train leaves are of "
-                "one class; nothing can be learnt, use more"
+                f"task {self.tasks[task_index].name}: the {limit} training rows that are left are of one class; "
+                "nothing can be learnt from them, use more"
             )
         return chosen
 

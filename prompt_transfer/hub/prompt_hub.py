@@ -236,7 +236,12 @@ class PromptHub:
             raise UserError(f"scope is {scope!r}: choose one of {', '.join(SCOPES)}")
         run, name = self.store.prompt_run(backbone, task), get_task(task).name
         with plainly():
-            own = most_activated(self._neurons(backbone, task).after, ratio, scope)
+            after = self._neurons(backbone, task).after
+            own, active = most_activated(after, ratio, scope), float((after > 0).float().mean())
+            if ratio > active:
+                print(
+                    f"note: {active:.1%} of the neurons are active behind this prompt; a ratio of {ratio:g} takes more"
+                )
             neurons = self.store.place("neurons", backbone, name)
             output = self.store.place("masks", backbone, name)
             found = masked_score(self.args, backbone, task, run, neurons, float(ratio), scope, output)

@@ -20,7 +20,8 @@ from prompt_transfer.files import write_text_atomic
 from prompt_transfer.hub.returns import Trained
 
 FILES = {"PromptTuning": training.PROMPT_FILE, "CrossModelProjector": training.PROJECTOR_FILE}
-SHOWN = ("task", "split", "metric", "value", "majority", "n", "best_step")
+SHOWN = ("task", "split", "metric", "value", "majority", "lead", "n", "best_step")
+_NOTHING = pd.Series(dtype=float)
 
 
 @contextmanager
@@ -84,7 +85,9 @@ def train(folder: Path, model: str, config: Mapping[str, Any], made_of: str, cal
         if (folder / RESULTS_FILE).is_file():
             found = _trained(folder, model)
             print(f"{found.path} is there already, made with these options; {call}, overwrite=True) starts anew")
-            rows = found.table[list(SHOWN)].to_dict("records")
+            rows = found.table[[name for name in SHOWN if found.table.get(name, _NOTHING).notna().any()]].to_dict(
+                "records"
+            )
             results.show([{str(key): None if value != value else value for key, value in row.items()} for row in rows])
             return found
     begun = _mark(folder / CONFIG_FILE)

@@ -160,7 +160,8 @@ class Relative(ClosedForm):
             self.register_buffer(name, value)
         # How many there are is known now, and what the file says.
         self.anchors = len(self.source_anchors)
-        self.facts = {"shared_tokens": str(len(tokens)), "held_out_error": f"{found.error:.4f}"}
+        # The error on held-out tokens is that of the least-squares map: the search itself is made for each prompt anew.
+        self.facts = {"shared_tokens": str(len(tokens)), "held_out_error_of_start": f"{found.error:.4f}"}
         return self
 
     def forward(self, prompts: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ class ProjectorFile:
         source, target: the backbones.
         metadata: strings only: objective, tasks, held_out (tasks, separated by commas), seed, steps, split, metric,
             score, learning_rate, source_prompts, versions (JSON), created (UTC); of a closed form shared_tokens,
-            fitted_ridge, held_out_error. All may be missing.
+            fitted_ridge, held_out_error (of a search: held_out_error_of_start). All may be missing.
         path: the file it was loaded from or saved to, for messages.
     """
 

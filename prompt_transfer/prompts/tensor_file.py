@@ -71,6 +71,10 @@ def open_file(path: Path, what: str = "prompt", hint: str = SEE_PROMPTS) -> Bina
     try:
         return path.open("rb")
     except FileNotFoundError:
+        if path.parent.is_dir() and path.name == "prompt.safetensors":
+            raise UserError(
+                f"the folder {path.parent} holds no {path.name}, so it is no run: name a file in it"
+            ) from None
         raise no_such_file(path, what, hint) from None
     except OSError as error:
         raise UserError(f"cannot read the {what} file {path}: {error.strerror}") from error

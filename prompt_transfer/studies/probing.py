@@ -64,6 +64,7 @@ class Probed:
 
     def __init__(self, study: ProbingStudy) -> None:
         self.study = study
+        study.data.check()
         self.prompts = prompts_below(study.prompts)
         self.backbone = load_backbone(
             study.backbone, self.prompts, study.attention, study.layout, study.dtype, study.accelerator
@@ -133,6 +134,17 @@ def skill(study: ProbingStudy) -> list[Path]:
     if not paths:
         raise UserError("skill neurons need classes: no prompt here was trained on a task that has any")
     return paths
+
+
+def best_neurons(paths: Sequence[Path], folder: str | Path) -> list[dict[str, Any]]:
+    """Of each file with a predictivity: prompt, accuracy, layer and neuron (from 0) of its best neuron."""
+    rows = []
+    for path in paths:
+        values = files.read(path)[0]["predictivity"]
+        layer, neuron = divmod(int(values.argmax()), values.shape[1])
+        name = str(path.relative_to(folder).with_suffix(""))
+        rows.append({"prompt": name, "accuracy": float(values.max()), "layer": layer, "neuron": neuron})
+    return rows
 
 
 @torch.inference_mode()

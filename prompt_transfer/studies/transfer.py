@@ -206,15 +206,18 @@ class Ready:
         without = [name for name in names if not any(is_own(entry, name) for entry in self.entries)]
         if without:
             warnings.warn(
-                f"no prompt here was trained on {', '.join(without)}: scores there are not relative to anything",
+                f"no prompt here was trained on {', '.join(without)}: scores there are not relative to anything "
+                "(a prompt of its own below --prompts is what they would be compared with)",
                 stacklevel=2,
             )
 
 
 def draw(matrix: Matrix, folder: Path) -> None:
-    """`matrix.png`, ordered by type, and `matrix_clustered.png`."""
+    """`matrix.png`, ordered by type, and of three targets or more `matrix_clustered.png`."""
     plots.save(transfer_heatmap(matrix), folder / "matrix.png")
-    plots.save(transfer_heatmap(matrix, clustered=True), folder / "matrix_clustered.png")
+    # Two rows have one order.
+    if len(matrix.scores) > 2:
+        plots.save(transfer_heatmap(matrix, clustered=True), folder / "matrix_clustered.png")
 
 
 def transfer(study: TransferStudy) -> pd.DataFrame:
