@@ -114,6 +114,23 @@ def test_prompts_are_listed_a_line_each(
 scored_words = ["accuracy", "0.728", "0"]
 
 
+def test_backbones_of_one_name_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.chdir(tmp_path)
+    for number, backbone in enumerate([str(tmp_path / "a" / "tiny"), str(tmp_path / "b" / "tiny"), "x/roberta"]):
+        Prompt(torch.zeros(2, 4), {"task": "sst2", "backbone": backbone}).save(f"p{number}.safetensors")
+    assert main(["prompts", "list", "."]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[2] for line in printed.splitlines() if line.startswith("p")] == [
+        "backbone",
+        "a/tiny",
+        "b/tiny",
+        "roberta",
+    ]
+
+
 def test_a_full_disk_below_the_token_cache_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`datasets` closes the file that it could not write, which raises again and hides the reason."""
     rows = Dataset.from_dict({"id": [0], "text_a": ["a"], "text_b": [""]})

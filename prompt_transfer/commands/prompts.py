@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def list_prompts(folder: str = "runs") -> None:
     if not Path(folder).is_dir():
         raise UserError(f"no folder {folder}: give one that holds prompt files: prompt-transfer prompts list DIR")
     found = find(folder)
-    rows = [_short(row, folder) for row in found if not row["error"]]
+    names = _backbones(row["backbone"] for row in found if not row["error"])
+    rows = [_short(row, folder) | {"backbone": names[row["backbone"]]} for row in found if not row["error"]]
     columns = [column for column in LIST_COLUMNS if any(row.get(column) for row in rows)]
     # What all have in common is told once.
     common = {column: rows[0][column] for column in columns if len({row[column] for row in rows}) == 1}
@@ -60,7 +62,6 @@ def _short(row: dict[str, Any], folder: str) -> dict[str, Any]:
         # A run's folder stands for the prompt in it, here and in --prompt.
         "path": str(path.parent if path.name == "prompt.safetensors" and path.parent.name else path),
         "task": row["task"],
-        "backbone": _backbone(row["backbone"]),
         "rows": int(row["prompt_length"]),
         "kind": " ".join(filter(None, [row.get("source"), _marks(row)])),
         "mode": f"{row['layout']} {row['attention']}".strip(),
@@ -69,9 +70,11 @@ def _short(row: dict[str, Any], folder: str) -> dict[str, Any]:
     }
 
 
-def _backbone(name: str) -> str:
-    """A folder as seen from here: its last part alone may be that of another one too."""
-    return name.removeprefix(f"{Path.cwd()}/")
+def _backbones(names: Iterable[str]) -> dict[str, str]:
+    """Last parts of folders and hub ids; the whole, as seen from here, where two share their last part."""
+    every = set(names)
+    last = Counter(Path(name).name for name in every)
+    return {n: Path(n).name if last[Path(n).name] == 1 else n.removeprefix(f"{Path.cwd()}/") for n in every}
 
 
 def _values(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +140,7 @@ def import_prompts(sources: list[str], output: str, overwrite: bool = False) -> 
             continue
         facts, (length, width) = outcome.prompt.metadata, outcome.prompt.embeddings.shape
         shown = {key: facts.get(key, "") for key in ("task", "layout")}
-        sized = {"backbone": _backbone(facts["backbone"]), "rows": length, "width": width}
+        sized = {"backbone": facts["backbone"], "rows": length, "width": width}
         rows.append({"name": outcome.name, **shown, **sized, "kind": _marks(facts)})
         twin = same.setdefault(outcome.prompt.embeddings.numpy().tobytes(), outcome.name)
         if facts.get("peft_second_half") == "different":
@@ -149,6 +152,8 @@ def import_prompts(sources: list[str], output: str, overwrite: bool = False) -> 
             results.show(refused)
         more = f" (and {len(refused) - 1} more were refused, see above)" if len(refused) > 1 else ""
         raise UserError(f"nothing was imported: {refused[0]['why']}{more}")
+    names = _backbones(str(row["backbone"]) for row in rows)
+    rows = [row | {"backbone": names[str(row["backbone"])]} for row in rows]
     columns = ("name", "task", "backbone", "rows", "width", "layout", "kind")
     results.show(rows, columns=[column for column in columns if any(row[column] for row in rows)])
     if refused:

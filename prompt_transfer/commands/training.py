@@ -29,60 +29,30 @@ from prompt_transfer.callbacks.stopping import StopEach
 from prompt_transfer.callbacks.tracking import TrackRun, WandbLog, describe_fit, finish_fit, sources_of
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
 from prompt_transfer.commands.parsing import program
+from prompt_transfer.commands.run_folders import (
+    CONVERGENCE_FILE,
+    LAST,
+    PROJECTOR_FILE,
+    PROMPT_FILE,
+    RunFolder,
+    holds_files,
+    is_run,
+)
 from prompt_transfer.data.baselines import trivial_score
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.errors import UserError
-from prompt_transfer.files import LOCK, alone, check_writable_dir, write_text_atomic
+from prompt_transfer.files import LOCK, alone, check_writable_dir
 from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.provenance import check_same_data, write_provenance
 from prompt_transfer.tracking.options import WandbOptions
-from prompt_transfer.tracking.run import ID_FILE, Tracker
+from prompt_transfer.tracking.run import Tracker
 
-PROMPT_FILE, PROJECTOR_FILE, LAST = "prompt.safetensors", "projector.safetensors", "checkpoints/last.ckpt"
-CONVERGENCE_FILE = "convergence.csv"
 # Options of the model that cannot change on the way.
 BEGINNING = ("init", "reparameterization", "layout", "attention", "head")
 PROJECTION = ("projector", "objective", "source_prompts", "select")
-
-
-class RunFolder(Callback):
-    """Writes configuration and provenance, and with `--overwrite` removes the old run: once all has proved to be sound.
-
-    At the start of training data, checkpoint and options have been checked, so that a refused command changes nothing.
-    """
-
-    def __init__(self, folder: Path, text: str, overwrite: bool) -> None:
-        self.folder, self.text, self.overwrite = folder, text, overwrite
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        data: Any = trainer.datamodule
-        digests, goes_on = data.digests(), trainer.global_step > 0
-        if goes_on:
-            check_same_data(self.folder, digests)
-        if self.overwrite:
-            # By name: what else lies there is not ours to remove.
-            several = [path.name for kind in ("seed", "lr") for path in self.folder.glob(f"prompt-{kind}*.safetensors")]
-            for name in (
-                LAST,
-                PROMPT_FILE,
-                PROJECTOR_FILE,
-                *several,
-                CONVERGENCE_FILE,
-                RESULTS_FILE,
-                ID_FILE,
-                "logs/metrics.csv",
-            ):
-                (self.folder / name).unlink(missing_ok=True)
-        write_text_atomic(self.folder / CONFIG_FILE, self.text)
-        facts = {"device": str(trainer.strategy.root_device), "processes": trainer.world_size}
-        config = yaml.safe_load(self.text)
-        write_provenance(self.folder, "fit", config, digests, goes_on, step=trainer.global_step, **facts)
 
 
 class Fit(Command):
@@ -246,17 +216,6 @@ def _train(fit: Fit, command: str) -> None:
         raise
     if fit.trainer.is_global_zero:
         _report(fit, folder)
-
-
-def holds_files(folder: Path) -> bool:
-    """Whether anything lies in `folder` but the lock of a process."""
-    return folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
-
-
-def is_run(folder: Path) -> bool:
-    """Whether `fit` made what lies in `folder`; a run killed in its first seconds has logs alone."""
-    names = {path.name for path in folder.iterdir()} - {LOCK}
-    return names <= {"logs"} or bool({CONFIG_FILE, PROMPT_FILE, PROJECTOR_FILE} & names) or (folder / LAST).is_file()
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from prompt_transfer import results
 from prompt_transfer.commands import training
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, quiet, show_warning
+from prompt_transfer.commands.run_folders import PROJECTOR_FILE, PROMPT_FILE
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import write_text_atomic
 from prompt_transfer.hub.returns import Trained
 
-FILES = {"PromptTuning": training.PROMPT_FILE, "CrossModelProjector": training.PROJECTOR_FILE}
+FILES = {"PromptTuning": PROMPT_FILE, "CrossModelProjector": PROJECTOR_FILE}
 SHOWN = ("task", "split", "metric", "value", "majority", "lead", "n", "best_step")
 _NOTHING = pd.Series(dtype=float)
 

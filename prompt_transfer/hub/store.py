@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prompt_transfer.backbones.loading import resolve
-from prompt_transfer.commands.training import PROJECTOR_FILE, PROMPT_FILE
+from prompt_transfer.commands.run_folders import PROJECTOR_FILE, PROMPT_FILE
 from prompt_transfer.errors import UserError
 from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.prompts.prompt import Prompt, run_name
