@@ -37,7 +37,8 @@ class FrozenBackbone(nn.Module):
             1.0 of Su et al., needed by published prompts); of a causal LM `answer_last`, of a seq2seq LM `encoder`.
             None: the first of these.
         attention: `full` (the prompt sees the text, as in the paper) or `shared` (the prompt sees only itself; its
-            keys and values are computed once for a batch). For a causal LM both are the same function.
+            keys and values are computed once for a batch). For a causal LM both are the same function; an encoder
+            loses one or two points on SST-2 with `shared` (results/attention.csv), hence the default.
         dtype: `float32`, `bfloat16` or `float16`, of the weights; prompts are float32 always.
         head: `lm`, or `embedding`: answer state times word embeddings, for checkpoints without an LM head.
         dropout: use the backbone's dropout in training.
