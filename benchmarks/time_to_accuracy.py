@@ -50,7 +50,9 @@ def with_peft(model: str, dtype: str, start: Tensor) -> Way:
     base, tokenizer, words = load({"model": model, "dtype": dtype}, "MaskedLM")
     causal = not base.config.is_encoder_decoder
     task = TaskType.CAUSAL_LM if causal else TaskType.SEQ_2_SEQ_LM
-    tuned = get_peft_model(base, PromptTuningConfig(task_type=task, num_virtual_tokens=len(start))).eval()
+    # PEFT keeps rows for a T5's decoder too, which it never reads: one half is enough.
+    config = PromptTuningConfig(task_type=task, num_virtual_tokens=len(start), num_transformer_submodules=1)
+    tuned = get_peft_model(base, config).eval()
     prompt: nn.Parameter = tuned.prompt_encoder["default"].embedding.weight
     prompt.data.copy_(start)
     wanted, pad = torch.tensor(words), tokenizer.pad_token_id
@@ -67,8 +69,8 @@ def with_peft(model: str, dtype: str, start: Tensor) -> Way:
     return Way(prompt, logits)
 
 
-def with_ours(model: str, dtype: str, start: Tensor) -> Way:
-    backbone = FrozenBackbone(model, attention="shared", dtype=dtype)
+def with_ours(model: str, dtype: str, start: Tensor, attention: str = "shared") -> Way:
+    backbone = FrozenBackbone(model, attention=attention, dtype=dtype)
     wanted = torch.tensor([backbone.tokenizer.encode(word, add_special_tokens=False)[-1] for word in WORDS])
     prompt, pad = nn.Parameter(start.clone()), backbone.encoder(1).pad_token_id
 

@@ -58,15 +58,17 @@ def test_every_way_takes_a_step(benchmark: Any, folders: Any, kind: str, name: s
     assert width > step(TEXTS[2:]) or name == "old"
 
 
-def test_peft_and_this_project_train_the_same_function(benchmark: Any, folders: Any) -> None:
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_peft_and_this_project_train_the_same_function(benchmark: Any, folders: Any, kind: str) -> None:
     pytest.importorskip("peft", reason="PEFT is not installed (pip install -e .[bench])")
     race = benchmark("time_to_accuracy")
-    model = str(folders(benchmark("common"), "gpt2", "float32"))
+    model = str(folders(benchmark("common"), kind, "float32"))
     start = torch.randn(4, 32, generator=torch.Generator().manual_seed(0)) * 0.02
     rows, labels = [[40, 50, 60], [70, 80, 90, 100, 110]], torch.tensor([0, 1])
     found = []
-    for make in (race.with_peft, race.with_ours):
-        way = make(model, "float32", start)
+    # For a causal model the modes are one function, and so is `full` for a T5.
+    ours = race.with_ours(model, "float32", start, "shared" if kind == "gpt2" else "full")
+    for way in (race.with_peft(model, "float32", start), ours):
         logits = way.logits(rows)
         torch.nn.functional.cross_entropy(logits, labels).backward()
         assert way.prompt.grad is not None
