@@ -306,8 +306,8 @@ def _rows(
                 "metric": task.metric,
                 "value": scores.get(task.metric if len(model.tasks) == 1 else f"{task.name}/{task.metric}"),
                 # What needs no model: the commonest class, or the first words of each text.
-                "majority": None if task.is_generation else trivial_score(data, "validation", index),
-                **({"lead": trivial_score(data, "validation", index)} if task.is_generation else {}),
+                "majority": None,
+                "lead" if task.is_generation else "majority": trivial_score(data, "validation", index),
                 "n": len(data.selection.rows("validation", index)),
                 "best_step": int(facts["steps"]),
                 "prompt": str(path),

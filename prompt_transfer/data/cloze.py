@@ -83,8 +83,8 @@ def spans(words: list[str], rng: np.random.Generator) -> list[Span]:
         elif place and word[:1].isupper() and word.lower() not in _COMMON:
             span = _name(words, place, rng)
         elif word.isalpha() and word.lower() not in _COMMON and len(word) > 3 and rng.random() < 0.25:
-            follows = place + 1 < len(words) and words[place] == word and words[place + 1].strip(_MARKS)
-            more = bool(follows) and str(follows).isalpha() and str(follows).lower() not in _COMMON
+            follows = words[place + 1].strip(_MARKS) if place + 1 < len(words) and words[place] == word else ""
+            more = follows.isalpha() and follows.lower() not in _COMMON
             span = Span(place, place + 1 + (more and rng.random() < 0.5), "what")
         else:
             place += 1

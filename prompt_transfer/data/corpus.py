@@ -123,10 +123,10 @@ class CorpusDataModule(L.LightningDataModule):
     def _write_clozes(self, tokenizer: PreTrainedTokenizerFast, texts: list[list[str]], held_out: list[int]) -> None:
         """Those for training, and a twentieth as many of the texts that are held out."""
         weights, number = self.weights(), self.hparams.clozes
-        kept = zip(texts, held_out, strict=True)
+        split = [(part[count:], part[:count]) for part, count in zip(texts, held_out, strict=True)]
         parts = {
-            "train": (number, [part[count:] for part, count in kept]),
-            "held_out": (max(20, number // 20), [part[:count] for part, count in zip(texts, held_out, strict=True)]),
+            "train": (number, [train for train, _ in split]),
+            "held_out": (max(20, number // 20), [kept for _, kept in split]),
         }
         for name, (count, part) in parts.items():
             try:
@@ -138,7 +138,7 @@ class CorpusDataModule(L.LightningDataModule):
 
     def weights(self) -> list[float]:
         """Of each file."""
-        return [float(weight or 0) for weight, _ in self.hparams.files.values()]
+        return [float(weight) for weight, _ in self.hparams.files.values()]
 
     def setup(self, stage: str | None = None) -> None:
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder / "tokenizer")

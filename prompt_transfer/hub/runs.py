@@ -22,7 +22,6 @@ from prompt_transfer.hub.returns import Trained
 
 FILES = {"PromptTuning": PROMPT_FILE, "CrossModelProjector": PROJECTOR_FILE}
 SHOWN = ("task", "split", "metric", "value", "majority", "lead", "n", "best_step")
-_NOTHING = pd.Series(dtype=float)
 
 
 @contextmanager
@@ -86,7 +85,7 @@ def train(folder: Path, model: str, config: Mapping[str, Any], made_of: str, cal
         if (folder / RESULTS_FILE).is_file():
             found = _trained(folder, model)
             print(f"{found.path} is there already, made with these options; {call}, overwrite=True) starts anew")
-            rows = found.table[[name for name in SHOWN if found.table.get(name, _NOTHING).notna().any()]].to_dict(
+            rows = found.table[[name for name in SHOWN if name in found.table.dropna(axis=1, how="all")]].to_dict(
                 "records"
             )
             results.show([{str(key): None if value != value else value for key, value in row.items()} for row in rows])

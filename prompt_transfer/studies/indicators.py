@@ -237,7 +237,7 @@ def _print(folder: Path, table: pd.DataFrame, prompts: PromptSet, notes: list[st
     everything: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
     results.show(rows, title, data=everything, spare=("neighbour", "nDCG", "pooled"))
     print("* knows nothing of what prompts do: what an indicator has to beat")
-    print("; ".join(_MEANING[short] for label, short in _SHORT.items() if label in value))
+    print("; ".join(f"{short}: {_MEANING[short]}" for label, short in _SHORT.items() if label in value))
     for note in notes:
         print(f"note: {note}")
     print(f"tables and figures in {folder}")
@@ -252,10 +252,10 @@ _SHORT = {
     "nearest_neighbour": "neighbour",
 }
 _MEANING = {
-    "per target": "per target: rank correlation with transfer, mean over targets",
-    "pooled": "pooled: the same over all pairs",
-    "nDCG": "nDCG: of the sources in the indicator's order",
-    "Regret@1": "Regret@1: what its first choice loses",
-    "AUC": "AUC: whether pairs of one type come first",
-    "neighbour": "neighbour: share of tasks whose nearest one is of their type",
+    "per target": "rank correlation with transfer, mean over targets",
+    "pooled": "the same over all pairs",
+    "nDCG": "of the sources in the indicator's order",
+    "Regret@1": "what its first choice loses",
+    "AUC": "whether pairs of one type come first",
+    "neighbour": "share of tasks whose nearest one is of their type",
 }

@@ -64,7 +64,6 @@ class Probed:
 
     def __init__(self, study: ProbingStudy) -> None:
         self.study = study
-        study.data.check()
         self.prompts = prompts_below(study.prompts)
         self.backbone = load_backbone(
             study.backbone, self.prompts, study.attention, study.layout, study.dtype, study.accelerator

@@ -159,6 +159,7 @@ def load_target(
     Raises:
         UserError: the source does not have the task, or its data cannot be what was meant.
     """
+    data.check()
     limits: dict[str, int | None] = dict.fromkeys(SPLITS, data.limit_eval)
     options = (data.source, data.root, data.seed, label_words, limits)
     selection = Selection([task], *options, revision=data.revision)
