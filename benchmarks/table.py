@@ -108,18 +108,18 @@ def race(report: dict[str, Any]) -> str:
     peft = {row["backbone"]: row for row in best if row["way"] == "peft"}
     rows = [
         [row["backbone"], "PEFT" if row["way"] == "peft" else "`shared`", str(row["learning_rate"]), row["accuracy"],
-         str(row["steps"]), row["seconds"], _faster(row, peft[row["backbone"]])]
+         str(row["mark_steps"] or row["steps"]), row["mark_seconds"] or row["seconds"],
+         _sooner(row, peft[row["backbone"]])]
         for row in best
     ]  # fmt: skip
-    head = ["backbone", "way", "learning rate", "accuracy", "steps", "s of training", "x PEFT"]
-    return (
-        f"{report['what'][0].upper()}{report['what'][1:]}, each with its best learning rate.\n\n{markdown(head, rows)}"
-    )
+    head = ["backbone", "way", "learning rate", "final accuracy", "steps", "s of training", "sooner than PEFT"]
+    what = f"{report['what'][0].upper()}{report['what'][1:]}, each way with its best learning rate, means of"
+    return f"{what} {report['seeds'].count(',') + 1} seeds ({where(report)}).\n\n{markdown(head, rows)}"
 
 
-def _faster(row: dict[str, Any], peft: dict[str, Any]) -> float | str:
-    """How much sooner the mark was reached, where it was."""
-    return peft["seconds"] / row["seconds"] if row["accuracy"] >= peft["accuracy"] else "not reached"
+def _sooner(row: dict[str, Any], peft: dict[str, Any]) -> float | str:
+    """How many times sooner the mark was reached, where it was."""
+    return peft["mark_seconds"] / row["mark_seconds"] if row["mark_seconds"] else "not reached"
 
 
 PARTS = {"training_step": steps, "time_to_accuracy": race, "many_prompts": many, "start_up": start, "cost": cost}

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -74,6 +75,32 @@ def test_peft_and_this_project_train_the_same_function(benchmark: Any, folders: 
         assert way.prompt.grad is not None
         found.append((logits.detach(), way.prompt.grad))
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+
+
+def test_the_race_is_judged_by_the_mean_over_seeds(benchmark: Any) -> None:
+    race = benchmark("time_to_accuracy")
+
+    def one(way: str, rate: float, *seeds: list[float]) -> Any:
+        steps = np.arange(1, 1 + len(seeds[0]))
+        curves = [race.Curve(steps, steps * rate, np.array(accuracies)) for accuracies in seeds]
+        return race.row("gpt2-nano", way, rate, curves)
+
+    # Means 0.6, 0.7, 0.65 and 0.5, 0.6, 0.7: the second ends best, and the first was there sooner.
+    peft = [one("peft", 10.0, [0.5, 0.6, 0.7], [0.7, 0.8, 0.6]), one("peft", 20.0, [0.5, 0.6, 0.7])]
+    mark = race.judge(peft, None)
+    assert mark == pytest.approx(0.7)
+    assert [(said["mark_steps"], said["mark_seconds"], said.get("best")) for said, _ in peft] == [
+        (2, 20.0, None), (3, 60.0, True)]  # fmt: skip
+    ours = [one("shared", 1.0, [0.6, 0.65, 0.69]), one("shared", 2.0, [0.5, 0.71, 0.6])]
+    assert race.judge(ours, mark) == mark
+    assert [(said["mark_steps"], said["mark_seconds"], said.get("best")) for said, _ in ours] == [
+        (None, None, None), (2, 4.0, True)]  # fmt: skip
+    shown = benchmark("table").race(
+        {"what": "a race", "seeds": "0,1", "machine": {"gpu": None, "cpu": "A", "cores": 2}, "versions": {"torch": "2"},
+         "rows": [said for said, _ in peft + ours]}
+    )  # fmt: skip
+    assert "means of 2 seeds" in shown
+    assert "| gpt2-nano | `shared` | 2.0 | 0.6 | 2 | 4 | 15 |" in shown
 
 
 def test_needed_work_by_hand(benchmark: Any) -> None:

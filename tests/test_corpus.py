@@ -111,7 +111,7 @@ def test_pretrain_leaves_a_backbone_with_card(text: Path, tmp_path: Path) -> Non
         "  lengths: [16, 24]\n  tokens_per_batch: 96\n  max_positions: 64\n  held_out: 0.2\n"
     )
     output = tmp_path / "tiny"
-    quick = ["--trainer.val_check_interval", "3", "--trainer.accelerator", "cpu"]
+    quick = ["--trainer.val_check_interval", "3", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
     assert main(["pretrain", "--config", str(config), "--output", str(output), *quick]) == 0
     facts = json.loads((output / "facts.json").read_text())
     assert facts["steps"] == 6
@@ -409,6 +409,18 @@ def test_a_model_that_reads_learns_to_copy(prose: Path, tmp_path: Path, kind: st
         assert torch.equal(one, two.to(torch.bfloat16).float())
     with pytest.raises(UserError, match="has other sizes"):
         BackbonePretraining(kind, **{**SIZES, "vocab_size": 500}, max_positions=256)._start(str(tmp_path / "made"))
+
+
+@pytest.mark.parametrize(("share", "copies"), [(0.7, 0.255), (0.15, 0.15)])
+def test_copies_come_first_or_as_told(share: float, copies: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = BackbonePretraining("gpt2", **SIZES, budget_steps=1000, reading=True, copies=share)
+    counts: dict[str, int] = {}
+    for step in range(1000):
+        monkeypatch.setattr(BackbonePretraining, "global_step", step)
+        counts[module.objective()] = counts.get(module.objective(), 0) + 1
+    # From 0.7 in a straight line to 0.15 at 0.367 of the steps: 0.367 * (0.7 - 0.15) / 2 more than 0.15.
+    assert counts["copy"] / 1000 == pytest.approx(copies, abs=0.01)
+    assert counts["causal"] / 1000 == pytest.approx(0.1, abs=0.01)
 
 
 def test_reading_needs_a_model_that_writes_and_questions(prose: Path) -> None:

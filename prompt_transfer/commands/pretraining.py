@@ -61,8 +61,10 @@ class Pretrain(LightningCLI):
         )
         kwargs["logger"] = RunLog(folder)
         init = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        bar = RichProgressBar(leave=False, console_kwargs={"stderr": True})
-        trainer = self._instantiate_trainer(init, [KeepLog(), checkpoint, bar])
+        callbacks = [KeepLog(), checkpoint]
+        if init.get("enable_progress_bar") is not False:
+            callbacks.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
+        trainer = self._instantiate_trainer(init, callbacks)
         trainer.strategy.checkpoint_io = WholeCheckpoints()
         return trainer
 

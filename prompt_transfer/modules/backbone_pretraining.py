@@ -20,8 +20,8 @@ from prompt_transfer.modules.growth import grow
 from prompt_transfer.modules.informed_init import decoder_from_encoder, informed_init
 
 LONGEST_STEP = 30.0  # seconds
-# Shares of the steps while reading: copies first and last, running text.
-MOST_COPIES, LEAST_COPIES, PLAIN_TEXT = 0.7, 0.15, 0.1
+# Shares of the steps while reading: copies when the first third is over, running text.
+LEAST_COPIES, PLAIN_TEXT = 0.15, 0.1
 READING = ("copy", "cloze")
 
 
@@ -58,6 +58,7 @@ class BackbonePretraining(L.LightningModule):
         start_from: start instead from a model of the same sizes, built in or a folder, with the same tokenizer.
         reading: copy stretches of text and answer clozes most of the time (`data/reading.py`): GPT-2 and T5, which can
             write what they find. Copies come first: whoever cannot copy learns nothing of clozes.
+        copies: share of the steps that copy when reading begins; for a start that can copy already, a smaller one.
         autocast: matrix products of the training steps in bf16, weights in float32.
     """
 
@@ -83,6 +84,7 @@ class BackbonePretraining(L.LightningModule):
         grow_from: str | None = None,
         start_from: str | None = None,
         reading: bool = False,
+        copies: float = 0.7,
         autocast: bool = False,
     ) -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class BackbonePretraining(L.LightningModule):
         if self.hparams.reading:
             # Spread evenly: multiples of the golden ratio.
             turn = self.global_step * 0.6180339887 % 1
-            copies = max(LEAST_COPIES, MOST_COPIES - 1.5 * progress)
+            copies = max(LEAST_COPIES, self.hparams.copies - 1.5 * progress)
             if turn >= copies + PLAIN_TEXT:
                 return "cloze"
             if turn < copies:
