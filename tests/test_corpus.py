@@ -111,7 +111,8 @@ def test_pretrain_leaves_a_backbone_with_card(text: Path, tmp_path: Path) -> Non
         "  lengths: [16, 24]\n  tokens_per_batch: 96\n  max_positions: 64\n  held_out: 0.2\n"
     )
     output = tmp_path / "tiny"
-    quick = ["--trainer.val_check_interval", "3", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    quick = ["--trainer.val_check_interval", "3", "--trainer.accelerator", "cpu"]
+    quick += ["--trainer.enable_progress_bar", "false"]
     assert main(["pretrain", "--config", str(config), "--output", str(output), *quick]) == 0
     facts = json.loads((output / "facts.json").read_text())
     assert facts["steps"] == 6
