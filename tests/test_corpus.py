@@ -19,6 +19,7 @@ from prompt_transfer.data.corpus_batches import IGNORED
 from prompt_transfer.errors import UserError
 from prompt_transfer.modules.architectures import ARCHITECTURES
 from prompt_transfer.modules.backbone_pretraining import BackbonePretraining
+from prompt_transfer.modules.copying_heads import copying_heads, windows
 from prompt_transfer.modules.growth import grow
 from prompt_transfer.modules.informed_init import decoder_from_encoder, frequencies, informed_init
 
@@ -410,6 +411,34 @@ def test_a_model_that_reads_learns_to_copy(prose: Path, tmp_path: Path, kind: st
         assert torch.equal(one, two.to(torch.bfloat16).float())
     with pytest.raises(UserError, match="has other sizes"):
         BackbonePretraining(kind, **{**SIZES, "vocab_size": 500}, max_positions=256)._start(str(tmp_path / "made"))
+
+
+def test_heads_set_by_hand_look_behind_the_token_just_written(prose: Path) -> None:
+    data = reader(prose, "t5")
+    torch.manual_seed(0)
+    sizes = {**SIZES, "hidden_size": 64, "vocab_size": 400}
+    module = BackbonePretraining("t5", **sizes, max_positions=256, reading=True, copying_heads=True)
+    model = module.model.eval()
+    model.set_attn_implementation("eager")
+    texts = torch.stack([torch.randperm(300)[:12] + data.tokens.ordinary for _ in range(8)])
+
+    def found() -> float:
+        with torch.no_grad():
+            attention = model(input_ids=texts, labels=texts, output_attentions=True).cross_attentions[0].mean(dim=1)
+        return float(attention.diagonal(dim1=1, dim2=2)[:, 1:].mean())
+
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert found() < 0.2
+    copying_heads(model, data.tokens, windows([store["tokens"] for store in data.train_stores], 64, 12))
+    assert found() > 0.8
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    own, read = "encoder.block.0.layer.0.SelfAttention", "decoder.block.0.layer.1.EncDecAttention"
+    assert changed == {
+        *(f"{own}.{part}.weight" for part in ("q", "v", "o", "relative_attention_bias")),
+        *(f"{read}.{part}.weight" for part in "qkvo"),
+    }
+    with pytest.raises(UserError, match="for t5, whose decoder reads an encoder, not for gpt2"):
+        BackbonePretraining("gpt2", **SIZES, copying_heads=True)
 
 
 @pytest.mark.parametrize(("share", "copies"), [(0.7, 0.255), (0.15, 0.15)])

@@ -16,6 +16,7 @@ from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.data.corpus_batches import IGNORED
 from prompt_transfer.errors import UserError
 from prompt_transfer.modules.architectures import ARCHITECTURES, Sizes
+from prompt_transfer.modules.copying_heads import copying_heads, windows
 from prompt_transfer.modules.growth import grow
 from prompt_transfer.modules.informed_init import decoder_from_encoder, informed_init
 
@@ -59,6 +60,7 @@ class BackbonePretraining(L.LightningModule):
         reading: copy stretches of text and answer clozes most of the time (`data/reading.py`): GPT-2 and T5, which can
             write what they find. Copies come first: whoever cannot copy learns nothing of clozes.
         copies: share of the steps that copy when reading begins; for a start that can copy already, a smaller one.
+        copying_heads: begin with heads that can copy, set by hand (T5; `modules/copying_heads.py`).
         autocast: matrix products of the training steps in bf16, weights in float32.
     """
 
@@ -85,6 +87,7 @@ class BackbonePretraining(L.LightningModule):
         start_from: str | None = None,
         reading: bool = False,
         copies: float = 0.7,
+        copying_heads: bool = False,
         autocast: bool = False,
     ) -> None:
         super().__init__()
@@ -92,6 +95,8 @@ class BackbonePretraining(L.LightningModule):
             raise UserError(f"unknown architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
         if reading and architecture not in ("gpt2", "t5"):
             raise UserError(f"--model.reading is for gpt2 and t5, which write: {architecture} does not")
+        if copying_heads and architecture != "t5":
+            raise UserError(f"--model.copying_heads is for t5, whose decoder reads an encoder, not for {architecture}")
         if grow_from and start_from:
             raise UserError("--model.grow_from and --model.start_from are two starts: give one of them")
         self.save_hyperparameters()
@@ -211,6 +216,9 @@ class BackbonePretraining(L.LightningModule):
         elif self.steps_done == 0 and self.hparams.informed_start:
             data = self.trainer.datamodule
             informed_init(self.model, self.architecture, data.tokens, [store["tokens"] for store in data.train_stores])
+        if self.steps_done == 0 and self.hparams.copying_heads:
+            data = self.trainer.datamodule
+            copying_heads(self.model, data.tokens, windows([store["tokens"] for store in data.train_stores]))
 
     def _grow(self, name: str) -> None:
         small = AutoModelForMaskedLM.from_pretrained(builtin_backbones().get(name, Path(name)), dtype=torch.float32)
