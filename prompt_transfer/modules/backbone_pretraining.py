@@ -21,8 +21,8 @@ from prompt_transfer.modules.growth import grow
 from prompt_transfer.modules.informed_init import decoder_from_encoder, informed_init
 
 LONGEST_STEP = 30.0  # seconds
-# Shares of the steps while reading: copies when the first third is over, running text.
-LEAST_COPIES, PLAIN_TEXT = 0.15, 0.1
+# Share of the steps that copy when the first third of the reading is over.
+LEAST_COPIES = 0.15
 READING = ("copy", "cloze")
 
 
@@ -60,6 +60,7 @@ class BackbonePretraining(L.LightningModule):
         reading: copy stretches of text and answer clozes most of the time (`data/reading.py`): GPT-2 and T5, which can
             write what they find. Copies come first: whoever cannot copy learns nothing of clozes.
         copies: share of the steps that copy when reading begins; for a start that can copy already, a smaller one.
+        plain_text: share of the steps of reading that continue running text. A T5 with a tenth forgets how.
         copying_heads: begin with heads that can copy, set by hand (T5; `modules/copying_heads.py`).
         autocast: matrix products of the training steps in bf16, weights in float32.
     """
@@ -87,6 +88,7 @@ class BackbonePretraining(L.LightningModule):
         start_from: str | None = None,
         reading: bool = False,
         copies: float = 0.7,
+        plain_text: float = 0.1,
         copying_heads: bool = False,
         autocast: bool = False,
     ) -> None:
@@ -122,7 +124,7 @@ class BackbonePretraining(L.LightningModule):
             # Spread evenly: multiples of the golden ratio.
             turn = self.global_step * 0.6180339887 % 1
             copies = max(LEAST_COPIES, self.hparams.copies - 1.5 * progress)
-            if turn >= copies + PLAIN_TEXT:
+            if turn >= copies + self.hparams.plain_text:
                 return "cloze"
             if turn < copies:
                 return "copy"
