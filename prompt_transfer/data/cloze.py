@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEFT_OUT = 0.15  # share of the question's words
+LEFT_OUT = (0.05, 0.4)  # share of a question's words, drawn for each
 FEWEST_WORDS = 15  # of a text
 _NUMBER = re.compile(r"\d[\d,.]*(%|st|nd|rd|th|s)?")
 _YEAR = re.compile(r"(1\d|20)\d\ds?")
@@ -120,5 +120,6 @@ def _question(words: list[str], span: Span, rng: np.random.Generator) -> str:
     before = words[max(0, span.start - int(rng.integers(4, 10))) : span.start]
     behind = words[span.end : span.end + int(rng.integers(3, 10))]
     parts = (before, behind) if rng.random() < 0.5 else (behind, before)
-    kept = [word.strip(_MARKS) for part in parts for word in part if rng.random() >= LEFT_OUT]
+    share = rng.uniform(*LEFT_OUT)
+    kept = [word.strip(_MARKS) for part in parts for word in part if rng.random() >= share]
     return f"{span.word} {' '.join(word for word in kept if word)}?"
