@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,6 +11,7 @@ from prompt_transfer import results
 from prompt_transfer.commands.lightning import quiet, show_warning
 from prompt_transfer.commands.parsing import program, subcommand, words_of
 from prompt_transfer.files import alone
+from prompt_transfer.processes import torchrun_place
 from prompt_transfer.studies.targets import EvaluationData
 
 FEW = EvaluationData(limit_eval=200)
@@ -55,7 +55,7 @@ def capture(
         backbone, prompts, output, words_of(tasks), data, split, attention, layout, dtype, accelerator
     )
     # Of several processes that torchrun started the first one writes.
-    with alone(output) if not int(os.environ.get("RANK", 0)) else nullcontext():
+    with nullcontext() if torchrun_place().rank else alone(output):
         paths = study(options)
     if paths:
         print(f"neurons of {len(paths)} prompts")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir
 from prompt_transfer.neurons import files
 from prompt_transfer.neurons.capture import NeuronCapture, of_prompts
+from prompt_transfer.processes import torchrun_place
 from prompt_transfer.progress import progress
 from prompt_transfer.prompts.prompt import Prompt, readable_prompts
 from prompt_transfer.studies.backbones import facts_of, load_backbone
@@ -67,7 +67,7 @@ def capture(study: CaptureStudy) -> list[Path]:
     Raises:
         UserError: a prompt, task or folder that cannot be used, before anything is computed.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = torchrun_place()
     prompts = prompts_below(study.prompts)
     backbone = load_backbone(
         study.backbone, prompts, study.attention, study.layout, study.dtype, study.accelerator, rank

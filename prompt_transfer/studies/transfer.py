@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from prompt_transfer.analysis.matrix import Matrix, from_results, to_table
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import alone, check_writable_dir, write_text_atomic
+from prompt_transfer.processes import torchrun_place
 from prompt_transfer.progress import progress
 from prompt_transfer.provenance import write_provenance
 from prompt_transfer.studies.backbones import backbone_options, check_accelerator, choose_device, facts_of
@@ -230,7 +230,7 @@ def transfer(study: TransferStudy) -> pd.DataFrame:
     Raises:
         UserError: see `Ready`; or another process is at work in the output folder.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = torchrun_place()
     with alone(study.output) if rank == 0 else nullcontext():
         ready = Ready(study, rank)
         if rank == 0:

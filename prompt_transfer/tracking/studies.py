@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prompt_transfer.processes import torchrun_place
 from prompt_transfer.tracking import charts
 from prompt_transfer.tracking.options import WandbOptions
 from prompt_transfer.tracking.run import Tracker, to_table
@@ -97,7 +97,7 @@ def publish(command: str, values: Mapping[str, Any], options: WandbOptions) -> N
         values: its options, `output` among them.
         options: where W&B keeps the run.
     """
-    if int(os.environ.get("RANK", 0)):
+    if torchrun_place().rank:
         return
     study, output = STUDIES[command], Path(values["output"]).expanduser()
     folder = output if output.is_dir() else output.parent
