@@ -113,8 +113,11 @@ def race(report: dict[str, Any]) -> str:
         for row in best
     ]  # fmt: skip
     head = ["backbone", "way", "learning rate", "final accuracy", "steps", "s of training", "sooner than PEFT"]
-    what = f"{report['what'][0].upper()}{report['what'][1:]}, each way with its best learning rate, means of"
-    return f"{what} {report['seeds'].count(',') + 1} seeds ({where(report)}).\n\n{markdown(head, rows)}"
+    what = f"{report['what'][0].upper()}{report['what'][1:]}, each way with its best learning rate, mean of"
+    count = report["seeds"].count(",") + 1
+    note = f" {report['note'][0].upper()}{report['note'][1:]}." if "note" in report else ""
+    seeds = f"{count} seeds" if count > 1 else "one seed"
+    return f"{what} {seeds} ({where(report)}).{note}\n\n{markdown(head, rows)}"
 
 
 def _sooner(row: dict[str, Any], peft: dict[str, Any]) -> float | str:

@@ -99,7 +99,7 @@ def test_the_race_is_judged_by_the_mean_over_seeds(benchmark: Any) -> None:
         {"what": "a race", "seeds": "0,1", "machine": {"gpu": None, "cpu": "A", "cores": 2}, "versions": {"torch": "2"},
          "rows": [said for said, _ in peft + ours]}
     )  # fmt: skip
-    assert "means of 2 seeds" in shown
+    assert "mean of 2 seeds" in shown
     assert "| gpt2-nano | `shared` | 2.0 | 0.6 | 2 | 4 | 15 |" in shown
 
 
