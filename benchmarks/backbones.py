@@ -29,15 +29,17 @@ COLUMNS = ["task", "backbone", "split", "metric", "what", "value", "low", "high"
 
 def commands(task: str, backbone: str, root: str, folder: Path, steps: int) -> list[list[str]]:
     """The `fit` and the `test` of one cell."""
-    chosen_on, more = "2000", list[str]()
+    chosen_on, lengths, written = "2000", list[str](), list[str]()
     if get_task(task).is_generation:
         # Texts of 192 tokens hold most answers; 300 written texts choose the step.
         chosen_on = "300"
-        more = ["--data.max_length", "192", "--data.batch_size", "8", "--data.eval_batch_size", "50"]
-    data = ["--data.task", task, "--data.source", "local", "--data.root", root, "--data.limit_eval", chosen_on, *more]
+        lengths = ["--data.max_length", "192", "--data.batch_size", "8"]
+        written = ["--data.eval_batch_size", "50"]
+    data = ["--data.task", task, "--data.source", "local", "--data.root", root, "--data.limit_eval", chosen_on]
+    data += [*lengths, *written]
     budget = ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps // 4)]
     fit = ["fit", "--model.backbone", backbone, *data, *budget, "--output", str(folder)]
-    limits = ["--data.limit_eval", "2000", *more[-2:]]
+    limits = ["--data.limit_eval", "2000", *written]
     test = ["test", "--prompt", str(folder), *limits, "--random_prompts", "3", "--output", str(folder / "test")]
     return [fit, test]
 

@@ -211,16 +211,18 @@ class BackbonePretraining(L.LightningModule):
         # Not `global_step`: Lightning restores that after this hook, so a resumed run would start anew.
         if self.hparams.reading and not self.trainer.datamodule.hparams.clozes:
             raise UserError("--model.reading needs questions to answer: give their number with --data.clozes, as 40000")
-        if self.steps_done == 0 and self.hparams.grow_from:
+        if self.steps_done:
+            return
+        data = self.trainer.datamodule
+        streams = [store["tokens"] for store in data.train_stores]
+        if self.hparams.grow_from:
             self._grow(self.hparams.grow_from)
-        elif self.steps_done == 0 and self.hparams.start_from:
+        elif self.hparams.start_from:
             self._start(self.hparams.start_from)
-        elif self.steps_done == 0 and self.hparams.informed_start:
-            data = self.trainer.datamodule
-            informed_init(self.model, self.architecture, data.tokens, [store["tokens"] for store in data.train_stores])
-        if self.steps_done == 0 and self.hparams.copying_heads:
-            data = self.trainer.datamodule
-            copying_heads(self.model, data.tokens, windows([store["tokens"] for store in data.train_stores]))
+        elif self.hparams.informed_start:
+            informed_init(self.model, self.architecture, data.tokens, streams)
+        if self.hparams.copying_heads:
+            copying_heads(self.model, data.tokens, windows(streams))
 
     def _grow(self, name: str) -> None:
         small = AutoModelForMaskedLM.from_pretrained(builtin_backbones().get(name, Path(name)), dtype=torch.float32)

@@ -46,8 +46,9 @@ def copying_heads(model: PreTrainedModel, tokens: Tokens, texts: Tensor) -> None
     attention = model.decoder.block[0].layer[1].EncDecAttention
     heads = attention.q.weight.shape[0] // len(code)
     normed = _normed(model)
-    keys = _fit(found["encoded"], normed[found["previous"]] @ code.T)
-    queries = _fit(found["decoder"], normed[found["current"]] @ code.T)
+    # What stands before a position of the encoder is what the decoder reads there: its start token comes first.
+    before = normed[found["before"]] @ code.T
+    keys, queries = _fit(found["encoded"], before), _fit(found["decoder"], before)
     attention.k.weight.copy_(keys.T.repeat(heads, 1))
     attention.q.weight.copy_(MATCH * queries.T.repeat(heads, 1))
     rows = model.lm_head.weight - model.lm_head.weight.mean(dim=0)
@@ -100,7 +101,7 @@ def _write_previous(model: PreTrainedModel, code: Tensor) -> None:
 
 def _states(model: PreTrainedModel, texts: Tensor) -> dict[str, Tensor]:
     """Of texts [N, T] that are read and written again, at each position but the first [N * (T - 1)]: the encoder's
-    states and the ids there and before, what the decoder's first attention to the encoder reads, and the id there."""
+    states and the ids there and before, and what the decoder's first attention to the encoder reads."""
     read: list[Tensor] = []
     norm = model.decoder.block[0].layer[1].layer_norm
     hook = norm.register_forward_hook(lambda module, inputs, output: read.append(output[:, 1:]))
@@ -114,10 +115,8 @@ def _states(model: PreTrainedModel, texts: Tensor) -> dict[str, Tensor]:
     return {
         "encoded": torch.cat(encoded).flatten(0, 1),
         "here": texts[:, 1:].flatten(),
-        "previous": texts[:, :-1].flatten(),
+        "before": texts[:, :-1].flatten(),
         "decoder": torch.cat(read).flatten(0, 1),
-        # The decoder reads the start token first.
-        "current": texts[:, :-1].flatten(),
     }
 
 
