@@ -197,8 +197,8 @@ def _draw(
 
 def _scatter(folder: Path, pairs: pd.DataFrame, table: pd.DataFrame, chosen: list[str], transfer: pd.DataFrame) -> None:
     """One panel an indicator, side by side, a dot a pair of tasks."""
-    size = (0.6 + 2.2 * len(chosen), 2.5)
-    _, axes = plt.subplots(1, len(chosen), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    size = (0.6 + 2.2 * len(chosen), 2.8)
+    figure, axes = plt.subplots(1, len(chosen), figsize=size, layout="constrained", sharey=True, squeeze=False)
     scored = transfer.rename_axis("target").reset_index().melt("target", var_name="source", value_name="transfer")
     keys = ["target", "source", "target_type", "source_type"]
     rho = table[table["statistic"] == "spearman_pooled"].set_index("indicator")["value"]
@@ -207,8 +207,10 @@ def _scatter(folder: Path, pairs: pd.DataFrame, table: pd.DataFrame, chosen: lis
         means = mine.groupby(keys)["value"].mean().reset_index().merge(scored, on=["target", "source"])
         indicator_plots.indicator_against_transfer(means, rho[name], ax)
         ax.set_xlabel(indicator_plots.readable(name), fontsize=9)
-        if ax is not axes[0][0]:
-            ax.get_legend().remove()
+        ax.get_legend().remove()
+    # Above the panels, where no dot is.
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=8, handletextpad=0.2)
     plots.save(axes[0][0], folder / "scatter.png")
 
 
