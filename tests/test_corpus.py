@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
 from prompt_transfer.data.cloze import make_cloze
@@ -45,6 +47,13 @@ def data(text: Path, tmp_path: Path) -> CorpusDataModule:
     made.prepare_data()
     made.setup()
     return made
+
+
+def one_step() -> L.Trainer:
+    return L.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
 
 
 def test_batches_begin_at_sentences_and_mask_text_only(data: CorpusDataModule) -> None:
@@ -439,6 +448,32 @@ def test_heads_set_by_hand_look_behind_the_token_just_written(prose: Path) -> No
     }
     with pytest.raises(UserError, match="for t5, whose decoder reads an encoder, not for gpt2"):
         BackbonePretraining("gpt2", **SIZES, copying_heads=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "words"),
+    [
+        ("start_from", "no-such-nano", "start_from no-such-nano is neither a built-in backbone nor a folder"),
+        ("start_from", "/no/such/folder", "no folder /no/such/folder"),
+        ("start_from", "bert-nano", "start_from bert-nano has other sizes or is of another architecture"),
+        ("grow_from", "no-such-nano", "grow_from no-such-nano is neither a built-in backbone nor a folder"),
+    ],
+)
+def test_starts_that_are_none(
+    option: str, name: str, words: str, data: CorpusDataModule, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module = BackbonePretraining("roberta", **SIZES, **{option: name})
+    with pytest.raises(UserError, match=words):
+        one_step().fit(module, data)
+    assert "Loading weights" not in capfd.readouterr().err
+
+
+def test_a_damaged_start(data: CorpusDataModule, tmp_path: Path) -> None:
+    shutil.copytree(builtin_backbones()["roberta-nano"], tmp_path / "cut")
+    (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut off")
+    module = BackbonePretraining("roberta", **SIZES, start_from=str(tmp_path / "cut"))
+    with pytest.raises(UserError, match="the model there cannot be read"):
+        one_step().fit(module, data)
 
 
 @pytest.mark.parametrize(("share", "copies", "plain"), [(0.7, 0.255, 0.1), (0.15, 0.15, 0.3)])

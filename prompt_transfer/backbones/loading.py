@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,26 @@ def resolve(name: str) -> tuple[str, str]:
     return name, "hub"
 
 
+@contextmanager
+def quiet_transformers(bars: bool = False) -> Iterator[None]:
+    """Without the warnings of transformers, which say nothing that a user can mend, and without progress bars.
+
+    Args:
+        bars: keep the bars, as for a download.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    if not bars:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
 def load(
     name: str, head: str, dtype: torch.dtype, revision: str | None, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Family, str]:
@@ -69,30 +91,22 @@ def load(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if origin != "hub" or not hub_reachable():
         options["local_files_only"] = True
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    if origin != "hub":
-        transformers_logging.disable_progress_bar()
     try:
-        # The plain dictionary: building a configuration of an unknown type may fail for reasons of its own.
-        places = {key: value for key, value in options.items() if key != "trust_remote_code"}
-        facts, _ = PreTrainedConfig.get_config_dict(source, **places)
-        family = get_family(facts.get("model_type", "unknown"), name)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        auto_class = getattr(transformers, family.auto_class)
-        # In the checkpoint's own dtype, so that the fingerprint does not depend on the one that is asked for.
-        model, info = auto_class.from_pretrained(
-            source, dtype="auto", output_loading_info=True, attn_implementation=attention.NAME, **options
-        )
+        with quiet_transformers(bars=origin == "hub"):
+            # The plain dictionary: building a configuration of an unknown type may fail for reasons of its own.
+            places = {key: value for key, value in options.items() if key != "trust_remote_code"}
+            facts, _ = PreTrainedConfig.get_config_dict(source, **places)
+            family = get_family(facts.get("model_type", "unknown"), name)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            auto_class = getattr(transformers, family.auto_class)
+            # In the checkpoint's own dtype, so that the fingerprint does not depend on the one that is asked for.
+            model, info = auto_class.from_pretrained(
+                source, dtype="auto", output_loading_info=True, attn_implementation=attention.NAME, **options
+            )
     except UserError:
         raise
     except Exception as error:  # transformers raises many types here; all mean that the checkpoint cannot be used
         raise UserError(_explain(name, origin, error)) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
     _refuse_random_weights(name, family, head, info, _tied_by_default(model))
     _check_tokenizer(name, model, tokenizer)
     mark = fingerprint(model, tokenizer)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from prompt_transfer.backbones.builtin import builtin_backbones
+from prompt_transfer.backbones.loading import quiet_transformers, resolve
 from prompt_transfer.data.corpus_batches import IGNORED
 from prompt_transfer.errors import UserError
 from prompt_transfer.modules.architectures import ARCHITECTURES, Sizes
@@ -225,14 +225,14 @@ class BackbonePretraining(L.LightningModule):
             copying_heads(self.model, data.tokens, windows(streams))
 
     def _grow(self, name: str) -> None:
-        small = AutoModelForMaskedLM.from_pretrained(builtin_backbones().get(name, Path(name)), dtype=torch.float32)
+        small = _read("grow_from", name, AutoModelForMaskedLM)
         try:
             grow(small, self.model)
         except (ValueError, AttributeError) as error:
             raise UserError(f"--model.grow_from {name}: {error}") from error
 
     def _start(self, name: str) -> None:
-        found = type(self.model).from_pretrained(builtin_backbones().get(name, Path(name)), dtype=torch.float32)
+        found = _read("start_from", name, type(self.model))
         try:
             self.model.load_state_dict(found.state_dict())
         except RuntimeError as error:
@@ -300,6 +300,19 @@ class BackbonePretraining(L.LightningModule):
         return torch.optim.AdamW(
             groups, lr=self.hparams.learning_rate, betas=(0.9, 0.98), weight_decay=self.hparams.weight_decay, fused=True
         )
+
+
+def _read(option: str, name: str, kind: Any) -> PreTrainedModel:
+    """The model of a built-in name or folder, in float32; `kind` is its class."""
+    source, origin = resolve(name)
+    if origin == "hub":
+        raise UserError(f"--model.{option} {name} is neither a built-in backbone nor a folder")
+    try:
+        with quiet_transformers():
+            return kind.from_pretrained(source, dtype=torch.float32, local_files_only=True)
+    except Exception as error:  # transformers raises many types here; all mean that the model cannot be used
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--model.{option} {name}: the model there cannot be read ({reason})") from error
 
 
 def _next_tokens(ids: Tensor, mask: Tensor) -> Tensor:
