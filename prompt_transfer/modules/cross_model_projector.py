@@ -25,6 +25,9 @@ from prompt_transfer.projectors.vocabulary import fit_ridge, shared_tokens
 from prompt_transfer.prompts.prompt import library_versions
 from prompt_transfer.tasks import Task
 
+# Options that a projector's file tells.
+_SAVED = ("contrastive", "variance", "variance_floor", "distance_weight", "distill_alpha", "distill_across", "select")
+
 
 class CrossModelProjector(TrainedModule):
     """Trains a projector alone: both backbones and the source prompts stay bit-equal.
@@ -347,15 +350,6 @@ class CrossModelProjector(TrainedModule):
         names = [task.name for task in self.tasks]
         held_out = [task.name for task in self.tasks if task.name in self.trainer.datamodule.held_out]
         used = [self.sources.names[number] for number in self.trained_numbers.tolist()]
-        keys = (
-            "contrastive",
-            "variance",
-            "variance_floor",
-            "distance_weight",
-            "distill_alpha",
-            "distill_across",
-            "select",
-        )
         metadata = {
             "objective": self.aim,
             "tasks": ",".join(name for name in names if name not in held_out),
@@ -363,6 +357,6 @@ class CrossModelProjector(TrainedModule):
             "source_prompts": json.dumps(used),
             "learning_rate": "" if self._optimizer else repr(self.hparams.learning_rate),
             "versions": library_versions(),
-            **{key: str(self.hparams[key]) for key in keys},
+            **{key: str(self.hparams[key]) for key in _SAVED},
         }
         return ProjectorFile(self.projector, source, target, metadata)
