@@ -27,7 +27,9 @@ WRITERS = ("gpt2-nano", "t5-nano")
 COLUMNS = ["task", "backbone", "split", "metric", "what", "value", "low", "high", "n", "seed", "attention", "layout"]
 
 
-def commands(task: str, backbone: str, root: str, folder: Path, steps: int) -> list[list[str]]:
+def commands(
+    task: str, backbone: str, root: str, folder: Path, steps: int, learning_rate: float | None = None
+) -> list[list[str]]:
     """The `fit` and the `test` of one cell."""
     chosen_on, lengths, written = "2000", list[str](), list[str]()
     if get_task(task).is_generation:
@@ -38,7 +40,8 @@ def commands(task: str, backbone: str, root: str, folder: Path, steps: int) -> l
     data = ["--data.task", task, "--data.source", "local", "--data.root", root, "--data.limit_eval", chosen_on]
     data += [*lengths, *written]
     budget = ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps // 4)]
-    fit = ["fit", "--model.backbone", backbone, *data, *budget, "--output", str(folder)]
+    rate = ["--model.learning_rate", f"{learning_rate:g}"] if learning_rate else []
+    fit = ["fit", "--model.backbone", backbone, *rate, *data, *budget, "--output", str(folder)]
     limits = ["--data.limit_eval", "2000", *written]
     test = ["test", "--prompt", str(folder), *limits, "--random_prompts", "3", "--output", str(folder / "test")]
     return [fit, test]
@@ -52,6 +55,7 @@ def run(
     tasks: str = ",".join((*CLASSES, *TEXTS)),
     steps: int = 600,
     text_steps: int = 1500,
+    learning_rate: float | None = None,
 ) -> None:
     """Fill the table.
 
@@ -63,6 +67,7 @@ def run(
         tasks: names, separated by commas.
         steps: optimizer steps of a run.
         text_steps: of tasks that write a text.
+        learning_rate: of the prompts; default: that of the backbone's family.
     """
     place = Path(output)
     file = place / "results.csv"
@@ -74,7 +79,7 @@ def run(
                 continue
             folder = Path(runs) / f"{task}-{backbone}"
             budget = text_steps if get_task(task).is_generation else steps
-            lines = commands(task, backbone, root, folder, budget)
+            lines = commands(task, backbone, root, folder, budget, learning_rate)
             for line in lines:
                 extra = ["--overwrite"] if line[0] == "fit" else []
                 if main([*line, *extra, "--trainer.enable_progress_bar", "false"]):
