@@ -311,7 +311,7 @@ def _read(option: str, name: str, kind: Any) -> PreTrainedModel:
         with quiet_transformers():
             return kind.from_pretrained(source, dtype=torch.float32, local_files_only=True)
     except Exception as error:  # transformers raises many types here; all mean that the model cannot be used
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"--model.{option} {name}: the model there cannot be read ({reason})") from error
 
 
