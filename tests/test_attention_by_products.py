@@ -76,8 +76,32 @@ def test_a_query_that_may_look_nowhere_is_no_nan() -> None:
     assert output.isfinite().all()
 
 
-@pytest.mark.parametrize(("dtype", "used"), [(torch.float32, False), (torch.bfloat16, True)])
-def test_it_serves_bf16_on_a_cpu(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, used: bool) -> None:
+def test_dropout_falls_on_the_same_weights_in_both_passes() -> None:
+    tensors = states()
+    # Values are the unit vectors: the output is the weights.
+    tensors[2] = torch.eye(S).expand(B, HEADS, S, S).clone().requires_grad_()
+    torch.manual_seed(0)
+    output, _ = by_products(layer(), *tensors, None, dropout=0.5)
+    weights = output.transpose(1, 2)
+    exact, _ = by_products(layer(), *tensors, None)
+    kept = weights != 0
+    assert 0.3 < kept.float().mean() < 0.7
+    torch.testing.assert_close(weights, exact.transpose(1, 2) * kept * 2)
+    shape = torch.linspace(-1, 1, output.numel()).view_as(output)
+    found = torch.autograd.grad((output * shape).sum(), tensors)
+    expected = torch.autograd.grad((exact * kept.transpose(1, 2) * 2 * shape).sum(), tensors[:2])
+    for ours, by_autograd in zip(found[:2], expected, strict=True):
+        torch.testing.assert_close(ours, by_autograd, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[2], weights.transpose(2, 3) @ shape.transpose(1, 2), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "trained", "used"),
+    [(torch.float32, True, False), (torch.bfloat16, True, True), (torch.bfloat16, False, False)],
+)
+def test_it_serves_training_in_bf16_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, trained: bool, used: bool
+) -> None:
     seen = []
 
     def watched(*arguments: Any, **options: Any) -> Any:
@@ -85,7 +109,8 @@ def test_it_serves_bf16_on_a_cpu(monkeypatch: pytest.MonkeyPatch, dtype: torch.d
         return by_products(*arguments, **options)
 
     monkeypatch.setattr(attention, "by_products", watched)
-    output, _ = attention.attend(layer(), *states(dtype=dtype), padding())
+    with torch.set_grad_enabled(trained):
+        output, _ = attention.attend(layer(), *states(dtype=dtype), padding())
     assert bool(seen) == used
     exact, _ = sdpa_attention_forward(layer(), *(tensor.float() for tensor in states(dtype=dtype)), padding())
     torch.testing.assert_close(output.float(), exact, rtol=0, atol=1e-6 if dtype == torch.float32 else 3e-2)

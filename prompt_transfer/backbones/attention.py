@@ -2,7 +2,7 @@
 
 That is the attention mode `shared`: the prompt sees only itself, so its keys and values are computed once and serve a
 whole batch. Registered with transformers under `NAME`, with the mask function of its SDPA: without one a model would
-attend to pads silently. On a CPU in bf16 matrix products do the same faster (`attention_by_products.py`).
+attend to pads silently. In training on a CPU in bf16 matrix products do the same faster (`attention_by_products.py`).
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ def attend(
         key, value = prompt_states.exchange(key, value)
         if prompt_states.position_bias is not None:
             kwargs["position_bias"] = prompt_states.position_bias
-    forward = by_products if query.dtype is torch.bfloat16 and query.device.type == "cpu" else sdpa_attention_forward
+    trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    in_bf16 = query.dtype is torch.bfloat16 and query.device.type == "cpu"
+    forward = by_products if trained and in_bf16 else sdpa_attention_forward
     return forward(module, query, key, value, attention_mask, **kwargs)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prompt_transfer.backbones.attention import attend
 from prompt_transfer.backbones.families import Family
 from prompt_transfer.backbones.substitutes import replace
 
@@ -52,9 +53,8 @@ class OneQueryAttention(nn.Module):
         asked = (query.transpose(0, 1).flatten(1, 2) @ to_keys).transpose(0, 1)
         states = key_value_states.unsqueeze(1)
         # The heads stand where queries stand: all of them read the same states.
-        read = nn.functional.scaled_dot_product_attention(
-            asked.unsqueeze(1), states, states, attn_mask=mask, scale=whole.scaling
-        ).squeeze(1)
+        read, _ = attend(whole, asked.unsqueeze(1), states, states, mask, scaling=whole.scaling, is_causal=False)
+        read = read.squeeze(2)
         values = (read.transpose(0, 1) @ to_values.transpose(1, 2)).transpose(0, 1)
         return whole.o(values.reshape(size, 1, heads * width)), kwargs.get("position_bias"), None
 

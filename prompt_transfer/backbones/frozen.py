@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.backbones import cross_attention, layer_calls, loading
+from prompt_transfer.backbones import cross_attention, frozen_linear, layer_calls, loading
 from prompt_transfer.backbones.answers import IGNORED, KINDS, AnswerSlot, PromptBank, Prompts
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.layouts import get_layout
-from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, path_of, replace
+from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, fuse_activations, path_of, replace
 from prompt_transfer.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -109,6 +109,8 @@ class FrozenBackbone(nn.Module):
             if table is not None:
                 replace(model, table, OptionalEmbedding.sharing(model.get_submodule(table)))
         cross_attention.substitute(model, family)
+        frozen_linear.substitute(model)
+        fuse_activations(model)
         output = model.get_output_embeddings()
         self._output = SelectedRows.sharing(output)
         replace(model, path_of(model, output), self._output)

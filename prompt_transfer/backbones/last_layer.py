@@ -31,7 +31,8 @@ _DIMENSIONS = {"hidden_states": 1, "position_embeddings": 1, "position_ids": 1, 
 def taken(values: Tensor, at: Positions, dim: int) -> Tensor:
     """Of `values` [B or 1, ..., T, ...] those at some positions of dimension `dim`: [B, ..., S, ...]."""
     if isinstance(at, slice):
-        return values[(slice(None),) * dim + (at,)]
+        # In one piece: a linear layer would take a product an example for states that are not.
+        return values[(slice(None),) * dim + (at,)].contiguous()
     shape = [len(at), *values.shape[1:]]
     index = at.view(len(at), *[1] * (dim - 1), at.shape[1], *[1] * (values.ndim - dim - 1))
     wanted = [*shape[:dim], at.shape[1], *shape[dim + 1 :]]

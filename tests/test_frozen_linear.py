@@ -1,0 +1,110 @@
+"""Linear layers of frozen weights: the library's function, a gradient for the input, and what they leave alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_families import Tiny, collated, random_prompt, text_rows, words
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.activations import FastGELUActivation, NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+from prompt_transfer.backbones import frozen_linear
+from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.backbones.substitutes import fuse_activations
+
+HAS_KERNEL = frozen_linear._kernel() is not None
+needs_kernel = pytest.mark.skipif(not HAS_KERNEL, reason="this processor or this torch has no such kernel")
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """One entry a call of the kernel: the shape of its input."""
+    kernel = frozen_linear._kernel()
+    seen: list[tuple[int, ...]] = []
+
+    def watched(x: Tensor, *rest: Any) -> Tensor:
+        seen.append(tuple(x.shape))
+        return kernel(x, *rest)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(frozen_linear, "_kernel", lambda: watched if kernel is not None else None)
+    return seen
+
+
+def tensors(dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Input [*shape, 24], weight [40, 24], bias [40]."""
+    torch.manual_seed(0)
+    return torch.randn(*shape, 24).to(dtype), torch.randn(40, 24).to(dtype), torch.randn(40).to(dtype)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5), (2, 1)])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-6), (torch.bfloat16, 0.1)])
+def test_output_and_gradient_are_those_of_a_linear_layer(
+    shape: tuple[int, ...], dtype: torch.dtype, atol: float, taken: list[tuple[int, ...]]
+) -> None:
+    x, weight, bias = tensors(dtype, *shape)
+    scale = torch.linspace(-1, 1, 40)
+    found = []
+    for function, precision in ((frozen_linear.frozen_linear, dtype), (functional.linear, torch.float32)):
+        own = x.to(precision, copy=True).requires_grad_()
+        output = function(own, weight.to(precision), bias.to(precision))
+        (output.float() * scale).sum().backward()
+        assert own.grad is not None
+        found.append((output, own.grad))
+    for ours, exact in zip(*found, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.float(), exact, rtol=0.01, atol=atol)
+    assert len(taken) == int(HAS_KERNEL and dtype == torch.bfloat16)
+
+
+@needs_kernel
+def test_what_does_not_fit_goes_the_usual_way(taken: list[tuple[int, ...]]) -> None:
+    x, weight, bias = tensors(torch.bfloat16, 2, 6)
+    strided = x[:, ::2]
+    torch.testing.assert_close(
+        frozen_linear.frozen_linear(strided, weight, bias), functional.linear(strided, weight, bias)
+    )
+    # Whoever trains a weight gets its gradient.
+    trained = weight.clone().requires_grad_()
+    frozen_linear.frozen_linear(x, trained, bias).sum().backward()
+    assert trained.grad is not None
+    assert taken == []
+
+
+def test_layers_with_a_bias_are_found_and_derived_ones_left_alone() -> None:
+    class Derived(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) + 1
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), Conv1D(8, 6), nn.Linear(8, 4, bias=False), Derived(4, 4))
+    x = torch.randn(2, 3, 4)
+    before = model(x)
+    frozen_linear.substitute(model.requires_grad_(False))
+    changed = ["forward" in vars(layer) for layer in model]
+    assert changed == [True, True, False, False]
+    torch.testing.assert_close(model(x), before)
+
+
+@needs_kernel
+@pytest.mark.parametrize("family", ["roberta", "gpt2"])
+def test_a_backbone_in_bf16_uses_it(tiny: Tiny, family: str, taken: list[tuple[int, ...]]) -> None:
+    backbone = FrozenBackbone(str(tiny(family)), dtype="bfloat16")
+    prompt = random_prompt(backbone).requires_grad_()
+    backbone(prompt, collated(backbone, text_rows(backbone)), words(backbone)).sum().backward()
+    # Four or more in every layer: the attention's, and two of the FFN.
+    assert len(taken) >= 4 * backbone.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("kind", [NewGELUActivation, FastGELUActivation])
+def test_the_fused_activation_is_the_same_function(kind: Callable[[], nn.Module]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(kind()))
+    x = torch.linspace(-6, 6, 4000).view(-1, 4)
+    before = model(x)
+    fuse_activations(model)
+    assert isinstance(model[1][0], nn.GELU)  # type: ignore[index]
+    torch.testing.assert_close(model(x), before, rtol=0, atol=1e-6)
