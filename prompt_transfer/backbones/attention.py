@@ -2,7 +2,8 @@
 
 That is the attention mode `shared`: the prompt sees only itself, so its keys and values are computed once and serve a
 whole batch. Registered with transformers under `NAME`, with the mask function of its SDPA: without one a model would
-attend to pads silently. In training on a CPU in bf16 matrix products do the same faster (`attention_by_products.py`).
+attend to pads silently. In training on a CPU two others do the same faster: `attention_by_products.py` in bf16, and
+`attention_behind_prompt.py` where all texts of a batch stand behind one prompt.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from prompt_transfer.backbones.attention_behind_prompt import behind_prompt, pays
 from prompt_transfer.backbones.attention_by_products import by_products
 
 NAME = "prompt_transfer"
@@ -31,6 +33,12 @@ class LayerStates(Protocol):
 
     def exchange(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values that the layer is to attend to, in place of its own."""
+
+    def one_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:
+        """In place of `exchange`: keys and values [1, heads, P, D] of a prompt in training that all texts stand behind.
+
+        None where there is no such prompt, or where it does not pay to keep them apart: `exchange` is called then.
+        """
 
 
 def rows_of(states: Tensor, prompt_ids: Tensor | None, examples: int) -> Tensor:
@@ -70,6 +78,12 @@ class PromptStates:
         self.leave(layer)
         return found
 
+    def one_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:
+        """Of the next layer that reads."""
+        if not self.reading or not _is_apart(self.layers[self._next][0], text_length):
+            return None
+        return self.enter().recorded
+
     def enter(self) -> OneCall:
         """What the next layer gets: for one call of it, which may be computed anew later."""
         recorded = None
@@ -102,6 +116,16 @@ class OneCall:
         first, second = (rows_of(states, self.prompt_ids, key.shape[0]) for states in self.recorded)
         return torch.cat([first, key], dim=2), torch.cat([second, value], dim=2)
 
+    def one_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:
+        """As `PromptStates.one_prompt`."""
+        if self.recorded is None or not _is_apart(self.recorded[0], text_length):
+            return None
+        return self.recorded
+
+
+def _is_apart(keys: Tensor, text_length: int) -> bool:
+    return keys.shape[0] == 1 and keys.requires_grad and pays(keys.shape[2], text_length)
+
 
 class OnlyBias:
     """A position bias [1 or B, heads, T, T] in place of a layer's own, and nothing else."""
@@ -112,6 +136,9 @@ class OnlyBias:
     def exchange(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """As they are."""
         return key, value
+
+    def one_prompt(self, text_length: int) -> None:
+        """None: the prompt is a part of the text."""
 
 
 class OneLayer:
@@ -136,6 +163,9 @@ class OneLayer:
             raise KeysKnownError
         return self.kept
 
+    def one_prompt(self, text_length: int) -> None:
+        """None: the few positions of a second call have little to gain."""
+
 
 def attend(
     module: nn.Module,
@@ -147,13 +177,19 @@ def attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention of transformers, over the keys and values that `prompt_states` hands out."""
+    trained = torch.is_grad_enabled() and query.device.type == "cpu"
+    prompt = None
     if prompt_states is not None:
-        key, value = prompt_states.exchange(key, value)
         if prompt_states.position_bias is not None:
             kwargs["position_bias"] = prompt_states.position_bias
-    trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    in_bf16 = query.dtype is torch.bfloat16 and query.device.type == "cpu"
-    forward = by_products if trained and in_bf16 else sdpa_attention_forward
+        if trained and not kwargs.get("dropout"):
+            prompt = prompt_states.one_prompt(query.shape[2])
+        if prompt is not None:
+            options = {name: kwargs.get(name) for name in ("scaling", "position_bias")}
+            return behind_prompt(module, query, key, value, prompt, attention_mask, **options)
+        key, value = prompt_states.exchange(key, value)
+    trained = trained and (query.requires_grad or key.requires_grad or value.requires_grad)
+    forward = by_products if trained and query.dtype is torch.bfloat16 else sdpa_attention_forward
     return forward(module, query, key, value, attention_mask, **kwargs)
 
 

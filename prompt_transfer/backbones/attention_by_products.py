@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import create_position_bias_mask, repeat_kv
+from transformers.integrations.sdpa_attention import repeat_kv
 
 
 def by_products(
@@ -42,28 +42,38 @@ def by_products(
     Returns:
         [B, T, heads, D], and no attention weights.
     """
-    groups = getattr(module, "num_key_value_groups", 1)
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    key, value = repeated(module, key), repeated(module, value)
     length = query.shape[2]
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    causal = causal and length > 1 and attention_mask is None
-    if causal:
+    if causal and length > 1 and attention_mask is None:
         # Keys behind the last query are seen by nobody.
         key, value = key[:, :, :length], value[:, :, :length]
         if position_bias is not None:
             position_bias = position_bias[..., :length]
-    if position_bias is not None:
-        attention_mask = create_position_bias_mask(position_bias, attention_mask, causal, query, key)
-    elif causal:
-        attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()[None, None]
+    added = numbers_to_add(query.dtype, attention_mask, position_bias)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        # Numbers, since adding them is several times as fast as filling in; not minus infinity: a query that may look
-        # nowhere would become NaN.
-        lowest = torch.finfo(query.dtype).min
-        attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(~attention_mask, lowest)
-    output: Tensor = _Products.apply(query, key, value, attention_mask, scale, dropout)
+    output: Tensor = _Products.apply(query, key, value, added, scale, dropout)
     return output, None
+
+
+def repeated(module: nn.Module, states: Tensor) -> Tensor:
+    """Keys or values [B, key heads, S, D] for all heads of the layer."""
+    return repeat_kv(states, getattr(module, "num_key_value_groups", 1))
+
+
+def numbers_to_add(dtype: torch.dtype, attention_mask: Tensor | None, position_bias: Tensor | None) -> Tensor | None:
+    """What is added to the scores for a mask (bool or numbers) and a bias; None where there is neither."""
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        # Adding is several times as fast as filling in. Not minus infinity: a query that may look nowhere would become
+        # NaN.
+        lowest = torch.finfo(dtype).min
+        if position_bias is not None:
+            return torch.where(attention_mask, position_bias, lowest)
+        return torch.zeros_like(attention_mask, dtype=dtype).masked_fill_(~attention_mask, lowest)
+    if position_bias is None or attention_mask is None:
+        return attention_mask if position_bias is None else position_bias
+    return position_bias + attention_mask
 
 
 class _Products(torch.autograd.Function):
