@@ -115,11 +115,11 @@ def measure(kind: str, ways: list[str], options: dict[str, Any]) -> list[dict[st
             for way, spec in specs.items()
         }
         taken: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-        for index in range(-1, steps):
+        for index in range(-steps, steps):
             for way, worker in workers.items():
                 rows = grouped if specs[way].get("grouped") else random
-                reply = worker.step(rows[index])
-                # The first round, on the last batch, warms up.
+                reply = worker.step(rows[index % steps])
+                # Each batch is taken once before it counts: in a run all lengths have soon been seen.
                 if index >= 0:
                     taken[way].append(reply)
         found = [{"model": kind, "step": way, "dtype": specs[way]["dtype"], **summary(taken[way])} for way in ways]
@@ -200,7 +200,7 @@ def run(
     data_root: str = "../shared/data",
     batch_size: int = 32,
     prompt_length: int = 100,
-    steps: int = 7,
+    steps: int = 5,
     threads: int = 2,
     device: str = "cpu",
     size: str = "base",
@@ -215,7 +215,7 @@ def run(
         data_root: folder with sst2/; built-in sentences where there is none.
         batch_size: B.
         prompt_length: P.
-        steps: measured, after one that is not.
+        steps: measured, after as many on the same batches that are not.
         threads: of torch.
         device: cpu or cuda.
         size: base, or tiny to try the script.

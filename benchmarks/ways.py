@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.allocation import Growth, keep_memory
+from prompt_transfer.allocation import keep_memory
 
 WORDS = (" terrible", " great")
 MAX_LENGTH = 128
@@ -152,15 +152,12 @@ def serve(spec: dict[str, Any], replies: Any) -> None:
     torch.manual_seed(0)
     device = spec["device"]
     make = {"peft": peft, "plain": plain}.get(spec["way"], ours)
-    growth = Growth()
     step = make(spec, device)
     print(json.dumps({"ready": True}), file=replies, flush=True)
     for line in sys.stdin:
         texts = json.loads(line)
         started = time.perf_counter()
         width = step(texts)
-        # As after every step of `fit`; nothing for ways that do not keep memory.
-        growth.check()
         if device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started

@@ -24,7 +24,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from prompt_transfer.backbones.loading import resolve
 from prompt_transfer.callbacks.checkpoints import WholeCheckpoints
 from prompt_transfer.callbacks.logs import RunLog
-from prompt_transfer.callbacks.memory import GiveBack
 from prompt_transfer.callbacks.progress import StepProgress
 from prompt_transfer.commands.arguments import find_configs, names_model_option, put_text_aside, take_class
 from prompt_transfer.commands.parsing import one_line, options_of
@@ -279,7 +278,7 @@ class Command(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with our callbacks and logger."""
-        callbacks: list[Callback] = [*self.extra_callbacks(), GiveBack()]
+        callbacks: list[Callback] = list(self.extra_callbacks())
         if self.config.trainer.enable_progress_bar is not False:
             callbacks.append(StepProgress())
         if self.config.trainer.logger in (None, True):
