@@ -5,9 +5,10 @@
 
 Models have the sizes of RoBERTa-base, GPT-2 and T5-base and random weights, texts are those of SST-2 where
 `--data_root` holds it. Each way runs in a process of its own, so that its peak holds everything: libraries, loading,
-forward, backward, optimizer. All live at the same time and take their steps in turn. All pad to their batch but the
-old way, which pads to 128 tokens. This project's batches are those of its sampler, of texts of similar length; with
-`_random` in its name a way takes the same random batches as the others. The floor is explained in `floor.py`.
+forward, backward, optimizer. Those with weights of one format live at the same time and take their steps in turn. All
+pad to their batch but the old way, which pads to 128 tokens. This project's batches are those of its sampler, of texts
+of similar length; with `_random` in its name a way takes the same random batches as the others. The floor is explained
+in `floor.py`.
 """
 
 from __future__ import annotations
@@ -99,29 +100,43 @@ def batches(texts: list[str], tokenizer: Any, size: int, steps: int) -> tuple[li
     return [chosen[index * size : (index + 1) * size] for index in range(steps)], grouped
 
 
+def together(specs: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """The ways whose processes live at the same time.
+
+    Beside weights of half the size, those with float32 weights come first, by themselves: a whole head over GPT-2's
+    vocabulary takes 9 GB in each, and all at once do not fit into 24 GB.
+    """
+    wide = [way for way, spec in specs.items() if spec["dtype"] == "float32"]
+    return [group for group in (wide, [way for way in specs if way not in wide]) if group]
+
+
 def measure(kind: str, ways: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a way on the model `kind`."""
     steps, size = options["steps"], options["batch_size"]
     specs = {way: {"dtype": options["dtype"], **WAYS[way]} for way in ways}
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as scratch:
         folders = {dtype: Path(scratch) / dtype for dtype in {spec["dtype"] for spec in specs.values()}}
         for dtype, folder in folders.items():
             save_random(kind, options["size"], dtype, folder)
         tokenizer = AutoTokenizer.from_pretrained(next(iter(folders.values())))
         random, grouped = batches(options["texts"], tokenizer, size, steps)
         shared = {name: options[name] for name in ("prompt_length", "threads", "device")}
-        workers = {
-            way: stack.enter_context(Worker({**spec, **shared, "model": str(folders[spec["dtype"]])}))
-            for way, spec in specs.items()
-        }
         taken: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-        for index in range(-steps, steps):
-            for way, worker in workers.items():
-                rows = grouped if specs[way].get("grouped") else random
-                reply = worker.step(rows[index % steps])
-                # Each batch is taken once before it counts: in a run all lengths have soon been seen.
-                if index >= 0:
-                    taken[way].append(reply)
+        for group in together(specs):
+            with ExitStack() as stack:
+                workers = {
+                    way: stack.enter_context(
+                        Worker({**specs[way], **shared, "model": str(folders[specs[way]["dtype"]])})
+                    )
+                    for way in group
+                }
+                for index in range(-steps, steps):
+                    for way, worker in workers.items():
+                        rows = grouped if specs[way].get("grouped") else random
+                        reply = worker.step(rows[index % steps])
+                        # Each batch is taken once before it counts: in a run all lengths have soon been seen.
+                        if index >= 0:
+                            taken[way].append(reply)
         found = [{"model": kind, "step": way, "dtype": specs[way]["dtype"], **summary(taken[way])} for way in ways]
     add_ratios(found)
     add_floor(kind, found, tokenizer, grouped, options)
