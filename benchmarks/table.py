@@ -67,7 +67,12 @@ def steps(report: dict[str, Any]) -> str:
     what = f"A training step: {report['batch_size']} texts of {report['texts']}, prompt of {report['prompt_length']}"
     how = f"random weights, median of {report['steps']}, ways taken in turn ({where(report)})"
     note = "x PEFT: against its faster way. The floor is that of the arithmetic (`benchmarks/floor.py`)."
-    return f"{what}, {how}. {note}\n\n{markdown(head, rows)}"
+    return f"{what}, {how}. {note}{noted(report)}\n\n{markdown(head, rows)}"
+
+
+def noted(report: dict[str, Any]) -> str:
+    """What somebody has written into a report, as a sentence."""
+    return f" {report['note'][0].upper()}{report['note'][1:]}." if "note" in report else ""
 
 
 def cost(report: dict[str, Any]) -> str:
@@ -115,9 +120,8 @@ def race(report: dict[str, Any]) -> str:
     head = ["backbone", "way", "learning rate", "final accuracy", "steps", "s of training", "sooner than PEFT"]
     what = f"{report['what'][0].upper()}{report['what'][1:]}, each way with its best learning rate, mean of"
     count = report["seeds"].count(",") + 1
-    note = f" {report['note'][0].upper()}{report['note'][1:]}." if "note" in report else ""
     seeds = f"{count} seeds" if count > 1 else "one seed"
-    return f"{what} {seeds} ({where(report)}).{note}\n\n{markdown(head, rows)}"
+    return f"{what} {seeds} ({where(report)}).{noted(report)}\n\n{markdown(head, rows)}"
 
 
 def _sooner(row: dict[str, Any], peft: dict[str, Any]) -> float | str:
