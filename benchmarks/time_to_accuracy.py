@@ -26,6 +26,7 @@ from transformers import AutoConfig
 from ways import WORDS, encoded, load, padded
 
 from prompt_transfer import results
+from prompt_transfer.allocation import keep_memory
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.commands.parsing import call
@@ -237,4 +238,6 @@ def run(
 
 
 if __name__ == "__main__":
+    # As `fit` does; it serves both ways.
+    keep_memory()
     call(run, "time_to_accuracy", sys.argv[1:])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from test_families import Tiny, collated, random_prompt, text_rows, words
+from test_families import ALL, CAUSAL, P, Tiny, by_hand, collated, random_prompt, text_rows, words
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import FastGELUActivation, NewGELUActivation
@@ -75,7 +76,7 @@ def test_what_does_not_fit_goes_the_usual_way(taken: list[tuple[int, ...]]) -> N
     assert taken == []
 
 
-def test_layers_with_a_bias_are_found_and_derived_ones_left_alone() -> None:
+def test_layers_are_found_and_derived_ones_left_alone() -> None:
     class Derived(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(input) + 1
@@ -86,8 +87,110 @@ def test_layers_with_a_bias_are_found_and_derived_ones_left_alone() -> None:
     before = model(x)
     frozen_linear.substitute(model.requires_grad_(False))
     changed = ["forward" in vars(layer) for layer in model]
-    assert changed == [True, True, False, False]
+    assert changed == [True, True, True, False]
     torch.testing.assert_close(model(x), before)
+
+
+@needs_kernel
+@pytest.mark.parametrize("transposed", [False, True])
+def test_sorted_weights_give_the_same_gradient(transposed: bool) -> None:
+    _, weight, _ = tensors(torch.bfloat16, 2, 5)
+    weight = weight.t().contiguous().t() if transposed else weight
+    gradient = torch.randn(2, frozen_linear.FEWEST_ROWS, 40).bfloat16()
+    turned = frozen_linear.Turned(sort=True)
+    for scale in (1, 2):
+        # Whoever changes the weights gets the product with the new ones.
+        weight.mul_(scale)
+        exact = gradient.float() @ weight.float()
+        torch.testing.assert_close(turned.product(gradient, weight).float(), exact, rtol=0.01, atol=0.1)
+    made = turned.made
+    assert made is not None
+    turned.product(gradient, weight)
+    assert turned.made is made
+    other = copy.deepcopy(turned)
+    assert other.sort
+    assert other.made is None
+    # Few rows are not worth it, nor are those of a model that is large.
+    few = frozen_linear.Turned(sort=True)
+    few.product(gradient[:1, :3], weight)
+    assert few.made is None
+
+
+@needs_kernel
+def test_a_large_model_keeps_its_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4, bias=False))
+    for most, sort in ((1000, True), (10, False)):
+        monkeypatch.setattr(frozen_linear, "MOST_SORTED", most)
+        frozen_linear.substitute(model.requires_grad_(False))
+        assert [layer.forward.turned.sort for layer in model] == [sort, sort]
+
+
+@pytest.fixture
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The layers as they are in bf16, but computed in float32, so that rounding hides nothing: shapes of products."""
+    seen: list[tuple[int, ...]] = []
+
+    def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> Tensor:
+        seen.append(tuple(x.shape))
+        return functional.linear(x, weight, bias)
+
+    monkeypatch.setattr(frozen_linear, "DTYPE", torch.float32)
+    monkeypatch.setattr(frozen_linear, "_kernel", lambda: kernel)
+    monkeypatch.setattr(frozen_linear, "MOST_SORTED", 0)
+    return seen
+
+
+@pytest.mark.parametrize("attention", ["full", "shared"])
+@pytest.mark.parametrize("family", ALL)
+def test_logits_and_gradients_equal_a_plain_forward(
+    tiny: Tiny, family: str, attention: str, in_float32: list[tuple[int, ...]]
+) -> None:
+    backbone = FrozenBackbone(str(tiny(family)), attention=attention)
+    rows, token_ids = text_rows(backbone), words(backbone)
+    prompt = random_prompt(backbone).requires_grad_()
+    logits = backbone(prompt, collated(backbone, rows), token_ids)
+    logits.sum().backward()
+    slow = prompt.detach().clone().requires_grad_()
+    for index, row in enumerate(rows):
+        expected = by_hand(tiny(family), backbone.family.kind, slow, row, attention == "shared")[token_ids]
+        torch.testing.assert_close(logits[index], expected, atol=1e-5, rtol=1e-5)
+        expected.sum().backward()
+    assert prompt.grad is not None
+    assert slow.grad is not None
+    torch.testing.assert_close(prompt.grad, slow.grad, atol=1e-5, rtol=1e-4)
+    # A prompt that sees the text enters the first layer once.
+    once = attention == "full" and family not in CAUSAL
+    assert ((P, backbone.hidden_size) in in_float32) == once
+
+
+@pytest.mark.parametrize("family", ["roberta", "t5"])
+def test_prompts_of_their_own_are_not_taken_for_one(tiny: Tiny, family: str, in_float32: list[tuple[int, ...]]) -> None:
+    backbone = FrozenBackbone(str(tiny(family)))
+    batch, token_ids = collated(backbone, text_rows(backbone)), words(backbone)
+    prompts = torch.stack([random_prompt(backbone, seed) for seed in range(2)]).requires_grad_()
+    logits = backbone(prompts, {**batch, "prompt_ids": torch.tensor([0, 1, 0])}, token_ids)
+    logits.sum().backward()
+    assert prompts.grad is not None
+    found = prompts.grad.clone()
+    for seed, rows in enumerate(([0, 2], [1])):
+        alone = prompts[seed].detach().clone().requires_grad_()
+        part = {name: value[rows] for name, value in batch.items()}
+        again = backbone(alone, part, token_ids)
+        torch.testing.assert_close(again, logits[rows], atol=1e-5, rtol=0)
+        again.sum().backward()
+        torch.testing.assert_close(alone.grad, found[seed], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["roberta", "t5"])
+def test_layers_computed_again_know_the_rows_too(tiny: Tiny, family: str, in_float32: list[tuple[int, ...]]) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        backbone = FrozenBackbone(str(tiny(family)), gradient_checkpointing=checkpointing)
+        prompt = random_prompt(backbone).requires_grad_()
+        backbone(prompt, collated(backbone, text_rows(backbone)), words(backbone)).sum().backward()
+        gradients.append(prompt.grad)
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+    assert frozen_linear.Alike.rows is None
 
 
 @needs_kernel

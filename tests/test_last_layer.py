@@ -4,10 +4,11 @@ and test_frozen.py; here: that the work is really left out, and where it must no
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
-from test_families import ALL, CAUSAL, SEQ2SEQ, P, Tiny, collated, random_prompt, text_rows, words
+from test_families import ALL, CAUSAL, MASKED, SEQ2SEQ, P, Tiny, collated, random_prompt, text_rows, words
 from torch import Tensor
 
 from prompt_transfer.backbones.families import FAMILIES
@@ -38,6 +39,29 @@ def test_last_layer_is_computed_where_it_is_read(tiny: Tiny, family: str, attent
     backbone(random_prompt(backbone), collated(backbone, text_rows(backbone)), words(backbone))
     # Where the prompt is computed before the text, nothing of it but keys and values is read: one row stands for all.
     assert seen == ([1, 1] if attention == "shared" or family in CAUSAL else [1])
+
+
+@pytest.mark.parametrize("family", sorted({*MASKED} - {"albert", "modernbert"}))
+def test_an_encoder_asked_at_one_place_makes_no_keys_and_values(
+    tiny: Tiny, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = FrozenBackbone(str(tiny(family)))
+    path = backbone.family.layer
+    assert path is not None
+    assert backbone.family.reads_states is not None
+    layer = backbone.model.get_submodule(path.format(i=backbone.config.num_hidden_layers - 1))
+    seen: list[int] = []
+    for name in backbone.family.reads_states:
+        maker = layer.get_submodule(name)
+
+        def watched(states: Tensor, usual: Callable[[Tensor], Tensor] = maker.forward) -> Tensor:
+            seen.append(states.shape[1])
+            return usual(states)
+
+        # Not a hook: who hooks inside sees all positions.
+        monkeypatch.setattr(maker, "forward", watched)
+    backbone(random_prompt(backbone), collated(backbone, text_rows(backbone)), words(backbone))
+    assert seen == [1, 1]
 
 
 @pytest.mark.parametrize("family", CAUSAL)

@@ -60,6 +60,10 @@ class Prompts:
         """The prompt of each example [B, P, H]."""
         return self.rows.expand(count, -1, -1) if self.ids is None else self.rows[self.ids]
 
+    def same(self, rows: tuple[int, int]) -> tuple[int, int] | None:
+        """The `rows` where they stand, if they are the same in all examples."""
+        return rows if self.ids is None and self.length else None
+
     def repeated(self, times: int) -> Prompts:
         """For a batch in which each example stands so many times in a row."""
         ids = None if self.ids is None else self.ids.repeat_interleave(times)
@@ -180,8 +184,9 @@ class MaskedAnswers(Answers):
         else:
             whole = prompt.joined(text)
         place, start = self.layout.answer_index(prompts.length), int(self.layout.answer_first)
-        with self.answering(first + place, prompts, (start, start + prompts.length)):
-            return self.stack.alone(whole, slice(place, place + 1))[:, 0]
+        rows = (start, start + prompts.length)
+        with self.answering(first + place, prompts, rows):
+            return self.stack.alone(whole, slice(place, place + 1), prompts.same(rows))[:, 0]
 
     def _answer_and_text(self, batch: dict[str, Tensor], prompt_length: int) -> Part:
         bare = not self.family.needs_positions
@@ -266,7 +271,8 @@ class Seq2SeqAnswers(Answers):
         size = len(text.mask)
         mask = torch.cat([text.mask.new_ones(size, prompts.length), text.mask], dim=1)
         if self.attention == "full" or not prompts.length:
-            return self.stack.alone(self.prompt_part(prompts.of_examples(size)).joined(text)), mask
+            whole = self.prompt_part(prompts.of_examples(size)).joined(text)
+            return self.stack.alone(whole, same=prompts.same((0, prompts.length))), mask
         of_prompts, states = self.record(prompts)
         of_text = self.stack.behind(states, text, prompts.length, prompts.ids)
         return torch.cat([Prompts(of_prompts, prompts.ids).of_examples(size), of_text], dim=1), mask

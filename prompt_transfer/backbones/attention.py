@@ -8,6 +8,7 @@ attend to pads silently. In training on a CPU two others do the same faster: `at
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from prompt_transfer.backbones.attention_behind_prompt import behind_prompt, pays
 from prompt_transfer.backbones.attention_by_products import by_products
+from prompt_transfer.backbones.frozen_linear import no_longer_alike
 
 NAME = "prompt_transfer"
 
@@ -167,16 +169,39 @@ class OneLayer:
         """None: the few positions of a second call have little to gain."""
 
 
+@dataclass(frozen=True)
+class OneQuery:
+    """In place of keys and values the states that they are made of, for one query an example.
+
+    Attributes:
+        states: [B, K, H], what the attention layer reads.
+        key, value: the linear layers that would make keys and values of them.
+    """
+
+    states: Tensor
+    key: nn.Linear
+    value: nn.Linear
+
+    def attend(self, module: nn.Module, query: Tensor, attention_mask: Tensor | None, scaling: float | None) -> Tensor:
+        """What the queries [B, A, 1, D] read: [B, 1, A, D]."""
+        made = (self.key.weight, self.value.weight)
+        values = through_states(module, query, self.states, *made, attention_mask, scaling)
+        return values if self.value.bias is None else values + self.value.bias.view(values.shape[2:])
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    prompt_states: LayerStates | None = None,
+    prompt_states: LayerStates | OneQuery | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention of transformers, over the keys and values that `prompt_states` hands out."""
+    no_longer_alike()
+    if isinstance(prompt_states, OneQuery):
+        return prompt_states.attend(module, query, attention_mask, kwargs.get("scaling")), None
     trained = torch.is_grad_enabled() and query.device.type == "cpu"
     prompt = None
     if prompt_states is not None:
@@ -191,6 +216,43 @@ def attend(
     trained = trained and (query.requires_grad or key.requires_grad or value.requires_grad)
     forward = by_products if trained and query.dtype is torch.bfloat16 else sdpa_attention_forward
     return forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def through_states(
+    module: nn.Module,
+    query: Tensor,
+    states: Tensor,
+    to_keys: Tensor,
+    to_values: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+) -> Tensor:
+    """Attention of one query an example without keys and values: the products change places.
+
+    `q (E Wk)' = (q Wk') E'` and `w (E Wv) = (w E) Wv`, where E are the states and w the weights: Wk and Wv meet one row
+    an example and head in place of one a state. The bias of the keys adds the same to all scores of a query, which the
+    softmax does not see.
+
+    Args:
+        module: the attention layer.
+        query: [B, A, 1, D].
+        states: [B, K, H].
+        to_keys, to_values: weights [A D, H] of the layers that make keys and values; the caller adds a bias of values.
+        attention_mask: [B or 1, 1, 1, K], or None.
+        scaling: of the scores; None: 1 / sqrt(D).
+
+    Returns:
+        [B, 1, A, D]
+    """
+    heads, width = query.shape[1], query.shape[3]
+    of_keys, of_values = (weight.view(heads, width, -1) for weight in (to_keys, to_values))
+    asked = (query.squeeze(2).transpose(0, 1) @ of_keys).transpose(0, 1)
+    scale = width**-0.5 if scaling is None else scaling
+    all_read = states.unsqueeze(1)
+    # The heads stand where queries stand: all of them read the same states.
+    read, _ = attend(module, asked.unsqueeze(1), all_read, all_read, attention_mask, scaling=scale, is_causal=False)
+    values = read.squeeze(2).transpose(0, 1) @ of_values.transpose(1, 2)
+    return values.transpose(0, 1).unsqueeze(1)
 
 
 AttentionInterface.register(NAME, attend)

@@ -2,10 +2,7 @@
 
 A label word is read off the first step of the decoder. Keys and values for it would be two products of H x H numbers
 for each of the P + T states, in every layer: a seventh of the model's work, for a query that reads each state once.
-With one query the products can change places: `q (E Wk)' = (q Wk') E'` and `w (E Wv) = (w E) Wv`, where E [P + T, H]
-are the states and w the weights, so that Wk and Wv meet one row an example and head. The same function to rounding.
-
-Shape letters: B batch, H hidden, A heads, D numbers a head, K = P + T encoder states.
+With one query the products can change places (`attention.through_states`). The same function to rounding.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prompt_transfer.backbones.attention import attend
+from prompt_transfer.backbones.attention import through_states
 from prompt_transfer.backbones.families import Family
 from prompt_transfer.backbones.substitutes import replace
 
@@ -48,14 +45,7 @@ class OneQueryAttention(nn.Module):
             )
         size, heads, width = len(hidden_states), whole.n_heads, whole.key_value_proj_dim
         query = whole.q(hidden_states).view(size, heads, 1, width)
-        # [A, D, H]: what makes the keys (values) of each head.
-        to_keys, to_values = (layer.weight.view(heads, width, -1) for layer in (whole.k, whole.v))
-        asked = (query.transpose(0, 1).flatten(1, 2) @ to_keys).transpose(0, 1)
-        states = key_value_states.unsqueeze(1)
-        # The heads stand where queries stand: all of them read the same states.
-        read, _ = attend(whole, asked.unsqueeze(1), states, states, mask, scaling=whole.scaling, is_causal=False)
-        read = read.squeeze(2)
-        values = (read.transpose(0, 1) @ to_values.transpose(1, 2)).transpose(0, 1)
+        values = through_states(whole, query, key_value_states, whole.k.weight, whole.v.weight, mask, whole.scaling)
         return whole.o(values.reshape(size, 1, heads * width)), kwargs.get("position_bias"), None
 
 

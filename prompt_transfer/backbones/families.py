@@ -33,6 +33,8 @@ class Family:
         ffn_input: see `ffn_site`.
         layer: the module of layer `{i}`, where the last one can be computed at a few positions alone
             (`last_layer.py`); None where it cannot be, or where all its states are read.
+        reads_states: of such a layer the modules that make keys and values, where they are linear, read what enters the
+            layer, and nothing comes between them and the products of attention (no norm, no rotation).
         reshaped: the module behind the last layer whose output the body gives the shape of its input, if it does.
         cross_attention: of layer `{i}` of a decoder, where it is as T5's is.
         activation: the activation function of layer `{i}`, where it is another module than `ffn_site`.
@@ -56,6 +58,7 @@ class Family:
     learning_rate: float
     ffn_input: bool = False
     layer: str | None = None
+    reads_states: tuple[str, str] | None = None
     reshaped: str | None = None
     cross_attention: str | None = None
     activation: str | None = None
@@ -85,6 +88,7 @@ def _bert_like(name: str, body: str, head: tuple[str, ...], **more: Any) -> Fami
     facts: dict[str, Any] = {
         "ffn_site": f"{body}.encoder.layer.{{i}}.intermediate.intermediate_act_fn",
         "layer": f"{body}.encoder.layer.{{i}}",
+        "reads_states": ("attention.self.key", "attention.self.value"),
         "position_table": f"{body}.embeddings.position_embeddings",
         "token_type_table": f"{body}.embeddings.token_type_embeddings",
         "prompt_token_type": -1,
@@ -155,6 +159,7 @@ FAMILIES: dict[str, Family] = {
             # One group of shared layers, used again and again: its activation is the site of every layer.
             ffn_site="albert.encoder.albert_layer_groups.0.albert_layers.0.activation",
             layer=None,
+            reads_states=None,
         ),
         _bert_like(
             "distilbert",
@@ -163,6 +168,7 @@ FAMILIES: dict[str, Family] = {
             ffn_site="distilbert.transformer.layer.{i}.ffn.lin2",
             ffn_input=True,
             layer="distilbert.transformer.layer.{i}",
+            reads_states=("attention.k_lin", "attention.v_lin"),
             activation="distilbert.transformer.layer.{i}.ffn.activation",
             token_type_table=None,
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.backbones import cross_attention, frozen_linear, layer_calls, loading
+from prompt_transfer.backbones import cross_attention, frozen_linear, frozen_norm, layer_calls, loading
 from prompt_transfer.backbones.answers import IGNORED, KINDS, AnswerSlot, PromptBank, Prompts
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.layouts import get_layout
@@ -109,11 +109,12 @@ class FrozenBackbone(nn.Module):
             if table is not None:
                 replace(model, table, OptionalEmbedding.sharing(model.get_submodule(table)))
         cross_attention.substitute(model, family)
-        frozen_linear.substitute(model)
         fuse_activations(model)
         output = model.get_output_embeddings()
         self._output = SelectedRows.sharing(output)
         replace(model, path_of(model, output), self._output)
+        frozen_norm.substitute(model)
+        frozen_linear.substitute(model)
 
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stay in evaluation mode; with `dropout` follow `mode`."""

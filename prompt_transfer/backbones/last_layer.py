@@ -4,7 +4,8 @@ Its keys and values are needed at all positions, its queries, its output project
 only where something is scored. No model code is copied for that. A hook before the layer calls it twice: with all
 positions, left at the registered attention function as soon as keys and values are there, and with the scored
 positions, for which the attention function takes those keys and values. What is wasted are the first call's queries.
-The result is the same function to rounding, so is its gradient.
+Where an encoder is asked at one position, and its attention reads what enters the layer, one call is enough, and keys
+and values are not made at all (`attention.OneQuery`). The result is the same function to rounding, so is its gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prompt_transfer.backbones.attention import KeysKnownError, OneLayer
+from prompt_transfer.backbones.attention import KeysKnownError, OneLayer, OneQuery
 from prompt_transfer.backbones.families import Family
 
 # The same positions for all examples, or those of each [B, S].
@@ -56,6 +57,7 @@ class LastLayer:
         self.names = tuple(inspect.signature(self.layer.forward).parameters)
         self.at: Positions | None = None
         self.length: int | None = None
+        self.makers: tuple[Any, ...] = tuple(self.layer.get_submodule(path) for path in family.reads_states or ())
         self.reshaped = None if family.reshaped is None else model.get_submodule(family.reshaped)
 
     @contextmanager
@@ -101,9 +103,12 @@ class LastLayer:
             # A value for each position that this does not know: the whole layer is always right.
             return None
         self.length = length
-        given["prompt_states"] = OneLayer(given.get("prompt_states"))
-        with suppress(KeysKnownError):
-            layer.forward(**given)
+        if self.makers and self._count(at) == 1 and given.get("prompt_states") is None and not layer.training:
+            given["prompt_states"] = OneQuery(states, *self.makers)
+        else:
+            given["prompt_states"] = OneLayer(given.get("prompt_states"))
+            with suppress(KeysKnownError):
+                layer.forward(**given)
         for name, dim in _DIMENSIONS.items():
             value = given.get(name)
             if isinstance(value, tuple):

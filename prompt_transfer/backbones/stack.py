@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from prompt_transfer.backbones.attention import LayerStates, OnlyBias, PromptStates
 from prompt_transfer.backbones.families import Family
+from prompt_transfer.backbones.frozen_linear import alike
 from prompt_transfer.backbones.last_layer import LastLayer, Positions, taken
 
 
@@ -52,10 +54,17 @@ class Stack:
         self.causal = family.kind == "causal_lm"
         self.last = LastLayer(model, family) if family.layer is not None else None
 
-    def alone(self, part: Part, at: Positions | None = None) -> Tensor:
-        """States [B, T, H] of a part by itself; with `at` only those there [B, S, H]."""
+    def alone(self, part: Part, at: Positions | None = None, same: tuple[int, int] | None = None) -> Tensor:
+        """States [B, T, H] of a part by itself; with `at` only those there [B, S, H].
+
+        Args:
+            part: the whole input.
+            at: see above.
+            same: first and last + 1 of the positions that hold the same in all examples, if there are any.
+        """
         masks, bias = self._sight(part.mask, 0)
-        return self._run(part, masks, None if bias is None else OnlyBias(bias), at)
+        with alike(*same) if same else nullcontext():
+            return self._run(part, masks, None if bias is None else OnlyBias(bias), at)
 
     def record(self, prompts: Part) -> tuple[Tensor, PromptStates]:
         """States [N, P, H] of prompts that see only themselves, and their keys and values.
