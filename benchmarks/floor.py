@@ -1,8 +1,9 @@
 """What a training step needs at least: counted products over measured rates, and bytes over the rate of copying.
 
 Counted is what the function itself asks for, on texts without padding: no weight gradients, of the last layer queries
-and FFN at the answer slot alone, no gradients of text that stands before the first layer. The rates are measured in
-the same run, for the shapes that are used, with the weights not in the cache. Elementwise work that no kernel can
+and FFN at the answer slot alone (whose one query an encoder in `full` mode lets read states, not keys and values), no
+gradients of text that stands before the first layer, and before its attention the prompt once. The rates are measured
+in the same run, for the shapes that are used, with the weights not in the cache. Elementwise work that no kernel can
 leave out: norms with their residual sums, and the activation, forward and backward, each reading and writing once.
 
 Shape letters: B batch, P prompt tokens, H hidden, F neurons a layer, L layers.
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 from common import timed
+
+from prompt_transfer.backbones import frozen_linear
 
 
 @dataclass(frozen=True)
@@ -69,17 +72,19 @@ def needed(sizes: Sizes, attention: str, prompt_length: int, texts: Sequence[int
     pairs += half * prompt_length**2 * (1 if shared else batch) + (0 if shared else prompt_length * text)
     for layer in range(sizes.layers):
         first, last = layer == 0, layer == sizes.layers - 1
-        # Only prompt rows have a gradient in front of the first layer.
-        back = (prompt_length if shared else batch * prompt_length) if first else rows
+        # In front of the first attention a prompt is the same in all examples, and only its rows have a gradient.
+        entering, back = (text + prompt_length, prompt_length) if first else (rows, rows)
         asking = batch if last else rows
-        product(rows, hidden, 2 * hidden, back)
-        product(asking, hidden, hidden, min(back, asking))
+        # One query an example reads the states themselves: its products with the layers of keys and values are enough.
+        reads_states = last and not shared
+        product(batch if reads_states else entering, hidden, 2 * hidden, batch if reads_states else back)
+        product(min(asking, entering), hidden, hidden, min(back, asking))
         product(asking, hidden, hidden)
         product(asking, hidden, ffn)
         product(asking, ffn, hidden)
         seen = sum(count + prompt_length for count in texts) if last else pairs
         # Two products forward, four backward.
-        attended += 6 * 2.0 * seen * hidden
+        attended += 6 * 2.0 * seen * hidden * (sizes.heads if reads_states else 1)
         elements += asking * (12 * hidden + 5 * ffn)
     return Needed(linear, attended, elements)
 
@@ -121,10 +126,14 @@ class Rates:
         x = torch.randn(rows, inputs, dtype=dtype, device=device)
         gradient = torch.randn(rows, outputs, dtype=dtype, device=device)
 
+        # Forward as PyTorch does it; backward with weights that are sorted once, where there is a kernel for them.
+        sort = dtype is torch.bfloat16 and device == "cpu" and frozen_linear.has_kernel()
+        turned = [frozen_linear.Turned(sort) for _ in weights]
+
         def both() -> None:
-            for weight in weights:
+            for weight, other in zip(weights, turned, strict=True):
                 torch.nn.functional.linear(x, weight)
-                gradient @ weight
+                other.product(gradient, weight)
 
         return 2 * 2.0 * rows * inputs * outputs * len(weights) / self._median(both)
 

@@ -105,15 +105,28 @@ def test_the_race_is_judged_by_the_mean_over_seeds(benchmark: Any) -> None:
 
 def test_needed_work_by_hand(benchmark: Any) -> None:
     floor = benchmark("floor")
-    # One layer is first and last: keys and values of 2 x (3 + 5) rows, all else at two answer slots.
+    # One layer is first and last: all at two answer slots, which read 2 x (3 + 5) states with two heads.
     sizes = floor.Sizes(layers=1, hidden=4, ffn=8, heads=2)
     work = floor.needed(sizes, "full", 3, [5, 5])
-    rows, prompt_rows, answers = 16, 6, 2
-    assert work.linear[4, 8] == 2 * 4 * 8 * ((rows + prompt_rows) + 2 * answers)
+    answers = 2
+    assert work.linear[4, 8] == 2 * 4 * 8 * (2 * answers + 2 * answers)
     assert work.linear[8, 4] == 2 * 4 * 8 * 2 * answers
     assert work.linear[4, 4] == 2 * 4 * 4 * (2 * answers + 2 * answers)
-    assert work.attention == 6 * 2 * (8 + 8) * 4
+    assert work.attention == 6 * 2 * (8 + 8) * 4 * 2
     assert work.elements == answers * (12 * 4 + 5 * 8)
+    # A layer more: of the first one queries, keys and values of 10 tokens and 3 prompt rows; all else of 16 rows.
+    more = floor.needed(floor.Sizes(layers=2, hidden=4, ffn=8, heads=2), "full", 3, [5, 5])
+    assert more.linear[4, 8] - work.linear[4, 8] == 2 * 4 * 8 * ((13 + 3) + 2 * 16)
+    assert more.linear[4, 4] - work.linear[4, 4] == 2 * 4 * 4 * ((13 + 3) + 2 * 16)
+    assert more.attention - work.attention == 6 * 2 * 2 * 8 * 8 * 4
+
+
+def test_shared_work_by_hand(benchmark: Any) -> None:
+    floor = benchmark("floor")
+    # Keys and values of 10 tokens and 3 prompt rows, which alone have a gradient.
+    work = floor.needed(floor.Sizes(layers=1, hidden=4, ffn=8, heads=2), "shared", 3, [5, 5])
+    assert work.linear[4, 8] == 2 * 4 * 8 * ((13 + 3) + 2 * 2)
+    assert work.attention == 6 * 2 * (8 + 8) * 4
 
 
 def test_shared_work_counts_the_prompt_once(benchmark: Any) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_families import ALL, CAUSAL, P, Tiny, by_hand, collated, random_prompt, text_rows, words
+import transformers
+from test_families import ALL, P, Tiny, by_hand, collated, random_prompt, text_rows, words
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import FastGELUActivation, NewGELUActivation
@@ -158,27 +161,47 @@ def test_logits_and_gradients_equal_a_plain_forward(
     assert prompt.grad is not None
     assert slow.grad is not None
     torch.testing.assert_close(prompt.grad, slow.grad, atol=1e-5, rtol=1e-4)
-    # A prompt that sees the text enters the first layer once.
-    once = attention == "full" and family not in CAUSAL
-    assert ((P, backbone.hidden_size) in in_float32) == once
+    # A prompt enters the first layer once, whether it sees the text or is computed before it.
+    assert (1, P, backbone.hidden_size) in in_float32
 
 
 @pytest.mark.parametrize("family", ["roberta", "t5"])
-def test_prompts_of_their_own_are_not_taken_for_one(tiny: Tiny, family: str, in_float32: list[tuple[int, ...]]) -> None:
+def test_each_of_several_prompts_enters_once(tiny: Tiny, family: str, in_float32: list[tuple[int, ...]]) -> None:
     backbone = FrozenBackbone(str(tiny(family)))
-    batch, token_ids = collated(backbone, text_rows(backbone)), words(backbone)
-    prompts = torch.stack([random_prompt(backbone, seed) for seed in range(2)]).requires_grad_()
-    logits = backbone(prompts, {**batch, "prompt_ids": torch.tensor([0, 1, 0])}, token_ids)
-    logits.sum().backward()
+    batch, token_ids = collated(backbone, text_rows(backbone) * 2), words(backbone)
+    prompts = torch.stack([random_prompt(backbone, seed) for seed in range(3)]).requires_grad_()
+    # The second one has no example.
+    chosen = torch.tensor([2, 0, 2, 2, 2, 0])
+    weights = torch.randn(6, len(token_ids), generator=torch.Generator().manual_seed(1))
+    logits = backbone(prompts, {**batch, "prompt_ids": chosen}, token_ids)
+    (logits * weights).sum().backward()
+    assert (2, P, backbone.hidden_size) in in_float32
     assert prompts.grad is not None
-    found = prompts.grad.clone()
-    for seed, rows in enumerate(([0, 2], [1])):
-        alone = prompts[seed].detach().clone().requires_grad_()
-        part = {name: value[rows] for name, value in batch.items()}
-        again = backbone(alone, part, token_ids)
+    for index in range(3):
+        rows = chosen == index
+        alone = prompts[index].detach().clone().requires_grad_()
+        if not rows.any():
+            assert not prompts.grad[index].any()
+            continue
+        again = backbone(alone, {name: value[rows] for name, value in batch.items()}, token_ids)
         torch.testing.assert_close(again, logits[rows], atol=1e-5, rtol=0)
-        again.sum().backward()
-        torch.testing.assert_close(alone.grad, found[seed], atol=1e-5, rtol=1e-4)
+        (again * weights[rows]).sum().backward()
+        torch.testing.assert_close(alone.grad, prompts.grad[index], atol=1e-5, rtol=1e-4)
+    # Nor are texts that stand behind several prompts multiplied more than once: they change nothing.
+    in_float32.clear()
+    texts = {name: value[:3] for name, value in batch.items()}
+    crossed = {**texts, "text_ids": torch.tensor([0, 1, 2, 0, 1, 2]), "prompt_ids": chosen}
+    torch.testing.assert_close(backbone(prompts, crossed, token_ids), logits, atol=1e-5, rtol=0)
+    length = batch["input_ids"].shape[1] + (0 if family == "t5" else 1)
+    assert (3, length, backbone.hidden_size) in in_float32
+    # Where hardly two examples share a prompt there is nothing to gain.
+    in_float32.clear()
+    backbone(prompts, {**batch, "prompt_ids": torch.tensor([0, 1, 2, 0, 1, 2])}, token_ids)
+    assert (3, P, backbone.hidden_size) in in_float32
+    in_float32.clear()
+    few = {name: value[:5] for name, value in batch.items()}
+    backbone(prompts, {**few, "prompt_ids": torch.tensor([0, 1, 2, 0, 1])}, token_ids)
+    assert (3, P, backbone.hidden_size) not in in_float32
 
 
 @pytest.mark.parametrize("family", ["roberta", "t5"])
@@ -190,7 +213,7 @@ def test_layers_computed_again_know_the_rows_too(tiny: Tiny, family: str, in_flo
         backbone(prompt, collated(backbone, text_rows(backbone)), words(backbone)).sum().backward()
         gradients.append(prompt.grad)
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
-    assert frozen_linear.Alike.rows is None
+    assert frozen_linear.Alike.now is None
 
 
 @needs_kernel
@@ -211,3 +234,21 @@ def test_the_fused_activation_is_the_same_function(kind: Callable[[], nn.Module]
     fuse_activations(model)
     assert isinstance(model[1][0], nn.GELU)  # type: ignore[index]
     torch.testing.assert_close(model(x), before, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["prefix", "mask_first"])
+def test_a_single_layer_is_first_and_last(
+    tiny: Tiny, tmp_path: Path, layout: str, in_float32: list[tuple[int, ...]]
+) -> None:
+    folder = tmp_path / "one"
+    shutil.copytree(tiny("roberta"), folder)
+    model = transformers.RobertaForMaskedLM.from_pretrained(folder, num_hidden_layers=1)
+    model.save_pretrained(folder)
+    backbone = FrozenBackbone(str(folder), layout=layout)
+    rows, token_ids, prompt = text_rows(backbone), words(backbone), random_prompt(backbone)
+    prompts = torch.stack([prompt, prompt])
+    batch = collated(backbone, rows)
+    # Prompts of each example's own are never taken for one, however alike they are.
+    apart = backbone(prompts, {**batch, "prompt_ids": torch.tensor([0, 1, 0])}, token_ids)
+    gradient = prompt.clone().requires_grad_()
+    torch.testing.assert_close(backbone(gradient, batch, token_ids), apart, atol=1e-5, rtol=0)

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from prompt_transfer.backbones.attention import PromptStates, rows_of
 from prompt_transfer.backbones.families import Family
+from prompt_transfer.backbones.frozen_linear import Alike
 from prompt_transfer.backbones.layouts import Layout
 from prompt_transfer.backbones.stack import Part, Stack
 from prompt_transfer.errors import UserError
@@ -60,9 +61,11 @@ class Prompts:
         """The prompt of each example [B, P, H]."""
         return self.rows.expand(count, -1, -1) if self.ids is None else self.rows[self.ids]
 
-    def same(self, rows: tuple[int, int]) -> tuple[int, int] | None:
-        """The `rows` where they stand, if they are the same in all examples."""
-        return rows if self.ids is None and self.length else None
+    def alike(self, rows: tuple[int, int], batch: dict[str, Tensor], examples: int) -> Alike | None:
+        """What so many examples share where they stand at `rows`; None where few share one."""
+        if not self.length or examples < 2 * len(self.rows) or self.rows.device.type != "cpu":
+            return None
+        return Alike(*rows, self.ids, batch.get("text_ids"))
 
     def repeated(self, times: int) -> Prompts:
         """For a batch in which each example stands so many times in a row."""
@@ -186,7 +189,7 @@ class MaskedAnswers(Answers):
         place, start = self.layout.answer_index(prompts.length), int(self.layout.answer_first)
         rows = (start, start + prompts.length)
         with self.answering(first + place, prompts, rows):
-            return self.stack.alone(whole, slice(place, place + 1), prompts.same(rows))[:, 0]
+            return self.stack.alone(whole, slice(place, place + 1), prompts.alike(rows, batch, len(first)))[:, 0]
 
     def _answer_and_text(self, batch: dict[str, Tensor], prompt_length: int) -> Part:
         bare = not self.family.needs_positions
@@ -272,7 +275,7 @@ class Seq2SeqAnswers(Answers):
         mask = torch.cat([text.mask.new_ones(size, prompts.length), text.mask], dim=1)
         if self.attention == "full" or not prompts.length:
             whole = self.prompt_part(prompts.of_examples(size)).joined(text)
-            return self.stack.alone(whole, same=prompts.same((0, prompts.length))), mask
+            return self.stack.alone(whole, same=prompts.alike((0, prompts.length), batch, size)), mask
         of_prompts, states = self.record(prompts)
         of_text = self.stack.behind(states, text, prompts.length, prompts.ids)
         return torch.cat([Prompts(of_prompts, prompts.ids).of_examples(size), of_text], dim=1), mask

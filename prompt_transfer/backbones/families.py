@@ -37,6 +37,7 @@ class Family:
             layer, and nothing comes between them and the products of attention (no norm, no rotation).
         reshaped: the module behind the last layer whose output the body gives the shape of its input, if it does.
         cross_attention: of layer `{i}` of a decoder, where it is as T5's is.
+        self_attention: the same of its self-attention.
         activation: the activation function of layer `{i}`, where it is another module than `ffn_site`.
         gated: configuration -> whether what it gives is multiplied with a second projection before it is a neuron.
         learning_rate: default for prompts that start from vocabulary embeddings, with AdamW.
@@ -61,6 +62,7 @@ class Family:
     reads_states: tuple[str, str] | None = None
     reshaped: str | None = None
     cross_attention: str | None = None
+    self_attention: str | None = None
     activation: str | None = None
     gated: Callable[[Any], bool] = lambda config: False
     max_positions: Callable[[Any], int] = _positions
@@ -122,6 +124,7 @@ def _t5(name: str, learning_rate: float) -> Family:
         learning_rate,
         ffn_input=True,
         cross_attention="decoder.block.{i}.layer.1.EncDecAttention",
+        self_attention="decoder.block.{i}.layer.0.SelfAttention",
         activation="decoder.block.{i}.layer.2.DenseReluDense.act",
         gated=lambda config: config.is_gated_act,
         position_ids=False,

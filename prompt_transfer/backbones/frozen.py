@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.backbones import cross_attention, frozen_linear, frozen_norm, layer_calls, loading
+from prompt_transfer.backbones import decoder_attention, frozen_linear, frozen_norm, layer_calls, loading
 from prompt_transfer.backbones.answers import IGNORED, KINDS, AnswerSlot, PromptBank, Prompts
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.layouts import get_layout
@@ -108,7 +108,7 @@ class FrozenBackbone(nn.Module):
         for table in (family.position_table, family.token_type_table):
             if table is not None:
                 replace(model, table, OptionalEmbedding.sharing(model.get_submodule(table)))
-        cross_attention.substitute(model, family)
+        decoder_attention.substitute(model, family)
         fuse_activations(model)
         output = model.get_output_embeddings()
         self._output = SelectedRows.sharing(output)

@@ -23,29 +23,28 @@ class _FrozenNorm(torch.autograd.Function):
         width = x.shape[-1]
         rows = x.view(-1, width)
         squares = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32).square_().div_(width)
-        ctx.save_for_backward(rows, squares, weight)
-        ctx.eps = eps
+        nothing = torch.zeros_like(squares)
         # A batch norm whose channels are the rows: each is divided by a number of its own, kept in float32.
-        scaled = torch.batch_norm(
-            rows[None], None, None, torch.zeros_like(squares), squares, False, 0.0, eps, torch.backends.cudnn.enabled
-        )
+        scaled = torch.batch_norm(rows[None], None, None, nothing, squares, False, 0.0, eps, False)
+        ctx.save_for_backward(rows, squares, nothing, weight)
+        ctx.eps = eps
         output: Tensor = scaled.mul_(weight).view(x.shape)
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        rows, squares, weight = ctx.saved_tensors
+        rows, squares, nothing, weight = ctx.saved_tensors
         width = rows.shape[-1]
         g = gradient.reshape(rows.shape)
-        scale = torch.rsqrt(squares + ctx.eps)[:, None]
+        scale = squares.add(ctx.eps).rsqrt_()
         plain = weight.float()
         # The gradient of a layer norm whose mean is 0, but for one number a row: that a mean was taken off.
         found = torch.ops.aten.native_layer_norm_backward(
-            g, rows, (width,), torch.zeros_like(scale), scale, plain, torch.zeros_like(plain), (True, False, False)
+            g, rows, (width,), nothing[:, None], scale[:, None], plain, plain, (True, False, False)
         )[0]
-        taken_off = torch.mv(g, weight)[:, None] * (scale / width)
-        found.add_(taken_off.to(found.dtype))
+        taken_off = torch.mv(g, weight).mul_(scale.div_(width).to(g.dtype))
+        found.add_(taken_off[:, None])
         return found.view(gradient.shape), None, None
 
 

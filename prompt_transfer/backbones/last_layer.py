@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from prompt_transfer.backbones.attention import KeysKnownError, OneLayer, OneQuery
 from prompt_transfer.backbones.families import Family
+from prompt_transfer.backbones.frozen_linear import no_longer_alike
 
 # The same positions for all examples, or those of each [B, S].
 Positions = slice | Tensor
@@ -105,6 +106,8 @@ class LastLayer:
         self.length = length
         if self.makers and self._count(at) == 1 and given.get("prompt_states") is None and not layer.training:
             given["prompt_states"] = OneQuery(states, *self.makers)
+            # Of a model with one layer: the position that is asked for is no row of the prompt.
+            no_longer_alike()
         else:
             given["prompt_states"] = OneLayer(given.get("prompt_states"))
             with suppress(KeysKnownError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import PreTrainedModel
 
 from prompt_transfer.backbones.attention import LayerStates, OnlyBias, PromptStates
 from prompt_transfer.backbones.families import Family
-from prompt_transfer.backbones.frozen_linear import alike
+from prompt_transfer.backbones.frozen_linear import Alike, alike
 from prompt_transfer.backbones.last_layer import LastLayer, Positions, taken
 
 
@@ -54,16 +53,16 @@ class Stack:
         self.causal = family.kind == "causal_lm"
         self.last = LastLayer(model, family) if family.layer is not None else None
 
-    def alone(self, part: Part, at: Positions | None = None, same: tuple[int, int] | None = None) -> Tensor:
+    def alone(self, part: Part, at: Positions | None = None, same: Alike | None = None) -> Tensor:
         """States [B, T, H] of a part by itself; with `at` only those there [B, S, H].
 
         Args:
             part: the whole input.
             at: see above.
-            same: first and last + 1 of the positions that hold the same in all examples, if there are any.
+            same: rows that many examples share, if there are any.
         """
         masks, bias = self._sight(part.mask, 0)
-        with alike(*same) if same else nullcontext():
+        with alike(same):
             return self._run(part, masks, None if bias is None else OnlyBias(bias), at)
 
     def record(self, prompts: Part) -> tuple[Tensor, PromptStates]:

@@ -158,11 +158,15 @@ class PromptEnsemble(PromptTuning):
         return max(1, min(limit, budget // (rows * (length + self.encoder.extra_positions + target))))
 
     def repeated(self, batch: dict[str, Tensor], times: int) -> dict[str, Tensor]:
-        """A batch [B, ...] once for each of so many prompts, [N * B, ...], prompt after prompt."""
-        found = {name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in batch.items()}
-        size = len(batch["input_ids"])
-        found["prompt_ids"] = torch.arange(times, device=batch["input_ids"].device).repeat_interleave(size)
-        return found
+        """A batch [B, ...] once for each of so many prompts, [N * B, ...], prompt after prompt; the texts once."""
+        size, device = len(batch["ids"]), batch["input_ids"].device
+        texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        rest = {
+            name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in batch.items() if name not in texts
+        }
+        each = torch.arange(size, device=device)
+        prompts = torch.arange(times, device=device).repeat_interleave(size)
+        return {**texts, **rest, "text_ids": each.repeat(times), "prompt_ids": prompts}
 
     def summed_losses(self, batch: dict[str, Tensor], members: list[int]) -> Tensor:
         losses = self.objective.losses(self.stacked(members), self.repeated(batch, len(members)))

@@ -1,4 +1,4 @@
-"""Cross-attention of one query against the module that it stands for."""
+"""Attention of a decoder's first step against the modules that it stands for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from prompt_transfer.backbones.cross_attention import OneQueryAttention
+from prompt_transfer.backbones.decoder_attention import OneQueryAttention, OneTokenAttention
 from prompt_transfer.backbones.frozen import FrozenBackbone
 
 
@@ -32,6 +32,28 @@ def test_output_and_gradients_equal_the_modules_own(padded: bool) -> None:
 
     for found, expected in zip(run(OneQueryAttention(whole).eval()), run(whole), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_token_alone_reads_itself() -> None:
+    torch.manual_seed(0)
+    config = T5Config(d_model=24, d_kv=5, num_heads=3, is_decoder=True, dropout_rate=0.0)
+    config._attn_implementation = "sdpa"
+    whole = T5Attention(config, layer_idx=0, has_relative_attention_bias=True, is_causal=True).eval()
+    for parameter in whole.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    asked: list[int] = []
+    whole.q.register_forward_hook(lambda module, args, output: asked.append(output.shape[1]))
+    alone = OneTokenAttention(whole).eval()
+    for length in (1, 3):
+        found = []
+        for module in (alone, whole):
+            states = torch.randn(2, length, 24, generator=torch.Generator().manual_seed(1), requires_grad=True)
+            output = module(states)[0]
+            found.append((output, *torch.autograd.grad(output.square().sum(), states)))
+        for ours, expected in zip(*found, strict=True):
+            torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    # Once by the module itself, and of three tokens by both.
+    assert asked == [1, 3, 3]
 
 
 def test_keys_and_values_are_made_for_targets_only(tiny: Tiny) -> None:

@@ -1,8 +1,9 @@
-"""A T5 decoder's cross-attention for one query an example, without keys and values of the encoder's states.
+"""Attention of a T5's decoder at its first step, off which a label word is read: one query an example.
 
-A label word is read off the first step of the decoder. Keys and values for it would be two products of H x H numbers
-for each of the P + T states, in every layer: a seventh of the model's work, for a query that reads each state once.
-With one query the products can change places (`attention.through_states`). The same function to rounding.
+Keys and values of the encoder's states would be two products of H x H numbers for each of the P + T states, in every
+layer: a seventh of the model's work, for a query that reads each state once. With one query the products can change
+places (`attention.through_states`). And a token that sees nothing but itself reads itself, whatever it asks for. The
+same function to rounding.
 """
 
 from __future__ import annotations
@@ -49,10 +50,32 @@ class OneQueryAttention(nn.Module):
         return whole.o(values.reshape(size, 1, heads * width)), kwargs.get("position_bias"), None
 
 
+class OneTokenAttention(nn.Module):
+    """In place of a decoder's self-attention: itself, but without queries and keys where there is one token.
+
+    Args:
+        whole: the module it stands for.
+    """
+
+    def __init__(self, whole: Any) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def forward(
+        self, hidden_states: Tensor, past_key_values: Any = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """As the module it stands for; the position bias [1, A, 1, 1] is left out, since nobody needs it then."""
+        whole = self.whole
+        if hidden_states.shape[1] != 1 or past_key_values is not None or self.training:
+            return whole(hidden_states, past_key_values=past_key_values, **kwargs)
+        return whole.o(whole.v(hidden_states)), kwargs.get("position_bias"), None
+
+
 def substitute(model: PreTrainedModel, family: Family) -> None:
-    """Put it in every layer of the decoder of a sequence-to-sequence model."""
-    if family.cross_attention is None:
-        return
-    for layer in range(model.config.num_decoder_layers):
-        path = family.cross_attention.format(i=layer)
-        replace(model, path, OneQueryAttention(model.get_submodule(path)))
+    """Put them in every layer of the decoder of a sequence-to-sequence model."""
+    for path, stand_in in ((family.cross_attention, OneQueryAttention), (family.self_attention, OneTokenAttention)):
+        if path is None:
+            continue
+        for layer in range(model.config.num_decoder_layers):
+            place = path.format(i=layer)
+            replace(model, place, stand_in(model.get_submodule(place)))
