@@ -76,7 +76,7 @@ def needed(sizes: Sizes, attention: str, prompt_length: int, texts: Sequence[int
         entering, back = (text + prompt_length, prompt_length) if first else (rows, rows)
         asking = batch if last else rows
         # One query an example reads the states themselves: its products with the layers of keys and values are enough.
-        reads_states = last and not shared
+        reads_states = last and not shared and not causal
         product(batch if reads_states else entering, hidden, 2 * hidden, batch if reads_states else back)
         product(min(asking, entering), hidden, hidden, min(back, asking))
         product(asking, hidden, hidden)

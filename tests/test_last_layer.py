@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from test_families import ALL, CAUSAL, MASKED, SEQ2SEQ, P, Tiny, collated, random_prompt, text_rows, words
-from torch import Tensor
+from torch import Tensor, nn
 
 from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.frozen import FrozenBackbone
@@ -62,6 +62,43 @@ def test_an_encoder_asked_at_one_place_makes_no_keys_and_values(
         monkeypatch.setattr(maker, "forward", watched)
     backbone(random_prompt(backbone), collated(backbone, text_rows(backbone)), words(backbone))
     assert seen == [1, 1]
+
+
+def test_what_stands_in_for_the_layer_of_values_is_called(tiny: Tiny) -> None:
+    class Doubled(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, states: Tensor) -> Tensor:
+            return self.layer(states) * 2  # type: ignore[no-any-return]
+
+    backbone = FrozenBackbone(str(tiny("roberta")))
+    batch, prompt, token_ids = collated(backbone, text_rows(backbone)), random_prompt(backbone), words(backbone)
+    before = backbone(prompt, batch, token_ids)
+    attention = backbone.model.roberta.encoder.layer[-1].attention.self
+    attention.value = Doubled(attention.value)
+    after = backbone(prompt, batch, token_ids)
+    attention.value = attention.value.layer
+    assert (after - before).abs().max() > 1e-3
+    value = attention.value
+    value.weight.data.mul_(2)
+    value.bias.data.mul_(2)
+    torch.testing.assert_close(backbone(prompt, batch, token_ids), after, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "t5"])
+def test_float32_weights_train_under_autocast(tiny: Tiny, family: str) -> None:
+    backbone = FrozenBackbone(str(tiny(family)))
+    prompt = random_prompt(backbone).requires_grad_()
+    batch, token_ids = collated(backbone, text_rows(backbone)), words(backbone)
+    expected = backbone(prompt, batch, token_ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = backbone(prompt, batch, token_ids)
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.3)
+    found.float().sum().backward()
+    assert prompt.grad is not None
+    assert prompt.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("family", CAUSAL)

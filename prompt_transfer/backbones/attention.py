@@ -248,7 +248,8 @@ def through_states(
     of_keys, of_values = (weight.view(heads, width, -1) for weight in (to_keys, to_values))
     asked = (query.squeeze(2).transpose(0, 1) @ of_keys).transpose(0, 1)
     scale = width**-0.5 if scaling is None else scaling
-    all_read = states.unsqueeze(1)
+    # Under autocast the states of a norm are float32 beside queries in bf16.
+    all_read = states.unsqueeze(1).to(asked.dtype)
     # The heads stand where queries stand: all of them read the same states.
     read, _ = attend(module, asked.unsqueeze(1), all_read, all_read, attention_mask, scaling=scale, is_causal=False)
     values = read.squeeze(2).transpose(0, 1) @ of_values.transpose(1, 2)

@@ -13,6 +13,7 @@ attention are the same in all of them (`Alike`): they are multiplied once, and s
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -50,7 +51,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Group:
-    """Which examples have which of some things: the first of them to have it, and what each example has.
+    """Which examples have which of some things: of each an example that has it, and what each example has.
 
     Args:
         ids: [B], what each example has; None: all have the same.
@@ -70,8 +71,9 @@ class Group:
         """Of [B, T, O] the sums over the examples of each: [U, T, O], kept in float32 on the way."""
         if self.which is None:
             return x.sum(dim=0, keepdim=True)
-        chosen = nn.functional.one_hot(self.which).to(x.dtype).t()
-        return (chosen @ x.flatten(1)).view(len(chosen), *x.shape[1:])
+        # Not a product with zeros and ones: one prompt's NaN would be in the sums of all.
+        sums = x.new_zeros(len(self.examples), *x.shape[1:], dtype=torch.float32)
+        return sums.index_add_(0, self.which, x.float()).to(x.dtype)
 
 
 class Alike:
@@ -82,8 +84,6 @@ class Alike:
         prompt_ids: [B], which prompt an example has; None: all have the same.
         text_ids: [B], which text; None: each has its own.
     """
-
-    now: Alike | None = None
 
     def __init__(self, start: int, end: int, prompt_ids: Tensor | None, text_ids: Tensor | None) -> None:
         self.start, self.end = start, end
@@ -98,19 +98,27 @@ class Alike:
         return rows if self.texts is None else self.texts.to_all(rows)
 
 
+class _Now(threading.local):
+    rows: Alike | None = None
+
+
+_now = _Now()
+
+
 @contextmanager
 def alike(rows: Alike | None) -> Iterator[None]:
     """Inside, until the first attention (`no_longer_alike`), they are so."""
-    Alike.now = rows
+    _now.rows = rows
     try:
         yield
     finally:
-        Alike.now = None
+        _now.rows = None
 
 
 def no_longer_alike() -> None:
     """Attention has mixed the rows of each example."""
-    Alike.now = None
+    if not torch.compiler.is_compiling():
+        _now.rows = None
 
 
 class Turned:
@@ -119,19 +127,21 @@ class Turned:
     def __init__(self, sort: bool) -> None:
         self.sort = sort
         self.made: Tensor | None = None
-        self.of: tuple[int, int] | None = None
+        # Of the weights that it was made of: where they are, and some of them.
+        self.place, self.some = 0, torch.empty(0)
 
     def __getstate__(self) -> dict[str, Any]:
         # Sorted weights can be neither copied nor written.
-        return {"sort": self.sort, "made": None, "of": None}
+        return {"sort": self.sort, "made": None, "place": 0, "some": torch.empty(0)}
 
     def product(self, gradient: Tensor, weight: Tensor) -> Tensor:
         """gradient [..., out] -> [..., in]"""
         if not self.sort or gradient.numel() < FEWEST_ROWS * gradient.shape[-1]:
             return torch.matmul(gradient, weight)
-        known = (weight.data_ptr(), weight._version)
-        if self.made is None or self.of != known:
-            self.made, self.of = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous()), known
+        some = weight[:: max(1, weight.shape[0] // 8), :: max(1, weight.shape[1] // 8)]
+        if self.made is None or self.place != weight.data_ptr() or not torch.equal(self.some, some):
+            self.made = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous())
+            self.place, self.some = weight.data_ptr(), some.clone()
         return _product(gradient.contiguous(), self.made, None)
 
 
@@ -172,7 +182,7 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, turned: Turned
     fits = x.dtype is weight.dtype is DTYPE and x.device.type == "cpu" and x.is_contiguous()
     if not fits or not has_kernel() or weight.requires_grad or torch.compiler.is_compiling():
         return functional.linear(x, weight, bias)
-    same = Alike.now if x.ndim == 3 else None
+    same = _now.rows if x.ndim == 3 else None
     output: Tensor = _FrozenLinear.apply(x, weight, bias, turned or Turned(sort=False), same)
     return output
 

@@ -4,8 +4,9 @@ Its keys and values are needed at all positions, its queries, its output project
 only where something is scored. No model code is copied for that. A hook before the layer calls it twice: with all
 positions, left at the registered attention function as soon as keys and values are there, and with the scored
 positions, for which the attention function takes those keys and values. What is wasted are the first call's queries.
-Where an encoder is asked at one position, and its attention reads what enters the layer, one call is enough, and keys
-and values are not made at all (`attention.OneQuery`). The result is the same function to rounding, so is its gradient.
+Where an encoder in `full` mode is asked at one position, out of training, and its attention reads what enters the
+layer, one call is enough, and keys and values are not made at all (`attention.OneQuery`). The result is the same
+function to rounding, so is its gradient.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class LastLayer:
         self.names = tuple(inspect.signature(self.layer.forward).parameters)
         self.at: Positions | None = None
         self.length: int | None = None
-        self.makers: tuple[Any, ...] = tuple(self.layer.get_submodule(path) for path in family.reads_states or ())
+        self.reads_states = family.reads_states or ()
         self.reshaped = None if family.reshaped is None else model.get_submodule(family.reshaped)
 
     @contextmanager
@@ -104,8 +105,11 @@ class LastLayer:
             # A value for each position that this does not know: the whole layer is always right.
             return None
         self.length = length
-        if self.makers and self._count(at) == 1 and given.get("prompt_states") is None and not layer.training:
-            given["prompt_states"] = OneQuery(states, *self.makers)
+        makers: list[Any] = [layer.get_submodule(path) for path in self.reads_states]
+        # Whoever put something else in their place (an adapter, say) wants it to be called.
+        plain = bool(makers) and all(type(maker) is nn.Linear for maker in makers)
+        if plain and self._count(at) == 1 and given.get("prompt_states") is None and not layer.training:
+            given["prompt_states"] = OneQuery(states, *makers)
             # Of a model with one layer: the position that is asked for is no row of the prompt.
             no_longer_alike()
         else:
@@ -131,7 +135,10 @@ class LastLayer:
 
     def _is_watched(self) -> bool:
         inside = (module for module in self.layer.modules() if module is not self.layer)
-        return any(module._forward_hooks or module._forward_pre_hooks for module in inside)
+        return any(
+            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+            for module in inside
+        )
 
     def _widen(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """As many states as the input had, of which `result` takes the first."""
