@@ -299,6 +299,21 @@ def test_with_dropout_or_a_hook_no_rows_are_alike(tiny: Tiny, family: str, in_fl
     assert once()
 
 
+@pytest.mark.parametrize("family", ["roberta", "modernbert", "t5"])
+def test_compiled_layers_share_no_rows(
+    tiny: Tiny, family: str, in_float32: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = FrozenBackbone(str(tiny(family)))
+    prompt, batch, token_ids = random_prompt(plain), collated(plain, text_rows(plain)), words(plain)
+    expected = plain(prompt, batch, token_ids)
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: original(function, backend="eager", **options))
+    compiled = FrozenBackbone(str(tiny(family)), compile=True)
+    in_float32.clear()
+    torch.testing.assert_close(compiled(prompt, batch, token_ids), expected, atol=1e-5, rtol=0)
+    assert (1, P, plain.hidden_size) not in in_float32
+
+
 def test_threads_do_not_see_each_others_rows() -> None:
     seen: list[frozen_linear.Alike | None] = []
     with frozen_linear.alike(frozen_linear.Alike(0, 2, None, None)):

@@ -74,3 +74,4 @@ def compile_layers(stack: Stack, name: str) -> None:
     """Compile the layers with `torch.compile`, for shapes of all sizes: one graph serves all layers and lengths."""
     for layer in layers_of(stack, name):
         layer.forward = LayerCall(torch.compile(layer.forward, dynamic=True), _plain)
+    stack.compiled = True

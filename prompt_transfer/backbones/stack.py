@@ -52,6 +52,8 @@ class Stack:
         self.body: nn.Module = model.get_submodule(family.body)
         self.causal = family.kind == "causal_lm"
         self.last = LastLayer(model, family) if family.layer is not None else None
+        # Compiled layers (`layer_calls.py`) do not tell when rows are alike no longer.
+        self.compiled = False
 
     def alone(self, part: Part, at: Positions | None = None, same: Alike | None = None) -> Tensor:
         """States [B, T, H] of a part by itself; with `at` only those there [B, S, H].
@@ -67,9 +69,13 @@ class Stack:
 
     def _may_differ(self) -> bool:
         """Whether rows that enter alike may differ in front of the first attention: by dropout, by a hook."""
-        return self.body.training or any(
-            part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-            for part in self.body.modules()
+        return (
+            self.compiled
+            or self.body.training
+            or any(
+                part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+                for part in self.body.modules()
+            )
         )
 
     def record(self, prompts: Part) -> tuple[Tensor, PromptStates]:
