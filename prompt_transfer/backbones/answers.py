@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from prompt_transfer.backbones import frozen_linear
 from prompt_transfer.backbones.attention import PromptStates, rows_of
 from prompt_transfer.backbones.families import Family
-from prompt_transfer.backbones.frozen_linear import Alike
 from prompt_transfer.backbones.layouts import Layout
 from prompt_transfer.backbones.stack import Part, Stack
 from prompt_transfer.errors import UserError
@@ -61,11 +61,11 @@ class Prompts:
         """The prompt of each example [B, P, H]."""
         return self.rows.expand(count, -1, -1) if self.ids is None else self.rows[self.ids]
 
-    def alike(self, rows: tuple[int, int], batch: dict[str, Tensor], examples: int) -> Alike | None:
+    def alike(self, rows: tuple[int, int], batch: dict[str, Tensor], examples: int) -> frozen_linear.Alike | None:
         """What so many examples share where they stand at `rows`; None where few share one."""
-        if not self.length or examples < 2 * len(self.rows) or self.rows.device.type != "cpu":
+        if not self.length or examples < 2 * len(self.rows) or not frozen_linear.serves(self.rows):
             return None
-        return Alike(*rows, self.ids, batch.get("text_ids"))
+        return frozen_linear.Alike(*rows, self.ids, batch.get("text_ids"))
 
     def repeated(self, times: int) -> Prompts:
         """For a batch in which each example stands so many times in a row."""

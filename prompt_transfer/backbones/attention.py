@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from prompt_transfer.backbones.attention_behind_prompt import behind_prompt, pays
-from prompt_transfer.backbones.attention_by_products import by_products
+from prompt_transfer.backbones.attention_by_products import by_products, scale_of
 from prompt_transfer.backbones.frozen_linear import no_longer_alike
 
 NAME = "prompt_transfer"
@@ -247,7 +247,7 @@ def through_states(
     heads, width = query.shape[1], query.shape[3]
     of_keys, of_values = (weight.view(heads, width, -1) for weight in (to_keys, to_values))
     asked = (query.squeeze(2).transpose(0, 1) @ of_keys).transpose(0, 1)
-    scale = width**-0.5 if scaling is None else scaling
+    scale = scale_of(query, scaling)
     # Under autocast the states of a norm are float32 beside queries in bf16.
     all_read = states.unsqueeze(1).to(asked.dtype)
     # The heads stand where queries stand: all of them read the same states.

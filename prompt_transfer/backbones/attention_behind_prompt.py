@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.backbones.attention_by_products import numbers_to_add, repeated
+from prompt_transfer.backbones.attention_by_products import numbers_to_add, repeated, scale_of
 
 
 def pays(prompt_length: int, text_length: int) -> bool:
@@ -48,8 +48,7 @@ def behind_prompt(
     first, second = (repeated(module, states) for states in prompt)
     key, value = repeated(module, key), repeated(module, value)
     added = numbers_to_add(query.dtype, attention_mask, position_bias)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output: Tensor = _Behind.apply(query, key, value, first, second, added, scale)
+    output: Tensor = _Behind.apply(query, key, value, first, second, added, scale_of(query, scaling))
     return output, None
 
 

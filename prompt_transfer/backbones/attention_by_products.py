@@ -52,9 +52,13 @@ def by_products(
             position_bias = position_bias[..., :length]
         attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()[None, None]
     added = numbers_to_add(query.dtype, attention_mask, position_bias)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output: Tensor = _Products.apply(query, key, value, added, scale, dropout)
+    output: Tensor = _Products.apply(query, key, value, added, scale_of(query, scaling), dropout)
     return output, None
+
+
+def scale_of(query: Tensor, scaling: float | None) -> float:
+    """Of the scores of queries [..., D]: 1 / sqrt(D) where nothing else is said."""
+    return query.shape[-1] ** -0.5 if scaling is None else scaling
 
 
 def repeated(module: nn.Module, states: Tensor) -> Tensor:

@@ -18,16 +18,27 @@ from prompt_transfer.backbones.families import Family
 from prompt_transfer.backbones.substitutes import replace
 
 
-class OneQueryAttention(nn.Module):
-    """In place of a cross-attention module: itself, but cheaper where there is one query.
+class StandIn(nn.Module):
+    """In place of an attention module of a decoder.
 
     Args:
-        whole: the module it stands for, of which it uses the four projections; they have no bias in any T5.
+        whole: the module it stands for, of which it uses the projections; they have no bias in any T5.
     """
 
     def __init__(self, whole: Any) -> None:
         super().__init__()
         self.whole = whole
+
+    def is_first_step(self, hidden_states: Tensor, past_key_values: Any) -> bool:
+        """Whether there is one token, and nothing before it or after it.
+
+        With a cache (in `generate`) keys and values serve many steps; dropout falls on weights that this never sees.
+        """
+        return hidden_states.shape[1] == 1 and past_key_values is None and not self.training
+
+
+class OneQueryAttention(StandIn):
+    """A cross-attention module, but cheaper where there is one query."""
 
     def forward(
         self,
@@ -39,8 +50,7 @@ class OneQueryAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None, None]:
         """As the module it stands for: attention output [B, 1, H], the position bias (cross-attention has none)."""
         whole = self.whole
-        # With a cache (in `generate`) keys and values serve many steps; dropout falls on weights that this never sees.
-        if key_value_states is None or hidden_states.shape[1] != 1 or past_key_values is not None or self.training:
+        if key_value_states is None or not self.is_first_step(hidden_states, past_key_values):
             return whole(
                 hidden_states, mask=mask, key_value_states=key_value_states, past_key_values=past_key_values, **kwargs
             )
@@ -50,23 +60,15 @@ class OneQueryAttention(nn.Module):
         return whole.o(values.reshape(size, 1, heads * width)), kwargs.get("position_bias"), None
 
 
-class OneTokenAttention(nn.Module):
-    """In place of a decoder's self-attention: itself, but without queries and keys where there is one token.
-
-    Args:
-        whole: the module it stands for.
-    """
-
-    def __init__(self, whole: Any) -> None:
-        super().__init__()
-        self.whole = whole
+class OneTokenAttention(StandIn):
+    """A self-attention module, but without queries and keys where there is one token."""
 
     def forward(
         self, hidden_states: Tensor, past_key_values: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, None]:
         """As the module it stands for; the position bias [1, A, 1, 1] is left out, since nobody needs it then."""
         whole = self.whole
-        if hidden_states.shape[1] != 1 or past_key_values is not None or self.training:
+        if not self.is_first_step(hidden_states, past_key_values):
             return whole(hidden_states, past_key_values=past_key_values, **kwargs)
         return whole.o(whole.v(hidden_states)), kwargs.get("position_bias"), None
 

@@ -44,6 +44,11 @@ def has_kernel() -> bool:
     return _kernel() is not None
 
 
+def serves(x: Tensor) -> bool:
+    """Whether states of this dtype and place are computed here, if they lie in one piece."""
+    return x.dtype is DTYPE and x.device.type == "cpu" and has_kernel()
+
+
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., in], weight [out, in] in any order."""
     output: Tensor = _kernel()(x, weight, bias, "none", [], "")
@@ -179,8 +184,8 @@ class _FrozenLinear(torch.autograd.Function):
 
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, turned: Turned | None = None) -> Tensor:
     """As `torch.nn.functional.linear`: x [..., in], weight [out, in] and bias [out] give [..., out]."""
-    fits = x.dtype is weight.dtype is DTYPE and x.device.type == "cpu" and x.is_contiguous()
-    if not fits or not has_kernel() or weight.requires_grad or torch.compiler.is_compiling():
+    fits = serves(x) and x.dtype is weight.dtype and x.is_contiguous()
+    if not fits or weight.requires_grad or torch.compiler.is_compiling():
         return functional.linear(x, weight, bias)
     same = _now.rows if x.ndim == 3 else None
     output: Tensor = _FrozenLinear.apply(x, weight, bias, turned or Turned(sort=False), same)

@@ -12,7 +12,7 @@ function to rounding, so is its gradient.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -40,6 +40,14 @@ def taken(values: Tensor, at: Positions, dim: int) -> Tensor:
     index = at.view(len(at), *[1] * (dim - 1), at.shape[1], *[1] * (values.ndim - dim - 1))
     wanted = [*shape[:dim], at.shape[1], *shape[dim + 1 :]]
     return values.expand(shape).gather(dim, index.expand(wanted))
+
+
+def is_hooked(modules: Iterable[nn.Module]) -> bool:
+    """Whether somebody sees or changes what passes through one of them."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        for module in modules
+    )
 
 
 class LastLayer:
@@ -134,11 +142,7 @@ class LastLayer:
         return keys <= places[:, None, :, None]
 
     def _is_watched(self) -> bool:
-        inside = (module for module in self.layer.modules() if module is not self.layer)
-        return any(
-            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-            for module in inside
-        )
+        return is_hooked(module for module in self.layer.modules() if module is not self.layer)
 
     def _widen(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """As many states as the input had, of which `result` takes the first."""

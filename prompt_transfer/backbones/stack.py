@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from prompt_transfer.backbones.attention import LayerStates, OnlyBias, PromptStates
 from prompt_transfer.backbones.families import Family
 from prompt_transfer.backbones.frozen_linear import Alike, alike
-from prompt_transfer.backbones.last_layer import LastLayer, Positions, taken
+from prompt_transfer.backbones.last_layer import LastLayer, Positions, is_hooked, taken
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,12 @@ class Stack:
             same: rows that many examples share, if there are any.
         """
         masks, bias = self._sight(part.mask, 0)
-        with alike(None if self._may_differ() else same):
+        with alike(None if same is None or self._may_differ() else same):
             return self._run(part, masks, None if bias is None else OnlyBias(bias), at)
 
     def _may_differ(self) -> bool:
         """Whether rows that enter alike may differ in front of the first attention: by dropout, by a hook."""
-        return (
-            self.compiled
-            or self.body.training
-            or any(
-                part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-                for part in self.body.modules()
-            )
-        )
+        return self.compiled or self.body.training or is_hooked(self.body.modules())
 
     def record(self, prompts: Part) -> tuple[Tensor, PromptStates]:
         """States [N, P, H] of prompts that see only themselves, and their keys and values.

@@ -299,3 +299,12 @@ class BatchDataset(Dataset[dict[str, Any]]):
 def as_is(batch: dict[str, Any]) -> dict[str, Any]:
     """The loader's collate function: the data set has made the batch already."""
     return batch
+
+
+def crossed(batch: dict[str, Tensor], prompts: Tensor) -> dict[str, Tensor]:
+    """Each of D texts behind each of K prompts: K * D examples, prompt by prompt, whose texts are embedded once."""
+    size = len(batch["ids"])
+    texts = torch.arange(size, device=prompts.device).repeat(len(prompts))
+    whole = {name: value for name, value in batch.items() if name in ("input_ids", "attention_mask")}
+    rest = {name: value[texts] for name, value in batch.items() if name not in whole}
+    return {**whole, **rest, "text_ids": texts, "prompt_ids": prompts.repeat_interleave(size)}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from prompt_transfer.data.batches import crossed
 from prompt_transfer.errors import UserError
 from prompt_transfer.finite import FirstBroken, largest
 from prompt_transfer.modules.objectives import Objective, make_objective
@@ -159,14 +160,7 @@ class PromptEnsemble(PromptTuning):
 
     def repeated(self, batch: dict[str, Tensor], times: int) -> dict[str, Tensor]:
         """A batch [B, ...] once for each of so many prompts, [N * B, ...], prompt after prompt; the texts once."""
-        size, device = len(batch["ids"]), batch["input_ids"].device
-        texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        rest = {
-            name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in batch.items() if name not in texts
-        }
-        each = torch.arange(size, device=device)
-        prompts = torch.arange(times, device=device).repeat_interleave(size)
-        return {**texts, **rest, "text_ids": each.repeat(times), "prompt_ids": prompts}
+        return crossed(batch, torch.arange(times, device=batch["input_ids"].device))
 
     def summed_losses(self, batch: dict[str, Tensor], members: list[int]) -> Tensor:
         losses = self.objective.losses(self.stacked(members), self.repeated(batch, len(members)))

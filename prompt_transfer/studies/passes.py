@@ -12,8 +12,8 @@ from torch import Tensor
 
 from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.data.batches import collate, cut
-from prompt_transfer.studies.scoring import MAX_TEXTS, MAX_TOKENS, crossed
+from prompt_transfer.data.batches import collate, crossed, cut
+from prompt_transfer.studies.scoring import MAX_TEXTS, MAX_TOKENS
 from prompt_transfer.studies.targets import Target
 
 

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.data.batches import collate, cut
+from prompt_transfer.data.batches import collate, crossed, cut
 from prompt_transfer.data.tokens import named_rows
 from prompt_transfer.errors import MadeOtherwiseError, UserError
 from prompt_transfer.files import atomic_path
@@ -36,15 +35,6 @@ MAX_TEXTS = 256
 SAVE_SECONDS = 10.0
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
-
-
-def crossed(batch: dict[str, Tensor], prompts: Tensor) -> dict[str, Tensor]:
-    """Each of D texts behind each of K prompts: K * D examples, prompt by prompt, whose texts are embedded once."""
-    size = len(batch["ids"])
-    texts = torch.arange(size, device=prompts.device).repeat(len(prompts))
-    whole = {name: value for name, value in batch.items() if name in ("input_ids", "attention_mask")}
-    rest = {name: value[texts] for name, value in batch.items() if name not in whole}
-    return {**whole, **rest, "text_ids": texts, "prompt_ids": prompts.repeat_interleave(size)}
 
 
 class Scorer:
