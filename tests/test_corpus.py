@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.frozen import FrozenBackbone
@@ -22,8 +24,11 @@ from prompt_transfer.errors import UserError
 from prompt_transfer.modules.architectures import ARCHITECTURES
 from prompt_transfer.modules.backbone_pretraining import BackbonePretraining
 from prompt_transfer.modules.copying_heads import copying_heads, windows
-from prompt_transfer.modules.growth import grow
+from prompt_transfer.modules.evidence import Evidence
+from prompt_transfer.modules.growth import add_heads, grow
 from prompt_transfer.modules.informed_init import decoder_from_encoder, frequencies, informed_init
+from prompt_transfer.modules.matching_heads import AROUND, Matches, matching_heads, pairs
+from prompt_transfer.modules.pretraining_start import start
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "vocab_size": 300}
 
@@ -245,8 +250,8 @@ def test_a_decoder_made_from_its_encoder_reads_text_as_it_did() -> None:
         block.layer[1].EncDecAttention.o.weight.data.zero_()
     # Up to eight tokens both stacks tell all distances apart.
     ids = torch.randint(10, 200, (2, 8))
-    below = torch.ones(8, 8, dtype=torch.bool).tril()[None, None].expand(2, 1, 8, 8)
-    expected = model.encoder(input_ids=ids, attention_mask=below).last_hidden_state
+    above = torch.full((8, 8), -1e9).triu(1)[None, None].expand(2, 1, 8, 8)
+    expected = model.encoder(input_ids=ids, attention_mask=above).last_hidden_state
     found = model.decoder(input_ids=ids, encoder_hidden_states=expected, use_cache=False).last_hidden_state
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -339,6 +344,25 @@ def test_a_cloze_asks_for_a_part_of_its_text() -> None:
         assert set(words) <= {word.strip(".,") for word in text.split()}
 
 
+def test_a_loose_question_has_fewer_words_from_further_around() -> None:
+    words = [f"word{index}" for index in range(40)]
+    words[20] = "1492"
+    sizes, furthest = [], []
+    for loose in (False, True):
+        asked = [make_cloze(" ".join(words), np.random.default_rng(seed), 60, loose) for seed in range(200)]
+        questions = [one.question.rstrip("?").split()[1:] for one in asked if one and one.answer.startswith("1492")]
+        sizes.append(np.mean([len(one) for one in questions]))
+        furthest.append(max(abs(int(word[4:]) - 20) for one in questions for word in one))
+        assert all(word in words for one in questions for word in one)
+    assert sizes[1] < sizes[0] + 1
+    assert furthest == [9, 18]
+
+
+def test_a_share_of_loose_questions_is_one(prose: Path) -> None:
+    with pytest.raises(UserError, match=r"loose_clozes 1.5 is a share"):
+        CorpusDataModule({str(prose): [1.0, None]}, clozes=10, loose_clozes=1.5)
+
+
 def test_a_text_without_anything_to_ask_gives_no_cloze() -> None:
     assert make_cloze("too short", np.random.default_rng(0), 40) is None
     assert make_cloze("and so it is as it was " * 5, np.random.default_rng(0), 40) is None
@@ -415,11 +439,13 @@ def test_a_model_that_reads_learns_to_copy(prose: Path, tmp_path: Path, kind: st
     # The same sizes: another model starts where this one is.
     module.export(tmp_path / "made", data.tokenizer)
     other = BackbonePretraining(kind, **{**SIZES, "vocab_size": 400}, max_positions=256)
-    other._start(str(tmp_path / "made"))
+    start(other.model, str(tmp_path / "made"))
     for one, two in zip(other.model.parameters(), module.model.parameters(), strict=True):
         assert torch.equal(one, two.to(torch.bfloat16).float())
     with pytest.raises(UserError, match="has other sizes"):
-        BackbonePretraining(kind, **{**SIZES, "vocab_size": 500}, max_positions=256)._start(str(tmp_path / "made"))
+        start(
+            BackbonePretraining(kind, **{**SIZES, "vocab_size": 500}, max_positions=256).model, str(tmp_path / "made")
+        )
 
 
 def test_heads_set_by_hand_look_behind_the_token_just_written(prose: Path) -> None:
@@ -448,6 +474,160 @@ def test_heads_set_by_hand_look_behind_the_token_just_written(prose: Path) -> No
     }
     with pytest.raises(UserError, match="for t5, whose decoder reads an encoder, not for gpt2"):
         BackbonePretraining("gpt2", **SIZES, copying_heads=True)
+
+
+def test_added_heads_change_nothing_before_they_are_trained() -> None:
+    torch.manual_seed(0)
+    sizes = {**SIZES, "hidden_size": 64, "vocab_size": 400}
+    small, large, other = (
+        BackbonePretraining("t5", **{**sizes, **more}, max_positions=256).model.eval()
+        for more in ({}, {"num_heads": 5, "head_size": 32}, {"intermediate_size": 12})
+    )
+    assert large.config.d_kv == small.config.d_kv
+    before = {name: value.clone() for name, value in large.state_dict().items()}
+    add_heads(small, large)
+    ids = torch.randint(3, 300, (3, 9))
+    with torch.no_grad():
+        one, two = (model(input_ids=ids, labels=ids).logits for model in (small, large))
+    assert torch.allclose(one, two, atol=1e-5)
+    # They are there: trained once, they would count.
+    values = "encoder.block.0.layer.0.SelfAttention.v.weight"
+    assert large.state_dict()[values][64:].norm(dim=1).mean() == pytest.approx(1, abs=0.1)
+    assert not torch.equal(large.state_dict()[values], before[values])
+    for one, two in ((large, small), (small, other), (BackbonePretraining("t5", **SIZES).model, large)):
+        with pytest.raises(ValueError, match=r"heads|has other sizes"):
+            add_heads(one, two)
+
+
+def test_heads_set_by_hand_find_what_a_question_repeats(prose: Path) -> None:
+    data = reader(prose, "t5")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "num_layers": 3, "num_heads": 5, "intermediate_size": 64, "vocab_size": 400}
+    options = {"max_positions": 256, "head_size": 64, "reading": True}
+    model = BackbonePretraining("t5", **sizes, **options, matching_heads=True).model.eval()
+    end, tokens = data.tokens.end, data.tokens
+    drawn = torch.stack([torch.randperm(300)[:16] + tokens.ordinary for _ in range(12)])
+    # Eleven tokens, and five to ask with, of which the first two stand in the text too.
+    text, question = drawn[:, :11], drawn[:, 11:].clone()
+    question[:, 0], question[:, 1] = text[:, 7], text[:, 2]
+    ends = torch.full((12, 1), end)
+    ids = torch.cat([text, ends, question, ends], dim=1)
+
+    def attention(layer: int, head: int) -> torch.Tensor:
+        with torch.no_grad():
+            return model.encoder(input_ids=ids, output_attentions=True).attentions[layer][:, head]
+
+    texts = pairs(data.clozes["train"], tokens, 64)
+    assert ((texts == end).sum(dim=1) == 2).all()
+    shares = torch.full((400,), 1 / 400)
+    matches = matching_heads(model, tokens, texts, shares)
+    marked = attention(0, 3)[..., 11]
+    assert marked[:, 12:].min() > 0.9
+    assert marked[:, :11].max() < 0.1
+    found = attention(1, 4)
+    for there, here in ((7, 12), (2, 13)):
+        assert found[:, there, here].mean() > 0.6
+        assert found[:, here, there].mean() > 0.6
+    # What is repeated nowhere looks at an end token instead, which is not rare at all.
+    alone, twice = (found[:, places][..., [11, 17]].sum(dim=2).mean() for places in ([0, 4, 14, 16], [2, 7, 12, 13]))
+    assert alone > 5 * twice
+    around = attention(2, 2)
+    assert around[:, :12, 12:].max() < 0.05
+    assert around[:, 12:, :12].max() < 0.05
+    bias = model.encoder.block[0].layer[0].SelfAttention.compute_bias(18, 18)[0, 2]
+    assert (bias[0, 1] - bias[0, 7]).item() == pytest.approx(6 / AROUND)
+    assert torch.equal(bias, bias.T)
+    # Without a fit to these very texts: what is repeated is found, and its mean is highest beside it.
+    with torch.no_grad():
+        states = model.encoder(input_ids=ids, output_hidden_states=True).hidden_states
+    written = states[2][:, :11, matches.found].mean(dim=0)
+    assert sorted(written.topk(2).indices.tolist()) == [2, 7]
+    assert {share > 0 for number, share in matches.places.items() if number == matches.found} == {False}
+    place = next(number for number in matches.places if number != matches.found)
+    mean = states[3][:, :11, place].mean(dim=0)
+    assert 2 <= int(mean.argmax()) <= 7
+
+
+def test_evidence_is_what_a_question_repeats_and_where_its_answer_begins(prose: Path) -> None:
+    data = reader(prose, "t5")
+    batch = next(iter(data.train_dataloader()))
+    ids, repeated, begins = (batch[f"cloze_{name}"] for name in ("ids", "repeated", "begins"))
+    assert ids.shape == repeated.shape == begins.shape
+    assert ids.shape[1] % 16 == 0
+    for row, again, place, labels in zip(ids, repeated, begins, batch["cloze_labels"], strict=True):
+        size = int((row == data.tokens.end).nonzero()[0])
+        text, question = row[:size], row[size:]
+        assert (again[size:] == IGNORED).all()
+        asked = again != IGNORED
+        assert torch.equal(again[asked], torch.isin(row[asked], question).long())
+        answer = labels[labels != IGNORED][:-1]
+        for start_at in (place == 1).nonzero().flatten().tolist():
+            assert torch.equal(text[start_at : start_at + len(answer)], answer)
+    assert (begins == 1).any(dim=1).float().mean() > 0.5
+    assert set(repeated.unique().tolist()) <= {IGNORED, 0, 1}
+
+    evidence = Evidence(4, 3)
+    evidence.know(Matches(0, {1: 1.0}))
+    evidence.repeated.weight.data *= 0.5
+    evidence.repeated.bias.data.zero_()
+    states = torch.zeros(2, 3, 4)
+    states[..., 0] = torch.tensor([2.0, -2.0, 2.0])
+    states[..., 1] = torch.tensor([0.0, math.log(2), math.log(5)])
+    unread = torch.full((2, 3, 4), 7.0)
+    looked = torch.tensor([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0]])
+    told = torch.tensor([[1, 0, IGNORED], [IGNORED] * 3]), torch.tensor([[1, 0, 1], [0, 0, IGNORED]])
+    first, second, third = (value.detach() for value in evidence((unread, unread, states, states), looked, *told))
+    size = states[0].pow(2).mean(dim=1).rsqrt()
+    wanted = nn.functional.softplus(-2 * size[:2]).mean()
+    assert float(first) == pytest.approx(float(wanted), abs=1e-4)
+    assert float(second) == pytest.approx(-math.log(6 / 8), abs=1e-5)  # the second text has no answer
+    assert float(third) == pytest.approx(-math.log(0.5), abs=1e-5)
+    nothing = evidence((unread, unread, states, states), looked, torch.full((2, 3), IGNORED), torch.zeros(2, 3))
+    assert [value.item() for value in nothing] == [0, 0, 0]
+
+
+def test_a_t5_learns_from_evidence_and_forgets_what_it_was_told_with(prose: Path, tmp_path: Path) -> None:
+    data = reader(prose, "t5")
+    torch.manual_seed(0)
+    sizes = {**SIZES, "vocab_size": 400, "num_layers": 3, "num_heads": 4, "head_size": 16}
+    module = BackbonePretraining(
+        "t5", **sizes, max_positions=256, budget_steps=12, warmup_steps=2, learning_rate=0.01, reading=True,
+        copies=0.0, plain_text=0.0, matching_heads=True, evidence=1.0, autocast=True,
+    )  # fmt: skip
+    batches = list(data.val_dataloader())[:4]
+
+    def losses() -> torch.Tensor:
+        with torch.no_grad():
+            found = [module.evidence_losses(batch)[1] for batch in batches]
+            return torch.tensor([list(row.values()) for row in found]).mean(dim=0)
+
+    before = losses()
+    trainer = L.Trainer(
+        max_steps=12, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+        enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    assert losses().sum() < before.sum()
+    module.export(tmp_path / "made", data.tokenizer)
+    again = type(module.model).from_pretrained(tmp_path / "made", dtype=torch.float32)
+    assert again.config.num_heads * again.config.d_kv == 64
+    assert again.state_dict().keys() == module.model.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"architecture": "gpt2", "reading": True, "evidence": 0.5}, "evidence is for t5"),
+        ({"architecture": "t5", "evidence": 0.5}, "give --model.reading true"),
+        ({"architecture": "t5", "matching_heads": True}, "give --model.reading true"),
+        ({"architecture": "t5", "copying_heads": True, "head_size": 16}, "together as wide as the model"),
+        ({"architecture": "bert", "head_size": 16}, "head_size is for t5"),
+        ({"architecture": "t5", "reading": True, "matching_heads": True, "num_layers": 1}, "needs three layers"),
+    ],
+)
+def test_options_of_a_reading_t5(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        BackbonePretraining(**{**SIZES, **options})
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,10 @@ def _configuration(family: str) -> tuple[Any, str, dict[str, Any]]:
         facts = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0,
                  "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip
         if family == "t5_v1_1":
-            facts |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+            # Heads that are narrower together than the model, as those of v1.1 small are.
+            facts |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_heads": 3}
+        if family == "mt5":
+            facts["num_heads"] = 6  # and wider, as those of t5-nano
         name = "MT5" if family == "mt5" else "T5"
         return unigram_tokenizer(), f"{name}ForConditionalGeneration", facts
     tokenizer = byte_level_tokenizer("gpt2")

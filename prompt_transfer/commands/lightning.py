@@ -319,4 +319,4 @@ class Command(LightningCLI):
         config: Namespace = self.config.clone()
         for key in ("resume", "overwrite", "config"):
             config.pop(key, None)
-        return without_secrets(self.parser.dump(config, skip_none=False, skip_validation=True))
+        return without_secrets(self.parser.dump(config, skip_unset=False, skip_validation=True))

@@ -93,7 +93,7 @@ def run(command: str, arguments: list[str]) -> None:
         resume = str(last) if cli.config.resume and last.is_file() else None
         with told_in_one_line(command):
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
-        options = cli.parser.dump(cli.config, skip_none=False, skip_validation=True)
+        options = cli.parser.dump(cli.config, skip_unset=False, skip_validation=True)
         write_text_atomic(folder / "pretraining.yaml", options)
         finish(cli.model, cli.datamodule, folder)
         last.unlink(missing_ok=True)

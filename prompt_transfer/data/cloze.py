@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 LEFT_OUT = (0.05, 0.4)  # share of a question's words, drawn for each
+LOOSE = (0.4, 0.8)  # the same of a loose question, which is made from more of the text around
 FEWEST_WORDS = 15  # of a text
 _NUMBER = re.compile(r"\d[\d,.]*(%|st|nd|rd|th|s)?")
 _YEAR = re.compile(r"(1\d|20)\d\ds?")
@@ -42,13 +43,14 @@ class Span(NamedTuple):
     word: str
 
 
-def make_cloze(text: str, rng: np.random.Generator, most_words: int) -> Cloze | None:
+def make_cloze(text: str, rng: np.random.Generator, most_words: int, loose: bool = False) -> Cloze | None:
     """One question about a text, or about a part of it that begins at a sentence.
 
     Args:
         text: plain text.
         rng: decides all that is left to chance.
         most_words: longest context, in words.
+        loose: ask with few words from further around, as people do, in place of most of the nearest.
 
     Returns:
         None where the text is shorter than `FEWEST_WORDS`, or holds nothing to ask for.
@@ -69,7 +71,7 @@ def make_cloze(text: str, rng: np.random.Generator, most_words: int) -> Cloze | 
         return None
     span = found[rng.integers(len(found))]
     answer = " ".join(words[span.start : span.end]).strip(_MARKS)
-    return Cloze(" ".join(words), _question(words, span, rng), answer) if answer else None
+    return Cloze(" ".join(words), _question(words, span, rng, loose), answer) if answer else None
 
 
 def spans(words: list[str], rng: np.random.Generator) -> list[Span]:
@@ -115,11 +117,12 @@ def _name(words: list[str], place: int, rng: np.random.Generator) -> Span:
     return Span(place, end, ("who", "what", "which")[rng.integers(3)])
 
 
-def _question(words: list[str], span: Span, rng: np.random.Generator) -> str:
+def _question(words: list[str], span: Span, rng: np.random.Generator, loose: bool) -> str:
     """The question word, and the words around the span: in their order, or what follows first."""
-    before = words[max(0, span.start - int(rng.integers(4, 10))) : span.start]
-    behind = words[span.end : span.end + int(rng.integers(3, 10))]
+    reach = 2 if loose else 1
+    before = words[max(0, span.start - reach * int(rng.integers(4, 10))) : span.start]
+    behind = words[span.end : span.end + reach * int(rng.integers(3, 10))]
     parts = (before, behind) if rng.random() < 0.5 else (behind, before)
-    share = rng.uniform(*LEFT_OUT)
+    share = rng.uniform(*(LOOSE if loose else LEFT_OUT))
     kept = [word.strip(_MARKS) for part in parts for word in part if rng.random() >= share]
     return f"{span.word} {' '.join(word for word in kept if word)}?"

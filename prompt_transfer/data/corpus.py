@@ -56,7 +56,9 @@ class CorpusDataModule(L.LightningDataModule):
         mask_share: share of text tokens that are masked (80 % mask, 10 % random, 10 % kept).
         held_out: share of each file's texts kept for the held-out loss.
         clozes: questions that are made from the texts, for `--model.reading` (`data/cloze.py`); 0: none.
+        loose_clozes: share of them that ask with few words from further around (`cloze.make_cloze`).
         cloze_growth: steps over which their contexts grow from the shortest to the longest.
+        reading_tokens: positions of a batch of copies or clozes, pads included.
         seed: of the order of sequences.
     """
 
@@ -74,7 +76,9 @@ class CorpusDataModule(L.LightningDataModule):
         mask_share: float = 0.2,
         held_out: float = 0.005,
         clozes: int = 0,
+        loose_clozes: float = 0.0,
         cloze_growth: int = 2500,
+        reading_tokens: int = 1100,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -83,6 +87,8 @@ class CorpusDataModule(L.LightningDataModule):
         for file, (weight, _) in files.items():
             if not weight or weight < 0:
                 raise UserError(f"--data.files: the weight of {file} is {weight}: give a number above 0")
+        if not 0 <= loose_clozes <= 1:
+            raise UserError(f"--data.loose_clozes {loose_clozes:g} is a share: give a number from 0 to 1")
         self.save_hyperparameters()
         # One folder whether a number was written 60 or 60.0.
         numbers = {file: [None if value is None else float(value) for value in row] for file, row in files.items()}
@@ -90,7 +96,7 @@ class CorpusDataModule(L.LightningDataModule):
         if tokenizer_from:
             identity += tokenizer_from
         if clozes:
-            identity += f" {clozes} clozes"
+            identity += f" {clozes} clozes" + (f", {loose_clozes:g} loose" if loose_clozes else "")
         self.folder = Path(cache_dir) / hashlib.sha256(identity.encode()).hexdigest()[:12]
         self.batches_trained = 0
 
@@ -130,7 +136,7 @@ class CorpusDataModule(L.LightningDataModule):
         }
         for name, (count, part) in parts.items():
             try:
-                store = make_store(tokenizer, part, weights, count)
+                store = make_store(tokenizer, part, weights, count, self.hparams.loose_clozes)
             except ValueError as error:
                 raise UserError(f"--data.clozes {number}: {error}; give files with longer texts, or 0") from error
             with atomic_path(self.folder / f"{name}_clozes.npz") as path:
@@ -175,7 +181,7 @@ class CorpusDataModule(L.LightningDataModule):
         if not self.clozes:
             return batches
         newline = self.tokenizer.backend_tokenizer.encode("\n", add_special_tokens=False).ids
-        return ReadingBatches(batches, self.clozes[name], newline, growth)
+        return ReadingBatches(batches, self.clozes[name], newline, growth, self.hparams.reading_tokens)
 
     def state_dict(self) -> dict[str, int]:
         return {"batches_trained": self.batches_trained}

@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from prompt_transfer.data.corpus_tokenizers import KINDS
 
 IGNORED = -100
+# What a T5 reads and writes is filled up to a multiple: on a CPU a new shape costs about as much as its product.
+MULTIPLE = 16
 # Span corruption as in T5 (Raffel et al. 2020): share of tokens that are dropped, mean tokens of a span.
 NOISE_SHARE, SPAN_LENGTH = 0.15, 3
 
@@ -152,7 +154,8 @@ class CorpusBatches(IterableDataset):
         corrupted = [self._corrupt(rng, sequence) for sequence in sequences]
         cuts = [int(rng.integers(max(1, len(s) // 4), max(2, len(s) * 3 // 4))) for s in sequences]
         prefixes = [(np.append(s[:cut], end), np.append(s[cut:], end)) for s, cut in zip(sequences, cuts, strict=True)]
-        ids, present = padded([np.append(s, end) for s in sequences], self.tokens.pad)
+        texts = [np.append(sequence, end) for sequence in sequences]
+        ids, present = padded(texts, self.tokens.pad, rounded(texts))
         chosen = present & (ids >= self.tokens.ordinary) & (rng.random(ids.shape) < self.mask_share)
         sentinels = self.tokens.vocab_size - np.minimum(chosen.cumsum(1), self.tokens.reserved)
         arrays: dict[str, np.ndarray] = {
@@ -162,9 +165,10 @@ class CorpusBatches(IterableDataset):
         }
         names = (("input_ids", "attention_mask", "labels"), ("prefix_ids", "prefix_mask", "prefix_labels"))
         for (source_ids, mask, labels), pairs in zip(names, (corrupted, prefixes), strict=True):
-            arrays[source_ids], present = padded([source for source, _ in pairs], self.tokens.pad)
+            sources, targets = ([pair[which] for pair in pairs] for which in (0, 1))
+            arrays[source_ids], present = padded(sources, self.tokens.pad, rounded(sources))
             arrays[mask] = present.astype(np.int64)
-            arrays[labels], _ = padded([target for _, target in pairs], IGNORED)
+            arrays[labels], _ = padded(targets, IGNORED, rounded(targets))
         return arrays
 
     def _corrupt(self, rng: np.random.Generator, sequence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -186,6 +190,11 @@ class CorpusBatches(IterableDataset):
             position += dropped[index]
         end = np.array([t.end])
         return np.concatenate([*source, end]), np.concatenate([*target, end])
+
+
+def rounded(rows: list[np.ndarray]) -> int:
+    """The length of the longest row, up to a multiple of `MULTIPLE`."""
+    return -(-max(map(len, rows)) // MULTIPLE) * MULTIPLE
 
 
 def padded(

@@ -16,20 +16,26 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from prompt_transfer.data.cloze import make_cloze
-from prompt_transfer.data.corpus_batches import IGNORED, CorpusBatches, padded
+from prompt_transfer.data.corpus_batches import IGNORED, MULTIPLE, CorpusBatches, padded, rounded
 
 # Words of the shortest and the longest context.
 CONTEXT_WORDS = (15, 120)
 # Of a copy: tokens, and the share of copies that are of random tokens, which nothing but copying predicts.
 COPIED, OF_RANDOM = (8, 30), 0.4
+# Share of the vocabulary, the most frequent tokens, which questions repeat without asking for them.
+COMMON = 0.02
 # Share of the positions that are predicted, and what each counts there: text, question, and answer or copy.
 PREDICTED = {"text": (0.25, 1.0), "question": (0.67, 1.0), "answer": (1.0, 3.0)}
 
 
 def make_store(
-    tokenizer: PreTrainedTokenizerFast, texts: Sequence[Sequence[str]], weights: Sequence[float], count: int
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[Sequence[str]],
+    weights: Sequence[float],
+    count: int,
+    loose: float = 0.0,
 ) -> dict[str, np.ndarray]:
-    """`count` clozes of texts that are drawn from files by weight.
+    """`count` clozes of texts that are drawn from files by weight, a share of them `loose` ones.
 
     Returns:
         `tokens` uint16 [all tokens], `lengths` int32 [count, 3] (context, question, answer), short contexts first.
@@ -44,7 +50,9 @@ def make_store(
         # Of a book, a stretch somewhere in it.
         start = int(rng.integers(max(1, len(text) - 1500)))
         stretch = text[start : start + 1500].partition(" ")[2] if start else text[:1500]
-        cloze = make_cloze(stretch, rng, int(rng.integers(*CONTEXT_WORDS, endpoint=True)))
+        longest = int(rng.integers(*CONTEXT_WORDS, endpoint=True))
+        # Drawn only where it is asked for: others get the clozes that they always got.
+        cloze = make_cloze(stretch, rng, longest, loose > 0 and rng.random() < loose)
         if cloze is None:
             missed += 1
             if missed > 100 * (count + 10):
@@ -81,6 +89,9 @@ class ReadingBatches(IterableDataset):
         newline: ids between a text and its question.
         growth: batches over which the contexts grow from the shortest to all.
         tokens_per_batch: positions of a batch of either kind, pads included.
+
+    Of a sequence-to-sequence model a batch of clozes says besides which tokens of a text its question repeats
+    (`cloze_repeated`) and where its answer begins (`cloze_begins`), [B, T] both; see `modules/evidence.py`.
     """
 
     def __init__(
@@ -95,12 +106,14 @@ class ReadingBatches(IterableDataset):
         self.newline = np.array(newline, dtype=np.int64)
         self.growth, self.tokens_per_batch = growth, tokens_per_batch
         self.ends = store["lengths"].sum(axis=1).cumsum()
+        counts = np.bincount(store["tokens"], minlength=plain.tokens.vocab_size)
+        self.common = np.argsort(-counts, kind="stable")[: int(COMMON * len(counts))]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for step, batch in enumerate(self.plain, start=self.plain.skip):
             rng = np.random.default_rng((self.plain.seed, step, 1))
             for name, rows in (("copy", self.copies(rng)), ("cloze", self.clozes(rng, step))):
-                arrays = self._seq2seq(rows) if self.plain.tokens.reserved else self._causal(rng, rows)
+                arrays = self._seq2seq(rows, name) if self.plain.tokens.reserved else self._causal(rng, rows)
                 batch |= {f"{name}_{key}": torch.from_numpy(array) for key, array in arrays.items()}
             yield batch
 
@@ -124,7 +137,7 @@ class ReadingBatches(IterableDataset):
         count = len(self.ends)
         grown = min(1.0, 0.1 + step / max(1, self.growth))
         place = int(rng.integers(max(1, int(count * grown))))
-        longest = int(self.store["lengths"][place].sum()) + 8
+        longest = -(-(int(self.store["lengths"][place].sum()) + 8) // MULTIPLE) * MULTIPLE
         size = min(max(4, self.tokens_per_batch // longest), count)
         first = min(max(0, place - size // 2), count - size)
         rows = []
@@ -162,9 +175,30 @@ class ReadingBatches(IterableDataset):
             "weights": weights.astype(np.float32),
         }
 
-    def _seq2seq(self, rows: list[Sequence3]) -> dict[str, np.ndarray]:
+    def _seq2seq(self, rows: list[Sequence3], kind: str) -> dict[str, np.ndarray]:
         tokens = self.plain.tokens
         end = np.array([tokens.end], dtype=np.int64)
-        ids, present = padded([np.concatenate([r.text, end, r.question, end]) for r in rows], tokens.pad)
-        labels, _ = padded([np.append(r.answer, end) for r in rows], IGNORED)
-        return {"ids": ids, "mask": present.astype(np.int64), "labels": labels}
+        read = [np.concatenate([r.text, end, r.question, end]) for r in rows]
+        width = rounded(read)
+        ids, present = padded(read, tokens.pad, width)
+        written = [np.append(r.answer, end) for r in rows]
+        labels, _ = padded(written, IGNORED, rounded(written))
+        arrays = {"ids": ids, "mask": present.astype(np.int64), "labels": labels}
+        if kind == "cloze":
+            arrays["repeated"], _ = padded([self._repeated(r) for r in rows], IGNORED, width)
+            arrays["begins"], _ = padded([_begins(r) for r in rows], IGNORED, width)
+        return arrays
+
+    def _repeated(self, row: Sequence3) -> np.ndarray:
+        """1 for each token of a text that its question has too, 0 for others; `IGNORED` for very frequent ones."""
+        found = np.isin(row.text, row.question).astype(np.int64)
+        return np.where(np.isin(row.text, self.common), IGNORED, found)
+
+
+def _begins(row: Sequence3) -> np.ndarray:
+    """1 for each token of a text at which its answer begins, 0 for others."""
+    found = np.zeros(len(row.text), dtype=np.int64)
+    if 0 < len(row.answer) <= len(row.text):
+        stretches = np.lib.stride_tricks.sliding_window_view(row.text, len(row.answer))
+        found[: len(stretches)] = (stretches == row.answer).all(axis=1)
+    return found

@@ -18,11 +18,12 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a model: H, layers (of each stack), attention heads, F, V, positions of text."""
+    """Sizes of a model: H, layers (of each stack), attention heads, F, V, positions of text, numbers of a head (T5)."""
 
     hidden_size: int
     num_layers: int
@@ -30,6 +31,7 @@ class Sizes:
     intermediate_size: int
     vocab_size: int
     max_positions: int
+    head_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def _t5(sizes: Sizes) -> PreTrainedModel:
     config = T5Config(
         vocab_size=sizes.vocab_size,
         d_model=sizes.hidden_size,
-        d_kv=sizes.hidden_size // sizes.num_heads,
+        d_kv=sizes.head_size or sizes.hidden_size // sizes.num_heads,
         d_ff=sizes.intermediate_size,
         num_layers=sizes.num_layers,
         num_heads=sizes.num_heads,
@@ -111,6 +113,12 @@ def _t5(sizes: Sizes) -> PreTrainedModel:
     # transformers ties the output layer whatever the configuration says; v1.1 has one of its own.
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     model.config.tie_word_embeddings = False
+    # Its attention adds numbers that are trained: the fused kernels of a CPU are slower with them.
+    model.set_attn_implementation("eager")
+    for module in model.modules():
+        if isinstance(module, T5DenseGatedActDense):
+            # The same function, `gelu_new`, in one kernel.
+            module.act = nn.GELU(approximate="tanh")
     return model
 
 

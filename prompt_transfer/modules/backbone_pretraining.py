@@ -10,20 +10,20 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from prompt_transfer.backbones.loading import quiet_transformers, resolve
 from prompt_transfer.data.corpus_batches import IGNORED
 from prompt_transfer.errors import UserError
 from prompt_transfer.modules.architectures import ARCHITECTURES, Sizes
-from prompt_transfer.modules.copying_heads import copying_heads, windows
-from prompt_transfer.modules.growth import grow
-from prompt_transfer.modules.informed_init import decoder_from_encoder, informed_init
+from prompt_transfer.modules.evidence import Evidence
+from prompt_transfer.modules.informed_init import decoder_from_encoder
+from prompt_transfer.modules.pretraining_start import begin
 
 LONGEST_STEP = 30.0  # seconds
 # Share of the steps that copy when the first third of the reading is over.
 LEAST_COPIES = 0.15
 READING = ("copy", "cloze")
+EVIDENCE = ("repeated", "begins", "looks")
 
 
 class BackbonePretraining(L.LightningModule):
@@ -44,6 +44,7 @@ class BackbonePretraining(L.LightningModule):
         hidden_size: H.
         num_layers: L; of T5 in encoder and decoder each.
         num_heads: attention heads.
+        head_size: numbers of an attention head, of T5 alone; null: H over the heads.
         intermediate_size: F.
         vocab_size: V.
         max_positions: longest text in positions.
@@ -56,12 +57,16 @@ class BackbonePretraining(L.LightningModule):
         budget_minutes: wall-clock budget; the schedule follows whichever budget is nearer its end.
         informed_start: start from word statistics of the corpus (`informed_init`).
         grow_from: start instead from a smaller RoBERTa, built in or a folder, with the same tokenizer (`growth`).
-        start_from: start instead from a model of the same sizes, built in or a folder, with the same tokenizer.
+        start_from: start instead from a model of the same sizes, built in or a folder, with the same tokenizer. A T5
+            may have more heads of the same size than that one (`growth.add_heads`).
         reading: copy stretches of text and answer clozes most of the time (`data/reading.py`): GPT-2 and T5, which can
             write what they find. Copies come first: whoever cannot copy learns nothing of clozes.
         copies: share of the steps that copy when reading begins; for a start that can copy already, a smaller one.
         plain_text: share of the steps of reading that continue running text. A T5 with a tenth forgets how.
         copying_heads: begin with heads that can copy, set by hand (T5; `modules/copying_heads.py`).
+        matching_heads: begin with heads that find what a question repeats of its text, in place of the encoder's last
+            three (T5, with reading; `modules/matching_heads.py`).
+        evidence: weight of three losses of single states beside that of a cloze (T5; `modules/evidence.py`).
         autocast: matrix products of the training steps in bf16, weights in float32.
     """
 
@@ -71,6 +76,7 @@ class BackbonePretraining(L.LightningModule):
         hidden_size: int = 256,
         num_layers: int = 4,
         num_heads: int = 4,
+        head_size: int | None = None,
         intermediate_size: int = 1024,
         vocab_size: int = 8192,
         max_positions: int = 512,
@@ -90,6 +96,8 @@ class BackbonePretraining(L.LightningModule):
         copies: float = 0.7,
         plain_text: float = 0.1,
         copying_heads: bool = False,
+        matching_heads: bool = False,
+        evidence: float = 0.0,
         autocast: bool = False,
     ) -> None:
         super().__init__()
@@ -97,14 +105,25 @@ class BackbonePretraining(L.LightningModule):
             raise UserError(f"unknown architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
         if reading and architecture not in ("gpt2", "t5"):
             raise UserError(f"--model.reading is for gpt2 and t5, which write: {architecture} does not")
-        if copying_heads and architecture != "t5":
-            raise UserError(f"--model.copying_heads is for t5, whose decoder reads an encoder, not for {architecture}")
+        of_t5 = {"copying_heads": copying_heads, "matching_heads": matching_heads, "evidence": evidence}
+        for option in (name for name, value in of_t5.items() if value and architecture != "t5"):
+            raise UserError(f"--model.{option} is for t5, whose decoder reads an encoder, not for {architecture}")
+        if head_size and architecture != "t5":
+            raise UserError(f"--model.head_size is for t5: heads of a {architecture} share its hidden size")
+        if copying_heads and head_size and head_size * num_heads != hidden_size:
+            raise UserError("--model.copying_heads needs heads that are together as wide as the model: see head_size")
+        if (matching_heads or evidence) and not reading:
+            raise UserError("--model.matching_heads and --model.evidence are for questions: give --model.reading true")
+        if matching_heads and (num_layers < 3 or num_heads < 4):
+            raise UserError("--model.matching_heads needs three layers and four heads, of which it sets three")
         if grow_from and start_from:
             raise UserError("--model.grow_from and --model.start_from are two starts: give one of them")
         self.save_hyperparameters()
         self.architecture = ARCHITECTURES[architecture]
-        sizes = Sizes(hidden_size, num_layers, num_heads, intermediate_size, vocab_size, max_positions)
+        sizes = Sizes(hidden_size, num_layers, num_heads, intermediate_size, vocab_size, max_positions, head_size)
         self.model = self.architecture.build(sizes)
+        # Thrown away when the model is written.
+        self.evidence = Evidence(hidden_size, num_layers) if evidence else None
         self.seconds = 0.0
         self.tokens_seen = 0
         self.steps_done = 0
@@ -141,10 +160,11 @@ class BackbonePretraining(L.LightningModule):
             return "masked"
         return "causal"
 
-    def token_loss(self, batch: dict[str, Tensor], objective: str) -> Tensor:
+    def token_loss(self, batch: dict[str, Tensor], objective: str, written: Tensor | None = None) -> Tensor:
         """Mean cross entropy in nats over the predicted tokens of an objective (see `Architecture`, and `READING`).
 
-        Copies and clozes of GPT-2 count the tokens that are asked for more than the text before them.
+        Copies and clozes of GPT-2 count the tokens that are asked for more than the text before them. `written` are the
+        states of T5's decoder [B, S, H], where they are known already.
         """
         weights = batch.get(f"{objective}_weights")
         if weights is not None:
@@ -152,7 +172,8 @@ class BackbonePretraining(L.LightningModule):
         if self.hparams.architecture == "t5" and objective in ("infill", "causal"):
             states, labels = self._t5_encoder_states(batch, objective)
         elif objective in ("span", "prefix", *READING):
-            states, labels = self._seq2seq_states(batch, objective)
+            labels = batch[self._names(objective)[2]]
+            states = self._decode(batch, objective)[0].last_hidden_state if written is None else written
         else:
             states, labels = self._states(batch, objective)
         wanted = labels != IGNORED
@@ -190,22 +211,38 @@ class BackbonePretraining(L.LightningModule):
             ids, attention, labels = batch["infill_ids"], mask, batch["infill_labels"]
         else:
             ids = torch.where(batch["infill_labels"] == IGNORED, batch["infill_ids"], batch["infill_labels"])
-            attention, labels = _below(mask), _next_tokens(ids, mask)
+            # Eager attention adds its mask.
+            attention = torch.where(_below(mask), 0.0, torch.finfo(torch.float32).min)
+            labels = _next_tokens(ids, mask)
         return self.model.encoder(input_ids=ids, attention_mask=attention).last_hidden_state, labels
 
-    def _seq2seq_states(self, batch: dict[str, Tensor], objective: str) -> tuple[Tensor, Tensor]:
-        """States [B, S, H] of the decoder and the labels [B, S]."""
-        names = {"span": ("input_ids", "attention_mask", "labels"),
-                 "prefix": ("prefix_ids", "prefix_mask", "prefix_labels"),
-                 **{name: (f"{name}_ids", f"{name}_mask", f"{name}_labels") for name in READING}}  # fmt: skip
-        ids, mask, labels = (batch[name] for name in names[objective])
-        shifted = self.model.prepare_decoder_input_ids_from_labels(labels)
-        encoded = self.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    def _names(self, objective: str) -> tuple[str, str, str]:
+        """What a batch calls ids and mask of T5's encoder and the labels."""
+        before = {"span": "", "prefix": "prefix_"}.get(objective, f"{objective}_")
+        return (
+            f"{before}ids" if before else "input_ids",
+            f"{before}mask" if before else "attention_mask",
+            f"{before}labels",
+        )
+
+    def _decode(self, batch: dict[str, Tensor], objective: str) -> tuple[Any, tuple[Tensor, ...]]:
+        """What T5's decoder gives, with attention, and its encoder's states: what layers read, and what it puts out."""
+        ids, mask, labels = (batch[name] for name in self._names(objective))
+        encoded = self.model.encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
         # Pads stand behind the text of the target, where causal attention keeps them from it.
         output = self.model.decoder(
-            input_ids=shifted, encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=False
-        )
-        return output.last_hidden_state, labels
+            input_ids=self.model.prepare_decoder_input_ids_from_labels(labels), encoder_hidden_states=encoded[-1],
+            encoder_attention_mask=mask, use_cache=False, output_attentions=True,
+        )  # fmt: skip
+        return output, encoded
+
+    def evidence_losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """States of the decoder [B, S, H] on clozes, and the losses of `Evidence` by name."""
+        assert self.evidence is not None
+        output, encoded = self._decode(batch, "cloze")
+        first = output.cross_attentions[0][:, :, 0].mean(dim=1)
+        losses = self.evidence(encoded, first, batch["cloze_repeated"], batch["cloze_begins"])
+        return output.last_hidden_state, dict(zip(EVIDENCE, losses, strict=True))
 
     def on_fit_start(self) -> None:
         # Not `global_step`: Lightning restores that after this hook, so a resumed run would start anew.
@@ -213,30 +250,7 @@ class BackbonePretraining(L.LightningModule):
             raise UserError("--model.reading needs questions to answer: give their number with --data.clozes, as 40000")
         if self.steps_done:
             return
-        data = self.trainer.datamodule
-        streams = [store["tokens"] for store in data.train_stores]
-        if self.hparams.grow_from:
-            self._grow(self.hparams.grow_from)
-        elif self.hparams.start_from:
-            self._start(self.hparams.start_from)
-        elif self.hparams.informed_start:
-            informed_init(self.model, self.architecture, data.tokens, streams)
-        if self.hparams.copying_heads:
-            copying_heads(self.model, data.tokens, windows(streams))
-
-    def _grow(self, name: str) -> None:
-        small = _read("grow_from", name, AutoModelForMaskedLM)
-        try:
-            grow(small, self.model)
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"--model.grow_from {name}: {error}") from error
-
-    def _start(self, name: str) -> None:
-        found = _read("start_from", name, type(self.model))
-        try:
-            self.model.load_state_dict(found.state_dict())
-        except RuntimeError as error:
-            raise UserError(f"--model.start_from {name} has other sizes or is of another architecture") from error
+        begin(self.model, self.evidence, self.architecture, self.hparams, self.trainer.datamodule)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         self.started = time.monotonic()
@@ -255,18 +269,20 @@ class BackbonePretraining(L.LightningModule):
             decoder_from_encoder(self.model)
         self.last_objective = objective
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.hparams.autocast):
-            loss = self.token_loss(batch, objective)
+            told = self.evidence is not None and objective == "cloze"
+            states, hints = self.evidence_losses(batch) if told else (None, {})
+            loss = self.token_loss(batch, objective, states)
         # The host waits for the device below in any case, and a loss that is lost here stays lost.
         if not torch.isfinite(loss):
             raise UserError(f"step {self.global_step + 1}: the {objective} loss is NaN or Inf: lower the learning rate")
         mask = batch.get(f"{objective}_mask", batch["attention_mask"])
         seq2seq = self.hparams.architecture == "t5"
-        targets = {"span": "labels", "prefix": "prefix_labels"}.get(objective)
-        targets = f"{objective}_labels" if seq2seq and objective in READING else targets
-        written = int((batch[targets] != IGNORED).sum()) if targets else 0
+        writes = seq2seq and objective in ("span", "prefix", *READING)
+        written = int((batch[self._names(objective)[2]] != IGNORED).sum()) if writes else 0
         self.tokens_seen += int(mask.sum()) + written
         self.log(f"train/{objective}_loss", loss, prog_bar=True)
-        return loss
+        self.log_dict({f"train/{name}_loss": value for name, value in hints.items()})
+        return loss + self.hparams.evidence * sum(hints.values())
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # A process that was suspended within a step has not used its budget.
@@ -277,6 +293,9 @@ class BackbonePretraining(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         for objective in (*self.architecture.objectives, *(READING if self.hparams.reading else ())):
             self.log(f"held_out/{objective}_loss", self.token_loss(batch, objective), prog_bar=True)
+        if self.evidence:
+            _, hints = self.evidence_losses(batch)
+            self.log_dict({f"held_out/{name}_loss": value for name, value in hints.items()})
         self.log_dict({"tokens": float(self.tokens_seen), "minutes": self.seconds / 60, "progress": self.progress()})
 
     def export(self, folder: str | Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -300,19 +319,6 @@ class BackbonePretraining(L.LightningModule):
         return torch.optim.AdamW(
             groups, lr=self.hparams.learning_rate, betas=(0.9, 0.98), weight_decay=self.hparams.weight_decay, fused=True
         )
-
-
-def _read(option: str, name: str, kind: Any) -> PreTrainedModel:
-    """The model of a built-in name or folder, in float32; `kind` is its class."""
-    source, origin = resolve(name)
-    if origin == "hub":
-        raise UserError(f"--model.{option} {name} is neither a built-in backbone nor a folder")
-    try:
-        with quiet_transformers():
-            return kind.from_pretrained(source, dtype=torch.float32, local_files_only=True)
-    except Exception as error:  # transformers raises many types here; all mean that the model cannot be used
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--model.{option} {name}: the model there cannot be read ({reason})") from error
 
 
 def _next_tokens(ids: Tensor, mask: Tensor) -> Tensor:

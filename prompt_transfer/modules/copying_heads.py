@@ -48,11 +48,11 @@ def copying_heads(model: PreTrainedModel, tokens: Tokens, texts: Tensor) -> None
     normed = _normed(model)
     # What stands before a position of the encoder is what the decoder reads there: its start token comes first.
     before = normed[found["before"]] @ code.T
-    keys, queries = _fit(found["encoded"], before), _fit(found["decoder"], before)
+    keys, queries = fit(found["encoded"], before), fit(found["decoder"], before)
     attention.k.weight.copy_(keys.T.repeat(heads, 1))
     attention.q.weight.copy_(MATCH * queries.T.repeat(heads, 1))
     rows = model.lm_head.weight - model.lm_head.weight.mean(dim=0)
-    values = _fit(found["encoded"], rows[found["here"]])
+    values = fit(found["encoded"], rows[found["here"]])
     values /= (found["encoded"] @ values).norm(dim=1).mean()
     # Each head carries a part of what is read; together they are as wide as the model.
     attention.v.weight.copy_(values.T)
@@ -120,8 +120,8 @@ def _states(model: PreTrainedModel, texts: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _fit(inputs: Tensor, targets: Tensor) -> Tensor:
+def fit(inputs: Tensor, targets: Tensor, ridge: float = RIDGE) -> Tensor:
     """The linear map [H, D] of least squares, with a small ridge."""
     squares = inputs.T @ inputs
-    squares += RIDGE * squares.diagonal().mean() * torch.eye(len(squares))
+    squares += ridge * squares.diagonal().mean() * torch.eye(len(squares))
     return torch.linalg.solve(squares, inputs.T @ targets)

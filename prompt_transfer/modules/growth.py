@@ -1,15 +1,18 @@
-"""A larger encoder that starts from what a smaller one has learnt (bert2BERT, Chen et al. 2022, after Net2Net).
+"""A larger model that starts from what a smaller one has learnt (bert2BERT, Chen et al. 2022, after Net2Net).
 
-Width: every new unit is the copy of an old one, and whoever reads copies divides by their number, so that sums come out
-the same. Depth: new layers on top whose outputs are zero and which pass on what they get. Where each unit is copied
-equally often the larger model computes the same function; otherwise the norm layers see slightly other statistics.
+An encoder grows in width: every new unit is the copy of an old one, and whoever reads copies divides by their number,
+so that sums come out the same. And in depth: new layers on top whose outputs are zero and which pass on what they get.
+Where each unit is copied equally often the larger model computes the same function; otherwise the norm layers see
+slightly other statistics. A T5 grows by attention heads, which add nothing before they are trained.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
-from transformers import RobertaForMaskedLM
+from transformers import PreTrainedModel, RobertaForMaskedLM
 
 
 def unit_map(old: int, new: int, generator: torch.Generator) -> Tensor:
@@ -91,3 +94,44 @@ def grow(small: RobertaForMaskedLM, large: RobertaForMaskedLM, seed: int = 0) ->
     large.lm_head.layer_norm.bias.mul_(_shares(hidden))
     large.lm_head.bias.copy_(small.lm_head.bias)
     large.lm_head.decoder.bias.copy_(small.lm_head.bias)
+
+
+@torch.no_grad()
+def add_heads(small: PreTrainedModel, large: PreTrainedModel) -> None:
+    """Give a T5 what one of as many or fewer attention heads has learnt; both compute the same.
+
+    New heads have random queries, keys and values, and their outputs count nothing. Heads keep their size, so a T5 may
+    have more of them than fit into its width (as v1.1 small, of 6 heads of 64 in a width of 512, has fewer).
+
+    Args:
+        small: the one that has learnt.
+        large: of the same sizes else; changed in place.
+
+    Raises:
+        ValueError: other sizes differ.
+    """
+    source, target = small.state_dict(), large.state_dict()
+    if source.keys() != target.keys() or small.config.d_kv != large.config.d_kv:
+        raise ValueError("heads are added to a model of the same layers and the same size of heads")
+    old, width = small.config.num_heads, large.config.d_model
+    for name, weight in target.items():
+        # Which dimension goes over heads, and how many numbers each has there.
+        axis, size = (
+            (1, 1) if "relative_attention_bias" in name else (int(name.endswith(".o.weight")), small.config.d_kv)
+        )
+        kept = source[name]
+        if kept.shape == weight.shape:
+            weight.copy_(kept)
+            continue
+        grows = name.split(".")[-2] in ("q", "k", "v", "o", "relative_attention_bias")
+        if not grows or kept.shape[axis] != old * size or kept.shape[1 - axis] != weight.shape[1 - axis]:
+            raise ValueError(f"{name} has other sizes")
+        if weight.shape[axis] < kept.shape[axis]:
+            raise ValueError("heads are added, not taken away")
+        if axis:
+            weight.zero_()
+        else:
+            # Values of length 1; logits of deviation 1 for queries and keys, which a T5 does not scale.
+            weight.normal_(std=width**-0.5 * (1.0 if ".v." in name else math.sqrt(size) ** -0.5))
+        weight.narrow(axis, 0, kept.shape[axis]).copy_(kept)
+    large.load_state_dict(target)

@@ -125,12 +125,12 @@ def _means_pass_on(model: PreTrainedModel) -> None:
             parameter *= T5_LAYER_GAIN
     for stack in (model.encoder, model.decoder):
         _heads_look_around(stack.block[0].layer[0].SelfAttention, both_ways=stack is model.encoder)
-    identity = torch.eye(model.config.d_model)
     attentions = [model.encoder.block[0].layer[0].SelfAttention]
     attentions += [block.layer[1].EncDecAttention for block in model.decoder.block]
     for attention, gain in zip(attentions, [T5_VALUE_GAIN] + [1.0] * len(model.decoder.block), strict=True):
-        attention.v.weight.copy_(identity)
-        attention.o.weight.copy_(identity * gain)
+        # As many numbers as the heads have, should they be fewer or more than the model's.
+        attention.v.weight.copy_(torch.eye(*attention.v.weight.shape))
+        attention.o.weight.copy_(torch.eye(*attention.o.weight.shape) * gain)
 
 
 def _heads_look_around(attention: Any, both_ways: bool) -> None:

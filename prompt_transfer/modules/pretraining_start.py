@@ -1,0 +1,84 @@
+"""What a backbone begins its pretraining with: word statistics, an earlier model, and heads that are set by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+
+from prompt_transfer.backbones.loading import quiet_transformers, resolve
+from prompt_transfer.errors import UserError
+from prompt_transfer.modules.architectures import Architecture
+from prompt_transfer.modules.copying_heads import copying_heads, windows
+from prompt_transfer.modules.evidence import Evidence
+from prompt_transfer.modules.growth import add_heads, grow
+from prompt_transfer.modules.informed_init import frequencies, informed_init
+from prompt_transfer.modules.matching_heads import matching_heads, pairs
+
+if TYPE_CHECKING:
+    from prompt_transfer.data.corpus import CorpusDataModule
+
+
+def begin(
+    model: PreTrainedModel, evidence: Evidence | None, architecture: Architecture, options: Any, data: CorpusDataModule
+) -> None:
+    """Give a fresh model the start that the options of `BackbonePretraining` ask for.
+
+    Args:
+        model: changed in place.
+        evidence: is told what the heads that match write.
+        architecture: its row.
+        options: with `grow_from`, `start_from`, `informed_start`, `copying_heads` and `matching_heads`.
+        data: what it will be trained on, set up.
+
+    Raises:
+        UserError: a start that is none, cannot be read or does not fit.
+    """
+    streams = [store["tokens"] for store in data.train_stores]
+    if options.grow_from:
+        _grow(model, options.grow_from)
+    elif options.start_from:
+        start(model, options.start_from)
+    elif options.informed_start:
+        informed_init(model, architecture, data.tokens, streams)
+    if options.copying_heads:
+        copying_heads(model, data.tokens, windows(streams))
+    if options.matching_heads:
+        shares = frequencies(streams, model.config.vocab_size)
+        matches = matching_heads(model, data.tokens, pairs(data.clozes["train"], data.tokens), shares)
+        if evidence:
+            evidence.know(matches)
+
+
+def start(model: PreTrainedModel, name: str) -> None:
+    """Let `model` go on from one of its sizes, built in or a folder; a T5 may have more heads than that one."""
+    found = _read("start_from", name, type(model))
+    try:
+        if getattr(model.config, "is_encoder_decoder", False):
+            add_heads(found, model)
+        else:
+            model.load_state_dict(found.state_dict())
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"--model.start_from {name} has other sizes or is of another architecture") from error
+
+
+def _grow(model: PreTrainedModel, name: str) -> None:
+    small = _read("grow_from", name, AutoModelForMaskedLM)
+    try:
+        grow(small, model)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"--model.grow_from {name}: {error}") from error
+
+
+def _read(option: str, name: str, kind: Any) -> PreTrainedModel:
+    """The model of a built-in name or folder, in float32; `kind` is its class."""
+    source, origin = resolve(name)
+    if origin == "hub":
+        raise UserError(f"--model.{option} {name} is neither a built-in backbone nor a folder")
+    try:
+        with quiet_transformers():
+            return kind.from_pretrained(source, dtype=torch.float32, local_files_only=True)
+    except Exception as error:  # transformers raises many types here; all mean that the model cannot be used
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--model.{option} {name}: the model there cannot be read ({reason})") from error
