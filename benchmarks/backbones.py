@@ -28,7 +28,13 @@ COLUMNS = ["task", "backbone", "split", "metric", "what", "value", "low", "high"
 
 
 def commands(
-    task: str, backbone: str, root: str, folder: Path, steps: int, learning_rate: float | None = None
+    task: str,
+    backbone: str,
+    root: str,
+    folder: Path,
+    steps: int,
+    learning_rate: float | None = None,
+    dtype: str | None = None,
 ) -> list[list[str]]:
     """The `fit` and the `test` of one cell."""
     chosen_on, lengths, written = "2000", list[str](), list[str]()
@@ -41,9 +47,20 @@ def commands(
     data += [*lengths, *written]
     budget = ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps // 4)]
     rate = ["--model.learning_rate", f"{learning_rate:g}"] if learning_rate else []
-    fit = ["fit", "--model.backbone", backbone, *rate, *data, *budget, "--output", str(folder)]
+    weights = ["--model.dtype", dtype] if dtype else []
+    fit = ["fit", "--model.backbone", backbone, *rate, *weights, *data, *budget, "--output", str(folder)]
     limits = ["--data.limit_eval", "2000", *written]
-    test = ["test", "--prompt", str(folder), *limits, "--random_prompts", "3", "--output", str(folder / "test")]
+    test = [
+        "test",
+        "--prompt",
+        str(folder),
+        *weights,
+        *limits,
+        "--random_prompts",
+        "3",
+        "--output",
+        str(folder / "test"),
+    ]
     return [fit, test]
 
 
@@ -56,6 +73,7 @@ def run(
     steps: int = 600,
     text_steps: int = 1500,
     learning_rate: float | None = None,
+    dtype: str | None = None,
 ) -> None:
     """Fill the table.
 
@@ -68,6 +86,7 @@ def run(
         steps: optimizer steps of a run.
         text_steps: of tasks that write a text.
         learning_rate: of the prompts; default: that of the backbone's family.
+        dtype: of the backbone's weights; default: float32.
     """
     place = Path(output)
     file = place / "results.csv"
@@ -79,7 +98,7 @@ def run(
                 continue
             folder = Path(runs) / f"{task}-{backbone}"
             budget = text_steps if get_task(task).is_generation else steps
-            lines = commands(task, backbone, root, folder, budget, learning_rate)
+            lines = commands(task, backbone, root, folder, budget, learning_rate, dtype)
             for line in lines:
                 extra = ["--overwrite"] if line[0] == "fit" else []
                 if main([*line, *extra, "--trainer.enable_progress_bar", "false"]):
