@@ -54,6 +54,13 @@ def data(text: Path, tmp_path: Path) -> CorpusDataModule:
     return made
 
 
+def twelve_steps() -> L.Trainer:
+    return L.Trainer(
+        max_steps=12, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+        enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+
+
 def one_step() -> L.Trainer:
     return L.Trainer(
         max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -429,11 +436,7 @@ def test_a_model_that_reads_learns_to_copy(prose: Path, tmp_path: Path, kind: st
             }
 
     before = losses()
-    trainer = L.Trainer(
-        max_steps=12, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
-        enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
-    trainer.fit(module, data)
+    twelve_steps().fit(module, data)
     after = losses()
     assert all(after[name] < before[name] for name in before)
     # The same sizes: another model starts where this one is.
@@ -602,11 +605,7 @@ def test_a_t5_learns_from_evidence_and_forgets_what_it_was_told_with(prose: Path
             return torch.tensor([list(row.values()) for row in found]).mean(dim=0)
 
     before = losses()
-    trainer = L.Trainer(
-        max_steps=12, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
-        enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
-    trainer.fit(module, data)
+    twelve_steps().fit(module, data)
     assert losses().sum() < before.sum()
     module.export(tmp_path / "made", data.tokenizer)
     again = type(module.model).from_pretrained(tmp_path / "made", dtype=torch.float32)

@@ -20,7 +20,8 @@ SHIPPED = builtin_backbones()
 def test_all_together_are_small() -> None:
     sizes = {name: sum(file.stat().st_size for file in folder.iterdir()) / 1e6 for name, folder in SHIPPED.items()}
     assert set(sizes) == {"roberta-nano", "bert-nano", "gpt2-nano", "t5-nano", "roberta-micro"}
-    assert sizes["roberta-micro"] < 25
+    assert max(size for name, size in sizes.items() if name != "t5-nano") < 25
+    assert sizes["t5-nano"] < 27
     # With the prompts.
     assert sum(file.stat().st_size for file in shipped("checkpoints").rglob("*.*") if file.is_file()) / 1e6 < 90
 

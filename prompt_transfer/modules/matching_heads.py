@@ -219,10 +219,15 @@ def _ends(ids: Tensor, tokens: Tokens) -> Tensor:
     return torch.eq(ids, tokens.end or 0).float()
 
 
+def _norm(model: PreTrainedModel, layer: int) -> Any:
+    """The norm in front of the attention of an encoder's layer; behind the last one, the encoder's last."""
+    blocks = model.encoder.block
+    return blocks[layer].layer[0].layer_norm if layer < len(blocks) else model.encoder.final_layer_norm
+
+
 def _raw(model: PreTrainedModel, layer: int, ids: Tensor, pad: int) -> Tensor:
     """The residual stream [N, T, H] that an encoder's layer gets; behind the last one, what the last norm gets."""
-    blocks = model.encoder.block
-    norm = blocks[layer].layer[0].layer_norm if layer < len(blocks) else model.encoder.final_layer_norm
+    norm = _norm(model, layer)
     read: list[Tensor] = []
     hook = norm.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
     training = model.training
@@ -238,7 +243,5 @@ def _raw(model: PreTrainedModel, layer: int, ids: Tensor, pad: int) -> Tensor:
 
 def _states(model: PreTrainedModel, layer: int, ids: Tensor, pad: int) -> tuple[Tensor, float]:
     """What that layer reads of all tokens [tokens, H], and how long a number of the stream is that it gets."""
-    blocks = model.encoder.block
-    norm = blocks[layer].layer[0].layer_norm if layer < len(blocks) else model.encoder.final_layer_norm
     stream = _raw(model, layer, ids, pad)[ids != pad]
-    return norm(stream), float(stream.pow(2).mean(dim=-1).sqrt().mean())
+    return _norm(model, layer)(stream), float(stream.pow(2).mean(dim=-1).sqrt().mean())
