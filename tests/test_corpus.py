@@ -551,6 +551,57 @@ def test_heads_set_by_hand_find_what_a_question_repeats(prose: Path) -> None:
     assert 2 <= int(mean.argmax()) <= 7
 
 
+def test_what_stands_before_a_text_decides_what_is_written(prose: Path) -> None:
+    data = reader(prose, "t5", unasked=0.5)
+    end, tokens = data.tokens.end, data.tokens
+    stored = data.clozes["train"]
+    whole = [part.tolist() for part in np.split(stored["tokens"].astype(np.int64), stored["lengths"].cumsum()[:-1])]
+    contexts, answers = whole[::3], whole[2::3]
+
+    def rows(batch: dict[str, torch.Tensor], kind: str) -> list[tuple[list[int], list[int], list[int]]]:
+        """Tokens before the first end token, sentinels among them, and what is to be written."""
+        found = []
+        for ids, labels in zip(batch[f"{kind}_ids"], batch[f"{kind}_labels"], strict=True):
+            read = ids[: int((ids == end).nonzero()[0])].tolist()
+            sentinels = [tokens.vocab_size - 1 - token for token in read if token >= tokens.vocab_size - 32]
+            found.append((read, sentinels, labels[labels != IGNORED].tolist()[:-1]))
+        return found
+
+    trained = [batch for batch, _ in zip(data.train_dataloader(), range(12), strict=False)]
+    asked = unasked = alone = 0
+    for batch in trained:
+        for read, sentinels, written in rows(batch, "cloze"):
+            assert set(sentinels) <= {0, 1, 2, 3}
+            if sentinels:
+                asked += 1
+                assert any(read[-len(text) :] == text and written in answers for text in contexts)
+            else:
+                unasked += 1
+                assert 0 < len(written) <= 10
+                assert any((read + written)[-len(text) :] == text for text in contexts)
+                alone += (read + written) in contexts
+        for read, sentinels, written in rows(batch, "copy"):
+            assert sentinels
+            assert set(sentinels) <= {4, 5, 6, 7}
+            assert read[-len(written) :] == written
+        # Neither what asks nor a text that is continued is evidence of an answer.
+        before = batch["cloze_ids"] >= tokens.vocab_size - 32
+        assert (batch["cloze_repeated"][before] == IGNORED).all()
+        assert (batch["cloze_begins"][before] == IGNORED).all()
+    assert 0.35 < asked / (asked + unasked) < 0.65
+    assert 0 < alone < unasked / 2
+    # The held-out loss is that of answers.
+    assert all(sentinels for batch in data.val_dataloader() for _, sentinels, _ in rows(batch, "cloze"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "share", "words"), [("t5", 1.0, "unasked 1 is a share"), ("gpt2", 0.2, "unasked is for the tokenizer")]
+)
+def test_only_a_t5_can_be_asked_with_sentinels(prose: Path, kind: str, share: float, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        CorpusDataModule({str(prose): [1.0, None]}, tokenizer=kind, clozes=10, unasked=share)
+
+
 def test_evidence_is_what_a_question_repeats_and_where_its_answer_begins(prose: Path) -> None:
     data = reader(prose, "t5")
     batch = next(iter(data.train_dataloader()))

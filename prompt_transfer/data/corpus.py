@@ -59,6 +59,8 @@ class CorpusDataModule(L.LightningDataModule):
         loose_clozes: share of them that ask with few words from further around (`cloze.make_cloze`).
         cloze_growth: steps over which their contexts grow from the shortest to the longest.
         reading_tokens: positions of a batch of copies or clozes, pads included.
+        unasked: share of the clozes of a T5 whose answer nothing asks for, so that their text is continued; tokens
+            before the text ask for copies and for the other answers (`ReadingBatches`). null: nothing has to ask.
         seed: of the order of sequences.
     """
 
@@ -79,6 +81,7 @@ class CorpusDataModule(L.LightningDataModule):
         loose_clozes: float = 0.0,
         cloze_growth: int = 2500,
         reading_tokens: int = 1100,
+        unasked: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -89,6 +92,12 @@ class CorpusDataModule(L.LightningDataModule):
                 raise UserError(f"--data.files: the weight of {file} is {weight}: give a number above 0")
         if not 0 <= loose_clozes <= 1:
             raise UserError(f"--data.loose_clozes {loose_clozes:g} is a share: give a number from 0 to 1")
+        if unasked is not None and not 0 <= unasked < 1:
+            raise UserError(f"--data.unasked {unasked:g} is a share: give a number from 0 to below 1")
+        if unasked is not None and tokenizer != "t5":
+            raise UserError(
+                f"--data.unasked is for the tokenizer of t5, which has sentinels, not for that of {tokenizer}"
+            )
         self.save_hyperparameters()
         # One folder whether a number was written 60 or 60.0.
         numbers = {file: [None if value is None else float(value) for value in row] for file, row in files.items()}
@@ -170,18 +179,21 @@ class CorpusDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         dataset = self.batches(self.train_stores, self.weights(), self.hparams.seed, None)
         dataset.skip = self.batches_trained
-        return DataLoader(self._read(dataset, "train", self.hparams.cloze_growth), batch_size=None)
+        growth, unasked = self.hparams.cloze_growth, self.hparams.unasked
+        return DataLoader(self._read(dataset, "train", growth, unasked), batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
         held_out = self.batches([self.held_out_store], [1.0], 1, 40)
-        return DataLoader(self._read(held_out, "held_out", 0), batch_size=None)
+        # All of them asked for, so that the loss is that of answers.
+        unasked = None if self.hparams.unasked is None else 0.0
+        return DataLoader(self._read(held_out, "held_out", 0, unasked), batch_size=None)
 
-    def _read(self, batches: CorpusBatches, name: str, growth: int) -> IterableDataset:
+    def _read(self, batches: CorpusBatches, name: str, growth: int, unasked: float | None) -> IterableDataset:
         """The batches with those to read beside them, where there are any."""
         if not self.clozes:
             return batches
         newline = self.tokenizer.backend_tokenizer.encode("\n", add_special_tokens=False).ids
-        return ReadingBatches(batches, self.clozes[name], newline, growth, self.hparams.reading_tokens)
+        return ReadingBatches(batches, self.clozes[name], newline, growth, self.hparams.reading_tokens, unasked)
 
     def state_dict(self) -> dict[str, int]:
         return {"batches_trained": self.batches_trained}

@@ -7,7 +7,7 @@ no answer of a question about a text can be tuned into it then. Both kinds of se
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,11 @@ COPIED, OF_RANDOM = (8, 30), 0.4
 COMMON = 0.02
 # Share of the positions that are predicted, and what each counts there: text, question, and answer or copy.
 PREDICTED = {"text": (0.25, 1.0), "question": (0.67, 1.0), "answer": (1.0, 3.0)}
+# What stands before a text where something has to ask for the answer: tokens, and the least share of them that ask.
+BEFORE, ASKING = 32, 0.2
+# The sentinels that ask for each kind; a text without any is continued: by as many tokens, or by a third of its own.
+ASKS = {"cloze": range(4), "copy": range(4, 8)}
+CONTINUED = 10
 
 
 def make_store(
@@ -73,11 +78,12 @@ def make_store(
 
 @dataclass(frozen=True)
 class Sequence3:
-    """Token ids of what is read, of a question or cue behind it, and of what is to be written."""
+    """Token ids of what is read, of a question or cue behind it, of what is to be written, and of what comes first."""
 
     text: np.ndarray
     question: np.ndarray
     answer: np.ndarray
+    before: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.int64))
 
 
 class ReadingBatches(IterableDataset):
@@ -89,6 +95,9 @@ class ReadingBatches(IterableDataset):
         newline: ids between a text and its question.
         growth: batches over which the contexts grow from the shortest to all.
         tokens_per_batch: positions of a batch of either kind, pads included.
+        unasked: share of the clozes whose answer nothing asks for: their text is continued instead, question or not.
+            What asks for copies and answers are sentinels among tokens before the text, a task prefix as T5's (Raffel
+            et al. 2020), so that a prompt decides what is written. None: copies and clozes without anything before.
 
     Of a sequence-to-sequence model a batch of clozes says besides which tokens of a text its question repeats
     (`cloze_repeated`) and where its answer begins (`cloze_begins`), [B, T] both; see `modules/evidence.py`.
@@ -101,8 +110,9 @@ class ReadingBatches(IterableDataset):
         newline: Sequence[int],
         growth: int,
         tokens_per_batch: int = 1100,
+        unasked: float | None = None,
     ) -> None:
-        self.plain, self.store = plain, store
+        self.plain, self.store, self.unasked = plain, store, unasked
         self.newline = np.array(newline, dtype=np.int64)
         self.growth, self.tokens_per_batch = growth, tokens_per_batch
         self.ends = store["lengths"].sum(axis=1).cumsum()
@@ -113,6 +123,8 @@ class ReadingBatches(IterableDataset):
         for step, batch in enumerate(self.plain, start=self.plain.skip):
             rng = np.random.default_rng((self.plain.seed, step, 1))
             for name, rows in (("copy", self.copies(rng)), ("cloze", self.clozes(rng, step))):
+                if self.unasked is not None:
+                    rows = [self._asked(rng, row, name) for row in rows]
                 arrays = self._seq2seq(rows, name) if self.plain.tokens.reserved else self._causal(rng, rows)
                 batch |= {f"{name}_{key}": torch.from_numpy(array) for key, array in arrays.items()}
             yield batch
@@ -122,11 +134,7 @@ class ReadingBatches(IterableDataset):
         size = int(rng.integers(*COPIED, endpoint=True))
         rows = []
         for _ in range(max(4, self.tokens_per_batch // (2 * size + 8))):
-            if rng.random() < OF_RANDOM:
-                tokens = self.plain.tokens
-                copied = rng.integers(tokens.ordinary, tokens.vocab_size - tokens.reserved, size)
-            else:
-                copied = self.plain.sequence(rng, size)
+            copied = self._random(rng, size) if rng.random() < OF_RANDOM else self.plain.sequence(rng, size)
             before = self.plain.sequence(rng, int(rng.integers(6, 12))) if rng.random() < 0.5 else copied[:0]
             between = self.cue(rng) if rng.random() < 0.75 else self.plain.sequence(rng, int(rng.integers(6, 10)))
             rows.append(Sequence3(np.concatenate([before, copied]), between, copied))
@@ -147,6 +155,22 @@ class ReadingBatches(IterableDataset):
             text, question, answer = np.split(stretch, lengths[:2].cumsum())
             rows.append(Sequence3(text, np.concatenate([self.newline, question, self.cue(rng)]), answer))
         return rows
+
+    def _random(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        tokens = self.plain.tokens
+        return rng.integers(tokens.ordinary, tokens.vocab_size - tokens.reserved, size)
+
+    def _asked(self, rng: np.random.Generator, row: Sequence3, kind: str) -> Sequence3:
+        """The row behind tokens that ask for its answer; of clozes a share behind others, or none, that do not."""
+        before = self._random(rng, int(rng.integers(1, BEFORE, endpoint=True)))
+        if kind == "cloze" and rng.random() < (self.unasked or 0):
+            before = before[: len(before) * (rng.random() < 0.75)]
+            rest = max(1, len(row.text) - min(CONTINUED, len(row.text) // 3))
+            return Sequence3(row.text[:rest], row.question, row.text[rest:], before)
+        asks = rng.random(len(before)) < rng.uniform(ASKING, 1)
+        asks[rng.integers(len(before))] = True
+        before[asks] = self.plain.tokens.vocab_size - 1 - rng.choice(ASKS[kind], int(asks.sum()))
+        return replace(row, before=before)
 
     def cue(self, rng: np.random.Generator) -> np.ndarray:
         """What stands before that which is to be written: nothing or a line break, so that no cue is the one."""
@@ -178,7 +202,7 @@ class ReadingBatches(IterableDataset):
     def _seq2seq(self, rows: list[Sequence3], kind: str) -> dict[str, np.ndarray]:
         tokens = self.plain.tokens
         end = np.array([tokens.end], dtype=np.int64)
-        read = [np.concatenate([r.text, end, r.question, end]) for r in rows]
+        read = [np.concatenate([r.before, r.text, end, r.question, end]) for r in rows]
         width = rounded(read)
         ids, present = padded(read, tokens.pad, width)
         written = [np.append(r.answer, end) for r in rows]
@@ -192,13 +216,14 @@ class ReadingBatches(IterableDataset):
     def _repeated(self, row: Sequence3) -> np.ndarray:
         """1 for each token of a text that its question has too, 0 for others; `IGNORED` for very frequent ones."""
         found = np.isin(row.text, row.question).astype(np.int64)
-        return np.where(np.isin(row.text, self.common), IGNORED, found)
+        found[np.isin(row.text, self.common)] = IGNORED
+        return np.concatenate([np.full(len(row.before), IGNORED), found])
 
 
 def _begins(row: Sequence3) -> np.ndarray:
-    """1 for each token of a text at which its answer begins, 0 for others."""
+    """1 for each token of a text at which its answer begins, 0 for others; `IGNORED` for what stands before."""
     found = np.zeros(len(row.text), dtype=np.int64)
     if 0 < len(row.answer) <= len(row.text):
         stretches = np.lib.stride_tricks.sliding_window_view(row.text, len(row.answer))
         found[: len(stretches)] = (stretches == row.answer).all(axis=1)
-    return found
+    return np.concatenate([np.full(len(row.before), IGNORED), found])
