@@ -61,8 +61,8 @@ def test_a_step_does_not_fault_its_tensors_in_again() -> None:
     _, usual = measured(SAME_BLOCKS, False)
     changed, kept = measured(SAME_BLOCKS, True)
     assert changed == 1
-    # 32 MB are 7,812 pages of 4 KiB, ten times.
-    assert usual > 50_000
+    # 32 MB are 7,812 pages of 4 KiB. How many of ten steps fault them in is the C library's affair: 6 to 9 seen.
+    assert usual > 20_000
     assert kept < 1_000
 
 
