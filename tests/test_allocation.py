@@ -58,11 +58,13 @@ def measured(code: str, keep: bool, **environment: str) -> tuple[int, int]:
 
 @glibc
 def test_a_step_does_not_fault_its_tensors_in_again() -> None:
-    _, usual = measured(SAME_BLOCKS, False)
+    # Large blocks are given back here. The C library raises this bound as it goes, and kept some of the ten: 6 to 9 of
+    # them were faulted in, which differs from run to run.
+    _, given_back = measured(SAME_BLOCKS, False, MALLOC_MMAP_THRESHOLD_=str(128 * 1024))
     changed, kept = measured(SAME_BLOCKS, True)
     assert changed == 1
-    # 32 MB are 7,812 pages of 4 KiB. How many of ten steps fault them in is the C library's affair: 6 to 9 seen.
-    assert usual > 20_000
+    # 32 MB are 7,812 pages of 4 KiB, ten times.
+    assert given_back > 50_000
     assert kept < 1_000
 
 
