@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from prompt_transfer.backbones import frozen_linear
+from prompt_transfer.backbones import frozen_linear, writing
 from prompt_transfer.backbones.attention import PromptStates, rows_of
 from prompt_transfer.backbones.families import Family
 from prompt_transfer.backbones.layouts import Layout
@@ -249,10 +249,7 @@ class CausalAnswers(Answers):
             input_ids=torch.cat([stand_in, ids], dim=1),
             attention_mask=torch.cat([torch.ones_like(stand_in), mask], dim=1),
             past_key_values=cache,
-            max_new_tokens=max_new_tokens,
-            num_beams=num_beams,
-            do_sample=False,
-            pad_token_id=self.pad_token_id,
+            generation_config=writing.settings(self.model, self.pad_token_id, max_new_tokens, num_beams),
         )
         return sequences[:, prompts.length + length :]
 
@@ -314,10 +311,7 @@ class Seq2SeqAnswers(Answers):
         sequences = self.model.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
             attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            num_beams=num_beams,
-            do_sample=False,
-            pad_token_id=self.pad_token_id,
+            generation_config=writing.settings(self.model, self.pad_token_id, max_new_tokens, num_beams),
         )
         return sequences[:, 1:]
 

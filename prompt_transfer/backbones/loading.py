@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from prompt_transfer.backbones import attention
+from prompt_transfer.backbones import attention, writing
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.families import Family, get_family
 from prompt_transfer.errors import UserError
@@ -97,11 +97,18 @@ def load(
             places = {key: value for key, value in options.items() if key != "trust_remote_code"}
             facts, _ = PreTrainedConfig.get_config_dict(source, **places)
             family = get_family(facts.get("model_type", "unknown"), name)
+            stated = writing.stated_settings(source, facts, places)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             auto_class = getattr(transformers, family.auto_class)
             # In the checkpoint's own dtype, so that the fingerprint does not depend on the one that is asked for.
             model, info = auto_class.from_pretrained(
-                source, dtype="auto", output_loading_info=True, attn_implementation=attention.NAME, **options
+                source,
+                dtype="auto",
+                output_loading_info=True,
+                attn_implementation=attention.NAME,
+                # In place of the checkpoint's, which may not even be valid.
+                generation_config=GenerationConfig(),
+                **options,
             )
     except UserError:
         raise
@@ -109,6 +116,8 @@ def load(
         raise UserError(_explain(name, origin, error)) from error
     _refuse_random_weights(name, family, head, info, _tied_by_default(model))
     _check_tokenizer(name, model, tokenizer)
+    if family.kind != "masked_lm":
+        writing.neutralize(name, model, tokenizer, stated)
     mark = fingerprint(model, tokenizer)
     for parameter in model.parameters():
         # Not `model.to`: it would round the frequencies of rotary positions too, and far positions would be others.
