@@ -1,4 +1,4 @@
-"""What is written depends on prompt, text and our own options; of a checkpoint's settings its end tokens alone count."""
+"""What is written depends on prompt, text and our own options; of a checkpoint, its end tokens alone count."""
 
 from __future__ import annotations
 
