@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 from transformers.utils import cached_file
 
+from prompt_transfer.backbones.families import Family
 from prompt_transfer.errors import UserError
 
 FILE = "generation_config.json"
@@ -82,3 +86,33 @@ def settings(model: PreTrainedModel, pad_token_id: int, max_new_tokens: int, num
         eos_token_id=model.generation_config.eos_token_id,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
     )
+
+
+def keeps_all(cache: DynamicCache, family: Family) -> bool:
+    """Return whether a cache may hold a prompt while pads follow it, before shorter texts.
+
+    Layers with sliding windows count columns, pads included, and so do models that take no position ids.
+    """
+    return family.position_ids and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def pads_first(mask: Tensor, *values: Tensor) -> list[Tensor]:
+    """Move padding from the right to the left, since generation continues from the last column.
+
+    Args:
+        mask: [B, T], 1 for tokens.
+        values: [B, T, ...] each.
+    """
+    length = mask.shape[1]
+    order = (torch.arange(length, device=mask.device) - (length - mask.sum(dim=1, keepdim=True))) % length
+    rows = torch.arange(len(mask), device=mask.device)[:, None]
+    return [value[rows, order] for value in values]
+
+
+def padded(ids: Tensor, ends: list[int] | None, pad_token_id: int) -> Tensor:
+    """Replace what follows the first end token of each row of ids [B, S] by pads."""
+    if not ends:
+        return ids
+    is_end = torch.isin(ids, torch.tensor(ends, device=ids.device))
+    over = is_end.long().cumsum(dim=1) - is_end.long() > 0
+    return ids.masked_fill(over, pad_token_id)
