@@ -89,3 +89,24 @@ def test_texts_of_beams_are_those_of_a_row_alone(tiny: Tiny, family: str) -> Non
             for index, ids in zip(company, found, strict=True):
                 wanted = alone[index]
                 assert ids == wanted + [pad] * (len(ids) - len(wanted)), (length, company, index)
+
+
+@pytest.mark.parametrize(("family", "attention"), MODES)
+def test_likelihoods_of_targets_are_those_of_a_row_alone(tiny: Tiny, family: str, attention: str) -> None:
+    backbone = FrozenBackbone(str(tiny(family)), attention=attention)
+    targets = [[30, 31], [40], [50, 51, 52, 53, 54, 55, 56, 57], [60, 61, 62]]
+
+    def likelihoods(prompts: Tensor, rows: list[list[int]], company: tuple[int, ...]) -> Tensor:
+        padded = [targets[index] + [-100] * (8 - len(targets[index])) for index in company]
+        width = max(len(targets[index]) for index in company)
+        batch = {**in_company(backbone, rows, company), "target_ids": torch.tensor(padded)[:, :width]}
+        found = backbone.target_log_probs(prompts, batch)
+        return torch.nn.functional.pad(found, (0, 8 - width))
+
+    for length in PROMPT_LENGTHS:
+        rows, prompts = rows_and_prompts(backbone, length)
+        with torch.no_grad():
+            alone = torch.cat([likelihoods(prompts, rows, (index,)) for index in range(len(rows))])
+            for company in COMPANIES[1:]:
+                found = likelihoods(prompts, rows, company)
+                torch.testing.assert_close(found, alone[list(company)], atol=1e-5, rtol=1e-5)
