@@ -259,7 +259,8 @@ class FrozenBackbone(nn.Module):
     ) -> Tensor:
         """Texts that the backbone writes behind prompt and text: greedily, or with `num_beams` beams.
 
-        Keys and values of the prompt are computed once where it sees only itself.
+        The checkpoint's own generation settings do not count, except for its end tokens. Keys and values of the prompt
+        are computed once where it sees only itself; of a causal model with sliding windows once an example.
 
         Returns:
             Token ids [B, S], S at most `max_new_tokens`, filled up with pads behind the end token.
