@@ -168,9 +168,8 @@ def _records(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str]]]
             hint = _QUOTES if len(record) > width else f"fill in what is missing, and {_QUOTES} or line breaks"
             raise _fail(path, f"{columns}: {hint}")
         if any('\\"' in part for part in source) and _has_other_reading(source, record, width):
-            raise _fail(
-                path, f"line {line} can be read in two ways, since its quotes may be escaped by backslashes: {_DOUBLED}"
-            )
+            reason = f"line {line} can be read in two ways, since its quotes may be escaped by backslashes: {_DOUBLED}"
+            raise _fail(path, f"{reason}, or save the table as .jsonl or .parquet")
         yield line, record
 
 
@@ -291,7 +290,7 @@ def not_utf8(path: Path) -> str:
     try:
         data.decode()
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = len(re.findall(rb"\r\n|\r|\n", data[: error.start])) + 1
         return f"{reason} (line {line} holds the byte 0x{data[error.start]:02x})"
     return reason
 
