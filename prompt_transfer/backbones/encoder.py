@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
+from prompt_transfer.backbones.special_tokens import ordinary_ids, special_tokens
 from prompt_transfer.errors import UserError
 
 # Below this a text of a pair would be cut to a word or two.
@@ -29,6 +30,7 @@ class TextEncoder:
         prompt_length: P, rows of the prompt that will stand before the text.
         max_positions: positions that the backbone has.
         fingerprint: tells encoders apart that give different ids.
+        split_special_tokens: read special tokens in texts (not in cues and frames) as ordinary characters.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -37,6 +39,16 @@ class TextEncoder:
     prompt_length: int
     max_positions: int
     fingerprint: str
+    split_special_tokens: bool = False
+
+    def splitting(self) -> TextEncoder:
+        """Return an encoder that reads special tokens in texts as ordinary characters."""
+        return replace(self, fingerprint=f"{self.fingerprint}-split", split_special_tokens=True)
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The tokens that mean something else in a text than their characters."""
+        return special_tokens(self.tokenizer)
 
     @property
     def pad_token_id(self) -> int:
@@ -88,12 +100,12 @@ class TextEncoder:
         """
         start, between, end = self._frame(cue, seq2seq_frame)
         room = max(max_length - len(start) - len(end), 0)
-        first = self._ids(text_a)
+        first = self._text_ids(text_a)
         if text_b is None:
             return [[*start, *ids[:room], *end] for ids in first]
         room = max(room - len(between), 0)
         encoded = []
-        for a, b in zip(first, self._ids([self._continued(text) for text in text_b]), strict=True):
+        for a, b in zip(first, self._text_ids([self._continued(text) for text in text_b]), strict=True):
             length_a, length_b = shorten(len(a), len(b), room)
             encoded.append([*start, *a[:length_a], *between, *b[:length_b], *end])
         return encoded
@@ -117,7 +129,7 @@ class TextEncoder:
     def encode_targets(self, texts: list[str], max_length: int) -> list[list[int]]:
         """Token ids of texts to be written, each with the end token, at most `max_length` of them."""
         end = self.tokenizer.eos_token_id
-        return [[*ids[: max_length - 1], end] for ids in self._ids([self._continued(text) for text in texts])]
+        return [[*ids[: max_length - 1], end] for ids in self._text_ids([self._continued(text) for text in texts])]
 
     def _continued(self, text: str) -> str:
         # Byte-level BPE has other tokens for a word that continues a text than for one that begins it.
@@ -137,6 +149,9 @@ class TextEncoder:
         between, end = self._ids(["\n", self._continued(cue)])
         # Without a cue the last token of the text is the answer slot.
         return [], between, end if cue else []
+
+    def _text_ids(self, texts: list[str]) -> list[list[int]]:
+        return ordinary_ids(self.tokenizer, texts) if self.split_special_tokens else self._ids(texts)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

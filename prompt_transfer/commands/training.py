@@ -139,6 +139,7 @@ class Fit(Command):
             "data_label_words": config.data.label_words,
             "data_max_length": "" if config.data.max_length is None else str(config.data.max_length),
             "data_seed": str(config.data.seed),
+            "data_special_tokens": config.data.special_tokens,
             "data_revision": config.data.revision or "",
         }
         callbacks: list[Callback] = [

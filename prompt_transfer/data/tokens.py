@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class TextEncoder(Protocol):
         fingerprint: tells encoders apart that give different ids.
         targets_share_positions: optional, True where a target stands behind its text (causal models); the text is then
             so short that both fit. Without it targets take no positions of the text.
+        special_tokens: optional, the tokens that mean something else in a text than their characters.
     """
 
     @property
@@ -46,6 +47,10 @@ class TextEncoder(Protocol):
     def fingerprint(self) -> str: ...
     def text_budget(self) -> int:
         """Positions left for text, special tokens counted."""
+        ...
+
+    def splitting(self) -> Self:
+        """Return an encoder that reads special tokens in texts as ordinary characters."""
         ...
 
     def encode(

@@ -49,7 +49,8 @@ class AnswerTable:
         backbone = objective.backbone
         device = backbone.embedding_weight.device
         encoder = backbone.encoder(prompts.shape[1])
-        table = Tables(data.selection, encoder, data.max_length, data.cache_dir).split(split)
+        options = (data.max_length, data.cache_dir, data.special_tokens)
+        table = Tables(data.selection, encoder, *options).split(split)
         slots, classes = max(map(len, of_task)), objective.class_mask.shape[1]
         values = torch.zeros(len(table), slots, classes)
         prompts = prompts.to(device)

@@ -23,6 +23,7 @@ from prompt_transfer.prompts.recommendation import shares
 KEPT = (
     *("backbone", "fingerprint", "family", "layout", "attention", "dtype", "head", "revision", "seed", "random"),
     *("label_words_policy", "data_source", "data_root", "data_label_words", "data_max_length", "data_seed"),
+    "data_special_tokens",
 )
 SAME = ("layout", "attention")
 
