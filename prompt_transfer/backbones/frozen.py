@@ -10,6 +10,7 @@ from prompt_transfer.backbones.answers import IGNORED, KINDS, AnswerSlot, Prompt
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.layouts import get_layout
 from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, fuse_activations, path_of, replace
+from prompt_transfer.backbones.tokenization import start_ids, tokens_beyond
 from prompt_transfer.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,8 +35,9 @@ class FrozenBackbone(nn.Module):
     Args:
         name: a built-in backbone (`roberta-nano`), the folder of a Hugging Face model, or a hub id.
         layout: of a masked LM `prefix` (prompt, answer slot, text) or `mask_first` (answer slot, prompt, text: release
-            1.0 of Su et al., needed by published prompts); of a causal LM `answer_last`, of a seq2seq LM `encoder`.
-            None: the first of these.
+            1.0 of Su et al., needed by published prompts); of a causal LM `start_answer_last` (prompt, the start token
+            that its tokenizer puts before a text, text), or `answer_last` (no start token: of tokenizers that add none,
+            and of prompts trained so); of a seq2seq LM `encoder`. None: the first of these that there is.
         attention: `full` (the prompt sees the text, as in the paper) or `shared` (the prompt sees only itself; its
             keys and values are computed once for a batch). For a causal LM both are the same function; an encoder
             loses one or two points on SST-2 with `shared` (results/attention.csv), hence the default.
@@ -80,9 +82,13 @@ class FrozenBackbone(nn.Module):
         self.dropout = dropout
         loaded = loading.load(name, head, DTYPES[dtype], revision, trust_remote_code)
         self.model, self.tokenizer, self.family, self.fingerprint = loaded
+        start = start_ids(self.tokenizer) if self.family.kind == "causal_lm" else ()
+        self.layout = get_layout(layout, self.family.kind, self.family.needs_positions, bool(start))
+        self._start = start if self.layout.start_token else ()
+        self._beyond = tokens_beyond(self.tokenizer, self.embedding_weight.shape[0])
         # Tokenised rows are kept between runs, and must not outlive a change of the tokenizer's rules.
-        self._text_rules = f"{self.fingerprint}-{loading.text_rules(self.tokenizer)}"
-        self.layout = get_layout(layout, self.family.kind, self.family.needs_positions)
+        rules = loading.text_rules(self.tokenizer, self.family.kind, self._start)
+        self._text_rules = f"{self.fingerprint}-{rules}"
         self.revision = revision
         self.config = self.model.config
         # What the hub gave for the revision that was asked for; None for what does not come from there.
@@ -146,8 +152,9 @@ class FrozenBackbone(nn.Module):
         """What turns texts into the token ids that `forward` takes, for prompts of `prompt_length` rows."""
         family = self.family
         return TextEncoder(
-            self.tokenizer, family.kind, family.separators, prompt_length, self.max_positions, self._text_rules
-        )
+            self.tokenizer, family.kind, family.separators, prompt_length, self.max_positions, self._text_rules,
+            self._start, self._beyond,
+        )  # fmt: skip
 
     def ffn_sites(self) -> list[nn.Module]:
         """The module of every layer where the neurons [B, T', F] are, first layer first.

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from prompt_transfer.backbones import attention, writing
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.families import Family, get_family
+from prompt_transfer.backbones.tokenization import continues_differently, start_ids, tokens_beyond
 from prompt_transfer.errors import UserError
 from prompt_transfer.network import hub_reachable
 
@@ -121,7 +122,7 @@ def load(
     except Exception as error:  # transformers raises many types here; all mean that the checkpoint cannot be used
         raise UserError(_explain(name, origin, error)) from error
     _refuse_random_weights(name, family, head, info, _tied_by_default(model))
-    _check_tokenizer(name, model, tokenizer)
+    _check_tokenizer(name, model, tokenizer, family.kind)
     if family.kind != "masked_lm":
         writing.neutralize(name, model, tokenizer, stated)
     mark = fingerprint(model, tokenizer)
@@ -131,16 +132,34 @@ def load(
     return model, tokenizer, family, mark
 
 
-def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+# Special tokens that a kind of backbone reads or writes, or that any text may be turned into.
+_NEEDED = {
+    "masked_lm": ("unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id"),
+    "causal_lm": ("unk_token_id", "eos_token_id"),
+    "seq2seq_lm": ("unk_token_id", "eos_token_id"),
+}
+
+
+def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
+    """Refuse a tokenizer of another model. Special tokens that nothing uses may lack an embedding: an added pad, say.
+
+    Raises:
+        UserError: no tokenizer, or an ordinary or a needed token without a word embedding.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
     ordinary = len(tokenizer) - len(tokenizer.all_special_ids)
     if ordinary < 2:
         raise UserError(
             f"the backbone {name} has no tokenizer (transformers made an empty one): add its tokenizer files"
         )
-    if max(tokenizer.get_vocab().values()) >= rows:
+    needed = {getattr(tokenizer, key) for key in _NEEDED[kind]} | set(start_ids(tokenizer))
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special} - needed
+    beyond = tokens_beyond(tokenizer, rows)
+    lost = [token for index, token in beyond.items() if index not in special]
+    if lost:
         raise UserError(
-            f"tokenizer and model of {name} do not belong together: {len(tokenizer)} tokens, {rows} word embeddings"
+            f"tokenizer and model of {name} do not belong together: {len(tokenizer)} tokens, {rows} word embeddings, "
+            f"none for {lost[0]!r}; use the tokenizer of the checkpoint, or resize the model's embeddings"
         )
 
 
@@ -194,11 +213,38 @@ def _refuse_random_weights(name: str, family: Family, head: str, info: dict[str,
     raise UserError(f"the checkpoint of {name} lacks tensors, which would be random or of another layer: {what}{hint}")
 
 
-def text_rules(tokenizer: PreTrainedTokenizerBase) -> str:
-    """16 hex digits over what a fast tokenizer does to a text beside looking its pieces up: spaces, case, frame."""
+def local_start_ids(name: str, revision: str | None = None) -> tuple[int, ...] | None:
+    """`start_ids` of a backbone's tokenizer without its model; None where the tokenizer is not on this machine.
+
+    Args:
+        name: a built-in backbone, a folder, or a hub id in the cache.
+        revision: of a hub repository.
+    """
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(resolve(name)[0], revision=revision, local_files_only=True)
+        # Without tokenizer files transformers makes an empty one.
+        return start_ids(tokenizer) if len(tokenizer) > len(tokenizer.all_special_ids) else None
+    except Exception:  # transformers raises many types here; all mean that it cannot be read
+        return None
+
+
+def text_rules(tokenizer: PreTrainedTokenizerBase, kind: str = "", start: tuple[int, ...] = ()) -> str:
+    """16 hex digits over what a fast tokenizer does to a text beside looking its pieces up: spaces, case, frame.
+
+    Args:
+        tokenizer: of the backbone.
+        kind: of the backbone. That a text which continues another has ids of its own goes into causal ones.
+        start: the ids before each text.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = {} if backend is None else json.loads(backend.to_str())
     rules = {name: rules.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "added_tokens")}
+    # Only where they matter: the rules of all other backbones stay what they were.
+    if start:
+        rules["start"] = list(start)
+    if kind == "causal_lm" and continues_differently(tokenizer):
+        rules["continued"] = True
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
 
 

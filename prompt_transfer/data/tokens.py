@@ -195,6 +195,9 @@ def tokenise(
         tokens = _map(rows, encode, with_targets, cache_file)
         if cache_file is not None and not np.array_equal(_column(tokens, "id"), _column(rows, "id")):
             raise ValueError("other rows")
+        # Of an older release: today every row has a token.
+        if cache_file is not None and not np.diff(_flat(tokens, "input_ids")[1]).all():
+            raise ValueError("rows without tokens")
     except (ValueError, OSError) as raised:
         error = _of_the_disk(raised)
         # pyarrow calls a file cut short (full disk, lost power) invalid, or an OSError that has no number.
