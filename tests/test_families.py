@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CAUSAL, MASKED, SEQ2SEQ
 from torch import Tensor
 
-from prompt_transfer.backbones.families import AUTO_CLASSES, FAMILIES
+from prompt_transfer.backbones.families import FAMILIES
+from prompt_transfer.backbones.family import AUTO_CLASSES
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
 

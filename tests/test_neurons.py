@@ -42,7 +42,10 @@ FFN: dict[str, tuple[str, str | None, Callable[[Tensor], Tensor]]] = {
     "opt": ("model.decoder.layers.{i}.fc1", None, relu),
     "gpt_neox": ("gpt_neox.layers.{i}.mlp.dense_h_to_4h", None, gelu),
     **dict.fromkeys(
-        ("llama", "qwen2", "qwen3"), ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj", silu)
+        ("gemma", "gemma3_text"), ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj", tanh_gelu)
+    ),
+    **dict.fromkeys(
+        ("llama", "qwen2", "qwen3", "mistral"), ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj", silu)
     ),
     "t5": ("decoder.block.{i}.layer.2.DenseReluDense.wi", None, relu),
     **dict.fromkeys(

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prompt_transfer.backbones.families import AUTO_CLASSES
+from prompt_transfer.backbones.family import AUTO_CLASSES
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
 from prompt_transfer.errors import UserError

@@ -121,15 +121,31 @@ def _configuration(family: str) -> tuple[Any, str, dict[str, Any]]:
         return tokenizer, "OPTForCausalLM", {**facts, "ffn_dim": 64, "word_embed_proj_dim": 24, "init_std": 0.2}
     if family == "gpt_neox":
         return tokenizer, "GPTNeoXForCausalLM", facts
-    name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family]
+    name = _DECODERS[family]
     facts |= {"num_key_value_heads": 2, "head_dim": 8}
+    if family in _SLIDING:
+        # Shorter than the prompts and the texts of the tests.
+        facts |= {"sliding_window": 4}
+    if family == "gemma3_text":
+        facts |= {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+                  "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}  # fmt: skip
     if family == "qwen2":
         facts |= {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
     return tokenizer, f"{name}ForCausalLM", facts
 
 
 MASKED = ("bert", "roberta", "electra", "albert", "distilbert", "modernbert")
-CAUSAL = ("gpt2", "opt", "gpt_neox", "llama", "qwen2", "qwen3")
+_DECODERS = {
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "mistral": "Mistral",
+    "gemma": "Gemma",
+    "gemma3_text": "Gemma3",
+}
+"""Causal families that are configured as Llama is, and the first part of the names of their classes."""
+_SLIDING = ("mistral", "gemma3_text")
+CAUSAL = ("gpt2", "opt", "gpt_neox", *_DECODERS)
 SEQ2SEQ = ("t5", "t5_v1_1", "mt5")
 
 

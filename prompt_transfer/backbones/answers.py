@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from prompt_transfer.backbones import frozen_linear
 from prompt_transfer.backbones.attention import PromptStates, rows_of
-from prompt_transfer.backbones.families import Family
+from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.layouts import Layout
 from prompt_transfer.backbones.stack import Part, Stack
 from prompt_transfer.errors import UserError

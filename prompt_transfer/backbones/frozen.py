@@ -125,11 +125,28 @@ class FrozenBackbone(nn.Module):
     @property
     def hidden_size(self) -> int:
         """H, the width of the input embeddings."""
-        return self.embedding_weight.shape[1]
+        return self._table.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._table.device
 
     @property
     def embedding_weight(self) -> Tensor:
-        """The word embeddings [V, H]."""
+        """The word embeddings [V, H] as they enter the body: the space that prompts live in.
+
+        For most models these are the weights of the embedding module. Models that scale inside of it (Gemma by
+        sqrt(H)) get the scaled embeddings, computed at each access; the LM head and `head="embedding"` use the weights.
+        """
+        embed = self.model.get_input_embeddings()
+        if type(embed).forward is nn.Embedding.forward:
+            return self._table
+        with torch.no_grad():
+            return embed(torch.arange(len(self._table), device=self.device))
+
+    @property
+    def _table(self) -> Tensor:
         return self.model.get_input_embeddings().weight.detach()
 
     @property
@@ -221,16 +238,16 @@ class FrozenBackbone(nn.Module):
     def score(self, states: Tensor, token_ids: Tensor) -> Tensor:
         """Logits [..., U] of `token_ids` [U] from answer states [..., H], in float32."""
         if self.head == "embedding":
-            return nn.functional.linear(states, self.embedding_weight[token_ids]).float()
+            return nn.functional.linear(states, self._table[token_ids]).float()
         with self._output.only(token_ids):
             return self._logits(states)
 
     def _logits(self, states: Tensor) -> Tensor:
         if self.head == "embedding":
-            return nn.functional.linear(states, self.embedding_weight).float()
+            return nn.functional.linear(states, self._table).float()
         for path in self.family.head:
             states = self.model.get_submodule(path)(states)
-        return states.float()
+        return self.family.logits(self.config, states.float())
 
     def target_log_probs(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
         """Log-probability over the whole vocabulary of each token of the texts in `target_ids`.

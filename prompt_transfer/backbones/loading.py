@@ -17,7 +17,8 @@ from transformers.utils import logging as transformers_logging
 
 from prompt_transfer.backbones import attention
 from prompt_transfer.backbones.builtin import builtin_backbones
-from prompt_transfer.backbones.families import Family, get_family
+from prompt_transfer.backbones.families import get_family
+from prompt_transfer.backbones.family import Family
 from prompt_transfer.errors import UserError
 from prompt_transfer.network import hub_reachable
 

@@ -149,7 +149,7 @@ class NeuronCapture(FfnHooks):
 
     def _zeros(self) -> dict[str, Tensor]:
         """Sums of a process that has seen no example; their sizes are found out with one."""
-        rows = torch.zeros(1, self.backbone.hidden_size, device=self.backbone.embedding_weight.device)
+        rows = torch.zeros(1, self.backbone.hidden_size, device=self.backbone.device)
         found = of_prompts(self.backbone, [rows])
         names = [*(name for name in found if name in self.visits()), "active"]
         shape = (self.prompts, *found["activations"].shape[1:])
@@ -173,7 +173,7 @@ def of_prompts(
     Returns:
         `activations`, `before` and for gated FFNs `gate`: name -> float32 [N, L, F] on the CPU.
     """
-    device = backbone.embedding_weight.device
+    device = backbone.device
     lengths = [len(prompt) for prompt in prompts]
     found: dict[str, list[Tensor]] = {}
     order: list[int] = []
