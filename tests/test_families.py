@@ -18,6 +18,7 @@ from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.family import AUTO_CLASSES
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
+from prompt_transfer.prompts.initializers import embedding_rows, vocabulary_ids
 
 P = 5
 TEXTS = ["great good", "no yes maybe wrong right okay good bad terrible", "the film was very good"]
@@ -81,12 +82,13 @@ def by_hand(folder: Path, kind: str, prompt: Tensor, row: list[int], shared: boo
         masks = {"full_attention": mask, "sliding_attention": mask.masked_fill(~near, low)}
         return model(inputs_embeds=torch.cat([prompt, text])[None], attention_mask=masks).logits[0, P]
     # Prompt rows and answer slot shall have neither position nor token type: what the model adds is taken off before.
-    table = getattr(model, config.model_type).embeddings
-    first = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+    table = model.base_model.embeddings
+    fairseq = config.model_type in ("roberta", "xlm-roberta", "camembert")
+    first = config.pad_token_id + 1 if fairseq else 0
     bare = torch.full((P + 1,), first)
     positions = torch.cat([bare, torch.arange(first, first + len(text) - 1)])[None]
     added = table.position_embeddings.weight[first]
-    if hasattr(table, "token_type_embeddings") and config.model_type != "roberta":
+    if hasattr(table, "token_type_embeddings") and not fairseq:
         added = added + table.token_type_embeddings.weight[0]
     x = torch.cat([prompt - added, text[:1] - added, text[1:]])[None]
     return model(inputs_embeds=x, position_ids=positions, attention_mask=mask).logits[0, P]
@@ -168,7 +170,8 @@ def test_neurons_are_what_enters_the_second_ffn_layer(tiny: Tiny, family: str) -
     backbone(random_prompt(backbone), collated(backbone, text_rows(backbone)), words(backbone))
     assert len(sites) == backbone.config.num_hidden_layers
     # ALBERT uses one layer twice; a causal model runs over the prompt and then over the text.
-    assert len(seen) == len(sites) * (2 if backbone.family.kind == "causal_lm" else 1)
+    twice = backbone.family.kind == "causal_lm" and not backbone.family.plain
+    assert len(seen) == len(sites) * (2 if twice else 1)
     assert all(neurons.shape[-1] == width for neurons in seen)
 
 
@@ -295,6 +298,25 @@ def test_missing_heads_are_refused_by_name(tiny: Tiny, family: str, tmp_path: Pa
     # Of a T5 v1.1 transformers would tie the output layer to the word embeddings, which is another model.
     with pytest.raises(UserError, match="lacks tensors, which would be random or of another layer"):
         FrozenBackbone(str(tmp_path / "headless"))
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "gemma2", "gemma", "mistral"])
+def test_a_prompt_of_words_is_the_words(tiny: Tiny, family: str) -> None:
+    """A prompt from vocabulary words has the logits of those words as text, prompts longer than any window too."""
+    backbone = FrozenBackbone(str(tiny(family)))
+    model = plain_model(tiny(family), "causal_lm")
+    embed, weight = backbone.embedding_weight, model.get_input_embeddings().weight
+    scale = 32**0.5 if family.startswith("gemma") else 1
+    torch.testing.assert_close(embed, weight.detach() * scale)
+    chosen = torch.tensor(vocabulary_ids(backbone, top_k=0)[-11:])
+    prompt = torch.nn.Parameter(embedding_rows(backbone, chosen.tolist()))
+    rows = text_rows(backbone)
+    found = backbone(prompt, collated(backbone, rows), words(backbone))
+    recorded = backbone(backbone.record(prompt), collated(backbone, rows), words(backbone))
+    torch.testing.assert_close(recorded, found, atol=1e-5, rtol=0)
+    for index, row in enumerate(rows):
+        ids = torch.cat([chosen, torch.tensor(row)])[None]
+        torch.testing.assert_close(found[index], model(ids).logits[0, -1, words(backbone)], atol=1e-5, rtol=1e-5)
 
 
 def test_rows_name_their_kind() -> None:

@@ -33,7 +33,9 @@ def tanh_gelu(x: Tensor) -> Tensor:
 # First FFN layer (what passes the activation function), its partner in gated FFNs, and the activation function.
 FFN: dict[str, tuple[str, str | None, Callable[[Tensor], Tensor]]] = {
     "bert": ("bert.encoder.layer.{i}.intermediate.dense", None, gelu),
-    "roberta": ("roberta.encoder.layer.{i}.intermediate.dense", None, gelu),
+    **dict.fromkeys(
+        ("roberta", "xlm-roberta", "camembert"), ("roberta.encoder.layer.{i}.intermediate.dense", None, gelu)
+    ),
     "electra": ("electra.encoder.layer.{i}.intermediate.dense", None, gelu),
     "albert": ("albert.encoder.albert_layer_groups.0.albert_layers.0.ffn", None, tanh_gelu),
     "distilbert": ("distilbert.transformer.layer.{i}.ffn.lin1", None, gelu),
@@ -42,7 +44,8 @@ FFN: dict[str, tuple[str, str | None, Callable[[Tensor], Tensor]]] = {
     "opt": ("model.decoder.layers.{i}.fc1", None, relu),
     "gpt_neox": ("gpt_neox.layers.{i}.mlp.dense_h_to_4h", None, gelu),
     **dict.fromkeys(
-        ("gemma", "gemma3_text"), ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj", tanh_gelu)
+        ("gemma", "gemma2", "gemma3_text"),
+        ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj", tanh_gelu),
     ),
     **dict.fromkeys(
         ("llama", "qwen2", "qwen3", "mistral"), ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj", silu)

@@ -92,11 +92,11 @@ def _configuration(family: str) -> tuple[Any, str, dict[str, Any]]:
             facts["type_vocab_size"] = 2
         name = {"bert": "Bert", "electra": "Electra", "albert": "Albert", "distilbert": "DistilBert"}[family]
         return tokenizer, f"{name}ForMaskedLM", facts
-    if family in ("roberta", "modernbert"):
+    if family in ("modernbert", *_ROBERTAS):
         facts = {**_BERT, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-        if family == "roberta":
+        if family in _ROBERTAS:
             facts |= {"max_position_embeddings": 66, "type_vocab_size": 1}
-            return byte_level_tokenizer("roberta"), "RobertaForMaskedLM", facts
+            return byte_level_tokenizer("roberta"), f"{_ROBERTAS[family]}ForMaskedLM", facts
         facts |= {"max_position_embeddings": 64, "num_hidden_layers": 3, "local_attention": 8, "cls_token_id": 0,
                   "sep_token_id": 2, "global_attn_every_n_layers": 2}  # fmt: skip
         return byte_level_tokenizer("roberta"), "ModernBertForMaskedLM", facts
@@ -126,26 +126,36 @@ def _configuration(family: str) -> tuple[Any, str, dict[str, Any]]:
     if family in _SLIDING:
         # Shorter than the prompts and the texts of the tests.
         facts |= {"sliding_window": 4}
+    if family == "mistral":
+        # All of its layers slide: together they must reach from the answer slot back to the prompt.
+        facts |= {"sliding_window": 6, "num_hidden_layers": 3}
     if family == "gemma3_text":
         facts |= {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
                   "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}  # fmt: skip
+    if family == "gemma2":
+        # Low enough to matter: the scores of the tiny model are small.
+        facts |= {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 3.0}
     if family == "qwen2":
         facts |= {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
     return tokenizer, f"{name}ForCausalLM", facts
 
 
-MASKED = ("bert", "roberta", "electra", "albert", "distilbert", "modernbert")
+_ROBERTAS = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
+MASKED = ("bert", *_ROBERTAS, "electra", "albert", "distilbert", "modernbert")
 _DECODERS = {
     "llama": "Llama",
     "qwen2": "Qwen2",
     "qwen3": "Qwen3",
     "mistral": "Mistral",
     "gemma": "Gemma",
+    "gemma2": "Gemma2",
     "gemma3_text": "Gemma3",
 }
 """Causal families that are configured as Llama is, and the first part of the names of their classes."""
-_SLIDING = ("mistral", "gemma3_text")
+_SLIDING = ("mistral", "gemma2", "gemma3_text")
 CAUSAL = ("gpt2", "opt", "gpt_neox", *_DECODERS)
+PLAIN = ("gemma2",)
+"""Families that run through the library's own forward."""
 SEQ2SEQ = ("t5", "t5_v1_1", "mt5")
 
 

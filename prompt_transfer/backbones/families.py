@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.backbones.family import Family
-from prompt_transfer.errors import UserError
 
 
 def _bert_like(name: str, body: str, head: tuple[str, ...], **more: Any) -> Family:
@@ -24,6 +23,21 @@ def _bert_like(name: str, body: str, head: tuple[str, ...], **more: Any) -> Fami
         "learning_rate": 0.003,
     }
     return Family(name, "masked_lm", body, head, **{**facts, **more})
+
+
+def _roberta_like(name: str) -> Family:
+    return _bert_like(
+        name,
+        "roberta",
+        ("lm_head",),
+        # Positions count from the padding index (fairseq).
+        first_position=lambda config: config.pad_token_id + 1,
+        max_positions=lambda config: config.max_position_embeddings - config.pad_token_id - 1,
+        prompt_token_type=0,
+        # The grid on roberta-nano (results/sst2_grid.csv). Release 1.0 took 1e-3 for base models and prompts that
+        # start at N(0, 0.02), with some ten times the steps.
+        learning_rate=0.003,
+    )
 
 
 def _decoder(name: str, body: str = "model", head: str = "lm_head", **more: Any) -> Family:
@@ -53,6 +67,7 @@ def _t5(name: str, learning_rate: float) -> Family:
         self_attention="decoder.block.{i}.layer.0.SelfAttention",
         activation="decoder.block.{i}.layer.2.DenseReluDense.act",
         gated=lambda config: config.is_gated_act,
+        layers=lambda config: config.num_decoder_layers,
         position_ids=False,
         # Relative positions have no end; beyond this nobody has looked.
         max_positions=lambda config: 2048,
@@ -74,18 +89,7 @@ FAMILIES: dict[str, Family] = {
     row.name: row
     for row in (
         _bert_like("bert", "bert", ("cls",)),
-        _bert_like(
-            "roberta",
-            "roberta",
-            ("lm_head",),
-            # Positions count from the padding index (fairseq).
-            first_position=lambda config: config.pad_token_id + 1,
-            max_positions=lambda config: config.max_position_embeddings - config.pad_token_id - 1,
-            prompt_token_type=0,
-            # The grid on roberta-nano (results/sst2_grid.csv). Release 1.0 took 1e-3 for base models and prompts that
-            # start at N(0, 0.02), with some ten times the steps.
-            learning_rate=0.003,
-        ),
+        *map(_roberta_like, ("roberta", "xlm-roberta", "camembert")),
         _bert_like("electra", "electra", ("generator_predictions", "generator_lm_head")),
         _bert_like(
             "albert",
@@ -157,23 +161,11 @@ FAMILIES: dict[str, Family] = {
         _decoder("qwen3", sliding=_sliding_window),
         _decoder("mistral", sliding=lambda config: config.sliding_window, one_mask=True),
         _decoder("gemma"),
+        # The scores of its attention are soft-capped, which only the eager attention does.
+        _decoder("gemma2", plain=True, layer=None, attention="eager"),
         _decoder("gemma3_text", sliding=_sliding_window, logits=_capped),
         # T5 and Flan-T5 too: v1.0 or v1.1 is a matter of their configuration.
         _t5("t5", 0.3),
         _t5("mt5", 0.3),
     )
 }
-
-
-def get_family(model_type: str, name: str) -> Family:
-    """The row of `model_type`.
-
-    Raises:
-        UserError: no row; names the table.
-    """
-    if model_type not in FAMILIES:
-        raise UserError(
-            f"backbone {name} is of the type {model_type!r}, which has no row in "
-            f"prompt_transfer/backbones/families.py; there are rows for {', '.join(sorted(FAMILIES))}"
-        )
-    return FAMILIES[model_type]

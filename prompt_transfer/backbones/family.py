@@ -41,7 +41,10 @@ class Family:
         activation: the activation function of layer `{i}`, where it is another module than `ffn_site`.
         gated: configuration -> whether what it gives is multiplied with a second projection before it is a neuron.
         learning_rate: default for prompts that start from vocabulary embeddings, with AdamW.
+        layers: configuration -> how many layers `{i}` counts.
         max_positions: configuration -> how many positions an input may have.
+        embedding_scale: configuration -> factor that the body applies to the word embeddings that it looks up itself,
+            and not to those that it is given (Marian); Gemma's embedding module has its own.
         position_table: the position embeddings, where tokens can go without one; None where every token has a position.
         token_type_table: the token-type embeddings, if there are any.
         position_ids: whether the body takes `position_ids` (T5's positions are relative).
@@ -72,7 +75,9 @@ class Family:
     self_attention: str | None = None
     activation: str | None = None
     gated: Callable[[Any], bool] = lambda config: False
+    layers: Callable[[Any], int] = lambda config: config.num_hidden_layers
     max_positions: Callable[[Any], int] = _positions
+    embedding_scale: Callable[[Any], float] = lambda config: 1.0
     position_table: str | None = None
     token_type_table: str | None = None
     position_ids: bool = True
@@ -90,6 +95,11 @@ class Family:
     def auto_class(self) -> str:
         """The transformers class that loads it with its LM head."""
         return AUTO_CLASSES[self.kind]
+
+    @property
+    def shows_activation(self) -> bool:
+        """Whether it is known which module is the activation function of an FFN."""
+        return self.activation is not None or not self.ffn_input
 
     @property
     def needs_positions(self) -> bool:

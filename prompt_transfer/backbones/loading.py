@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -15,10 +16,10 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from prompt_transfer.backbones import attention
+from prompt_transfer.backbones import attention, generic
 from prompt_transfer.backbones.builtin import builtin_backbones
-from prompt_transfer.backbones.families import get_family
-from prompt_transfer.backbones.family import Family
+from prompt_transfer.backbones.families import FAMILIES
+from prompt_transfer.backbones.family import AUTO_CLASSES, Family
 from prompt_transfer.errors import UserError
 from prompt_transfer.network import hub_reachable
 
@@ -97,24 +98,47 @@ def load(
             # The plain dictionary: building a configuration of an unknown type may fail for reasons of its own.
             places = {key: value for key, value in options.items() if key != "trust_remote_code"}
             facts, _ = PreTrainedConfig.get_config_dict(source, **places)
-            family = get_family(facts.get("model_type", "unknown"), name)
+            model_type = facts.get("model_type", "unknown")
+            row = _row(facts, name)
+            kind = generic.kind_of(facts, name) if row is None else row.kind
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            auto_class = getattr(transformers, family.auto_class)
+            auto_class = getattr(transformers, AUTO_CLASSES[kind])
             # In the checkpoint's own dtype, so that the fingerprint does not depend on the one that is asked for.
             model, info = auto_class.from_pretrained(
-                source, dtype="auto", output_loading_info=True, attn_implementation=attention.NAME, **options
+                source, dtype="auto", output_loading_info=True, attn_implementation=_attention(row, facts), **options
             )
+            family = generic.describe(model, model_type, kind) if row is None else row
     except UserError:
         raise
     except Exception as error:  # transformers raises many types here; all mean that the checkpoint cannot be used
         raise UserError(_explain(name, origin, error)) from error
-    _refuse_random_weights(name, family, head, info, _tied_by_default(model))
+    _refuse_random_weights(name, family, head, info, _tied_by_default(model) if family.has_row else [])
     _check_tokenizer(name, model, tokenizer)
     mark = fingerprint(model, tokenizer)
     for parameter in model.parameters():
         # Not `model.to`: it would round the frequencies of rotary positions too, and far positions would be others.
         parameter.data = parameter.data.to(dtype)
     return model, tokenizer, family, mark
+
+
+def _row(facts: dict[str, Any], name: str) -> Family | None:
+    """The row of a family as its configuration needs it; None where it has none."""
+    row = FAMILIES.get(facts.get("model_type", "unknown"))
+    if row is None:
+        return None
+    if row.kind == "causal_lm" and facts.get("use_bidirectional_attention"):
+        raise UserError(f"{name} sees texts in both directions (use_bidirectional_attention), so it is no causal model")
+    if facts.get("attn_logit_softcapping"):
+        # Only the eager attention caps its scores.
+        return dataclasses.replace(row, plain=True, layer=None, attention="eager")
+    return row
+
+
+def _attention(row: Family | None, facts: dict[str, Any]) -> str | None:
+    """The attention implementation of transformers; None for its own choice."""
+    if row is None:
+        return "eager" if facts.get("attn_logit_softcapping") else None
+    return row.attention if row.plain else attention.NAME
 
 
 def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -37,7 +37,8 @@ class NeuronCapture(FfnHooks):
     Args:
         backbone: whose neurons.
         prompts: N, how many prompts the batches number with `prompt_ids`; 1 where they have none.
-        every_kind: `before` and `gate` too, not only `activations` and `active`.
+        every_kind: `before` and `gate` too, not only `activations` and `active`, where the activation function is a
+            known module of the backbone.
     """
 
     def __init__(self, backbone: FrozenBackbone, prompts: int = 1, every_kind: bool = True) -> None:
@@ -51,7 +52,7 @@ class NeuronCapture(FfnHooks):
 
     def visits(self) -> dict[str, Visit]:
         names = ["activations"]
-        if self.every_kind:
+        if self.every_kind and self.backbone.family.shows_activation:
             names += ["before", *(["gate"] if self.backbone.is_gated else [])]
         return {name: self._adder(name) for name in names}
 
