@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from test_families import ALL, CAUSAL, P, Tiny, by_hand, collated, random_prompt, text_rows, words
+from test_families import ALL, CAUSAL, MODES, P, Tiny, by_hand, collated, random_prompt, text_rows, words
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import FastGELUActivation, NewGELUActivation
@@ -144,8 +144,7 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return seen
 
 
-@pytest.mark.parametrize("attention", ["full", "shared"])
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize(("family", "attention"), MODES)
 def test_logits_and_gradients_equal_a_plain_forward(
     tiny: Tiny, family: str, attention: str, in_float32: list[tuple[int, ...]]
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_families import ALL, CAUSAL, P, Tiny, collated, random_prompt, text_rows, words
+from test_families import ALL, CAUSAL, MODES, P, Tiny, collated, random_prompt, text_rows, words
 from tiny_models import PLAIN
 from torch import Tensor
 
@@ -81,8 +81,7 @@ def test_text_of_the_first_layer_gets_no_gradient_behind_a_computed_prompt(
     assert len(leaves) == 1
 
 
-@pytest.mark.parametrize("attention", ["full", "shared"])
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize(("family", "attention"), MODES)
 def test_bf16_weights_train_a_float32_prompt(tiny: Tiny, family: str, attention: str) -> None:
     exact, half = (
         FrozenBackbone(str(tiny(family)), attention=attention, dtype=dtype) for dtype in ("float32", "bfloat16")

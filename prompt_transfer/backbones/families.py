@@ -53,6 +53,12 @@ def _decoder(name: str, body: str = "model", head: str = "lm_head", **more: Any)
     return Family(name, "causal_lm", body, (head,), **{**facts, **more})
 
 
+def _own_attention(name: str, activation: str = "act", **more: Any) -> Family:
+    """Causal models in the manner of GPT-2 whose attention is no registered function: by the library's own forward."""
+    site = f"transformer.h.{{i}}.mlp.{activation}"
+    return Family(name, "causal_lm", "transformer", ("lm_head",), site, 0.003, plain=True, **more)
+
+
 def _t5(name: str, learning_rate: float) -> Family:
     return Family(
         name,
@@ -112,6 +118,27 @@ FAMILIES: dict[str, Family] = {
             token_type_table=None,
         ),
         Family(
+            "mpnet",
+            "masked_lm",
+            "mpnet",
+            ("lm_head",),
+            "mpnet.encoder.layer.{i}.intermediate.intermediate_act_fn",
+            0.003,
+            # Positions count from the padding index, which is 1 in all of them.
+            max_positions=lambda config: config.max_position_embeddings - 2,
+            plain=True,
+        ),
+        Family(
+            "deberta-v2",
+            "masked_lm",
+            "deberta",
+            # One of them, as `legacy` in the configuration says.
+            ("cls", "lm_predictions"),
+            "deberta.encoder.layer.{i}.intermediate.intermediate_act_fn",
+            0.003,
+            plain=True,
+        ),
+        Family(
             "modernbert",
             "masked_lm",
             "model",
@@ -160,10 +187,23 @@ FAMILIES: dict[str, Family] = {
         _decoder("qwen2", sliding=_sliding_window),
         _decoder("qwen3", sliding=_sliding_window),
         _decoder("mistral", sliding=lambda config: config.sliding_window, one_mask=True),
+        _decoder(
+            "phi3",
+            activation="model.layers.{i}.mlp.activation_fn",
+            sliding=lambda config: config.sliding_window,
+            one_mask=True,
+        ),
+        _decoder("olmo2"),
+        _decoder("smollm3", sliding=_sliding_window),
+        _decoder("granite", logits=lambda config, logits: logits / config.logits_scaling),
         _decoder("gemma"),
         # The scores of its attention are soft-capped, which only the eager attention does.
         _decoder("gemma2", plain=True, layer=None, attention="eager"),
         _decoder("gemma3_text", sliding=_sliding_window, logits=_capped),
+        _own_attention("gpt_neo", attention="eager"),
+        _own_attention("gptj", attention="eager"),
+        _own_attention("falcon"),
+        _own_attention("bloom", activation="gelu_impl", max_positions=lambda config: 2048),
         # T5 and Flan-T5 too: v1.0 or v1.1 is a matter of their configuration.
         _t5("t5", 0.3),
         _t5("mt5", 0.3),
