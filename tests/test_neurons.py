@@ -55,7 +55,8 @@ FFN: dict[str, tuple[str, str | None, Callable[[Tensor], Tensor]]] = {
         ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj", tanh_gelu),
     ),
     **dict.fromkeys(
-        ("llama", "qwen2", "qwen3", "mistral", "olmo2", "smollm3", "granite"), ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj", silu)
+        ("llama", "qwen2", "qwen3", "mistral", "olmo2", "smollm3", "granite"),
+        ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj", silu),
     ),
     "t5": ("decoder.block.{i}.layer.2.DenseReluDense.wi", None, relu),
     **dict.fromkeys(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_families import ALL, CAUSAL, MODES, P, Tiny, collated, random_prompt, text_rows, words
+from test_families import CAUSAL, MODES, P, Tiny, collated, random_prompt, text_rows, words
 from tiny_models import PLAIN
 from torch import Tensor
 
