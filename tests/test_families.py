@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -52,9 +53,18 @@ def words(backbone: FrozenBackbone) -> Tensor:
     return torch.tensor([row[0] for row in ids])
 
 
+@functools.cache
 def plain_model(folder: Path, kind: str) -> Any:
     auto = getattr(transformers, AUTO_CLASSES[kind])
     return auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def seen_by_hand(length: int, total: int, shared: bool) -> Tensor:
+    """What is added to attention scores so that in `shared` mode a prompt of some length sees only itself."""
+    allowed = torch.ones(total, total, dtype=torch.bool)
+    if shared:
+        allowed[:length, length:] = False
+    return torch.zeros(1, 1, total, total).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
 
 def by_hand(folder: Path, kind: str, prompt: Tensor, row: list[int], shared: bool) -> Tensor:
@@ -67,12 +77,9 @@ def by_hand(folder: Path, kind: str, prompt: Tensor, row: list[int], shared: boo
     if kind == "masked_lm":
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         text = torch.cat([embed(torch.tensor([tokenizer.mask_token_id])), text])
-    total = P + len(text)
-    allowed = torch.ones(total, total, dtype=torch.bool)
-    if shared:
-        allowed[:P, P:] = False
+    length, total = len(prompt), len(prompt) + len(text)
     low = torch.finfo(torch.float32).min
-    mask = torch.zeros(1, 1, total, total).masked_fill(~allowed, low)
+    mask = seen_by_hand(length, total, shared)
     if kind == "seq2seq_lm":
         x = torch.cat([prompt, text])[None]
         encoded = model.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state
@@ -80,23 +87,23 @@ def by_hand(folder: Path, kind: str, prompt: Tensor, row: list[int], shared: boo
         return model(encoder_outputs=(encoded,), decoder_input_ids=start).logits[0, 0]
     config = model.config
     if config.model_type in PLAIN_ENCODERS:
-        return model(inputs_embeds=torch.cat([prompt, text])[None]).logits[0, P]
+        return model(inputs_embeds=torch.cat([prompt, text])[None]).logits[0, length]
     if config.model_type == "modernbert":
         places = torch.arange(total)
         near = (places[:, None] - places).abs() <= config.sliding_window
         masks = {"full_attention": mask, "sliding_attention": mask.masked_fill(~near, low)}
-        return model(inputs_embeds=torch.cat([prompt, text])[None], attention_mask=masks).logits[0, P]
+        return model(inputs_embeds=torch.cat([prompt, text])[None], attention_mask=masks).logits[0, length]
     # Prompt rows and answer slot shall have neither position nor token type: what the model adds is taken off before.
     table = model.base_model.embeddings
     fairseq = config.model_type in ("roberta", "xlm-roberta", "camembert")
     first = config.pad_token_id + 1 if fairseq else 0
-    bare = torch.full((P + 1,), first)
+    bare = torch.full((length + 1,), first)
     positions = torch.cat([bare, torch.arange(first, first + len(text) - 1)])[None]
     added = table.position_embeddings.weight[first]
     if hasattr(table, "token_type_embeddings") and not fairseq:
         added = added + table.token_type_embeddings.weight[0]
     x = torch.cat([prompt - added, text[:1] - added, text[1:]])[None]
-    return model(inputs_embeds=x, position_ids=positions, attention_mask=mask).logits[0, P]
+    return model(inputs_embeds=x, position_ids=positions, attention_mask=mask).logits[0, length]
 
 
 @pytest.mark.parametrize(("family", "attention"), MODES)
@@ -204,18 +211,24 @@ def test_target_log_probs_equal_a_plain_forward(tiny: Tiny, family: str, attenti
         assert (found[index, len(target) :] == 0).all()
 
 
-def greedy_by_hand(folder: Path, kind: str, prompt: Tensor, row: list[int], steps: int, end: int) -> list[int]:
+@torch.no_grad()
+def greedy_by_hand(
+    folder: Path, kind: str, prompt: Tensor, row: list[int], steps: int, end: int, shared: bool = False
+) -> list[int]:
     model = plain_model(folder, kind)
     embed = model.get_input_embeddings()
     written: list[int] = []
+    if kind == "seq2seq_lm":
+        x = torch.cat([prompt, embed(torch.tensor(row))])[None]
+        seen = seen_by_hand(len(prompt), x.shape[1], shared)
+        encoded = model.encoder(inputs_embeds=x, attention_mask=seen).last_hidden_state
     while len(written) < steps and (not written or written[-1] != end):
         if kind == "causal_lm":
             ids = torch.tensor(row + written)
             logits = model(inputs_embeds=torch.cat([prompt, embed(ids)])[None]).logits[0, -1]
         else:
-            x = torch.cat([prompt, embed(torch.tensor(row))])[None]
             ids = torch.tensor([[model.config.decoder_start_token_id, *written]])
-            logits = model(inputs_embeds=x, decoder_input_ids=ids).logits[0, -1]
+            logits = model(encoder_outputs=(encoded,), decoder_input_ids=ids).logits[0, -1]
         written.append(int(logits.argmax()))
     return written
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -14,12 +12,12 @@ from prompt_transfer.backbones import (
     generic,
     layer_calls,
     loading,
+    plain,
     proof,
 )
-from prompt_transfer.backbones.answers import IGNORED, KINDS, Answers, AnswerSlot, PromptBank, Prompts
+from prompt_transfer.backbones.answers import IGNORED, AnswerSlot, PromptBank, Prompts
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.layouts import get_layout
-from prompt_transfer.backbones.plain import PLAIN_KINDS, PlainAnswers
 from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, fuse_activations, path_of, replace
 from prompt_transfer.errors import UserError
 
@@ -98,8 +96,7 @@ class FrozenBackbone(nn.Module):
             self.family = generic.with_site(self.model, self.family, ffn_site)
         # Tokenised rows are kept between runs, and must not outlive a change of the tokenizer's rules.
         self._text_rules = f"{self.fingerprint}-{loading.text_rules(self.tokenizer)}"
-        if self.family.plain and self.family.kind != "causal_lm" and attention == "shared":
-            raise UserError(f"{name} ({self.family.name}) has no attention mode 'shared': use --model.attention full")
+        plain.refuse_shared(name, self.family, attention)
         self.layout = get_layout(layout, self.family.kind, self.family.needs_positions)
         self.revision = revision
         self.config = self.model.config
@@ -113,8 +110,7 @@ class FrozenBackbone(nn.Module):
         if self.family.kind == "masked_lm" and mask_token_id is None:
             raise UserError(f"the tokenizer of {name} has no mask token, which a masked language model needs")
         pad_token_id = self.encoder(1).pad_token_id
-        kinds: Mapping[str, Callable[..., Answers]] = PLAIN_KINDS if self.family.plain else KINDS
-        self._answers = kinds[self.family.kind](
+        self._answers = plain.answers_of(self.family)(
             self.model, self.family, self.layout, attention, pad_token_id, mask_token_id
         )
         if not self.family.has_row:
@@ -198,11 +194,7 @@ class FrozenBackbone(nn.Module):
         Raises:
             UserError: the family has no row, and the structure of its layers does not say where they are.
         """
-        if not self.family.ffn_site:
-            raise UserError(
-                f"where the neurons of {self.id} ({self.family.name}) are is ambiguous: give the module whose input "
-                "they are, for layer {i}, as in FrozenBackbone(name, ffn_site='model.layers.{i}.mlp.down_proj')"
-            )
+        generic.refuse_ambiguous(self.id, self.family)
         return self._of_layers(self.family.ffn_site)
 
     def activation_sites(self) -> list[nn.Module]:
@@ -276,7 +268,7 @@ class FrozenBackbone(nn.Module):
     def _logits(self, states: Tensor) -> Tensor:
         if self.head == "embedding":
             return nn.functional.linear(states, self._table).float()
-        if isinstance(self._answers, PlainAnswers):
+        if isinstance(self._answers, plain.PlainAnswers):
             return self._answers.logits(states).float()
         for path in self.family.head:
             states = self.model.get_submodule(path)(states)
@@ -309,7 +301,8 @@ class FrozenBackbone(nn.Module):
     ) -> Tensor:
         """Texts that the backbone writes behind prompt and text: greedily, or with `num_beams` beams.
 
-        Keys and values of the prompt are computed once where it sees only itself.
+        The checkpoint's own generation settings do not count, except for its end tokens. Keys and values of the prompt
+        are computed once where it sees only itself; of a causal model with sliding windows once an example.
 
         Returns:
             Token ids [B, S], S at most `max_new_tokens`, filled up with pads behind the end token.

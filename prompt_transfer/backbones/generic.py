@@ -151,6 +151,15 @@ def with_site(model: PreTrainedModel, family: Family, site: str) -> Family:
     return replace(family, ffn_site=site, activation=None, layers=lambda config: layers)
 
 
+def refuse_ambiguous(name: str, family: Family) -> None:
+    """Raise UserError if nothing says where the neurons are."""
+    if not family.ffn_site:
+        raise UserError(
+            f"where the neurons of {name} ({family.name}) are is ambiguous: give the module whose input they are, for "
+            "layer {i}, as in FrozenBackbone(name, ffn_site='model.layers.{i}.mlp.down_proj')"
+        )
+
+
 def _sizes(part: nn.Module) -> tuple[int, int] | None:
     """Inputs and outputs of a linear layer."""
     if isinstance(part, nn.Linear):

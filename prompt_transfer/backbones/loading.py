@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from prompt_transfer.backbones import attention, generic
+from prompt_transfer.backbones import attention, generic, writing
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.family import AUTO_CLASSES, Family
@@ -101,12 +101,28 @@ def load(
             model_type = facts.get("model_type", "unknown")
             row = _row(facts, name)
             kind = generic.kind_of(facts, name) if row is None else row.kind
+            stated = writing.stated_settings(source, facts, places)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             auto_class = getattr(transformers, AUTO_CLASSES[kind])
-            # In the checkpoint's own dtype, so that the fingerprint does not depend on the one that is asked for.
+            implementation = _attention(row, facts)
+            # Not in the dtype that config.json names: it may be narrower than that of the tensors. Nor in float16, in
+            # which they would have lost what the fingerprint is made of.
             model, info = auto_class.from_pretrained(
-                source, dtype="auto", output_loading_info=True, attn_implementation=_attention(row, facts), **options
+                source,
+                dtype=torch.bfloat16 if dtype is torch.bfloat16 else torch.float32,
+                output_loading_info=True,
+                attn_implementation=implementation,
+                # In place of the checkpoint's, which may not even be valid.
+                generation_config=GenerationConfig(),
+                # What config.json may say otherwise, of how a model is called and not of what it is.
+                return_dict=True,
+                chunk_size_feed_forward=0,
+                **options,
             )
+            if implementation is not None:
+                # A config.json that names one wins over the argument, and other functions do not see the prompt's
+                # states.
+                model.set_attn_implementation(implementation)
             family = generic.describe(model, model_type, kind) if row is None else row
     except UserError:
         raise
@@ -114,6 +130,8 @@ def load(
         raise UserError(_explain(name, origin, error)) from error
     _refuse_random_weights(name, family, head, info, _tied_by_default(model) if family.has_row else [])
     _check_tokenizer(name, model, tokenizer)
+    if family.kind != "masked_lm":
+        writing.neutralize(name, model, tokenizer, stated)
     mark = fingerprint(model, tokenizer)
     for parameter in model.parameters():
         # Not `model.to`: it would round the frequencies of rotary positions too, and far positions would be others.
@@ -213,10 +231,16 @@ def text_rules(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """16 hex digits that tell one backbone from another, whatever name, folder or dtype it was loaded from.
+    """Return 16 hex digits that distinguish backbones, independent of name, folder and requested dtype.
 
-    Over the tokenizer's vocabulary and merges, the configuration's shape and 64 seeded rows of the word embeddings in
-    bf16.
+    A hash of the tokenizer's vocabulary and merges, the configuration's shape and 64 seeded word embeddings in bf16.
+    Copies of a checkpoint in float64, float32 and bf16 have the same fingerprint, whatever dtype their config.json
+    names. A copy in float16 or a quantized copy has another: rounding to such a format and then to bf16 gives other
+    numbers than rounding to bf16 alone.
+
+    Args:
+        model: as loaded, in float32 or bf16.
+        tokenizer: the backbone's.
     """
     digest = hashlib.sha256()
     facts = {key: getattr(model.config, key, None) for key in _IDENTITY}

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from prompt_transfer.backbones.answers import Answers, CausalAnswers, MaskedAnswers, Prompts, Seq2SeqAnswers
+from prompt_transfer.backbones import writing
+from prompt_transfer.backbones.answers import KINDS, Answers, CausalAnswers, MaskedAnswers, Prompts, Seq2SeqAnswers
 from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.frozen_linear import Alike
 from prompt_transfer.backbones.last_layer import Positions, taken
@@ -133,14 +134,8 @@ class PlainCausalAnswers(PlainAnswers, CausalAnswers):
 
     def _continued(self, embeddings: Tensor, mask: Tensor, max_new_tokens: int, num_beams: int) -> Tensor:
         with _generating(self.family):
-            return self.model.generate(
-                inputs_embeds=embeddings,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                num_beams=num_beams,
-                do_sample=False,
-                pad_token_id=self.pad_token_id,
-            )
+            settings = writing.settings(self.model, self.pad_token_id, max_new_tokens, num_beams)
+            return self.written(self.model.generate(None, settings, inputs_embeds=embeddings, attention_mask=mask))
 
 
 class PlainSeq2SeqAnswers(PlainAnswers, Seq2SeqAnswers):
@@ -171,3 +166,14 @@ PLAIN_KINDS: dict[str, Callable[..., PlainAnswers]] = {
     "causal_lm": PlainCausalAnswers,
     "seq2seq_lm": PlainSeq2SeqAnswers,
 }
+
+
+def answers_of(family: Family) -> Callable[..., Answers]:
+    """Return the class that answers for a family."""
+    return PLAIN_KINDS[family.kind] if family.plain else KINDS[family.kind]
+
+
+def refuse_shared(name: str, family: Family, attention: str) -> None:
+    """Raise UserError if `shared` attention is asked of a plain family in which it is not the same as `full`."""
+    if family.plain and family.kind != "causal_lm" and attention == "shared":
+        raise UserError(f"{name} ({family.name}) has no attention mode 'shared': use --model.attention full")
