@@ -19,7 +19,7 @@ from start_models import byte_level_with_start, save_llama, sentencepiece_tokeni
 from torch import Tensor
 
 from prompt_transfer.backbones.builtin import builtin_backbones
-from prompt_transfer.backbones.families import AUTO_CLASSES
+from prompt_transfer.backbones.family import AUTO_CLASSES
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
 from prompt_transfer.errors import UserError

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from prompt_transfer.backbones import frozen_linear, writing
 from prompt_transfer.backbones.attention import PromptStates, rows_of
-from prompt_transfer.backbones.families import Family
+from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.layouts import Layout
 from prompt_transfer.backbones.stack import Part, Stack
 from prompt_transfer.errors import UserError
@@ -100,6 +100,8 @@ class Answers:
         mask_token_id: of an encoder, stands in its answer slot.
     """
 
+    stack_type: type[Stack] = Stack
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -111,8 +113,9 @@ class Answers:
     ) -> None:
         self.model, self.family, self.layout, self.attention = model, family, layout, attention
         self.pad_token_id, self.mask_token_id = pad_token_id, mask_token_id
-        self.stack = Stack(model, family)
+        self.stack = self.stack_type(model, family)
         self.first_position = family.first_position(model.config)
+        self.scale = family.embedding_scale(model.config)
         self.slot: AnswerSlot | None = None
 
     @contextmanager
@@ -155,9 +158,14 @@ class Answers:
         """What prompts become that see only themselves, computed now where that was not done before."""
         return prompts.recorded or self.stack.record(self.prompt_part(prompts.rows))
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings [..., H] of token ids as they enter the body."""
+        embeddings: Tensor = self.model.get_input_embeddings()(ids)
+        return embeddings if self.scale == 1 else embeddings * self.scale
+
     def text_part(self, batch: dict[str, Tensor], offset: int) -> Part:
         """The text [B, T] of each example, its first token `offset` positions after the first."""
-        embeddings, mask = self.model.get_input_embeddings()(batch["input_ids"]), batch["attention_mask"]
+        embeddings, mask = self.embed(batch["input_ids"]), batch["attention_mask"]
         if "text_ids" in batch:
             embeddings, mask = embeddings[batch["text_ids"]], mask[batch["text_ids"]]
         first = self.first_position + offset
@@ -203,7 +211,7 @@ class MaskedAnswers(Answers):
         assert self.mask_token_id is not None
         ids = torch.full_like(slot.positions, self.mask_token_id)
         answer = Part(
-            self.model.get_input_embeddings()(ids),
+            self.embed(ids),
             torch.full_like(slot.positions, -1) if bare else slot.positions - 1,
             torch.full_like(ids, self.family.prompt_token_type if bare else 0),
             torch.ones_like(slot.mask),

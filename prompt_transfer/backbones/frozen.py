@@ -5,8 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.backbones import decoder_attention, frozen_linear, frozen_norm, layer_calls, loading
-from prompt_transfer.backbones.answers import IGNORED, KINDS, AnswerSlot, PromptBank, Prompts
+from prompt_transfer.backbones import (
+    decoder_attention,
+    frozen_linear,
+    frozen_norm,
+    generic,
+    layer_calls,
+    loading,
+    plain,
+    proof,
+)
+from prompt_transfer.backbones.answers import IGNORED, AnswerSlot, PromptBank, Prompts
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.layouts import get_layout
 from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, fuse_activations, path_of, replace
@@ -49,10 +58,12 @@ class FrozenBackbone(nn.Module):
             pay for short runs on small models.
         revision: of a hub repository.
         trust_remote_code: run model code that comes with the checkpoint.
+        ffn_site: of a family without a row, the path of the module of layer `{i}` whose input are the neurons; None:
+            found by the sizes of its linear layers.
 
     Raises:
-        UserError: see `loading.load`; also an unknown layout, attention mode, head or dtype, and layers that cannot be
-            compiled or computed again.
+        UserError: see `loading.load` and `proof.prove`; also an unknown layout, attention mode, head or dtype, and
+            layers that cannot be compiled or computed again.
     """
 
     def __init__(
@@ -68,6 +79,7 @@ class FrozenBackbone(nn.Module):
         compile: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        ffn_site: str | None = None,
     ) -> None:
         super().__init__()
         for option, value, allowed in (
@@ -82,6 +94,9 @@ class FrozenBackbone(nn.Module):
         self.dropout = dropout
         loaded = loading.load(name, head, DTYPES[dtype], revision, trust_remote_code)
         self.model, self.tokenizer, self.family, self.fingerprint = loaded
+        if ffn_site is not None:
+            self.family = generic.with_site(self.model, self.family, ffn_site)
+        plain.refuse_shared(name, self.family, attention)
         start = start_ids(self.tokenizer) if self.family.kind == "causal_lm" else ()
         self.layout = get_layout(layout, self.family.kind, self.family.needs_positions, bool(start))
         self._start = start if self.layout.start_token else ()
@@ -101,9 +116,12 @@ class FrozenBackbone(nn.Module):
         if self.family.kind == "masked_lm" and mask_token_id is None:
             raise UserError(f"the tokenizer of {name} has no mask token, which a masked language model needs")
         pad_token_id = self.encoder(1).pad_token_id
-        self._answers = KINDS[self.family.kind](
+        self._answers = plain.answers_of(self.family)(
             self.model, self.family, self.layout, attention, pad_token_id, mask_token_id
         )
+        if not self.family.has_row:
+            with loading.quiet_transformers():
+                proof.prove(self)
         if compile:
             layer_calls.compile_layers(self._answers.stack, name)
         if gradient_checkpointing:
@@ -111,6 +129,8 @@ class FrozenBackbone(nn.Module):
 
     def _substitute(self) -> None:
         family, model = self.family, self.model
+        if family.plain:
+            return
         for table in (family.position_table, family.token_type_table):
             if table is not None:
                 replace(model, table, OptionalEmbedding.sharing(model.get_submodule(table)))
@@ -131,11 +151,28 @@ class FrozenBackbone(nn.Module):
     @property
     def hidden_size(self) -> int:
         """H, the width of the input embeddings."""
-        return self.embedding_weight.shape[1]
+        return self._table.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._table.device
 
     @property
     def embedding_weight(self) -> Tensor:
-        """The word embeddings [V, H]."""
+        """The word embeddings [V, H] as they enter the body: the space that prompts live in.
+
+        For most models these are the weights of the embedding module. Models that scale inside of it (Gemma by
+        sqrt(H)) get the scaled embeddings, computed at each access; the LM head and `head="embedding"` use the weights.
+        """
+        embed = self.model.get_input_embeddings()
+        if type(embed).forward is nn.Embedding.forward and self._answers.scale == 1:
+            return self._table
+        with torch.no_grad():
+            return self._answers.embed(torch.arange(len(self._table), device=self.device))
+
+    @property
+    def _table(self) -> Tensor:
         return self.model.get_input_embeddings().weight.detach()
 
     @property
@@ -160,7 +197,11 @@ class FrozenBackbone(nn.Module):
         """The module of every layer where the neurons [B, T', F] are, first layer first.
 
         They are its output, or its input where `family.ffn_input` says so. Layers that share weights share it (ALBERT).
+
+        Raises:
+            UserError: the family has no row, and the structure of its layers does not say where they are.
         """
+        generic.refuse_ambiguous(self.id, self.family)
         return self._of_layers(self.family.ffn_site)
 
     def activation_sites(self) -> list[nn.Module]:
@@ -184,10 +225,7 @@ class FrozenBackbone(nn.Module):
         return self._answers.slot
 
     def _of_layers(self, path: str) -> list[nn.Module]:
-        layers = self.config.num_hidden_layers
-        if self.family.kind == "seq2seq_lm":
-            layers = self.config.num_decoder_layers
-        return [self.model.get_submodule(path.format(i=layer)) for layer in range(layers)]
+        return [self.model.get_submodule(path.format(i=layer)) for layer in range(self.family.layers(self.config))]
 
     # The forward pass ------------------------------------------------------------------------------------------
 
@@ -228,16 +266,20 @@ class FrozenBackbone(nn.Module):
     def score(self, states: Tensor, token_ids: Tensor) -> Tensor:
         """Logits [..., U] of `token_ids` [U] from answer states [..., H], in float32."""
         if self.head == "embedding":
-            return nn.functional.linear(states, self.embedding_weight[token_ids]).float()
+            return nn.functional.linear(states, self._table[token_ids]).float()
+        if self.family.plain:
+            return self._logits(states)[..., token_ids]
         with self._output.only(token_ids):
             return self._logits(states)
 
     def _logits(self, states: Tensor) -> Tensor:
         if self.head == "embedding":
-            return nn.functional.linear(states, self.embedding_weight).float()
+            return nn.functional.linear(states, self._table).float()
+        if isinstance(self._answers, plain.PlainAnswers):
+            return self._answers.logits(states).float()
         for path in self.family.head:
             states = self.model.get_submodule(path)(states)
-        return states.float()
+        return self.family.logits(self.config, states.float())
 
     def target_log_probs(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
         """Log-probability over the whole vocabulary of each token of the texts in `target_ids`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -15,9 +16,10 @@ import transformers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from prompt_transfer.backbones import attention, writing
+from prompt_transfer.backbones import attention, generic, writing
 from prompt_transfer.backbones.builtin import builtin_backbones
-from prompt_transfer.backbones.families import Family, get_family
+from prompt_transfer.backbones.families import FAMILIES
+from prompt_transfer.backbones.family import AUTO_CLASSES, Family
 from prompt_transfer.backbones.tokenization import continues_differently, start_ids, tokens_beyond
 from prompt_transfer.errors import UserError
 from prompt_transfer.network import hub_reachable
@@ -97,17 +99,20 @@ def load(
             # The plain dictionary: building a configuration of an unknown type may fail for reasons of its own.
             places = {key: value for key, value in options.items() if key != "trust_remote_code"}
             facts, _ = PreTrainedConfig.get_config_dict(source, **places)
-            family = get_family(facts.get("model_type", "unknown"), name)
+            model_type = facts.get("model_type", "unknown")
+            row = _row(facts, name)
+            kind = generic.kind_of(facts, name) if row is None else row.kind
             stated = writing.stated_settings(source, facts, places)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            auto_class = getattr(transformers, family.auto_class)
+            auto_class = getattr(transformers, AUTO_CLASSES[kind])
+            implementation = _attention(row, facts)
             # Not in the dtype that config.json names: it may be narrower than that of the tensors. Nor in float16, in
             # which they would have lost what the fingerprint is made of.
             model, info = auto_class.from_pretrained(
                 source,
                 dtype=torch.bfloat16 if dtype is torch.bfloat16 else torch.float32,
                 output_loading_info=True,
-                attn_implementation=attention.NAME,
+                attn_implementation=implementation,
                 # In place of the checkpoint's, which may not even be valid.
                 generation_config=GenerationConfig(),
                 # What config.json may say otherwise, of how a model is called and not of what it is.
@@ -115,13 +120,16 @@ def load(
                 chunk_size_feed_forward=0,
                 **options,
             )
-            # A config.json that names one wins over the argument, and other functions do not see the prompt's states.
-            model.set_attn_implementation(attention.NAME)
+            if implementation is not None:
+                # A config.json that names one wins over the argument, and other functions do not see the prompt's
+                # states.
+                model.set_attn_implementation(implementation)
+            family = generic.describe(model, model_type, kind) if row is None else row
     except UserError:
         raise
     except Exception as error:  # transformers raises many types here; all mean that the checkpoint cannot be used
         raise UserError(_explain(name, origin, error)) from error
-    _refuse_random_weights(name, family, head, info, _tied_by_default(model))
+    _refuse_random_weights(name, family, head, info, _tied_by_default(model) if family.has_row else [])
     _check_tokenizer(name, model, tokenizer, family.kind)
     if family.kind != "masked_lm":
         writing.neutralize(name, model, tokenizer, stated)
@@ -130,6 +138,26 @@ def load(
         # Not `model.to`: it would round the frequencies of rotary positions too, and far positions would be others.
         parameter.data = parameter.data.to(dtype)
     return model, tokenizer, family, mark
+
+
+def _row(facts: dict[str, Any], name: str) -> Family | None:
+    """The row of a family as its configuration needs it; None where it has none."""
+    row = FAMILIES.get(facts.get("model_type", "unknown"))
+    if row is None:
+        return None
+    if row.kind == "causal_lm" and facts.get("use_bidirectional_attention"):
+        raise UserError(f"{name} sees texts in both directions (use_bidirectional_attention), so it is no causal model")
+    if facts.get("attn_logit_softcapping"):
+        # Only the eager attention caps its scores.
+        return dataclasses.replace(row, plain=True, layer=None, attention="eager")
+    return row
+
+
+def _attention(row: Family | None, facts: dict[str, Any]) -> str | None:
+    """The attention implementation of transformers; None for its own choice."""
+    if row is None:
+        return "eager" if facts.get("attn_logit_softcapping") else None
+    return row.attention if row.plain else attention.NAME
 
 
 # Special tokens that a kind of backbone reads or writes, or that any text may be turned into.

@@ -47,7 +47,7 @@ class AnswerTable:
         asked: Sequence[Sequence[int]] | None = None,
     ) -> None:
         backbone = objective.backbone
-        device = backbone.embedding_weight.device
+        device = backbone.device
         encoder = backbone.encoder(prompts.shape[1])
         options = (data.max_length, data.cache_dir, data.special_tokens)
         table = Tables(data.selection, encoder, *options).split(split)
