@@ -100,7 +100,7 @@ class FrozenBackbone(nn.Module):
         start = start_ids(self.tokenizer) if self.family.kind == "causal_lm" else ()
         self.layout = get_layout(layout, self.family.kind, self.family.needs_positions, bool(start))
         self._start = start if self.layout.start_token else ()
-        self._beyond = tokens_beyond(self.tokenizer, self.embedding_weight.shape[0])
+        self._beyond = tokens_beyond(self.tokenizer, self.model.get_input_embeddings().weight.shape[0])
         # Tokenised rows are kept between runs, and must not outlive a change of the tokenizer's rules.
         rules = loading.text_rules(self.tokenizer, self.family.kind, self._start)
         self._text_rules = f"{self.fingerprint}-{rules}"
