@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from prompt_transfer.backbones import decoder_attention, frozen_linear, frozen_norm, layer_calls, loading
 from prompt_transfer.backbones.answers import IGNORED, KINDS, AnswerSlot, PromptBank, Prompts
 from prompt_transfer.backbones.encoder import TextEncoder
+from prompt_transfer.backbones.gguf import SOURCE
 from prompt_transfer.backbones.layouts import get_layout
 from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, fuse_activations, path_of, replace
 from prompt_transfer.errors import UserError
@@ -32,7 +33,8 @@ class FrozenBackbone(nn.Module):
     vocabulary.
 
     Args:
-        name: a built-in backbone (`roberta-nano`), the folder of a Hugging Face model, or a hub id.
+        name: a built-in backbone (`roberta-nano`), the folder of a Hugging Face model, a GGUF file, a hub id, or
+            `org/repo:file.gguf` on the hub.
         layout: of a masked LM `prefix` (prompt, answer slot, text) or `mask_first` (answer slot, prompt, text: release
             1.0 of Su et al., needed by published prompts); of a causal LM `answer_last`, of a seq2seq LM `encoder`.
             None: the first of these.
@@ -87,6 +89,8 @@ class FrozenBackbone(nn.Module):
         self.config = self.model.config
         # What the hub gave for the revision that was asked for; None for what does not come from there.
         self.commit: str | None = getattr(self.config, "_commit_hash", None)
+        # Of a backbone from a GGUF file: file, sha256 and quantization (license, where it says so); else empty.
+        self.gguf: dict[str, str] = getattr(self.config, SOURCE, None) or {}
         self._substitute()
         self.model.requires_grad_(False)
         # Lightning trains in the mode that it finds: dropout that is asked for must be on from the beginning.

@@ -15,7 +15,7 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from prompt_transfer.backbones import attention
+from prompt_transfer.backbones import attention, gguf
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.families import Family, get_family
 from prompt_transfer.errors import UserError
@@ -35,18 +35,29 @@ _IDENTITY = (
 
 
 def resolve(name: str) -> tuple[str, str]:
-    """What to load for a backbone name: (source for transformers, `builtin` | `folder` | `hub`).
+    """What to load for a backbone name: (source, `builtin` | `folder` | `gguf` | `hub`).
 
-    A built-in name wins; then a folder; anything else is an id on the hub.
+    A built-in name wins; then a file or folder; anything else is on the hub. The source of `gguf` is the path of a GGUF
+    file, which may be the only one of a folder without a model; that of `hub` is an id, or `org/repo:file.gguf`.
+
+    Raises:
+        UserError: a path that leads to no model.
     """
     built_in = builtin_backbones()
     if name in built_in:
         return str(built_in[name]), "builtin"
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"the folder {name} holds no Hugging Face model (no config.json)")
-        return str(path), "folder"
+        if (path / "config.json").is_file():
+            return str(path), "folder"
+        file = gguf.only_file(path)
+        if file is None:
+            raise UserError(f"the folder {name} holds no Hugging Face model (no config.json) and no GGUF file")
+        return str(file), "gguf"
+    if gguf.is_gguf(name) and not gguf.on_hub(name):
+        if not path.is_file():
+            raise UserError(f"no such GGUF file: {name}; a file of the hub is written as org/repo:file.gguf")
+        return str(path), "gguf"
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"no folder {name}: give the folder of a Hugging Face model, a hub id or a built-in backbone")
     return name, "hub"
@@ -78,7 +89,7 @@ def load(
     """Model with its LM head, tokenizer, family row and fingerprint.
 
     Args:
-        name: built-in name, folder or hub id.
+        name: built-in name, folder, hub id or GGUF file (see `resolve`).
         head: `lm`: the pretrained LM head must be there; `embedding`: it is not needed.
         dtype: of the weights.
         revision: of a hub repository.
@@ -88,6 +99,13 @@ def load(
         UserError: not to be found, not to be reached, of an unknown family, damaged, or without tensors that it needs.
     """
     source, origin = resolve(name)
+    commit = None
+    if gguf.is_gguf(source):
+        path = Path(source)
+        if (place := gguf.on_hub(source)) and origin == "hub":
+            path, commit = gguf.download(*place, revision)
+        with quiet_transformers():
+            source, origin = str(gguf.model_folder(path, name)), "gguf"
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if origin != "hub" or not hub_reachable():
         options["local_files_only"] = True
@@ -109,6 +127,8 @@ def load(
         raise UserError(_explain(name, origin, error)) from error
     _refuse_random_weights(name, family, head, info, _tied_by_default(model))
     _check_tokenizer(name, model, tokenizer)
+    if commit is not None:
+        model.config._commit_hash = commit
     mark = fingerprint(model, tokenizer)
     for parameter in model.parameters():
         # Not `model.to`: it would round the frequencies of rotary positions too, and far positions would be others.
@@ -191,9 +211,13 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
     """16 hex digits that tell one backbone from another, whatever name, folder or dtype it was loaded from.
 
     Over the tokenizer's vocabulary and merges, the configuration's shape and 64 seeded rows of the word embeddings in
-    bf16.
+    bf16. A quantised GGUF file may keep its embeddings exact and round the layers, so of one the file's digest counts
+    too; of an exact one it does not, and the model has one fingerprint in both forms.
     """
     digest = hashlib.sha256()
+    file = getattr(model.config, gguf.SOURCE, None)
+    if file is not None and file["quantization"] not in gguf.EXACT:
+        digest.update(file["sha256"].encode())
     facts = {key: getattr(model.config, key, None) for key in _IDENTITY}
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())

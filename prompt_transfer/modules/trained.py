@@ -29,7 +29,7 @@ class TrainedModule(PromptedModule):
     A subclass sets `prompt_length`, and builds what it trains in `begin`, or in `restore` from a checkpoint.
 
     Args:
-        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
+        backbone: a built-in backbone, the folder of a Hugging Face model, a GGUF file, or a hub id.
         layout: of an encoder `prefix` (prompt, answer slot, text; the default) or `mask_first` (release 1.0 of Su et
             al.); other kinds of backbones have one layout each.
         attention: `full` (the prompt sees the text) or `shared` (it sees only itself; faster).
