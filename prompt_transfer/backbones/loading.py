@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from prompt_transfer.backbones import attention, gguf
 from prompt_transfer.backbones.builtin import builtin_backbones
+from prompt_transfer.backbones.catalogue import NAMED, fetched
 from prompt_transfer.backbones.families import Family, get_family
 from prompt_transfer.errors import UserError
 from prompt_transfer.network import hub_reachable
@@ -35,17 +36,20 @@ _IDENTITY = (
 
 
 def resolve(name: str) -> tuple[str, str]:
-    """What to load for a backbone name: (source, `builtin` | `folder` | `gguf` | `hub`).
+    """What to load for a backbone name: (source, `builtin` | `fetched` | `folder` | `gguf` | `hub`).
 
-    A built-in name wins; then a file or folder; anything else is on the hub. The source of `gguf` is the path of a GGUF
-    file, which may be the only one of a folder without a model; that of `hub` is an id, or `org/repo:file.gguf`.
+    A built-in name wins; then one of the catalogue; then a file or folder; anything else is on the hub. The source of
+    `gguf` is the path of a GGUF file, which may be the only one of a folder without a model; that of `fetched` a GGUF
+    file or folder; that of `hub` an id, or `org/repo:file.gguf`.
 
     Raises:
-        UserError: a path that leads to no model.
+        UserError: a path that leads to no model, or a named backbone that was not fetched.
     """
     built_in = builtin_backbones()
     if name in built_in:
         return str(built_in[name]), "builtin"
+    if (found := fetched(name)) is not None:
+        return str(found), "fetched"
     path = Path(name).expanduser()
     if path.is_dir():
         if (path / "config.json").is_file():
@@ -155,12 +159,13 @@ def _explain(name: str, origin: str, error: Exception) -> str:
     if "ignore_mismatched_sizes" in reason:
         reason = "its tensors do not have the sizes that its config.json gives"
     if origin == "hub":
-        close = difflib.get_close_matches(name, builtin_backbones(), n=1)
+        names = [*builtin_backbones(), *(row.name for row in NAMED)]
+        close = difflib.get_close_matches(name, names, n=1)
         guess = f" (did you mean {close[0]!r}?)" if close else ""
         if not hub_reachable():
             reason = "no answer; its cache on this machine does not have it"
         return (
-            f"unknown backbone {name!r}{guess}: not a built-in one ({', '.join(builtin_backbones()) or 'none'}), "
+            f"unknown backbone {name!r}{guess}: none that is known by name ({', '.join(names) or 'none'}), "
             f"not a folder, and the hub gave: {reason} (without a network give the folder of a downloaded model with "
             "--model.backbone DIR)"
         )

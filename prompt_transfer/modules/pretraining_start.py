@@ -74,7 +74,7 @@ def _grow(model: PreTrainedModel, name: str) -> None:
 def _read(option: str, name: str, kind: Any) -> PreTrainedModel:
     """The model of a built-in name or folder, in float32; `kind` is its class."""
     source, origin = resolve(name)
-    if origin in ("hub", "gguf"):
+    if origin not in ("builtin", "folder"):
         raise UserError(f"--model.{option} {name} is neither a built-in backbone nor a folder")
     try:
         with quiet_transformers():
