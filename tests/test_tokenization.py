@@ -17,8 +17,9 @@ from start_models import START, byte_level_with_start, save_llama, sentencepiece
 from transformers import AutoTokenizer
 
 from prompt_transfer.backbones.builtin import builtin_backbones
+from prompt_transfer.backbones.fingerprint import text_rules
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.backbones.loading import local_start_ids, text_rules
+from prompt_transfer.backbones.loading import local_start_ids
 from prompt_transfer.backbones.tokenization import continued, start_ids
 from prompt_transfer.errors import OtherKindError, UserError
 from prompt_transfer.prompts.initializers import ClassLabels, Text, word_pieces

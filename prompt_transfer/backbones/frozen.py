@@ -17,6 +17,8 @@ from prompt_transfer.backbones import (
 )
 from prompt_transfer.backbones.answers import IGNORED, AnswerSlot, PromptBank, Prompts
 from prompt_transfer.backbones.encoder import TextEncoder
+from prompt_transfer.backbones.fingerprint import text_rules
+from prompt_transfer.backbones.gguf import SOURCE
 from prompt_transfer.backbones.layouts import get_layout
 from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, fuse_activations, path_of, replace
 from prompt_transfer.backbones.tokenization import start_ids, tokens_beyond
@@ -42,7 +44,8 @@ class FrozenBackbone(nn.Module):
     vocabulary.
 
     Args:
-        name: a built-in backbone (`roberta-nano`), the folder of a Hugging Face model, or a hub id.
+        name: a built-in backbone (`roberta-nano`), the folder of a Hugging Face model, a GGUF file, a hub id, or
+            `org/repo:file.gguf` on the hub.
         layout: of a masked LM `prefix` (prompt, answer slot, text) or `mask_first` (answer slot, prompt, text: release
             1.0 of Su et al., needed by published prompts); of a causal LM `start_answer_last` (prompt, the start token
             that its tokenizer puts before a text, text), or `answer_last` (no start token: of tokenizers that add none,
@@ -102,12 +105,14 @@ class FrozenBackbone(nn.Module):
         self._start = start if self.layout.start_token else ()
         self._beyond = tokens_beyond(self.tokenizer, self.model.get_input_embeddings().weight.shape[0])
         # Tokenised rows are kept between runs, and must not outlive a change of the tokenizer's rules.
-        rules = loading.text_rules(self.tokenizer, self.family.kind, self._start)
+        rules = text_rules(self.tokenizer, self.family.kind, self._start)
         self._text_rules = f"{self.fingerprint}-{rules}"
         self.revision = revision
         self.config = self.model.config
         # What the hub gave for the revision that was asked for; None for what does not come from there.
         self.commit: str | None = getattr(self.config, "_commit_hash", None)
+        # Of a backbone from a GGUF file: file, sha256 and quantization (license, where it says so); else empty.
+        self.gguf: dict[str, str] = getattr(self.config, SOURCE, None) or {}
         self._substitute()
         self.model.requires_grad_(False)
         # Lightning trains in the mode that it finds: dropout that is asked for must be on from the beginning.

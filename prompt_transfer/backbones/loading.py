@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,40 +14,44 @@ import transformers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from prompt_transfer.backbones import attention, generic, writing
+from prompt_transfer.backbones import attention, generic, gguf, writing
 from prompt_transfer.backbones.builtin import builtin_backbones
+from prompt_transfer.backbones.catalogue import NAMED, fetched
 from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.family import AUTO_CLASSES, Family
-from prompt_transfer.backbones.tokenization import continues_differently, start_ids, tokens_beyond
+from prompt_transfer.backbones.fingerprint import fingerprint
+from prompt_transfer.backbones.tokenization import check_tokenizer, start_ids
 from prompt_transfer.errors import UserError
 from prompt_transfer.network import hub_reachable
 
-# Facts of a configuration that decide what a prompt means to the model; the rest (dropout, versions) does not.
-_IDENTITY = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "max_position_embeddings",
-)
-
 
 def resolve(name: str) -> tuple[str, str]:
-    """What to load for a backbone name: (source for transformers, `builtin` | `folder` | `hub`).
+    """What to load for a backbone name: (source, `builtin` | `fetched` | `folder` | `gguf` | `hub`).
 
-    A built-in name wins; then a folder; anything else is an id on the hub.
+    A built-in name wins; then one of the catalogue; then a file or folder; anything else is on the hub. The source of
+    `gguf` is the path of a GGUF file, which may be the only one of a folder without a model; that of `fetched` a GGUF
+    file or folder; that of `hub` an id, or `org/repo:file.gguf`.
+
+    Raises:
+        UserError: a path that leads to no model, or a named backbone that was not fetched.
     """
     built_in = builtin_backbones()
     if name in built_in:
         return str(built_in[name]), "builtin"
+    if (found := fetched(name)) is not None:
+        return str(found), "fetched"
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"the folder {name} holds no Hugging Face model (no config.json)")
-        return str(path), "folder"
+        if (path / "config.json").is_file():
+            return str(path), "folder"
+        file = gguf.only_file(path)
+        if file is None:
+            raise UserError(f"the folder {name} holds no Hugging Face model (no config.json) and no GGUF file")
+        return str(file), "gguf"
+    if gguf.is_gguf(name) and not gguf.on_hub(name):
+        if not path.is_file():
+            raise UserError(f"no such GGUF file: {name}; a file of the hub is written as org/repo:file.gguf")
+        return str(path), "gguf"
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"no folder {name}: give the folder of a Hugging Face model, a hub id or a built-in backbone")
     return name, "hub"
@@ -81,7 +83,7 @@ def load(
     """Model with its LM head, tokenizer, family row and fingerprint.
 
     Args:
-        name: built-in name, folder or hub id.
+        name: built-in name, folder, hub id or GGUF file (see `resolve`).
         head: `lm`: the pretrained LM head must be there; `embedding`: it is not needed.
         dtype: of the weights.
         revision: of a hub repository.
@@ -91,6 +93,13 @@ def load(
         UserError: not to be found, not to be reached, of an unknown family, damaged, or without tensors that it needs.
     """
     source, origin = resolve(name)
+    commit = None
+    if gguf.is_gguf(source):
+        path = Path(source)
+        if (place := gguf.on_hub(source)) and origin == "hub":
+            path, commit = gguf.download(*place, revision)
+        with quiet_transformers():
+            source, origin = str(gguf.model_folder(path, name)), "gguf"
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if origin != "hub" or not hub_reachable():
         options["local_files_only"] = True
@@ -130,9 +139,11 @@ def load(
     except Exception as error:  # transformers raises many types here; all mean that the checkpoint cannot be used
         raise UserError(_explain(name, origin, error)) from error
     _refuse_random_weights(name, family, head, info, _tied_by_default(model) if family.has_row else [])
-    _check_tokenizer(name, model, tokenizer, family.kind)
+    check_tokenizer(name, model, tokenizer, family.kind)
     if family.kind != "masked_lm":
         writing.neutralize(name, model, tokenizer, stated)
+    if commit is not None:
+        model.config._commit_hash = commit
     mark = fingerprint(model, tokenizer)
     for parameter in model.parameters():
         # Not `model.to`: it would round the frequencies of rotary positions too, and far positions would be others.
@@ -160,49 +171,19 @@ def _attention(row: Family | None, facts: dict[str, Any]) -> str | None:
     return row.attention if row.plain else attention.NAME
 
 
-# Special tokens that a kind of backbone reads or writes, or that any text may be turned into.
-_NEEDED = {
-    "masked_lm": ("unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id"),
-    "causal_lm": ("unk_token_id", "eos_token_id"),
-    "seq2seq_lm": ("unk_token_id", "eos_token_id"),
-}
-
-
-def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
-    """Refuse a tokenizer of another model. Special tokens that nothing uses may lack an embedding: an added pad, say.
-
-    Raises:
-        UserError: no tokenizer, or an ordinary or a needed token without a word embedding.
-    """
-    rows = model.get_input_embeddings().weight.shape[0]
-    ordinary = len(tokenizer) - len(tokenizer.all_special_ids)
-    if ordinary < 2:
-        raise UserError(
-            f"the backbone {name} has no tokenizer (transformers made an empty one): add its tokenizer files"
-        )
-    needed = {getattr(tokenizer, key) for key in _NEEDED[kind]} | set(start_ids(tokenizer))
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special} - needed
-    beyond = tokens_beyond(tokenizer, rows)
-    lost = [token for index, token in beyond.items() if index not in special]
-    if lost:
-        raise UserError(
-            f"tokenizer and model of {name} do not belong together: {len(tokenizer)} tokens, {rows} word embeddings, "
-            f"none for {lost[0]!r}; use the tokenizer of the checkpoint, or resize the model's embeddings"
-        )
-
-
 def _explain(name: str, origin: str, error: Exception) -> str:
     lines = str(error).strip().splitlines()
     reason = lines[0][:200] if lines else type(error).__name__
     if "ignore_mismatched_sizes" in reason:
         reason = "its tensors do not have the sizes that its config.json gives"
     if origin == "hub":
-        close = difflib.get_close_matches(name, builtin_backbones(), n=1)
+        names = [*builtin_backbones(), *(row.name for row in NAMED)]
+        close = difflib.get_close_matches(name, names, n=1)
         guess = f" (did you mean {close[0]!r}?)" if close else ""
         if not hub_reachable():
             reason = "no answer; its cache on this machine does not have it"
         return (
-            f"unknown backbone {name!r}{guess}: not a built-in one ({', '.join(builtin_backbones()) or 'none'}), "
+            f"unknown backbone {name!r}{guess}: none that is known by name ({', '.join(names) or 'none'}), "
             f"not a folder, and the hub gave: {reason} (without a network give the folder of a downloaded model with "
             "--model.backbone DIR)"
         )
@@ -255,49 +236,3 @@ def local_start_ids(name: str, revision: str | None = None) -> tuple[int, ...] |
         return start_ids(tokenizer) if len(tokenizer) > len(tokenizer.all_special_ids) else None
     except Exception:  # transformers raises many types here; all mean that it cannot be read
         return None
-
-
-def text_rules(tokenizer: PreTrainedTokenizerBase, kind: str = "", start: tuple[int, ...] = ()) -> str:
-    """16 hex digits over what a fast tokenizer does to a text beside looking its pieces up: spaces, case, frame.
-
-    Args:
-        tokenizer: of the backbone.
-        kind: of the backbone. That a text which continues another has ids of its own goes into causal ones.
-        start: the ids before each text.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = {} if backend is None else json.loads(backend.to_str())
-    rules = {name: rules.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "added_tokens")}
-    # Only where they matter: the rules of all other backbones stay what they were.
-    if start:
-        rules["start"] = list(start)
-    if kind == "causal_lm" and continues_differently(tokenizer):
-        rules["continued"] = True
-    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return 16 hex digits that distinguish backbones, independent of name, folder and requested dtype.
-
-    A hash of the tokenizer's vocabulary and merges, the configuration's shape and 64 seeded word embeddings in bf16.
-    Copies of a checkpoint in float64, float32 and bf16 have the same fingerprint, whatever dtype their config.json
-    names. A copy in float16 or a quantized copy has another: rounding to such a format and then to bf16 gives other
-    numbers than rounding to bf16 alone.
-
-    Args:
-        model: as loaded, in float32 or bf16.
-        tokenizer: the backbone's.
-    """
-    digest = hashlib.sha256()
-    facts = {key: getattr(model.config, key, None) for key in _IDENTITY}
-    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        merges = json.loads(backend.to_str())["model"].get("merges", [])
-        digest.update(json.dumps(merges).encode())
-    table = model.get_input_embeddings().weight.detach()
-    rows = torch.randperm(table.shape[0], generator=torch.Generator().manual_seed(0))[:64]
-    chosen = table[rows.to(table.device)].to(torch.bfloat16).view(torch.int16).cpu()
-    digest.update(chosen.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

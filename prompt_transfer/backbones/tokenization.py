@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from prompt_transfer.errors import UserError
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Texts to token ids without special tokens.
 Encode = Callable[[list[str]], list[list[int]]]
@@ -69,3 +71,34 @@ def tokens_beyond(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> dict[i
     """Tokens that a model with so many word embeddings has none of: id -> token, in the order of ids."""
     beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= embeddings}
     return dict(sorted(beyond.items()))
+
+
+# Special tokens that a kind of backbone reads or writes, or that any text may be turned into.
+_NEEDED = {
+    "masked_lm": ("unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id"),
+    "causal_lm": ("unk_token_id", "eos_token_id"),
+    "seq2seq_lm": ("unk_token_id", "eos_token_id"),
+}
+
+
+def check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
+    """Refuse a tokenizer of another model. Special tokens that nothing uses may lack an embedding: an added pad, say.
+
+    Raises:
+        UserError: no tokenizer, or an ordinary or a needed token without a word embedding.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    ordinary = len(tokenizer) - len(tokenizer.all_special_ids)
+    if ordinary < 2:
+        raise UserError(
+            f"the backbone {name} has no tokenizer (transformers made an empty one): add its tokenizer files"
+        )
+    needed = {getattr(tokenizer, key) for key in _NEEDED[kind]} | set(start_ids(tokenizer))
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special} - needed
+    beyond = tokens_beyond(tokenizer, rows)
+    lost = [token for index, token in beyond.items() if index not in special]
+    if lost:
+        raise UserError(
+            f"tokenizer and model of {name} do not belong together: {len(tokenizer)} tokens, {rows} word embeddings, "
+            f"none for {lost[0]!r}; use the tokenizer of the checkpoint, or resize the model's embeddings"
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 
 from prompt_transfer.errors import UserError
+from prompt_transfer.files import cache_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -313,6 +313,6 @@ def cache_path(folder: str | Path | None, name: str, facts: dict[str, Any]) -> P
 
     `folder` None: the variable PROMPT_TRANSFER_CACHE, else ``~/.cache/prompt_transfer``.
     """
-    root = folder or os.environ.get("PROMPT_TRANSFER_CACHE") or "~/.cache/prompt_transfer"
+    root = cache_folder() if folder is None else Path(folder).expanduser()
     key = hashlib.sha256(json.dumps({"format": FORMAT, **facts}, sort_keys=True).encode()).hexdigest()[:32]
-    return Path(root).expanduser() / "tokens" / f"{name}-{key}.arrow"
+    return root / "tokens" / f"{name}-{key}.arrow"

@@ -107,7 +107,7 @@ def _grow(model: PreTrainedModel, name: str) -> None:
 def _read(option: str, name: str, kind: Any) -> tuple[Any, list[str]]:
     """Return the model of a built-in name or folder in float32, and the tensors that it lacks."""
     source, origin = resolve(name)
-    if origin == "hub":
+    if origin not in ("builtin", "folder"):
         raise UserError(f"--model.{option} {name} is neither a built-in backbone nor a folder")
     try:
         with quiet_transformers():
