@@ -263,8 +263,9 @@ def reference_jsonl(data: bytes, column: str) -> list[Any] | None:
     """Texts of a column, line by line."""
     try:
         lines = BREAK.split(data.decode("utf-8-sig"))
-        return [json.loads(line)[column] for line in lines if line.strip()]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        # A line without the column has a missing value there.
+        return [json.loads(line).get(column) for line in lines if line.strip()]
+    except (ValueError, AttributeError, RecursionError):
         return None
 
 

@@ -12,10 +12,12 @@ from tiny_models import save_tiny
 
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.cli import main
 from prompt_transfer.data.checks import warn_of_special_tokens
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.texts import texts_to_predict
 from prompt_transfer.errors import UserError
+from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.targets import EvaluationData, load_target
 from prompt_transfer.tasks import get_task
 
@@ -153,3 +155,20 @@ def test_the_two_ways_do_not_share_a_cache_or_an_answer(tiny_roberta: Path, tmp_
     assert counts == [9, 6, 9, 6]
     assert facts[0] == facts[2] != facts[1] == facts[3]
     assert "special_tokens" not in facts[0]
+
+
+def test_test_and_predict_do_as_the_prompt_was_trained(tiny_roberta: Path, tmp_path: Path) -> None:
+    task, run = _task(tmp_path), tmp_path / "run"
+    command = ["fit", "--model.backbone", str(tiny_roberta), "--data.task", task, "--data.source", "local"]
+    command += ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--model.prompt_length", "2"]
+    command += ["--data.cache_dir", str(tmp_path), "--data.special_tokens", "split", "--output", str(run)]
+
+    def done() -> None:
+        assert main(command) == 0
+        assert Prompt.load(run).metadata["data_special_tokens"] == "split"
+        texts = tmp_path / "new.csv"
+        texts.write_text("text\na </s> b\n")
+        more = ["--output", str(tmp_path / "out"), "--data.cache_dir", str(tmp_path)]
+        assert main(["predict", "--prompt", str(run), "--input", str(texts), *more]) == 0
+
+    assert _warnings(done) == []

@@ -222,7 +222,9 @@ def _convert(path: Path, name: str, digest: str, folder: Path) -> None:
         raise
     except Exception as error:  # transformers raises many types here; all mean that the file cannot be used
         raise UserError(f"cannot read {path}: {_first_line(error)}") from error
-    heads = tuple(f"{module}." for module in family.head)
+    heads = tuple(
+        f"{module}." for module in (row.head if row else generic.describe(model, model.config.model_type, kind).head)
+    )
     missing = set(info["missing_keys"])
     needed = sorted(key for key in missing if not key.startswith(heads))
     if needed:

@@ -228,9 +228,9 @@ def _labels(task: Task, split: str, raw: RawSplit) -> np.ndarray | None:
     classes = {_label_key(value): index for index, value in enumerate(task.labels or range(task.num_classes))}
     dropped = {_label_key(value) for value in task.drop_labels}
     # Two classes that are called 0 and 1, or false and true, may be written in either way.
-    for written, also in ((_NUMBERS, _BOOLEANS), (_BOOLEANS, _NUMBERS)):
-        if classes.keys() == set(written) and dropped.isdisjoint(also):
-            classes |= {other: classes[name] for name, other in zip(written, also, strict=True)}
+    for names, aliases in ((_NUMBERS, _BOOLEANS), (_BOOLEANS, _NUMBERS)):
+        if classes.keys() == set(names) and dropped.isdisjoint(aliases):
+            classes |= {alias: classes[name] for name, alias in zip(names, aliases, strict=True)}
             break
     keys = [_label_key(value) for value in raw.frame[task.label_column].tolist()]
     if keys and set(keys) <= {None, "-1"}:
