@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
+from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.family import AUTO_CLASSES, Family
 from prompt_transfer.backbones.substitutes import path_of
 from prompt_transfer.errors import UserError
@@ -30,12 +31,14 @@ _ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")
 
 
 def kind_of(facts: Mapping[str, Any], name: str) -> str:
-    """Return the kind of a model type without a row, from its config.json and transformers' Auto classes.
+    """Return the kind of a model from its config.json: its family's row says it, else transformers' Auto classes.
 
     Raises:
         UserError: no language model of transformers, and none that comes with the checkpoint.
     """
     model_type = facts.get("model_type", "unknown")
+    if model_type in FAMILIES:
+        return FAMILIES[model_type].kind
     classes = {kind: names.get(model_type) for kind, names in _CLASSES.items()}
     for architecture in facts.get("architectures") or ():
         for kind, known in classes.items():

@@ -110,7 +110,7 @@ def load(
             facts, _ = PreTrainedConfig.get_config_dict(source, **places)
             model_type = facts.get("model_type", "unknown")
             row = _row(facts, name)
-            kind = generic.kind_of(facts, name) if row is None else row.kind
+            kind = generic.kind_of(facts, name)
             stated = writing.stated_settings(source, facts, places)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             auto_class = getattr(transformers, AUTO_CLASSES[kind])
