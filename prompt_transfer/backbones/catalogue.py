@@ -194,18 +194,15 @@ def get_row(name: str) -> Row:
     return ROWS[name]
 
 
-def fetched(name: str) -> Path | None:
-    """The file or folder of a named backbone; None for a name that is not one of NAMED.
+def named_source(name: str) -> Path | None:
+    """Where the file or folder of a named backbone lies once fetched; None for a name that is not one of NAMED."""
+    return next((row.source for row in NAMED if row.name == name), None)
 
-    Raises:
-        UserError: it is one of them and not on this machine.
-    """
-    row = next((row for row in NAMED if row.name == name), None)
-    if row is None:
-        return None
-    if not row.source.exists():
-        raise UserError(f"the backbone {name} is not on this machine yet: {row.command()}")
-    return row.source
+
+def check_fetched(name: str) -> None:
+    """Raise UserError if the backbone is not on this machine."""
+    if not ROWS[name].source.exists():
+        raise UserError(f"the backbone {name} is not on this machine yet: {ROWS[name].command()}")
 
 
 def is_here(row: Row) -> bool:

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from prompt_transfer.backbones import attention, generic, gguf, writing
 from prompt_transfer.backbones.builtin import builtin_backbones
-from prompt_transfer.backbones.catalogue import NAMED, fetched
+from prompt_transfer.backbones.catalogue import NAMED, check_fetched, named_source
 from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.family import AUTO_CLASSES, Family
 from prompt_transfer.backbones.fingerprint import fingerprint
@@ -30,15 +30,15 @@ def resolve(name: str) -> tuple[str, str]:
 
     A built-in name wins; then one of the catalogue; then a file or folder; anything else is on the hub. The source of
     `gguf` is the path of a GGUF file, which may be the only one of a folder without a model; that of `fetched` a GGUF
-    file or folder; that of `hub` an id, or `org/repo:file.gguf`.
+    file or folder, which may not be there yet; that of `hub` an id, or `org/repo:file.gguf`.
 
     Raises:
-        UserError: a path that leads to no model, or a named backbone that was not fetched.
+        UserError: a path that leads to no model.
     """
     built_in = builtin_backbones()
     if name in built_in:
         return str(built_in[name]), "builtin"
-    if (found := fetched(name)) is not None:
+    if (found := named_source(name)) is not None:
         return str(found), "fetched"
     path = Path(name).expanduser()
     if path.is_dir():
@@ -94,6 +94,8 @@ def load(
     """
     source, origin = resolve(name)
     commit = None
+    if origin == "fetched":
+        check_fetched(name)
     if gguf.is_gguf(source):
         path = Path(source)
         if (place := gguf.on_hub(source)) and origin == "hub":
