@@ -257,3 +257,12 @@ def test_an_ordinary_or_needed_token_needs_one(tmp_path: Path, tiny: Callable[[s
     with pytest.raises(UserError, match="none for '<added>'"):
         FrozenBackbone(str(tmp_path / "bert"))
     assert json.loads((tmp_path / "bert" / "config.json").read_text())["vocab_size"] == len(encoder) - 1
+
+
+def test_split_special_tokens_need_no_embedding(tmp_path: Path) -> None:
+    tokenizer, size = with_pad_beyond(sentencepiece_tokenizer("prepend"))
+    encoder = FrozenBackbone(str(save_llama(tokenizer, tmp_path / "a", size))).encoder(P).splitting()
+    ((start, *row),) = encoder.encode(["the film"], ["[PAD]"], 40)
+    assert start == START
+    tokens = ["▁the", "▁film", NEWLINE, "▁", "[", "P", "A", "D", "]"]
+    assert encoder.tokenizer.convert_ids_to_tokens(row) == tokens

@@ -159,8 +159,9 @@ class TextEncoder:
         found = next((index for row in rows for index in row if index in self.beyond), None) if self.beyond else None
         if found is not None:
             raise UserError(
-                f"a text holds {self.beyond[found]!r}, token {found} of the tokenizer, of which the backbone has no "
-                "word embedding: take it out of the texts, or use a checkpoint whose embeddings were resized for it"
+                f"a text holds {self.beyond[found]!r}, token {found} of the tokenizer, for which the backbone has no "
+                "word embedding: take it out of the texts, read it as ordinary characters (--data.special_tokens "
+                "split), or use a checkpoint whose embeddings were resized for it"
             )
         return rows
 
