@@ -29,8 +29,9 @@ from prompt_transfer.prompts.recommendation import FACTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {str(path.relative_to(ROOT / "docs/pages")): path for path in sorted((ROOT / "docs/pages").rglob("*.md"))}
-# Folders that commands of the pages name and that are looked at while options are read.
+# Folders and files that commands of the pages name and that option parsing looks for.
 FOLDERS = ("path/to/model",)
+FILES = ("texts.jsonl",)
 
 
 def text_of(page: str) -> str:
@@ -68,6 +69,8 @@ def parses_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_roberta: P
     monkeypatch.chdir(tmp_path)
     for folder in FOLDERS:
         (tmp_path / folder).mkdir(parents=True)
+    for file in FILES:
+        (tmp_path / file).touch()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
@@ -131,7 +134,7 @@ def test_the_columns_are_those_of_the_tables() -> None:
         assert f"`{column}`" in page, column
     for tensor in ("activations", "before", "gate", "mean", "active", "predictivity", "fisher", "gradient"):
         assert f"`{tensor}`" in page
-    neurons = text_of("guide/neurons.md")
+    neurons = text_of("guide/analyze.md")
     assert all(f"`{name}`" in neurons for name in INDICATORS)
 
 
