@@ -158,7 +158,10 @@ def test_the_other_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_every_command_in_the_text_is_one(capsys: pytest.CaptureFixture[str]) -> None:
-    inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", SHOWN + FINDINGS, flags=re.S))]
+    inline = [
+        " ".join(code.split())
+        for code in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", SHOWN + FINDINGS, flags=re.S))
+    ]
     named = [code.removeprefix("prompt-transfer ") for code in inline]
     found = [code.split() for code in named if code.split()[0] in COMMANDS]
     assert {words[0] for words in found} >= {
