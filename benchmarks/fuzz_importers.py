@@ -283,7 +283,7 @@ class Fuzz:
         path.write_bytes(data)
         self.seen, self.armed = "", True
         try:
-            with _alarms():
+            with alarms():
                 READERS[kind](path)
             found = "accepted"
         except UserError as error:
@@ -313,7 +313,7 @@ class Fuzz:
 
 
 @contextmanager
-def _alarms() -> Iterator[None]:
+def alarms() -> Iterator[None]:
     """Raise `Stuck` after seconds of this process's own time, and of anybody's."""
 
     def stop(number: int, frame: Any) -> None:
@@ -383,14 +383,18 @@ def in_process(fuzz: Fuzz, numbers: range, keep: Path | None) -> dict[str, Any]:
         child.join()
 
 
+def memory_folder() -> Path | None:
+    """Return the folder of files in memory, or None where there is none."""
+    memory = Path("/dev/shm")
+    return memory if os.access(memory, os.W_OK) else None
+
+
 def fuzzed(files: int, seed: int = 0, keep: Path | None = None, chunk: int | None = 5000) -> dict[str, Any]:
     """The report; `chunk` None reads all files in this process."""
     started = time.perf_counter()
     counts: Counter[str] = Counter()
     wrong: list[str] = []
-    memory = Path("/dev/shm")
-    place = memory if os.access(memory, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=place) as folder:
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory_folder()) as folder:
         fuzz = Fuzz(Path(folder), seed)
         for start in range(0, files, chunk or files):
             numbers = range(start, min(files, start + (chunk or files)))

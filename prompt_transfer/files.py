@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import warnings
@@ -15,6 +16,11 @@ from pathlib import Path
 from prompt_transfer.errors import UserError
 
 LOCK = ".lock"
+
+
+def cache_folder() -> Path:
+    """The folder of what can be made again: the variable PROMPT_TRANSFER_CACHE, else ``~/.cache/prompt_transfer``."""
+    return Path(os.environ.get("PROMPT_TRANSFER_CACHE") or "~/.cache/prompt_transfer").expanduser()
 
 
 @contextmanager
@@ -47,8 +53,43 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it is synced and renamed to `path`, on an error removed.
+
+    If another process made `path` first, that one stays.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from error
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        for place in sorted(temporary.rglob("*"), reverse=True):
+            _sync_folder(place)
+        _sync_folder(temporary)
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _sync_folder(folder: Path) -> None:
-    """Bring the new name itself to disk; some file systems do not let a folder be opened, and need not."""
+    """Bring new names (or a file's content) to disk; some file systems do not let a folder be opened, and need not."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -98,7 +139,7 @@ def check_writable_dir(path: str | Path) -> Path:
 
 
 @contextmanager
-def alone(folder: str | Path, name: str = LOCK) -> Iterator[None]:
+def alone(folder: str | Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
     """Keep other processes that ask the same out of `folder`, which is made where it is missing.
 
     The system ends the lock with its process, however that ends, and processes that were forked do not prolong it. It
@@ -108,15 +149,16 @@ def alone(folder: str | Path, name: str = LOCK) -> Iterator[None]:
     Args:
         folder: where two processes would spoil each other's files.
         name: of the lock file.
+        wait: for another process to finish, instead of raising.
 
     Raises:
-        UserError: another process is at work there, or the folder cannot be written.
+        UserError: another process is at work there (without `wait`), or the folder cannot be written.
     """
     folder = Path(folder)
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     check_writable_dir(folder)
     path = folder / name
-    handle = None if sys.platform == "win32" else _locked(path)
+    handle = None if sys.platform == "win32" else _locked(path, wait)
     try:
         yield
     finally:
@@ -128,15 +170,15 @@ def alone(folder: str | Path, name: str = LOCK) -> Iterator[None]:
                 place.rmdir()
 
 
-def _locked(path: Path) -> int | None:
+def _locked(path: Path, wait: bool) -> int | None:
     """The open and locked file; None where the file system has no locks."""
     import fcntl
 
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle, current = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), False
         try:
             # Of the process, not of the open file: worker processes inherit the latter and would keep it locked.
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             holder = os.read(handle, 200).decode(errors="replace")
             os.close(handle)
@@ -147,7 +189,9 @@ def _locked(path: Path) -> int | None:
             warnings.warn(f"{problem}: let no second command write there", stacklevel=4)
             return None
         # Whoever held it before may have removed the file after it was opened here.
-        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+        with suppress(FileNotFoundError):
+            current = os.fstat(handle).st_ino == path.stat().st_ino
+        if current:
             os.ftruncate(handle, 0)
             os.write(handle, f"{os.getpid()} on {platform.node()}".encode())
             return handle

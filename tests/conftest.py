@@ -20,7 +20,10 @@ import pytest
 _SCRATCH = tempfile.TemporaryDirectory(prefix="prompt_transfer_tests_")
 for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"):
     os.environ.pop(_name, None)
+# Where real models lie, for the tests that are marked `real_models`.
+REAL_CACHE = os.environ.get("PROMPT_TRANSFER_CACHE")
 os.environ.update(
+    PROMPT_TRANSFER_CACHE=f"{_SCRATCH.name}/cache",
     HF_HOME=_SCRATCH.name,
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",

@@ -12,7 +12,12 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
+from transformers import BertModel, PreTrainedTokenizerFast
 
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.frozen import FrozenBackbone
@@ -703,6 +708,45 @@ def test_a_damaged_start(data: CorpusDataModule, tmp_path: Path) -> None:
     (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut off")
     module = BackbonePretraining("roberta", **SIZES, start_from=str(tmp_path / "cut"))
     with pytest.raises(UserError, match="the model there cannot be read"):
+        one_step().fit(module, data)
+
+
+def test_a_sentence_encoder_starts_with_a_head_of_its_word_embeddings(text: Path, tmp_path: Path) -> None:
+    """The missing LM head is the identity in front of the word embeddings; special ids may lie anywhere."""
+    words = ["[PAD]", "a", "b", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "river", "boat", "water", "engine", "wheel", "."]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordPiece(dict(zip(words, range(13), strict=True)), unk_token="[UNK]")),
+        unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+    )  # fmt: skip
+    tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    torch.manual_seed(0)
+    sizes = {**SIZES, "vocab_size": 13}
+    config = BackbonePretraining("bert", **sizes).model.config
+    encoder = BertModel(config, add_pooling_layer=False)
+    encoder.save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    data = CorpusDataModule(
+        {str(text): [1.0, None]}, str(tmp_path / "cache"), "bert", str(tmp_path / "encoder"), vocab_size=13,
+        lengths=[16], tokens_per_batch=96,
+    )  # fmt: skip
+    module = BackbonePretraining("bert", **sizes, start_from=str(tmp_path / "encoder"), learning_rate=0.0)
+    one_step().fit(module, data)
+    assert data.tokens.ordinary == 7
+    for _, batch in zip(range(3), data.train_dataloader(), strict=False):
+        assert (batch["labels"][batch["labels"] != IGNORED] >= 7).all()
+    ids = torch.tensor([[4, 7, 8, 5]])
+    with torch.no_grad():
+        logits = module.model(ids).logits
+        states = nn.functional.layer_norm(encoder.eval()(ids).last_hidden_state, (16,))
+    streams = [store["tokens"] for store in data.train_stores]
+    expected = states @ encoder.embeddings.word_embeddings.weight.T + frequencies(streams, 13).log()
+    # GELU bends the lowest states a little.
+    assert (logits - expected).abs().max() < 0.01
+    weights = load_file(tmp_path / "encoder" / "model.safetensors")
+    weights.pop("encoder.layer.1.output.dense.weight")
+    save_file(weights, tmp_path / "encoder" / "model.safetensors", {"format": "pt"})
+    module = BackbonePretraining("bert", **sizes, start_from=str(tmp_path / "encoder"))
+    with pytest.raises(UserError, match=r"lacks tensors, which would be random: bert.encoder.layer.1.output.dense"):
         one_step().fit(module, data)
 
 

@@ -251,6 +251,19 @@ def test_a_damaged_cache_file_is_made_again(tmp_path: Path) -> None:
         assert file.read_bytes() == whole
 
 
+def test_cached_rows_without_tokens_are_made_again(tmp_path: Path) -> None:
+    class Older(FakeEncoder):
+        def encode(self, *args: Any, **options: Any) -> list[list[int]]:
+            return [ids if len(ids) > 2 else [] for ids in super().encode(*args, **options)]
+
+    rows = datasets.Dataset.from_dict({"id": [0, 1], "text_a": ["", "a b"], "text_b": [""] * 2, "label": [0, 1]})
+    file = cache_path(tmp_path, "x", {})
+    tokenise(rows, Older(), 16, pairs=False, cache_file=file)
+    for encoder, calls in ((FakeEncoder(), 1), (FakeEncoder(), 0)):
+        assert tokenise(rows, encoder, 16, pairs=False, cache_file=file).lengths.tolist() == [2, 4]
+        assert encoder.calls == calls
+
+
 def _tokenise_in_process(file: str) -> int:
     rows = datasets.Dataset.from_dict({"id": range(999), "text_a": ["a bb"] * 999, "text_b": [""] * 999})
     return int(tokenise(rows, FakeEncoder(), 16, pairs=False, cache_file=Path(file)).values.sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,17 +12,22 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_models import CAUSAL, MASKED, SEQ2SEQ
+from tiny_models import CAUSAL, MASKED, PLAIN_ENCODERS, SEQ2SEQ
 from torch import Tensor
 
-from prompt_transfer.backbones.families import AUTO_CLASSES, FAMILIES
+from prompt_transfer.backbones.families import FAMILIES
+from prompt_transfer.backbones.family import AUTO_CLASSES
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.errors import UserError
+from prompt_transfer.prompts.initializers import embedding_rows, vocabulary_ids
 
 P = 5
 TEXTS = ["great good", "no yes maybe wrong right okay good bad terrible", "the film was very good"]
 Tiny = Callable[[str], Path]
 ALL = (*MASKED, *CAUSAL, *SEQ2SEQ)
+MODES = [(family, mode) for family in ALL for mode in ("full", "shared") if (family, mode) not in
+         {(encoder, "shared") for encoder in PLAIN_ENCODERS}]  # fmt: skip
+"""Families and the attention modes that they have."""
 
 
 def collated(backbone: FrozenBackbone, rows: list[list[int]], width: int | None = None) -> dict[str, Tensor]:
@@ -47,9 +53,18 @@ def words(backbone: FrozenBackbone) -> Tensor:
     return torch.tensor([row[0] for row in ids])
 
 
+@functools.cache
 def plain_model(folder: Path, kind: str) -> Any:
     auto = getattr(transformers, AUTO_CLASSES[kind])
     return auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def seen_by_hand(length: int, total: int, shared: bool) -> Tensor:
+    """What is added to attention scores so that in `shared` mode a prompt of some length sees only itself."""
+    allowed = torch.ones(total, total, dtype=torch.bool)
+    if shared:
+        allowed[:length, length:] = False
+    return torch.zeros(1, 1, total, total).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
 
 def by_hand(folder: Path, kind: str, prompt: Tensor, row: list[int], shared: bool) -> Tensor:
@@ -62,37 +77,36 @@ def by_hand(folder: Path, kind: str, prompt: Tensor, row: list[int], shared: boo
     if kind == "masked_lm":
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         text = torch.cat([embed(torch.tensor([tokenizer.mask_token_id])), text])
-    total = P + len(text)
-    allowed = torch.ones(total, total, dtype=torch.bool)
-    if shared:
-        allowed[:P, P:] = False
+    length, total = len(prompt), len(prompt) + len(text)
     low = torch.finfo(torch.float32).min
-    mask = torch.zeros(1, 1, total, total).masked_fill(~allowed, low)
+    mask = seen_by_hand(length, total, shared)
     if kind == "seq2seq_lm":
         x = torch.cat([prompt, text])[None]
         encoded = model.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state
         start = torch.tensor([[model.config.decoder_start_token_id]])
         return model(encoder_outputs=(encoded,), decoder_input_ids=start).logits[0, 0]
     config = model.config
+    if config.model_type in PLAIN_ENCODERS:
+        return model(inputs_embeds=torch.cat([prompt, text])[None]).logits[0, length]
     if config.model_type == "modernbert":
         places = torch.arange(total)
         near = (places[:, None] - places).abs() <= config.sliding_window
         masks = {"full_attention": mask, "sliding_attention": mask.masked_fill(~near, low)}
-        return model(inputs_embeds=torch.cat([prompt, text])[None], attention_mask=masks).logits[0, P]
+        return model(inputs_embeds=torch.cat([prompt, text])[None], attention_mask=masks).logits[0, length]
     # Prompt rows and answer slot shall have neither position nor token type: what the model adds is taken off before.
-    table = getattr(model, config.model_type).embeddings
-    first = config.pad_token_id + 1 if config.model_type == "roberta" else 0
-    bare = torch.full((P + 1,), first)
+    table = model.base_model.embeddings
+    fairseq = config.model_type in ("roberta", "xlm-roberta", "camembert")
+    first = config.pad_token_id + 1 if fairseq else 0
+    bare = torch.full((length + 1,), first)
     positions = torch.cat([bare, torch.arange(first, first + len(text) - 1)])[None]
     added = table.position_embeddings.weight[first]
-    if hasattr(table, "token_type_embeddings") and config.model_type != "roberta":
+    if hasattr(table, "token_type_embeddings") and not fairseq:
         added = added + table.token_type_embeddings.weight[0]
     x = torch.cat([prompt - added, text[:1] - added, text[1:]])[None]
-    return model(inputs_embeds=x, position_ids=positions, attention_mask=mask).logits[0, P]
+    return model(inputs_embeds=x, position_ids=positions, attention_mask=mask).logits[0, length]
 
 
-@pytest.mark.parametrize("attention", ["full", "shared"])
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize(("family", "attention"), MODES)
 def test_logits_and_gradients_equal_a_plain_forward(tiny: Tiny, family: str, attention: str) -> None:
     backbone = FrozenBackbone(str(tiny(family)), attention=attention)
     rows, token_ids = text_rows(backbone), words(backbone)
@@ -112,7 +126,7 @@ def test_logits_and_gradients_equal_a_plain_forward(tiny: Tiny, family: str, att
 
 @pytest.mark.parametrize("family", ALL)
 def test_padding_and_company_do_not_change_logits(tiny: Tiny, family: str) -> None:
-    for attention in ("full", "shared"):
+    for attention in [mode for name, mode in MODES if name == family]:
         backbone = FrozenBackbone(str(tiny(family)), attention=attention)
         rows, prompt, token_ids = text_rows(backbone), random_prompt(backbone), words(backbone)
         together = backbone(prompt, collated(backbone, rows, width=30), token_ids)
@@ -120,7 +134,7 @@ def test_padding_and_company_do_not_change_logits(tiny: Tiny, family: str) -> No
         torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", [family for family, mode in MODES if mode == "shared"])
 def test_full_and_shared_agree_for_causal_models_only(tiny: Tiny, family: str) -> None:
     full, shared = (FrozenBackbone(str(tiny(family)), attention=mode) for mode in ("full", "shared"))
     batch, prompt, token_ids = collated(full, text_rows(full)), random_prompt(full), words(full)
@@ -128,8 +142,7 @@ def test_full_and_shared_agree_for_causal_models_only(tiny: Tiny, family: str) -
     assert (difference < 1e-6) if family in CAUSAL else (difference > 1e-5)
 
 
-@pytest.mark.parametrize("attention", ["full", "shared"])
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize(("family", "attention"), MODES)
 def test_several_prompts_in_a_batch_equal_one_after_the_other(tiny: Tiny, family: str, attention: str) -> None:
     backbone = FrozenBackbone(str(tiny(family)), attention=attention)
     batch, token_ids = collated(backbone, text_rows(backbone)), words(backbone)
@@ -159,7 +172,7 @@ def test_one_step_changes_the_prompt_alone(tiny: Tiny, family: str) -> None:
 def test_neurons_are_what_enters_the_second_ffn_layer(tiny: Tiny, family: str) -> None:
     backbone = FrozenBackbone(str(tiny(family)))
     sites, seen = backbone.ffn_sites(), []
-    width = backbone.config.intermediate_size if hasattr(backbone.config, "intermediate_size") else 64
+    width = {"bloom": 4 * 32}.get(family, getattr(backbone.config, "intermediate_size", 64))
     for site in dict.fromkeys(sites):
         site.register_forward_hook(
             lambda module, args, output: seen.append(args[0] if backbone.family.ffn_input else output)
@@ -167,7 +180,8 @@ def test_neurons_are_what_enters_the_second_ffn_layer(tiny: Tiny, family: str) -
     backbone(random_prompt(backbone), collated(backbone, text_rows(backbone)), words(backbone))
     assert len(sites) == backbone.config.num_hidden_layers
     # ALBERT uses one layer twice; a causal model runs over the prompt and then over the text.
-    assert len(seen) == len(sites) * (2 if backbone.family.kind == "causal_lm" else 1)
+    twice = backbone.family.kind == "causal_lm" and not backbone.family.plain
+    assert len(seen) == len(sites) * (2 if twice else 1)
     assert all(neurons.shape[-1] == width for neurons in seen)
 
 
@@ -197,18 +211,24 @@ def test_target_log_probs_equal_a_plain_forward(tiny: Tiny, family: str, attenti
         assert (found[index, len(target) :] == 0).all()
 
 
-def greedy_by_hand(folder: Path, kind: str, prompt: Tensor, row: list[int], steps: int, end: int) -> list[int]:
+@torch.no_grad()
+def greedy_by_hand(
+    folder: Path, kind: str, prompt: Tensor, row: list[int], steps: int, end: int, shared: bool = False
+) -> list[int]:
     model = plain_model(folder, kind)
     embed = model.get_input_embeddings()
     written: list[int] = []
+    if kind == "seq2seq_lm":
+        x = torch.cat([prompt, embed(torch.tensor(row))])[None]
+        seen = seen_by_hand(len(prompt), x.shape[1], shared)
+        encoded = model.encoder(inputs_embeds=x, attention_mask=seen).last_hidden_state
     while len(written) < steps and (not written or written[-1] != end):
         if kind == "causal_lm":
             ids = torch.tensor(row + written)
             logits = model(inputs_embeds=torch.cat([prompt, embed(ids)])[None]).logits[0, -1]
         else:
-            x = torch.cat([prompt, embed(torch.tensor(row))])[None]
             ids = torch.tensor([[model.config.decoder_start_token_id, *written]])
-            logits = model(inputs_embeds=x, decoder_input_ids=ids).logits[0, -1]
+            logits = model(encoder_outputs=(encoded,), decoder_input_ids=ids).logits[0, -1]
         written.append(int(logits.argmax()))
     return written
 
@@ -294,6 +314,25 @@ def test_missing_heads_are_refused_by_name(tiny: Tiny, family: str, tmp_path: Pa
     # Of a T5 v1.1 transformers would tie the output layer to the word embeddings, which is another model.
     with pytest.raises(UserError, match="lacks tensors, which would be random or of another layer"):
         FrozenBackbone(str(tmp_path / "headless"))
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "gemma2", "gemma", "mistral"])
+def test_a_prompt_of_words_is_the_words(tiny: Tiny, family: str) -> None:
+    """A prompt from vocabulary words has the logits of those words as text, prompts longer than any window too."""
+    backbone = FrozenBackbone(str(tiny(family)))
+    model = plain_model(tiny(family), "causal_lm")
+    embed, weight = backbone.embedding_weight, model.get_input_embeddings().weight
+    scale = 32**0.5 if family.startswith("gemma") else 1
+    torch.testing.assert_close(embed, weight.detach() * scale)
+    chosen = torch.tensor(vocabulary_ids(backbone, top_k=0)[-11:])
+    prompt = torch.nn.Parameter(embedding_rows(backbone, chosen.tolist()))
+    rows = text_rows(backbone)
+    found = backbone(prompt, collated(backbone, rows), words(backbone))
+    recorded = backbone(backbone.record(prompt), collated(backbone, rows), words(backbone))
+    torch.testing.assert_close(recorded, found, atol=1e-5, rtol=0)
+    for index, row in enumerate(rows):
+        ids = torch.cat([chosen, torch.tensor(row)])[None]
+        torch.testing.assert_close(found[index], model(ids).logits[0, -1, words(backbone)], atol=1e-5, rtol=1e-5)
 
 
 def test_rows_name_their_kind() -> None:

@@ -33,16 +33,30 @@ def tanh_gelu(x: Tensor) -> Tensor:
 # First FFN layer (what passes the activation function), its partner in gated FFNs, and the activation function.
 FFN: dict[str, tuple[str, str | None, Callable[[Tensor], Tensor]]] = {
     "bert": ("bert.encoder.layer.{i}.intermediate.dense", None, gelu),
-    "roberta": ("roberta.encoder.layer.{i}.intermediate.dense", None, gelu),
+    **dict.fromkeys(
+        ("roberta", "xlm-roberta", "camembert"), ("roberta.encoder.layer.{i}.intermediate.dense", None, gelu)
+    ),
     "electra": ("electra.encoder.layer.{i}.intermediate.dense", None, gelu),
     "albert": ("albert.encoder.albert_layer_groups.0.albert_layers.0.ffn", None, tanh_gelu),
     "distilbert": ("distilbert.transformer.layer.{i}.ffn.lin1", None, gelu),
+    "mpnet": ("mpnet.encoder.layer.{i}.intermediate.dense", None, gelu),
+    "deberta-v2": ("deberta.encoder.layer.{i}.intermediate.dense", None, gelu),
     "modernbert": ("model.layers.{i}.mlp.Wi", "model.layers.{i}.mlp.Wi", gelu),
     "gpt2": ("transformer.h.{i}.mlp.c_fc", None, tanh_gelu),
     "opt": ("model.decoder.layers.{i}.fc1", None, relu),
+    "gpt_neo": ("transformer.h.{i}.mlp.c_fc", None, tanh_gelu),
+    "gptj": ("transformer.h.{i}.mlp.fc_in", None, tanh_gelu),
+    "falcon": ("transformer.h.{i}.mlp.dense_h_to_4h", None, gelu),
+    "bloom": ("transformer.h.{i}.mlp.dense_h_to_4h", None, tanh_gelu),
+    "phi3": ("model.layers.{i}.mlp.gate_up_proj", "model.layers.{i}.mlp.gate_up_proj", silu),
     "gpt_neox": ("gpt_neox.layers.{i}.mlp.dense_h_to_4h", None, gelu),
     **dict.fromkeys(
-        ("llama", "qwen2", "qwen3"), ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj", silu)
+        ("gemma", "gemma2", "gemma3_text"),
+        ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj", tanh_gelu),
+    ),
+    **dict.fromkeys(
+        ("llama", "qwen2", "qwen3", "mistral", "olmo2", "smollm3", "granite"),
+        ("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj", silu),
     ),
     "t5": ("decoder.block.{i}.layer.2.DenseReluDense.wi", None, relu),
     **dict.fromkeys(
@@ -92,7 +106,7 @@ def from_weights(
     for layer, x in enumerate(inputs):
         before = project(first, layer, x)
         other = None if second is None else project(second, layer, x)
-        if family == "modernbert":
+        if first == second:
             before, other = before.chunk(2)
         found["before"].append(before)
         found["gate"].append(function(before))

@@ -15,15 +15,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from start_models import byte_level_with_start, save_llama, sentencepiece_tokenizer
 from torch import Tensor
 
-from prompt_transfer.backbones.families import AUTO_CLASSES
+from prompt_transfer.backbones.builtin import builtin_backbones
+from prompt_transfer.backbones.family import AUTO_CLASSES
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
 from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.adapter_card import adapter_card, tasks_of
 from prompt_transfer.prompts.peft_adapter import read_adapter, write_adapter
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.studies.backbones import load_backbone
+from prompt_transfer.verbalizers import Verbalizer
 
 P, H = 5, 8
 TEXTS = ["the film is very good", "the dog", "a really quite boring story about the city"]
@@ -178,6 +182,63 @@ def test_the_code_of_the_card(family: str, facts: dict[str, str], tmp_path: Path
         assert printed.strip() in task.label_words
 
 
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("prepend", "start_answer_last"), ("prepend", "answer_last"), ("metaspace", "start_answer_last"),
+        ("gpt2-nano", "answer_last"),
+    ],
+)  # fmt: skip
+def test_the_card_reads_what_we_read(name: str, layout: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is in the extra `bench`, not in `dev`")
+    built_in = builtin_backbones().get(name)
+    folder = str(built_in or save_llama(sentencepiece_tokenizer(name), tmp_path / "model"))
+    backbone = FrozenBackbone(folder, layout=layout)
+    mine = Prompt(
+        rows(width=backbone.hidden_size), {"task": "mnli", "layout": layout, "backbone": folder, "family": "other"}
+    )
+    space, printed = run_card(tmp_path / "a", mine, folder)
+    (task,), _ = tasks_of(mine.metadata)
+    encoded = backbone.encoder(P).encode(["the film is good"], ["the story is good"], 60, cue=task.cue)
+    assert space["tokens"].tolist() == encoded
+    words = Verbalizer.build("mnli", task.label_words, backbone.tokenizer, "mean")
+    batch = {"input_ids": space["tokens"], "attention_mask": torch.ones_like(space["tokens"])}
+    with torch.no_grad():
+        logits = words.class_logits(backbone(mine.embeddings, batch, words.token_ids))
+    if not built_in:  # PEFT runs those in the dtype that they are stored in
+        torch.testing.assert_close(space["scores"], logits[0], rtol=0, atol=1e-4)
+        assert printed.strip() == task.label_words[int(logits.argmax())]
+
+
+def test_an_adapter_of_others_has_the_frame_of_its_tokenizer(tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+    llama = str(save_llama(byte_level_with_start(), tmp_path / "model"))
+    causal = {"task_type": "CAUSAL_LM", "num_transformer_submodules": 1, "token_dim": 32}
+    weights = {"prompt_embeddings": rows(P, 32)}
+
+    def taken_in(base: str, **more: Any) -> Prompt:
+        return read_adapter(adapter(tmp_path / "a", weights, base_model_name_or_path=base, **causal, **more))
+
+    # PEFT's users call the tokenizer, so the start token that it adds stands between the rows and the text.
+    assert taken_in(llama).metadata["layout"] == "start_answer_last"
+    assert taken_in(str(tiny("gpt2"))).metadata["layout"] == "answer_last"
+    # A base model that is not here decides when it is.
+    unknown = taken_in("meta-llama/Llama-2-7b-hf")
+    assert "layout" not in unknown.metadata
+    file = unknown.save(tmp_path / "b" / "unknown.safetensors")
+    with pytest.warns(UserWarning, match="more cannot be checked"):
+        backbone = load_backbone(llama, {"b": Prompt.load(file)})
+    assert backbone.layout.name == "start_answer_last"
+    # And goes out again as what it is.
+    unknown.metadata["task"] = "sst2"
+    write_adapter(unknown, tmp_path / "out", card := adapter_card(unknown, llama), llama)
+    assert "the start token that the tokenizer puts before a text (none where it puts none)" in card
+    assert read_adapter(tmp_path / "out").metadata["layout"] == "start_answer_last"
+    # What was trained here says it, whatever the tokenizer does: old prompts have no start token.
+    old = Prompt(rows(P, 32), {"layout": "answer_last", "backbone": llama})
+    write_adapter(old, tmp_path / "old", adapter_card(old, llama), llama)
+    assert read_adapter(tmp_path / "old").metadata["layout"] == "answer_last"
+
+
 def test_the_files_of_an_adapter(tmp_path: Path) -> None:
     folder = write_adapter(prompt(revision="v2"), tmp_path / "a", "card")
     assert sorted(os.listdir(folder)) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]  # noqa: PTH208
@@ -319,7 +380,7 @@ def test_the_card_says_what_peft_does_not_know() -> None:
     assert "license: mit" in card
     assert "builtin_backbones()['gpt2-nano']" in card
     assert "`premise`, a line feed, a blank and `hypothesis`, then the cue ` " in card
-    assert 'ids("\\n") + ids(" " + second) + ids(' in card
+    assert 'ids(text) + line + continued(" " + second) + continued(' in card
     assert "Pad on the **right**" in card
     paper = prompt(task="imdb", data_label_words="paper", family="t5")
     assert "Token ids in place of the words' own" in adapter_card(paper, "t5")

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from start_models import byte_level_with_start, save_llama
 from test_cli import FIT, error_of, fit
 
 from prompt_transfer.callbacks.checkpoints import WholeCheckpoints
@@ -157,6 +158,41 @@ def test_what_a_run_began_with_stays(
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     assert expected in error_of(capsys, main(["fit", "--output", str(output), "--resume", *options]))
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_of_another_release_keeps_its_frame(toy: Path, tmp_path: Path) -> None:
+    """Before there was a layout with the start token, a configuration without a layout meant the one without it."""
+    output, llama = tmp_path / "run", save_llama(byte_level_with_start(), tmp_path / "llama")
+    assert fit(toy, llama, output, "--model.layout", "answer_last") == 0
+    config = yaml.safe_load((output / "config.yaml").read_text())
+    config["model"].get("init_args", config["model"])["layout"] = None
+    (output / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--output", str(output), "--resume", "--trainer.max_steps", "6"]) == 0
+    prompt = Prompt.load(output)
+    assert (prompt.metadata["layout"], prompt.metadata["steps"] <= "6") == ("answer_last", True)
+    again = ["--prompt", str(output), "--random_prompts", "0"]
+    assert main(["test", *again, "--output", str(tmp_path / "test")]) == 0
+    assert set(pd.read_csv(tmp_path / "test" / "results.csv")["layout"]) == {"answer_last"}
+    # A text of no tokens is answered too, without a cue and without a start token.
+    (tmp_path / "texts.csv").write_text('text\n""\nthe film is good\n')
+    assert (
+        main(
+            [
+                "predict",
+                "--prompt",
+                str(output),
+                "--input",
+                str(tmp_path / "texts.csv"),
+                "--output",
+                str(tmp_path / "said"),
+            ]
+        )
+        == 0
+    )
+    assert len(pd.read_parquet(tmp_path / "said" / "predictions.parquet")) == 2
+    # A new run has the start token.
+    assert fit(toy, llama, tmp_path / "new") == 0
+    assert Prompt.load(tmp_path / "new").metadata["layout"] == "start_answer_last"
 
 
 def test_a_checkpoint_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -563,3 +563,39 @@ def test_real_imdb_and_sst2_split_sizes() -> None:
     sst2 = load_task(get_task("sst2"), "local", SHARED)
     assert {name: len(part) for name, part in sst2.splits.items()} == {"train": 67349, "validation": 872, "test": 1821}
     assert sst2.splits["validation"]["label"].count(1) == 444
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [((0, 1), [0, 1, 1]), ((1, 0), [1, 0, 0]), ((False, True), [0, 1, 1]), (("true", "false"), [1, 0, 0])],
+)
+@pytest.mark.parametrize("written", [(False, True, True), ("False", "true", " TRUE "), (0, 1, 1.0), ("0", "1", "1.0")])
+def test_booleans_and_0_and_1_are_the_same_two_labels(
+    tmp_path: Path, labels: tuple[Any, ...], classes: list[int], written: tuple[Any, ...]
+) -> None:
+    task = Task(**{**SINGLE.__dict__, "labels": labels})
+    (tmp_path / "toy").mkdir()
+    for split in ("train", "validation", "test"):
+        rows = [{"text": f"{split} {row}", "label": label} for row, label in enumerate(written)]
+        text = "\n".join(map(json.dumps, rows))
+        (tmp_path / "toy" / f"{split}.jsonl").write_text(text)
+    assert _load(task, tmp_path).splits["train"]["label"][:] == classes
+
+
+@pytest.mark.parametrize("labels", [(1, 2), (0, 1, 2), ("no", "yes"), (-1, 1)])
+def test_booleans_are_refused_where_they_may_mean_anything(tmp_path: Path, labels: tuple[Any, ...]) -> None:
+    words = ("bad", "good", "fine")[: len(labels)]
+    task = Task(**{**SINGLE.__dict__, "labels": labels, "label_words": words})
+    rows = [{"text": f"t{row}", "label": bool(row % 2)} for row in range(6)]
+    message = _complaint(task, _folder(tmp_path, train=rows))
+    assert "label False in row 0" in message
+    assert "the column holds false, true; list its values in `labels`" in message
+
+
+def test_a_label_to_drop_is_no_other_way_to_write_one(tmp_path: Path) -> None:
+    task = Task(**{**SINGLE.__dict__, "drop_labels": ("true",)})
+    rows = [{"text": f"t{row}", "label": (0, 1, True)[row % 3]} for row in range(9)]
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.warns(UserWarning, match="3 train rows with label true are left out"):
+        _load(task, tmp_path)

@@ -78,25 +78,30 @@ def unigram_tokenizer() -> Any:
 
 def _configuration(family: str) -> tuple[Any, str, dict[str, Any]]:
     """Tokenizer, the transformers class of the model, and the options of its configuration."""
-    if family in ("bert", "electra", "albert", "distilbert"):
+    if family in ("bert", "electra", "albert", "distilbert", "deberta-v2"):
         tokenizer = word_piece_tokenizer()
         facts: dict[str, Any] = {**_BERT, "max_position_embeddings": 64, "pad_token_id": 0}
         if family == "electra":
             facts["embedding_size"] = 24
         if family == "albert":
             facts |= {"embedding_size": 24, "hidden_dropout_prob": 0.1}
+        if family == "deberta-v2":
+            facts |= {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
         if family == "distilbert":
             facts = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "initializer_range": 0.2,
                      "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip
         else:
             facts["type_vocab_size"] = 2
-        name = {"bert": "Bert", "electra": "Electra", "albert": "Albert", "distilbert": "DistilBert"}[family]
+        name = {"bert": "Bert", "electra": "Electra", "albert": "Albert", "distilbert": "DistilBert",
+                "deberta-v2": "DebertaV2"}[family]  # fmt: skip
         return tokenizer, f"{name}ForMaskedLM", facts
-    if family in ("roberta", "modernbert"):
+    if family in ("modernbert", "mpnet", *_ROBERTAS):
         facts = {**_BERT, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-        if family == "roberta":
+        if family == "mpnet":
+            return byte_level_tokenizer("roberta"), "MPNetForMaskedLM", facts | {"max_position_embeddings": 66}
+        if family in _ROBERTAS:
             facts |= {"max_position_embeddings": 66, "type_vocab_size": 1}
-            return byte_level_tokenizer("roberta"), "RobertaForMaskedLM", facts
+            return byte_level_tokenizer("roberta"), f"{_ROBERTAS[family]}ForMaskedLM", facts
         facts |= {"max_position_embeddings": 64, "num_hidden_layers": 3, "local_attention": 8, "cls_token_id": 0,
                   "sep_token_id": 2, "global_attn_every_n_layers": 2}  # fmt: skip
         return byte_level_tokenizer("roberta"), "ModernBertForMaskedLM", facts
@@ -121,15 +126,62 @@ def _configuration(family: str) -> tuple[Any, str, dict[str, Any]]:
         return tokenizer, "OPTForCausalLM", {**facts, "ffn_dim": 64, "word_embed_proj_dim": 24, "init_std": 0.2}
     if family == "gpt_neox":
         return tokenizer, "GPTNeoXForCausalLM", facts
-    name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family]
+    if family == "gpt_neo":
+        heads = {"num_heads": 4, "num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 4}
+        return tokenizer, "GPTNeoForCausalLM", {**facts, **heads}
+    if family == "gptj":
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 64, "n_positions": 64, "initializer_range": 0.2}
+        return tokenizer, "GPTJForCausalLM", {**sizes, **ends, "rotary_dim": 4}
+    if family == "bloom":
+        return tokenizer, "BloomForCausalLM", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2,
+                                               **ends}  # fmt: skip
+    if family == "falcon":
+        return tokenizer, "FalconForCausalLM", {**facts, "ffn_hidden_size": 64, "parallel_attn": True}
+    name = _DECODERS[family]
     facts |= {"num_key_value_heads": 2, "head_dim": 8}
+    if family in _SLIDING:
+        # Shorter than the prompts and the texts of the tests.
+        facts |= {"sliding_window": 4}
+    if family == "granite":
+        facts |= {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5,
+                  "logits_scaling": 2.0}  # fmt: skip
+    if family == "smollm3":
+        facts |= {"no_rope_layers": [1, 0]}
+    if family in ("mistral", "phi3"):
+        # All of their layers slide: together they must reach from the answer slot back to the prompt.
+        facts |= {"sliding_window": 6, "num_hidden_layers": 3}
+    if family == "gemma3_text":
+        facts |= {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+                  "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}  # fmt: skip
+    if family == "gemma2":
+        # Low enough to matter: the scores of the tiny model are small.
+        facts |= {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 3.0}
     if family == "qwen2":
         facts |= {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
     return tokenizer, f"{name}ForCausalLM", facts
 
 
-MASKED = ("bert", "roberta", "electra", "albert", "distilbert", "modernbert")
-CAUSAL = ("gpt2", "opt", "gpt_neox", "llama", "qwen2", "qwen3")
+_ROBERTAS = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
+PLAIN_ENCODERS = ("mpnet", "deberta-v2")
+MASKED = ("bert", *_ROBERTAS, "electra", "albert", "distilbert", "modernbert", *PLAIN_ENCODERS)
+_DECODERS = {
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "mistral": "Mistral",
+    "phi3": "Phi3",
+    "olmo2": "Olmo2",
+    "smollm3": "SmolLM3",
+    "granite": "Granite",
+    "gemma": "Gemma",
+    "gemma2": "Gemma2",
+    "gemma3_text": "Gemma3",
+}
+"""Causal families that are configured as Llama is, and the first part of the names of their classes."""
+_SLIDING = ("mistral", "gemma2", "gemma3_text")
+CAUSAL = ("gpt2", "opt", "gpt_neox", "gpt_neo", "gptj", "falcon", "bloom", *_DECODERS)
+PLAIN = ("gemma2", "gpt_neo", "gptj", "falcon", "bloom", *PLAIN_ENCODERS)
+"""Families that run through the library's own forward."""
 SEQ2SEQ = ("t5", "t5_v1_1", "mt5")
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from prompt_transfer.backbones import frozen_linear
+from prompt_transfer.backbones import frozen_linear, writing
 from prompt_transfer.backbones.attention import PromptStates, rows_of
-from prompt_transfer.backbones.families import Family
+from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.layouts import Layout
 from prompt_transfer.backbones.stack import Part, Stack
 from prompt_transfer.errors import UserError
@@ -100,6 +100,8 @@ class Answers:
         mask_token_id: of an encoder, stands in its answer slot.
     """
 
+    stack_type: type[Stack] = Stack
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -111,8 +113,9 @@ class Answers:
     ) -> None:
         self.model, self.family, self.layout, self.attention = model, family, layout, attention
         self.pad_token_id, self.mask_token_id = pad_token_id, mask_token_id
-        self.stack = Stack(model, family)
+        self.stack = self.stack_type(model, family)
         self.first_position = family.first_position(model.config)
+        self.scale = family.embedding_scale(model.config)
         self.slot: AnswerSlot | None = None
 
     @contextmanager
@@ -136,6 +139,10 @@ class Answers:
         """Token ids of the texts that are written [B, S], filled up with pads."""
         raise self._cannot_write()
 
+    def written(self, ids: Tensor) -> Tensor:
+        """The ids [B, S] that `generate` gave, with pads behind end tokens, where beam search may put others."""
+        return writing.padded(ids, self.model.generation_config.eos_token_id, self.pad_token_id)
+
     def _cannot_write(self) -> UserError:
         return UserError(
             f"a {self.family.name} backbone fills in one word and cannot write text: for this task use a causal or "
@@ -151,9 +158,14 @@ class Answers:
         """What prompts become that see only themselves, computed now where that was not done before."""
         return prompts.recorded or self.stack.record(self.prompt_part(prompts.rows))
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings [..., H] of token ids as they enter the body."""
+        embeddings: Tensor = self.model.get_input_embeddings()(ids)
+        return embeddings if self.scale == 1 else embeddings * self.scale
+
     def text_part(self, batch: dict[str, Tensor], offset: int) -> Part:
         """The text [B, T] of each example, its first token `offset` positions after the first."""
-        embeddings, mask = self.model.get_input_embeddings()(batch["input_ids"]), batch["attention_mask"]
+        embeddings, mask = self.embed(batch["input_ids"]), batch["attention_mask"]
         if "text_ids" in batch:
             embeddings, mask = embeddings[batch["text_ids"]], mask[batch["text_ids"]]
         first = self.first_position + offset
@@ -199,7 +211,7 @@ class MaskedAnswers(Answers):
         assert self.mask_token_id is not None
         ids = torch.full_like(slot.positions, self.mask_token_id)
         answer = Part(
-            self.model.get_input_embeddings()(ids),
+            self.embed(ids),
             torch.full_like(slot.positions, -1) if bare else slot.positions - 1,
             torch.full_like(ids, self.family.prompt_token_type if bare else 0),
             torch.ones_like(slot.mask),
@@ -236,33 +248,32 @@ class CausalAnswers(Answers):
         return self._behind(prompts, text, places - 1)
 
     def generate(self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int) -> Tensor:
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        size, length = ids.shape
-        # What is written goes on from the last column, so the pads go to the left.
-        order = (torch.arange(length, device=ids.device) - (length - mask.sum(dim=1, keepdim=True))) % length
-        ids, mask = ids.gather(1, order), mask.gather(1, order)
+        size = len(batch["input_ids"])
+        settings = writing.settings(self.model, self.pad_token_id, max_new_tokens, num_beams)
+        cache = DynamicCache(config=self.model.config)
+        if not prompts.length or not writing.keeps_all(cache, self.family):
+            # Pads stand before the prompt: distances between its rows and the text are the same for all examples.
+            text = self.text_part(batch, prompts.length)
+            embeddings = torch.cat([prompts.of_examples(size), text.embeddings], dim=1)
+            mask = torch.cat([text.mask.new_ones(size, prompts.length), text.mask], dim=1)
+            embeddings, mask = writing.pads_first(mask, embeddings, mask)
+            return self.written(self.model.generate(None, settings, inputs_embeds=embeddings, attention_mask=mask))
+        ids, mask = writing.pads_first(batch["attention_mask"], batch["input_ids"], batch["attention_mask"])
         _, states = self.record(prompts)
-        cache = self._cache(states, prompts.repeated(num_beams), size * num_beams)
+        self._fill(cache, states, prompts.repeated(num_beams), size * num_beams)
         # The first P ids stand for the prompt: they lie in the cache, so nobody looks them up.
         stand_in = ids.new_full((size, prompts.length), self.pad_token_id)
-        sequences = self.model.generate(
-            input_ids=torch.cat([stand_in, ids], dim=1),
-            attention_mask=torch.cat([torch.ones_like(stand_in), mask], dim=1),
-            past_key_values=cache,
-            max_new_tokens=max_new_tokens,
-            num_beams=num_beams,
-            do_sample=False,
-            pad_token_id=self.pad_token_id,
-        )
-        return sequences[:, prompts.length + length :]
+        mask = torch.cat([torch.ones_like(stand_in), mask], dim=1)
+        ids = torch.cat([stand_in, ids], dim=1)
+        sequences = self.model.generate(ids, settings, attention_mask=mask, past_key_values=cache)
+        return self.written(sequences[:, ids.shape[1] :])
 
-    def _cache(self, states: PromptStates, prompts: Prompts, examples: int) -> DynamicCache:
-        """The recorded keys and values for `examples` rows."""
-        cache = DynamicCache(config=self.model.config)
+    @staticmethod
+    def _fill(cache: DynamicCache, states: PromptStates, prompts: Prompts, examples: int) -> None:
+        """Put the recorded keys and values of the prompt of each of `examples` rows into a cache."""
         for index, layer in enumerate(states.layers):
             keys, values = (rows_of(recorded, prompts.ids, examples) for recorded in layer)
             cache.update(keys, values, index)
-        return cache
 
 
 class Seq2SeqAnswers(Answers):
@@ -314,12 +325,9 @@ class Seq2SeqAnswers(Answers):
         sequences = self.model.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
             attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            num_beams=num_beams,
-            do_sample=False,
-            pad_token_id=self.pad_token_id,
+            generation_config=writing.settings(self.model, self.pad_token_id, max_new_tokens, num_beams),
         )
-        return sequences[:, 1:]
+        return self.written(sequences[:, 1:])
 
 
 KINDS: dict[str, Callable[..., Answers]] = {

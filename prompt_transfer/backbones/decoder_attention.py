@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prompt_transfer.backbones.attention import through_states
-from prompt_transfer.backbones.families import Family
+from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.substitutes import replace
 
 

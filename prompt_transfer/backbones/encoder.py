@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
+from prompt_transfer.backbones.special_tokens import ordinary_ids, special_tokens
+from prompt_transfer.backbones.tokenization import Encode, continued, line_feed
 from prompt_transfer.errors import UserError
 
 # Below this a text of a pair would be cut to a word or two.
@@ -22,6 +25,9 @@ class TextEncoder:
     | seq2seq_lm | `A </s>` | `A </s> B </s>` |
     | causal_lm | `A cue` | `A`, newline, `B cue`: the last token is the answer slot |
 
+    A causal model reads `start` before all that. Where no token is left, neither of text nor of a frame, it reads the
+    token that stands for no text (`without_text`), which then is the answer slot.
+
     Attributes:
         tokenizer: the backbone's.
         kind: of the backbone.
@@ -29,6 +35,9 @@ class TextEncoder:
         prompt_length: P, rows of the prompt that will stand before the text.
         max_positions: positions that the backbone has.
         fingerprint: tells encoders apart that give different ids.
+        start: ids before a causal model's text (layout `start_answer_last`).
+        beyond: tokens that the model has no embedding of, id -> token; a text must not hold them.
+        split_special_tokens: read special tokens in texts (not in cues and frames) as ordinary characters.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -37,13 +46,25 @@ class TextEncoder:
     prompt_length: int
     max_positions: int
     fingerprint: str
+    start: tuple[int, ...] = ()
+    beyond: Mapping[int, str] = field(default_factory=dict)
+    split_special_tokens: bool = False
+
+    def splitting(self) -> TextEncoder:
+        """Return an encoder that reads special tokens in texts as ordinary characters."""
+        return replace(self, fingerprint=f"{self.fingerprint}-split", split_special_tokens=True)
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The tokens that mean something else in a text than their characters."""
+        return special_tokens(self.tokenizer)
 
     @property
     def pad_token_id(self) -> int:
-        """What fills up rows; it is masked, so GPT's end token will do where there is no pad."""
+        """What fills up rows; it is masked, so the end token will do where there is no pad with an embedding."""
         tokenizer = self.tokenizer
         for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-            if token_id is not None:
+            if token_id is not None and token_id not in self.beyond:
                 return token_id
         return 0
 
@@ -85,18 +106,21 @@ class TextEncoder:
 
         What is too long loses tokens at its end; of a pair the longer text loses first. The cue, the words that a
         causal model reads before it answers, is never cut, nor is the frame of a seq2seq model.
+
+        Raises:
+            UserError: a text holds a token that the model has no embedding of.
         """
         start, between, end = self._frame(cue, seq2seq_frame)
         room = max(max_length - len(start) - len(end), 0)
-        first = self._ids(text_a)
+        first = self._text_ids(text_a)
         if text_b is None:
-            return [[*start, *ids[:room], *end] for ids in first]
+            return self._readable([[*start, *ids[:room], *end] for ids in first])
         room = max(room - len(between), 0)
         encoded = []
-        for a, b in zip(first, self._ids([self._continued(text) for text in text_b]), strict=True):
+        for a, b in zip(first, self._continued(text_b, self._text_ids), strict=True):
             length_a, length_b = shorten(len(a), len(b), room)
             encoded.append([*start, *a[:length_a], *between, *b[:length_b], *end])
-        return encoded
+        return self._readable(encoded)
 
     def without_text(self) -> list[int]:
         """The ids that stand where a text would when a prompt is looked at alone, without any data.
@@ -106,6 +130,8 @@ class TextEncoder:
         end token where it has no other.
         """
         tokenizer = self.tokenizer
+        if self.start:
+            return list(self.start)
         if self.kind == "masked_lm":
             return [tokenizer.cls_token_id]
         if self.kind == "seq2seq_lm":
@@ -115,13 +141,28 @@ class TextEncoder:
         return [next(token_id for token_id in ends if token_id is not None)]
 
     def encode_targets(self, texts: list[str], max_length: int) -> list[list[int]]:
-        """Token ids of texts to be written, each with the end token, at most `max_length` of them."""
-        end = self.tokenizer.eos_token_id
-        return [[*ids[: max_length - 1], end] for ids in self._ids([self._continued(text) for text in texts])]
+        """Token ids of texts to be written, each with the end token, at most `max_length` of them.
 
-    def _continued(self, text: str) -> str:
-        # Byte-level BPE has other tokens for a word that continues a text than for one that begins it.
-        return f" {text.strip()}" if self.kind == "causal_lm" else text
+        Raises:
+            UserError: a text holds a token that the model has no embedding of.
+        """
+        end = self.tokenizer.eos_token_id
+        return self._readable([[*ids[: max_length - 1], end] for ids in self._continued(texts, self._text_ids)])
+
+    def _continued(self, texts: list[str], encode: Encode) -> list[list[int]]:
+        """Return the token ids of texts that follow others: as a continuation for causal models only."""
+        return continued(encode, [f" {text.strip()}" for text in texts]) if self.kind == "causal_lm" else encode(texts)
+
+    def _readable(self, rows: list[list[int]]) -> list[list[int]]:
+        """The rows, each with a token at least, all of which the model knows."""
+        rows = [row or self.without_text() for row in rows]
+        found = next((index for row in rows for index in row if index in self.beyond), None) if self.beyond else None
+        if found is not None:
+            raise UserError(
+                f"a text holds {self.beyond[found]!r}, token {found} of the tokenizer, of which the backbone has no "
+                "word embedding: take it out of the texts, or use a checkpoint whose embeddings were resized for it"
+            )
+        return rows
 
     def _frame(self, cue: str, seq2seq_frame: tuple[str, str] | None) -> tuple[list[int], list[int], list[int]]:
         """What stands before, between and after the texts."""
@@ -134,9 +175,12 @@ class TextEncoder:
             return before, middle, [tokenizer.eos_token_id]
         if self.kind == "seq2seq_lm":
             return [], [tokenizer.eos_token_id] * self.separators, [tokenizer.eos_token_id]
-        between, end = self._ids(["\n", self._continued(cue)])
         # Without a cue the last token of the text is the answer slot.
-        return [], between, end if cue else []
+        end = self._continued([cue], self._ids)[0] if cue else []
+        return list(self.start), line_feed(tokenizer, self._ids), end
+
+    def _text_ids(self, texts: list[str]) -> list[list[int]]:
+        return ordinary_ids(self.tokenizer, texts) if self.split_special_tokens else self._ids(texts)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

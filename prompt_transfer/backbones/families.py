@@ -2,87 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from prompt_transfer.errors import UserError
+import torch
+from torch import Tensor
 
-AUTO_CLASSES = {
-    "masked_lm": "AutoModelForMaskedLM",
-    "causal_lm": "AutoModelForCausalLM",
-    "seq2seq_lm": "AutoModelForSeq2SeqLM",
-}
-
-
-def _positions(config: Any) -> int:
-    return config.max_position_embeddings
-
-
-@dataclass(frozen=True)
-class Family:
-    """What `FrozenBackbone` must know of an architecture; paths are those of modules in the model with its LM head.
-
-    Attributes:
-        name: `model_type` of the Hugging Face configuration.
-        kind: `masked_lm`, `causal_lm` or `seq2seq_lm`.
-        body: the module that turns embeddings into hidden states (of a seq2seq model its encoder).
-        head: the modules that turn hidden states into logits, one after the other.
-        ffn_site: the module of layer `{i}` where the neurons are (of a seq2seq model in its decoder, where the answer
-            is), read off its output; or with `ffn_input` off its input, which for gated FFNs is the product.
-        ffn_input: see `ffn_site`.
-        layer: the module of layer `{i}`, where the last one can be computed at a few positions alone
-            (`last_layer.py`); None where it cannot be, or where all its states are read.
-        reads_states: of such a layer the modules that make keys and values, where they are linear, read what enters the
-            layer, and nothing comes between them and the products of attention (no norm, no rotation).
-        reshaped: the module behind the last layer whose output the body gives the shape of its input, if it does.
-        cross_attention: of layer `{i}` of a decoder, where it is as T5's is.
-        self_attention: the same of its self-attention.
-        activation: the activation function of layer `{i}`, where it is another module than `ffn_site`.
-        gated: configuration -> whether what it gives is multiplied with a second projection before it is a neuron.
-        learning_rate: default for prompts that start from vocabulary embeddings, with AdamW.
-        max_positions: configuration -> how many positions an input may have.
-        position_table: the position embeddings, where tokens can go without one; None where every token has a position.
-        token_type_table: the token-type embeddings, if there are any.
-        position_ids: whether the body takes `position_ids` (T5's positions are relative).
-        first_position: configuration -> position id of the first token when nothing stands before it.
-        prompt_token_type: token type of answer slot and prompt rows; -1 for none at all.
-        separators: how many separators stand between the two texts of a pair.
-        sliding: configuration -> the attention window of its sliding layers, or None.
-    """
-
-    name: str
-    kind: str
-    body: str
-    head: tuple[str, ...]
-    ffn_site: str
-    learning_rate: float
-    ffn_input: bool = False
-    layer: str | None = None
-    reads_states: tuple[str, str] | None = None
-    reshaped: str | None = None
-    cross_attention: str | None = None
-    self_attention: str | None = None
-    activation: str | None = None
-    gated: Callable[[Any], bool] = lambda config: False
-    max_positions: Callable[[Any], int] = _positions
-    position_table: str | None = None
-    token_type_table: str | None = None
-    position_ids: bool = True
-    first_position: Callable[[Any], int] = lambda config: 0
-    prompt_token_type: int = 0
-    separators: int = 1
-    sliding: Callable[[Any], int | None] = lambda config: None
-
-    @property
-    def auto_class(self) -> str:
-        """The transformers class that loads it with its LM head."""
-        return AUTO_CLASSES[self.kind]
-
-    @property
-    def needs_positions(self) -> bool:
-        """Whether every token of the input has a position: rotary and causal models."""
-        return self.position_table is None
+from prompt_transfer.backbones.family import Family
 
 
 def _bert_like(name: str, body: str, head: tuple[str, ...], **more: Any) -> Family:
@@ -100,6 +25,21 @@ def _bert_like(name: str, body: str, head: tuple[str, ...], **more: Any) -> Fami
     return Family(name, "masked_lm", body, head, **{**facts, **more})
 
 
+def _roberta_like(name: str) -> Family:
+    return _bert_like(
+        name,
+        "roberta",
+        ("lm_head",),
+        # Positions count from the padding index (fairseq).
+        first_position=lambda config: config.pad_token_id + 1,
+        max_positions=lambda config: config.max_position_embeddings - config.pad_token_id - 1,
+        prompt_token_type=0,
+        # The grid on roberta-nano (results/sst2_grid.csv). Release 1.0 took 1e-3 for base models and prompts that
+        # start at N(0, 0.02), with some ten times the steps.
+        learning_rate=0.003,
+    )
+
+
 def _decoder(name: str, body: str = "model", head: str = "lm_head", **more: Any) -> Family:
     """Causal models in the manner of Llama: body, one output layer, neurons where they enter the second FFN layer."""
     facts: dict[str, Any] = {
@@ -111,6 +51,12 @@ def _decoder(name: str, body: str = "model", head: str = "lm_head", **more: Any)
         "learning_rate": 0.003,
     }
     return Family(name, "causal_lm", body, (head,), **{**facts, **more})
+
+
+def _own_attention(name: str, activation: str = "act", **more: Any) -> Family:
+    """Causal models in the manner of GPT-2 whose attention is no registered function: by the library's own forward."""
+    site = f"transformer.h.{{i}}.mlp.{activation}"
+    return Family(name, "causal_lm", "transformer", ("lm_head",), site, 0.003, plain=True, **more)
 
 
 def _t5(name: str, learning_rate: float) -> Family:
@@ -127,6 +73,7 @@ def _t5(name: str, learning_rate: float) -> Family:
         self_attention="decoder.block.{i}.layer.0.SelfAttention",
         activation="decoder.block.{i}.layer.2.DenseReluDense.act",
         gated=lambda config: config.is_gated_act,
+        layers=lambda config: config.num_decoder_layers,
         position_ids=False,
         # Relative positions have no end; beyond this nobody has looked.
         max_positions=lambda config: 2048,
@@ -138,22 +85,17 @@ def _sliding_window(config: Any) -> int | None:
     return config.sliding_window if "sliding_attention" in layers else None
 
 
+def _capped(config: Any, logits: Tensor) -> Tensor:
+    """Soft-capped logits (Gemma 2): `cap * tanh(logits / cap)`."""
+    cap = config.final_logit_softcapping
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
 FAMILIES: dict[str, Family] = {
     row.name: row
     for row in (
         _bert_like("bert", "bert", ("cls",)),
-        _bert_like(
-            "roberta",
-            "roberta",
-            ("lm_head",),
-            # Positions count from the padding index (fairseq).
-            first_position=lambda config: config.pad_token_id + 1,
-            max_positions=lambda config: config.max_position_embeddings - config.pad_token_id - 1,
-            prompt_token_type=0,
-            # The grid on roberta-nano (results/sst2_grid.csv). Release 1.0 took 1e-3 for base models and prompts that
-            # start at N(0, 0.02), with some ten times the steps.
-            learning_rate=0.003,
-        ),
+        *map(_roberta_like, ("roberta", "xlm-roberta", "camembert")),
         _bert_like("electra", "electra", ("generator_predictions", "generator_lm_head")),
         _bert_like(
             "albert",
@@ -174,6 +116,27 @@ FAMILIES: dict[str, Family] = {
             reads_states=("attention.k_lin", "attention.v_lin"),
             activation="distilbert.transformer.layer.{i}.ffn.activation",
             token_type_table=None,
+        ),
+        Family(
+            "mpnet",
+            "masked_lm",
+            "mpnet",
+            ("lm_head",),
+            "mpnet.encoder.layer.{i}.intermediate.intermediate_act_fn",
+            0.003,
+            # Positions count from the padding index, which is 1 in all of them.
+            max_positions=lambda config: config.max_position_embeddings - 2,
+            plain=True,
+        ),
+        Family(
+            "deberta-v2",
+            "masked_lm",
+            "deberta",
+            # One of them, as `legacy` in the configuration says.
+            ("cls", "lm_predictions"),
+            "deberta.encoder.layer.{i}.intermediate.intermediate_act_fn",
+            0.003,
+            plain=True,
         ),
         Family(
             "modernbert",
@@ -223,22 +186,26 @@ FAMILIES: dict[str, Family] = {
         _decoder("llama"),
         _decoder("qwen2", sliding=_sliding_window),
         _decoder("qwen3", sliding=_sliding_window),
+        _decoder("mistral", sliding=lambda config: config.sliding_window, one_mask=True),
+        _decoder(
+            "phi3",
+            activation="model.layers.{i}.mlp.activation_fn",
+            sliding=lambda config: config.sliding_window,
+            one_mask=True,
+        ),
+        _decoder("olmo2"),
+        _decoder("smollm3", sliding=_sliding_window),
+        _decoder("granite", logits=lambda config, logits: logits / config.logits_scaling),
+        _decoder("gemma"),
+        # The scores of its attention are soft-capped, which only the eager attention does.
+        _decoder("gemma2", plain=True, layer=None, attention="eager"),
+        _decoder("gemma3_text", sliding=_sliding_window, logits=_capped),
+        _own_attention("gpt_neo", attention="eager"),
+        _own_attention("gptj", attention="eager"),
+        _own_attention("falcon"),
+        _own_attention("bloom", activation="gelu_impl", max_positions=lambda config: 2048),
         # T5 and Flan-T5 too: v1.0 or v1.1 is a matter of their configuration.
         _t5("t5", 0.3),
         _t5("mt5", 0.3),
     )
 }
-
-
-def get_family(model_type: str, name: str) -> Family:
-    """The row of `model_type`.
-
-    Raises:
-        UserError: no row; names the table.
-    """
-    if model_type not in FAMILIES:
-        raise UserError(
-            f"backbone {name} is of the type {model_type!r}, which has no row in "
-            f"prompt_transfer/backbones/families.py; there are rows for {', '.join(sorted(FAMILIES))}"
-        )
-    return FAMILIES[model_type]

@@ -5,11 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.backbones import decoder_attention, frozen_linear, frozen_norm, layer_calls, loading
-from prompt_transfer.backbones.answers import IGNORED, KINDS, AnswerSlot, PromptBank, Prompts
+from prompt_transfer.backbones import (
+    decoder_attention,
+    frozen_linear,
+    frozen_norm,
+    generic,
+    layer_calls,
+    loading,
+    plain,
+    proof,
+)
+from prompt_transfer.backbones.answers import IGNORED, AnswerSlot, PromptBank, Prompts
 from prompt_transfer.backbones.encoder import TextEncoder
+from prompt_transfer.backbones.fingerprint import text_rules
+from prompt_transfer.backbones.gguf import SOURCE
 from prompt_transfer.backbones.layouts import get_layout
 from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, fuse_activations, path_of, replace
+from prompt_transfer.backbones.tokenization import start_ids, tokens_beyond
 from prompt_transfer.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,10 +44,12 @@ class FrozenBackbone(nn.Module):
     vocabulary.
 
     Args:
-        name: a built-in backbone (`roberta-nano`), the folder of a Hugging Face model, or a hub id.
+        name: a built-in backbone (`roberta-nano`), the folder of a Hugging Face model, a GGUF file, a hub id, or
+            `org/repo:file.gguf` on the hub.
         layout: of a masked LM `prefix` (prompt, answer slot, text) or `mask_first` (answer slot, prompt, text: release
-            1.0 of Su et al., needed by published prompts); of a causal LM `answer_last`, of a seq2seq LM `encoder`.
-            None: the first of these.
+            1.0 of Su et al., needed by published prompts); of a causal LM `start_answer_last` (prompt, the start token
+            that its tokenizer puts before a text, text), or `answer_last` (no start token: of tokenizers that add none,
+            and of prompts trained so); of a seq2seq LM `encoder`. None: the first of these that there is.
         attention: `full` (the prompt sees the text, as in the paper) or `shared` (the prompt sees only itself; its
             keys and values are computed once for a batch). For a causal LM both are the same function; an encoder
             loses one or two points on SST-2 with `shared` (results/attention.csv), hence the default.
@@ -47,10 +61,12 @@ class FrozenBackbone(nn.Module):
             pay for short runs on small models.
         revision: of a hub repository.
         trust_remote_code: run model code that comes with the checkpoint.
+        ffn_site: of a family without a row, the path of the module of layer `{i}` whose input are the neurons; None:
+            found by the sizes of its linear layers.
 
     Raises:
-        UserError: see `loading.load`; also an unknown layout, attention mode, head or dtype, and layers that cannot be
-            compiled or computed again.
+        UserError: see `loading.load` and `proof.prove`; also an unknown layout, attention mode, head or dtype, and
+            layers that cannot be compiled or computed again.
     """
 
     def __init__(
@@ -66,6 +82,7 @@ class FrozenBackbone(nn.Module):
         compile: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        ffn_site: str | None = None,
     ) -> None:
         super().__init__()
         for option, value, allowed in (
@@ -80,13 +97,22 @@ class FrozenBackbone(nn.Module):
         self.dropout = dropout
         loaded = loading.load(name, head, DTYPES[dtype], revision, trust_remote_code)
         self.model, self.tokenizer, self.family, self.fingerprint = loaded
+        if ffn_site is not None:
+            self.family = generic.with_site(self.model, self.family, ffn_site)
+        plain.refuse_shared(name, self.family, attention)
+        start = start_ids(self.tokenizer) if self.family.kind == "causal_lm" else ()
+        self.layout = get_layout(layout, self.family.kind, self.family.needs_positions, bool(start))
+        self._start = start if self.layout.start_token else ()
+        self._beyond = tokens_beyond(self.tokenizer, self.model.get_input_embeddings().weight.shape[0])
         # Tokenised rows are kept between runs, and must not outlive a change of the tokenizer's rules.
-        self._text_rules = f"{self.fingerprint}-{loading.text_rules(self.tokenizer)}"
-        self.layout = get_layout(layout, self.family.kind, self.family.needs_positions)
+        rules = text_rules(self.tokenizer, self.family.kind, self._start)
+        self._text_rules = f"{self.fingerprint}-{rules}"
         self.revision = revision
         self.config = self.model.config
         # What the hub gave for the revision that was asked for; None for what does not come from there.
         self.commit: str | None = getattr(self.config, "_commit_hash", None)
+        # Of a backbone from a GGUF file: file, sha256 and quantization (license, where it says so); else empty.
+        self.gguf: dict[str, str] = getattr(self.config, SOURCE, None) or {}
         self._substitute()
         self.model.requires_grad_(False)
         # Lightning trains in the mode that it finds: dropout that is asked for must be on from the beginning.
@@ -95,9 +121,12 @@ class FrozenBackbone(nn.Module):
         if self.family.kind == "masked_lm" and mask_token_id is None:
             raise UserError(f"the tokenizer of {name} has no mask token, which a masked language model needs")
         pad_token_id = self.encoder(1).pad_token_id
-        self._answers = KINDS[self.family.kind](
+        self._answers = plain.answers_of(self.family)(
             self.model, self.family, self.layout, attention, pad_token_id, mask_token_id
         )
+        if not self.family.has_row:
+            with loading.quiet_transformers():
+                proof.prove(self)
         if compile:
             layer_calls.compile_layers(self._answers.stack, name)
         if gradient_checkpointing:
@@ -105,6 +134,8 @@ class FrozenBackbone(nn.Module):
 
     def _substitute(self) -> None:
         family, model = self.family, self.model
+        if family.plain:
+            return
         for table in (family.position_table, family.token_type_table):
             if table is not None:
                 replace(model, table, OptionalEmbedding.sharing(model.get_submodule(table)))
@@ -125,11 +156,28 @@ class FrozenBackbone(nn.Module):
     @property
     def hidden_size(self) -> int:
         """H, the width of the input embeddings."""
-        return self.embedding_weight.shape[1]
+        return self._table.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._table.device
 
     @property
     def embedding_weight(self) -> Tensor:
-        """The word embeddings [V, H]."""
+        """The word embeddings [V, H] as they enter the body: the space that prompts live in.
+
+        For most models these are the weights of the embedding module. Models that scale inside of it (Gemma by
+        sqrt(H)) get the scaled embeddings, computed at each access; the LM head and `head="embedding"` use the weights.
+        """
+        embed = self.model.get_input_embeddings()
+        if type(embed).forward is nn.Embedding.forward and self._answers.scale == 1:
+            return self._table
+        with torch.no_grad():
+            return self._answers.embed(torch.arange(len(self._table), device=self.device))
+
+    @property
+    def _table(self) -> Tensor:
         return self.model.get_input_embeddings().weight.detach()
 
     @property
@@ -146,14 +194,19 @@ class FrozenBackbone(nn.Module):
         """What turns texts into the token ids that `forward` takes, for prompts of `prompt_length` rows."""
         family = self.family
         return TextEncoder(
-            self.tokenizer, family.kind, family.separators, prompt_length, self.max_positions, self._text_rules
-        )
+            self.tokenizer, family.kind, family.separators, prompt_length, self.max_positions, self._text_rules,
+            self._start, self._beyond,
+        )  # fmt: skip
 
     def ffn_sites(self) -> list[nn.Module]:
         """The module of every layer where the neurons [B, T', F] are, first layer first.
 
         They are its output, or its input where `family.ffn_input` says so. Layers that share weights share it (ALBERT).
+
+        Raises:
+            UserError: the family has no row, and the structure of its layers does not say where they are.
         """
+        generic.refuse_ambiguous(self.id, self.family)
         return self._of_layers(self.family.ffn_site)
 
     def activation_sites(self) -> list[nn.Module]:
@@ -177,10 +230,7 @@ class FrozenBackbone(nn.Module):
         return self._answers.slot
 
     def _of_layers(self, path: str) -> list[nn.Module]:
-        layers = self.config.num_hidden_layers
-        if self.family.kind == "seq2seq_lm":
-            layers = self.config.num_decoder_layers
-        return [self.model.get_submodule(path.format(i=layer)) for layer in range(layers)]
+        return [self.model.get_submodule(path.format(i=layer)) for layer in range(self.family.layers(self.config))]
 
     # The forward pass ------------------------------------------------------------------------------------------
 
@@ -221,16 +271,20 @@ class FrozenBackbone(nn.Module):
     def score(self, states: Tensor, token_ids: Tensor) -> Tensor:
         """Logits [..., U] of `token_ids` [U] from answer states [..., H], in float32."""
         if self.head == "embedding":
-            return nn.functional.linear(states, self.embedding_weight[token_ids]).float()
+            return nn.functional.linear(states, self._table[token_ids]).float()
+        if self.family.plain:
+            return self._logits(states)[..., token_ids]
         with self._output.only(token_ids):
             return self._logits(states)
 
     def _logits(self, states: Tensor) -> Tensor:
         if self.head == "embedding":
-            return nn.functional.linear(states, self.embedding_weight).float()
+            return nn.functional.linear(states, self._table).float()
+        if isinstance(self._answers, plain.PlainAnswers):
+            return self._answers.logits(states).float()
         for path in self.family.head:
             states = self.model.get_submodule(path)(states)
-        return states.float()
+        return self.family.logits(self.config, states.float())
 
     def target_log_probs(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
         """Log-probability over the whole vocabulary of each token of the texts in `target_ids`.
@@ -259,7 +313,8 @@ class FrozenBackbone(nn.Module):
     ) -> Tensor:
         """Texts that the backbone writes behind prompt and text: greedily, or with `num_beams` beams.
 
-        Keys and values of the prompt are computed once where it sees only itself.
+        The checkpoint's own generation settings do not count, except for its end tokens. Keys and values of the prompt
+        are computed once where it sees only itself; of a causal model with sliding windows once an example.
 
         Returns:
             Token ids [B, S], S at most `max_new_tokens`, filled up with pads behind the end token.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prompt_transfer.backbones.attention import KeysKnownError, OneLayer, OneQuery
-from prompt_transfer.backbones.families import Family
+from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.frozen_linear import no_longer_alike
 
 # The same positions for all examples, or those of each [B, S].

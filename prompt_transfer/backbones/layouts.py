@@ -19,12 +19,14 @@ class Layout:
         answer_first: the answer slot stands before the prompt (True) or after it.
         positions_after_prompt: the text's positions count answer slot and prompt rows (True), or are those that it
             would have by itself (False).
+        start_token: the tokens that the tokenizer puts before every text stand between prompt and text.
     """
 
     name: str
     kind: str
     answer_first: bool = False
     positions_after_prompt: bool = False
+    start_token: bool = False
 
     def answer_index(self, prompt_length: int) -> int:
         """Index of the answer slot of an encoder in the whole input."""
@@ -46,8 +48,11 @@ LAYOUTS: dict[str, Layout] = {
         Layout("prefix", "masked_lm"),
         # Release 1.0 of Su et al. (modelling_roberta.py): published prompts need exactly this.
         Layout("mask_first", "masked_lm", answer_first=True, positions_after_prompt=True),
-        # Prompt, text, cue; the last token of all is the answer slot. Positions count from the prompt's first row, as
-        # in PEFT's prompt tuning.
+        # Prompt, start token, text, cue; the last token of all is the answer slot. Positions count from the prompt's
+        # first row, as in PEFT's prompt tuning. Models that were pretrained with a start token answer badly without
+        # one, so this is the default wherever the tokenizer adds one, and is left out elsewhere.
+        Layout("start_answer_last", "causal_lm", start_token=True),
+        # The same without a start token.
         Layout("answer_last", "causal_lm"),
         # Prompt and text in the encoder, the answer slot is the first step of the decoder.
         Layout("encoder", "seq2seq_lm"),
@@ -55,11 +60,17 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def get_layout(name: str | None, kind: str, needs_positions: bool) -> Layout:
+def is_causal(name: str | None) -> bool:
+    """Whether a layout is one of causal backbones."""
+    return name in LAYOUTS and LAYOUTS[name].kind == "causal_lm"
+
+
+def get_layout(name: str | None, kind: str, needs_positions: bool, has_start: bool = False) -> Layout:
     """The layout `name` for a backbone of some kind; None: the kind's default.
 
     Args:
         needs_positions: every token of the model has a position (rotary ones), so none can go without.
+        has_start: its tokenizer puts a start token before every text.
 
     Raises:
         UserError: there is none of that name, or it is for another kind of backbone.
@@ -67,6 +78,8 @@ def get_layout(name: str | None, kind: str, needs_positions: bool) -> Layout:
     own = [layout for layout in LAYOUTS.values() if layout.kind == kind]
     if needs_positions:
         own = [layout for layout in own if not layout.positions_after_prompt]
+    if not has_start:
+        own = [layout for layout in own if not layout.start_token]
     if name is None:
         return own[0]
     found = LAYOUTS.get(name)
@@ -74,6 +87,7 @@ def get_layout(name: str | None, kind: str, needs_positions: bool) -> Layout:
     if found is None:
         raise UserError(f"unknown layout {name!r}: choose one of {choices}")
     if found not in own:
-        why = f"is for {found.kind} backbones" if found.kind != kind else "needs tokens without a position"
+        needs = "a tokenizer that adds a start token" if found.start_token else "tokens without a position"
+        why = f"is for {found.kind} backbones" if found.kind != kind else f"needs {needs}"
         raise OtherKindError(f"layout {name} {why}, this one is {kind}: choose one of {choices}")
     return found

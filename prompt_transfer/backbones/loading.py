@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,41 +11,47 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from prompt_transfer.backbones import attention
+from prompt_transfer.backbones import attention, generic, gguf, writing
 from prompt_transfer.backbones.builtin import builtin_backbones
-from prompt_transfer.backbones.families import Family, get_family
+from prompt_transfer.backbones.catalogue import NAMED, fetched
+from prompt_transfer.backbones.families import FAMILIES
+from prompt_transfer.backbones.family import AUTO_CLASSES, Family
+from prompt_transfer.backbones.fingerprint import fingerprint
+from prompt_transfer.backbones.tokenization import check_tokenizer, start_ids
 from prompt_transfer.errors import UserError
 from prompt_transfer.network import hub_reachable
 
-# Facts of a configuration that decide what a prompt means to the model; the rest (dropout, versions) does not.
-_IDENTITY = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "max_position_embeddings",
-)
-
 
 def resolve(name: str) -> tuple[str, str]:
-    """What to load for a backbone name: (source for transformers, `builtin` | `folder` | `hub`).
+    """What to load for a backbone name: (source, `builtin` | `fetched` | `folder` | `gguf` | `hub`).
 
-    A built-in name wins; then a folder; anything else is an id on the hub.
+    A built-in name wins; then one of the catalogue; then a file or folder; anything else is on the hub. The source of
+    `gguf` is the path of a GGUF file, which may be the only one of a folder without a model; that of `fetched` a GGUF
+    file or folder; that of `hub` an id, or `org/repo:file.gguf`.
+
+    Raises:
+        UserError: a path that leads to no model, or a named backbone that was not fetched.
     """
     built_in = builtin_backbones()
     if name in built_in:
         return str(built_in[name]), "builtin"
+    if (found := fetched(name)) is not None:
+        return str(found), "fetched"
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"the folder {name} holds no Hugging Face model (no config.json)")
-        return str(path), "folder"
+        if (path / "config.json").is_file():
+            return str(path), "folder"
+        file = gguf.only_file(path)
+        if file is None:
+            raise UserError(f"the folder {name} holds no Hugging Face model (no config.json) and no GGUF file")
+        return str(file), "gguf"
+    if gguf.is_gguf(name) and not gguf.on_hub(name):
+        if not path.is_file():
+            raise UserError(f"no such GGUF file: {name}; a file of the hub is written as org/repo:file.gguf")
+        return str(path), "gguf"
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"no folder {name}: give the folder of a Hugging Face model, a hub id or a built-in backbone")
     return name, "hub"
@@ -78,7 +83,7 @@ def load(
     """Model with its LM head, tokenizer, family row and fingerprint.
 
     Args:
-        name: built-in name, folder or hub id.
+        name: built-in name, folder, hub id or GGUF file (see `resolve`).
         head: `lm`: the pretrained LM head must be there; `embedding`: it is not needed.
         dtype: of the weights.
         revision: of a hub repository.
@@ -88,6 +93,13 @@ def load(
         UserError: not to be found, not to be reached, of an unknown family, damaged, or without tensors that it needs.
     """
     source, origin = resolve(name)
+    commit = None
+    if gguf.is_gguf(source):
+        path = Path(source)
+        if (place := gguf.on_hub(source)) and origin == "hub":
+            path, commit = gguf.download(*place, revision)
+        with quiet_transformers():
+            source, origin = str(gguf.model_folder(path, name)), "gguf"
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if origin != "hub" or not hub_reachable():
         options["local_files_only"] = True
@@ -96,19 +108,42 @@ def load(
             # The plain dictionary: building a configuration of an unknown type may fail for reasons of its own.
             places = {key: value for key, value in options.items() if key != "trust_remote_code"}
             facts, _ = PreTrainedConfig.get_config_dict(source, **places)
-            family = get_family(facts.get("model_type", "unknown"), name)
+            model_type = facts.get("model_type", "unknown")
+            row = _row(facts, name)
+            kind = generic.kind_of(facts, name) if row is None else row.kind
+            stated = writing.stated_settings(source, facts, places)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            auto_class = getattr(transformers, family.auto_class)
-            # In the checkpoint's own dtype, so that the fingerprint does not depend on the one that is asked for.
+            auto_class = getattr(transformers, AUTO_CLASSES[kind])
+            implementation = _attention(row, facts)
+            # Not in the dtype that config.json names: it may be narrower than that of the tensors. Nor in float16, in
+            # which they would have lost what the fingerprint is made of.
             model, info = auto_class.from_pretrained(
-                source, dtype="auto", output_loading_info=True, attn_implementation=attention.NAME, **options
+                source,
+                dtype=torch.bfloat16 if dtype is torch.bfloat16 else torch.float32,
+                output_loading_info=True,
+                attn_implementation=implementation,
+                # In place of the checkpoint's, which may not even be valid.
+                generation_config=GenerationConfig(),
+                # What config.json may say otherwise, of how a model is called and not of what it is.
+                return_dict=True,
+                chunk_size_feed_forward=0,
+                **options,
             )
+            if implementation is not None:
+                # A config.json that names one wins over the argument, and other functions do not see the prompt's
+                # states.
+                model.set_attn_implementation(implementation)
+            family = generic.describe(model, model_type, kind) if row is None else row
     except UserError:
         raise
     except Exception as error:  # transformers raises many types here; all mean that the checkpoint cannot be used
         raise UserError(_explain(name, origin, error)) from error
-    _refuse_random_weights(name, family, head, info, _tied_by_default(model))
-    _check_tokenizer(name, model, tokenizer)
+    _refuse_random_weights(name, family, head, info, _tied_by_default(model) if family.has_row else [])
+    check_tokenizer(name, model, tokenizer, family.kind)
+    if family.kind != "masked_lm":
+        writing.neutralize(name, model, tokenizer, stated)
+    if commit is not None:
+        model.config._commit_hash = commit
     mark = fingerprint(model, tokenizer)
     for parameter in model.parameters():
         # Not `model.to`: it would round the frequencies of rotary positions too, and far positions would be others.
@@ -116,17 +151,24 @@ def load(
     return model, tokenizer, family, mark
 
 
-def _check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
-    ordinary = len(tokenizer) - len(tokenizer.all_special_ids)
-    if ordinary < 2:
-        raise UserError(
-            f"the backbone {name} has no tokenizer (transformers made an empty one): add its tokenizer files"
-        )
-    if max(tokenizer.get_vocab().values()) >= rows:
-        raise UserError(
-            f"tokenizer and model of {name} do not belong together: {len(tokenizer)} tokens, {rows} word embeddings"
-        )
+def _row(facts: dict[str, Any], name: str) -> Family | None:
+    """The row of a family as its configuration needs it; None where it has none."""
+    row = FAMILIES.get(facts.get("model_type", "unknown"))
+    if row is None:
+        return None
+    if row.kind == "causal_lm" and facts.get("use_bidirectional_attention"):
+        raise UserError(f"{name} sees texts in both directions (use_bidirectional_attention), so it is no causal model")
+    if facts.get("attn_logit_softcapping"):
+        # Only the eager attention caps its scores.
+        return dataclasses.replace(row, plain=True, layer=None, attention="eager")
+    return row
+
+
+def _attention(row: Family | None, facts: dict[str, Any]) -> str | None:
+    """The attention implementation of transformers; None for its own choice."""
+    if row is None:
+        return "eager" if facts.get("attn_logit_softcapping") else None
+    return row.attention if row.plain else attention.NAME
 
 
 def _explain(name: str, origin: str, error: Exception) -> str:
@@ -135,12 +177,13 @@ def _explain(name: str, origin: str, error: Exception) -> str:
     if "ignore_mismatched_sizes" in reason:
         reason = "its tensors do not have the sizes that its config.json gives"
     if origin == "hub":
-        close = difflib.get_close_matches(name, builtin_backbones(), n=1)
+        names = [*builtin_backbones(), *(row.name for row in NAMED)]
+        close = difflib.get_close_matches(name, names, n=1)
         guess = f" (did you mean {close[0]!r}?)" if close else ""
         if not hub_reachable():
             reason = "no answer; its cache on this machine does not have it"
         return (
-            f"unknown backbone {name!r}{guess}: not a built-in one ({', '.join(builtin_backbones()) or 'none'}), "
+            f"unknown backbone {name!r}{guess}: none that is known by name ({', '.join(names) or 'none'}), "
             f"not a folder, and the hub gave: {reason} (without a network give the folder of a downloaded model with "
             "--model.backbone DIR)"
         )
@@ -179,30 +222,17 @@ def _refuse_random_weights(name: str, family: Family, head: str, info: dict[str,
     raise UserError(f"the checkpoint of {name} lacks tensors, which would be random or of another layer: {what}{hint}")
 
 
-def text_rules(tokenizer: PreTrainedTokenizerBase) -> str:
-    """16 hex digits over what a fast tokenizer does to a text beside looking its pieces up: spaces, case, frame."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = {} if backend is None else json.loads(backend.to_str())
-    rules = {name: rules.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "added_tokens")}
-    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+def local_start_ids(name: str, revision: str | None = None) -> tuple[int, ...] | None:
+    """`start_ids` of a backbone's tokenizer without its model; None where the tokenizer is not on this machine.
 
-
-def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """16 hex digits that tell one backbone from another, whatever name, folder or dtype it was loaded from.
-
-    Over the tokenizer's vocabulary and merges, the configuration's shape and 64 seeded rows of the word embeddings in
-    bf16.
+    Args:
+        name: a built-in backbone, a folder, or a hub id in the cache.
+        revision: of a hub repository.
     """
-    digest = hashlib.sha256()
-    facts = {key: getattr(model.config, key, None) for key in _IDENTITY}
-    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        merges = json.loads(backend.to_str())["model"].get("merges", [])
-        digest.update(json.dumps(merges).encode())
-    table = model.get_input_embeddings().weight.detach()
-    rows = torch.randperm(table.shape[0], generator=torch.Generator().manual_seed(0))[:64]
-    chosen = table[rows.to(table.device)].to(torch.bfloat16).view(torch.int16).cpu()
-    digest.update(chosen.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(resolve(name)[0], revision=revision, local_files_only=True)
+        # Without tokenizer files transformers makes an empty one.
+        return start_ids(tokenizer) if len(tokenizer) > len(tokenizer.all_special_ids) else None
+    except Exception:  # transformers raises many types here; all mean that it cannot be read
+        return None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prompt_transfer.backbones.attention import LayerStates, OnlyBias, PromptStates
-from prompt_transfer.backbones.families import Family
+from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.frozen_linear import Alike, alike
 from prompt_transfer.backbones.last_layer import LastLayer, Positions, is_hooked, taken
 
@@ -137,7 +137,8 @@ class Stack:
         full = (keys <= queries)[None, None]
         if window is None:
             return full, None
-        return {"full_attention": full, "sliding_attention": full & (keys > queries - window)}, None
+        near = full & (keys > queries - window)
+        return near if self.family.one_mask else {"full_attention": full, "sliding_attention": near}, None
 
     def seen(self, mask: Tensor, prompt_length: int = 0) -> Tensor | None:
         """Which of prompt and text are no padding, bool [B, 1, 1, P + T]; None where nobody has to be told."""

@@ -109,12 +109,13 @@ def script(shell: str, commands: dict[str, dict[str, list[str]]]) -> str:
 
 def _options(text: str) -> dict[str, list[str]]:
     from prompt_transfer.backbones.builtin import builtin_backbones, shipped
+    from prompt_transfer.backbones.catalogue import ROWS
     from prompt_transfer.tasks import task_names
 
     configs = shipped("configs")
     values = {
         **{option: list(task_names()) for option in _TASKS},
-        **{option: list(builtin_backbones()) for option in _BACKBONES},
+        **{option: [*builtin_backbones(), *ROWS] for option in _BACKBONES},
         "--config": sorted(str(path.relative_to(configs)) for path in configs.rglob("*.yaml")),
     }
     found = {}

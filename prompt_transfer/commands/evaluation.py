@@ -106,7 +106,7 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
         raise UserError(f"{path} does not say for which task it was trained: name one with --data.task")
     if tasks:
         first += ["--data.task", tasks[0] if len(tasks) == 1 else json.dumps(tasks)]
-    for key in ("label_words", "max_length", "seed"):
+    for key in ("label_words", "max_length", "seed", "special_tokens"):
         if facts.get(f"data_{key}"):
             first += [f"--data.{key}", facts[f"data_{key}"]]
     if facts.get("revision"):

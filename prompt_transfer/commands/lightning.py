@@ -268,7 +268,7 @@ class Command(LightningCLI):
         if data.held_out is not None:
             data.held_out = [absolute(task) if task.endswith((".yaml", ".yml")) else task for task in data.held_out]
         for key in ("backbone", "source_backbone"):
-            if model.get(key) is not None and resolve(model[key])[1] == "folder":
+            if model.get(key) is not None and resolve(model[key])[1] in ("folder", "gguf"):
                 model[key] = absolute(model[key])
         for key in ("prompts", "target_prompts"):
             if model.get(key) is not None:

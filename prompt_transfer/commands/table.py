@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "list | inspect | import | export | push | pull | recommend | project | fit-projector | add | scale | mean | "
         "transplant: prompt files",
     ),
+    "backbones": (
+        "prompt_transfer.commands.backbones",
+        "list | fetch | inspect: the models that are known by name, and how to get them",
+    ),
     "tasks": ("prompt_transfer.commands.tasks", "list | hub: the tasks that are known by name"),
     "data": ("prompt_transfer.commands.tasks", "download tasks for machines without a network"),
     "pretrain": ("prompt_transfer.commands.pretraining", "train a small backbone like the built-in ones"),

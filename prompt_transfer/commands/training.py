@@ -139,6 +139,7 @@ class Fit(Command):
             "data_label_words": config.data.label_words,
             "data_max_length": "" if config.data.max_length is None else str(config.data.max_length),
             "data_seed": str(config.data.seed),
+            "data_special_tokens": config.data.special_tokens,
             "data_revision": config.data.revision or "",
         }
         callbacks: list[Callback] = [
@@ -258,10 +259,23 @@ def _with_stored_config(arguments: list[str]) -> list[str]:
     for position, argument in enumerate(arguments):
         folder = arguments[position + 1 : position + 2] if argument == "--output" else [argument.partition("=")[2]]
         if argument.split("=")[0] == "--output" and folder and (Path(folder[0]) / CONFIG_FILE).is_file():
-            return ["--config", str(Path(folder[0]) / CONFIG_FILE), *arguments]
+            return ["--config", str(Path(folder[0]) / CONFIG_FILE), *_begun_with(Path(folder[0])), *arguments]
         if argument.split("=")[0] == "--output" and folder and not any("task" in a or "config" in a for a in arguments):
             raise UserError(f"there is no run in {folder[0]} to go on with (seen from {Path.cwd()})")
     return arguments
+
+
+def _begun_with(folder: Path) -> list[str]:
+    """The layout of a run whose configuration leaves it open: releases differ in a backbone's first layout."""
+    try:
+        model = yaml.safe_load((folder / CONFIG_FILE).read_text())["model"]
+        known = {**model, **model.get("init_args", {})}.get("layout") is not None
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError):
+        return []  # the parser of the options says what is wrong with the file
+    if known or not (folder / LAST).is_file():
+        return []
+    layout = _read(folder / LAST)["hyper_parameters"].get("layout")
+    return [f"--model.layout={layout}"] if layout else []
 
 
 def _report(fit: Fit, folder: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ELSE = re.compile(r"\W+")
+# What to do with special tokens that stand in users' texts.
+SpecialTokens = Literal["keep", "split"]
+# Of them a message names.
+MOST_TOKENS = 6
 
 
 class Rows(Protocol):
@@ -80,6 +85,42 @@ def _warn_of_overlap(task: Task, made: Mapping[str, Rows]) -> None:
             found.append(f"{count} of {len(part.ids)} {name} rows")
     if found:
         warnings.warn(f"task {task.name}: {' and '.join(found)} have texts that are in train too", stacklevel=4)
+
+
+def check_special_tokens(value: str) -> None:
+    """Raise UserError if the option has no such value."""
+    if value not in get_args(SpecialTokens):
+        raise UserError(f"--data.special_tokens must be keep or split, not {value!r}")
+
+
+def warn_of_special_tokens(task: Task, parts: Mapping[str, Dataset], tokens: Sequence[str]) -> None:
+    """Warn of rows whose texts hold special tokens of the backbone.
+
+    Args:
+        parts: name for the message -> rows.
+        tokens: the special tokens, the longest first.
+    """
+    if not tokens:
+        return
+    pattern = re.compile("|".join(map(re.escape, tokens)))
+    rows, counts = [], Counter[str]()
+    for name, part in parts.items():
+        found = [
+            set(pattern.findall(first)) | set(pattern.findall(second))
+            for first, second in zip(part["text_a"][:], part["text_b"][:], strict=True)
+        ]
+        for some in found:
+            counts.update(some)
+        if holding := sum(map(bool, found)):
+            rows.append(f"{holding} of {len(found)} {name}")
+    if rows:
+        most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_TOKENS]
+        named = ", ".join([*(f"{token} in {count}" for token, count in most), *["..."] * (len(counts) > MOST_TOKENS)])
+        warnings.warn(
+            f"task {task.name}: {' and '.join(rows)} hold special tokens of the backbone ({named}), which it "
+            "reads as controls and not as text; --data.special_tokens split reads them as text",
+            stacklevel=4,
+        )
 
 
 def text_keys(rows: Dataset) -> NDArray[np.uint64]:

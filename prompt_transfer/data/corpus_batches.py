@@ -49,7 +49,8 @@ class Tokens:
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         return cls(
             vocab_size=vocab_size,
-            ordinary=len(row.specials),
+            # The special tokens of an existing tokenizer need not be the first ones, as BERT's are not.
+            ordinary=1 + max(tokenizer.convert_tokens_to_ids(list(row.specials))),
             reserved=row.sentinels,
             pad=pad,
             start=tokenizer.cls_token_id,

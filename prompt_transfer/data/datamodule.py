@@ -9,13 +9,9 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from prompt_transfer.data.batches import (
-    BatchDataset,
-    EvaluationBatchSampler,
-    LengthGroupedBatchSampler,
-    round_up,
-)
-from prompt_transfer.data.loaders import batch_loader, check_trainer
+from prompt_transfer.data.batches import BatchDataset, EvaluationBatchSampler, LengthGroupedBatchSampler
+from prompt_transfer.data.checks import SpecialTokens, check_special_tokens
+from prompt_transfer.data.loaders import batch_loader, check_budget, check_numbers, check_order, check_trainer
 from prompt_transfer.data.selection import SPLITS, Selection, check_split
 from prompt_transfer.data.sources import TaskData
 from prompt_transfer.data.tables import Tables
@@ -60,6 +56,8 @@ class TaskDataModule(L.LightningDataModule):
         held_out: Tasks of them, by name or path, that are evaluated and not trained on; the score that selects is then
             theirs alone.
         revision: Commit, tag or branch of the hub's repository. None is the one of the registry.
+        special_tokens: Special tokens of the backbone that stand in texts, such as </s>: keep them, with a warning, or
+            split them into ordinary tokens.
 
     Raises:
         UserError: an option that cannot be, or a source that does not have the task.
@@ -84,17 +82,14 @@ class TaskDataModule(L.LightningDataModule):
         pad_multiple: int = 1,
         held_out: list[str] | None = None,
         revision: str | None = None,
+        special_tokens: SpecialTokens = "keep",
     ) -> None:
         super().__init__()
-        at_least_one = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "pad_multiple": pad_multiple}
         limits = {"max_tokens": max_tokens, "limit_train": limit_train, "limit_eval": limit_eval}
-        for name, value in (at_least_one | {k: v for k, v in limits.items() if v is not None}).items():
-            if value < 1:
-                raise UserError(f"--data.{name} must be 1 or more, not {value}")
-        for name, value in {"seed": seed, "num_workers": num_workers}.items():
-            if value < 0:
-                raise UserError(f"--data.{name} must be 0 or more, not {value}")
+        check_numbers(1, batch_size=batch_size, eval_batch_size=eval_batch_size, pad_multiple=pad_multiple, **limits)
+        check_numbers(0, seed=seed, num_workers=num_workers)
         check_split(predict_split)
+        check_special_tokens(special_tokens)
         names = [task] if isinstance(task, str) else task
         per_split = {"train": limit_train, "validation": limit_eval, "test": limit_eval}
         tasks = [get_task(name) for name in names]
@@ -110,6 +105,7 @@ class TaskDataModule(L.LightningDataModule):
         self.cache_dir = cache_dir
         self.predict_split = predict_split
         self.pad_multiple = pad_multiple
+        self.special_tokens = special_tokens
         self.position = 0
         self._connected: TextEncoder | None = None
         self._texts: Dataset | None = None
@@ -166,6 +162,7 @@ class TaskDataModule(L.LightningDataModule):
             "limit_train": selection.limits["train"],
             "limit_eval": selection.limits["validation"],
             "max_length": {task.name: length for task, length in zip(self.tasks, tables.lengths, strict=True)},
+            "special_tokens": self.special_tokens,
             "max_target_length": {task.name: task.max_target_length for task in self.tasks if task.is_generation},
             "splits": tables.facts(),
             "fingerprints": {data.task.name: data.fingerprint for data in self.data},
@@ -217,9 +214,13 @@ class TaskDataModule(L.LightningDataModule):
             self._saved_order = None
         if stage == "predict":
             self._predict_table()
+            if self._texts is None:
+                self._made_tables().warn_of_special_tokens(self.predict_split, predicted=True)
             return
-        for split in STAGE_SPLITS.get(stage or "", SPLITS):
+        splits = STAGE_SPLITS.get(stage or "", SPLITS)
+        for split in splits:
             self._table(split)
+        self._made_tables().warn_of_special_tokens(*splits)
 
     def _encoder(self) -> TextEncoder:
         if self._connected is not None:
@@ -234,7 +235,8 @@ class TaskDataModule(L.LightningDataModule):
         encoder = self._encoder()
         key = (encoder.fingerprint, encoder.extra_positions)
         if self._tables is None or self._tables[0] != key:
-            self._tables = (key, Tables(self.selection, encoder, self.max_length, self.cache_dir))
+            options = (self.max_length, self.cache_dir, self.special_tokens)
+            self._tables = (key, Tables(self.selection, encoder, *options))
         return self._tables[1]
 
     def _table(self, split: str) -> TokenTable:
@@ -251,14 +253,7 @@ class TaskDataModule(L.LightningDataModule):
         return self._encoder().extra_positions + table.longest_target
 
     def _within_budget(self, table: TokenTable) -> TokenTable:
-        extra = self._extra(table)
-        longest = int(round_up(table.lengths.max(initial=0), self.pad_multiple)) + extra
-        if self.max_tokens is not None and longest > self.max_tokens:
-            targets = f", of them {table.longest_target} of target" if table.longest_target else ""
-            raise UserError(
-                f"--data.max_tokens {self.max_tokens} does not hold one example: the longest has {longest - extra} "
-                f"positions of text and {extra} of prompt and answer slot{targets}; use {longest} or more"
-            )
+        check_budget(table, self._extra(table), self.max_tokens, self.pad_multiple)
         return table
 
     # Loaders.
@@ -274,12 +269,7 @@ class TaskDataModule(L.LightningDataModule):
         if overfit:
             sampler.repeat = overfit if isinstance(overfit, int) else max(1, int(overfit * len(sampler)))
         order = self._order()
-        if self._saved_order is not None and self._saved_order != order:
-            changed = [name for name, value in order.items() if value != self._saved_order.get(name)]
-            raise UserError(
-                f"cannot go on where the checkpoint stopped: the training data changed ({', '.join(changed)}); resume "
-                "with what it was trained with, or begin a new run"
-            )
+        check_order(self._saved_order, order)
         self._saved_order, self._sampler = order, sampler
         return self._loader(table, sampler)
 

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prompt_transfer.data.readers import RawSplit, read_hub, used_columns
+from prompt_transfer.data.readers import read_hub, used_columns
+from prompt_transfer.data.table_files import RawSplit
 from prompt_transfer.errors import UserError
 from prompt_transfer.files import check_writable_dir, prove_writable_dir
 from prompt_transfer.task import Task

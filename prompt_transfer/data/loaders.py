@@ -9,7 +9,8 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from prompt_transfer.data.batches import BatchDataset, as_is
+from prompt_transfer.data.batches import BatchDataset, as_is, round_up
+from prompt_transfer.data.tokens import TokenTable
 from prompt_transfer.errors import UserError
 
 
@@ -40,6 +41,34 @@ def batch_loader(
         # A loader draws a seed for its workers each time it begins; the run's random numbers stay its own.
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def check_numbers(least: int, **options: int | None) -> None:
+    """Raise UserError if an option of the data is below `least`; None is no number."""
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise UserError(f"--data.{name} must be {least} or more, not {value}")
+
+
+def check_budget(table: TokenTable, extra: int, max_tokens: int | None, pad_multiple: int) -> None:
+    """Raise UserError if the longest row, with `extra` positions beside its text, is above `max_tokens`."""
+    longest = int(round_up(table.lengths.max(initial=0), pad_multiple)) + extra
+    if max_tokens is not None and longest > max_tokens:
+        targets = f", of them {table.longest_target} of target" if table.longest_target else ""
+        raise UserError(
+            f"--data.max_tokens {max_tokens} does not hold one example: the longest has {longest - extra} "
+            f"positions of text and {extra} of prompt and answer slot{targets}; use {longest} or more"
+        )
+
+
+def check_order(saved: dict[str, Any] | None, order: dict[str, Any]) -> None:
+    """Raise UserError if a checkpoint's training batches came in another order than those of this run."""
+    if saved is not None and saved != order:
+        changed = [name for name, value in order.items() if value != saved.get(name)]
+        raise UserError(
+            f"cannot go on where the checkpoint stopped: the training data changed ({', '.join(changed)}); resume "
+            "with what it was trained with, or begin a new run"
+        )
 
 
 def check_trainer(trainer: L.Trainer | None, stage: str | None) -> None:

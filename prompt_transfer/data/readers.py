@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import socket
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from prompt_transfer.data.table_files import SUFFIXES, RawSplit, one_line, read_table
 from prompt_transfer.errors import UserError
 from prompt_transfer.network import hub_reachable
 from prompt_transfer.task import HubSource, Task
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 SPLITS = ("train", "validation", "test")
-SUFFIXES = (".parquet", ".jsonl", ".csv")
 ROOT_VARIABLE = "PROMPT_TRANSFER_DATA"
 # Names that others give to our splits: a file of such a name is most likely meant to be read.
 _ALIASES = {"dev": "validation", "val": "validation", "valid": "validation", "eval": "validation"}
 # The packages below the hub client; their exceptions share no base class.
 _NETWORK_PACKAGES = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp")
 _OFFLINE_ERRORS = ("OfflineModeIsEnabled", "LocalEntryNotFoundError")
-
-
-@dataclass(frozen=True)
-class RawSplit:
-    """One split as its source has it: `frame` with the columns that the task uses, and where it came from."""
-
-    frame: pd.DataFrame
-    columns: tuple[str, ...]  # all columns of the source, for messages
-    where: str
 
 
 def used_columns(task: Task) -> list[str]:
@@ -95,55 +81,6 @@ def _local_folder(task: Task, root: str | Path | None) -> Path:
     if not folder.is_dir():
         raise UserError(f"task {task.name}: there is no folder {folder}; {hint}")
     return folder
-
-
-def read_table(path: Path, wanted: list[str]) -> RawSplit:
-    """A .parquet, .jsonl or .csv file, of which the columns `wanted` are kept where they are there.
-
-    Raises:
-        UserError: the file cannot be read, or not as what its name says.
-    """
-    import pandas as pd
-
-    try:
-        if path.suffix.lower() == ".parquet":
-            import pyarrow.parquet as pq
-
-            columns = tuple(pq.read_schema(path).names)
-            frame = pd.read_parquet(path, columns=[name for name in dict.fromkeys(wanted) if name in columns])
-        elif path.suffix.lower() == ".jsonl":
-            frame = _read_jsonl(path)
-            columns = tuple(frame.columns)
-        else:
-            # As text throughout: "007" and "null" are texts, and labels are compared as text anyway.
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
-            columns = tuple(frame.columns)
-    except UserError:
-        raise
-    except Exception as error:  # pyarrow, pandas and the decoders share no base class
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else _one_line(error)
-        raise UserError(f"cannot read {path}: {reason}") from error
-    return RawSplit(frame, columns, str(path))
-
-
-def _read_jsonl(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    rows = []
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"cannot read {path}: line {number} is not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise UserError(f"cannot read {path}: line {number} is not a JSON object")
-            rows.append(row)
-    names = dict.fromkeys(name for row in rows for name in row)
-    # dtype=object keeps 1, True and "1" as they are written.
-    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names})
 
 
 def read_builtin(task: Task) -> dict[str, RawSplit]:
@@ -211,13 +148,13 @@ def _hub_error(task: Task, hub: HubSource, error: Exception) -> UserError:
     name = "/".join(filter(None, (hub.id, hub.config)))
     if _is_unreachable(error):
         return UserError(
-            f"task {task.name}: the hub was not reached for {name} ({_one_line(error)}); use --data.source local with "
+            f"task {task.name}: the hub was not reached for {name} ({one_line(error)}); use --data.source local with "
             f"--data.root DIR, and make DIR where there is a network: "
             f"prompt-transfer data download --tasks {task.name} --output DIR"
         )
     state = "" if hub.verified else "; this row of the registry was never verified on the hub"
     return UserError(
-        f"task {task.name}: cannot load {name} from the hub ({_one_line(error)}){state}; "
+        f"task {task.name}: cannot load {name} from the hub ({one_line(error)}){state}; "
         f"--data.source local reads your own copy"
     )
 
@@ -232,15 +169,3 @@ def _is_unreachable(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not UTF-8 text; save it as UTF-8"
-    if found := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error)):
-        return (
-            f"line {found[2]} has {found[3]} columns and the first line {found[1]}: put texts that hold commas between "
-            'double quotes ("like, this")'
-        )
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

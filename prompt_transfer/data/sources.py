@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from prompt_transfer.data.checks import check_rows
-from prompt_transfer.data.readers import SPLITS, RawSplit, read_builtin, read_hub, read_local
+from prompt_transfer.data.readers import SPLITS, read_builtin, read_hub, read_local
+from prompt_transfer.data.table_files import RawSplit, shown_names, shown_value
 from prompt_transfer.data.texts import check_columns, texts_of, unlabelled_rows
 from prompt_transfer.errors import UserError
 from prompt_transfer.task import Task
@@ -35,6 +36,8 @@ MAX_CUT = 2000
 MOST_NAMED = 10
 # A test split that we cut ourselves must not move with the seed of a run: another run may have trained on it.
 TEST_SEED = 0
+# Keys of labels of which each stands for the other.
+_NUMBERS, _BOOLEANS = ("0", "1"), ("false", "true")
 
 
 @dataclass(frozen=True)
@@ -193,8 +196,8 @@ def _targets(task: Task, split: str, raw: RawSplit) -> list[list[str]]:
         wrong = [answer for answer in answers if not isinstance(answer, str)]
         if wrong:
             raise UserError(
-                f"task {task.name}: column {task.target_column!r} of the {split} split is not text: {wrong[0]!r} in "
-                f"row {row} (counted from 0) of {raw.where}"
+                f"task {task.name}: column {task.target_column!r} of the {split} split is not text: "
+                f"{shown_value(wrong[0])} in row {row} (counted from 0) of {raw.where}"
             )
         targets.append([answer for answer in answers if answer.strip()])
         if not targets[-1]:
@@ -223,9 +226,12 @@ def _label_key(value: Any) -> str | None:
 def _labels(task: Task, split: str, raw: RawSplit) -> np.ndarray | None:
     """Class indices, -1 for rows to leave out; None where the whole split is unlabelled."""
     classes = {_label_key(value): index for index, value in enumerate(task.labels or range(task.num_classes))}
-    if task.labels is None and task.num_classes == 2:
-        classes |= {"false": 0, "true": 1}
     dropped = {_label_key(value) for value in task.drop_labels}
+    # Two classes that are called 0 and 1, or false and true, may be written in either way.
+    for names, aliases in ((_NUMBERS, _BOOLEANS), (_BOOLEANS, _NUMBERS)):
+        if classes.keys() == set(names) and dropped.isdisjoint(aliases):
+            classes |= {alias: classes[name] for name, alias in zip(names, aliases, strict=True)}
+            break
     keys = [_label_key(value) for value in raw.frame[task.label_column].tolist()]
     if keys and set(keys) <= {None, "-1"}:
         return None
@@ -242,10 +248,11 @@ def _labels(task: Task, split: str, raw: RawSplit) -> np.ndarray | None:
                 f"{f', as {many} rows in all' if many > 1 else ''}: fill in one of {shown}, or remove such rows"
             )
         others = list(dict.fromkeys(key for key in keys if key is not None))
-        seen = f"the column holds {', '.join(others[:MOST_NAMED])}{', ...' if len(others) > MOST_NAMED else ''}"
+        seen = f"the column holds {shown_names(others, MOST_NAMED)}"
         raise UserError(
-            f"task {task.name}: label {value!r} in row {row} (counted from 0) of the {split} split ({raw.where}) is "
-            f"none of the labels {shown}; {seen}; list its values in `labels`, in the order of `label_words`"
+            f"task {task.name}: label {shown_value(value)} in row {row} (counted from 0) of the {split} split "
+            f"({raw.where}) is none of the labels {shown}; {seen}; list its values in `labels`, in the "
+            "order of `label_words`"
         )
     count = int((encoded == -1).sum())
     if count:

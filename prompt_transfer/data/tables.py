@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from prompt_transfer.data.checks import SpecialTokens, warn_of_special_tokens
 from prompt_transfer.data.selection import Selection
 from prompt_transfer.data.tokens import TextEncoder, TokenTable, cache_path, tokenise
 from prompt_transfer.errors import UserError
@@ -25,6 +27,7 @@ class Tables:
         encoder: the tokenizer with what prompt and answer slot take.
         max_length: tokens that a text keeps; None: the task's own, or less where only less fits.
         cache_dir: as in `prompt_transfer.data.tokens.cache_path`.
+        special_tokens: `keep` those that stand in texts, or `split` them into ordinary tokens.
 
     Raises:
         UserError: the lengths do not fit the model.
@@ -34,9 +37,12 @@ class Tables:
     encoder: TextEncoder
     max_length: int | None = None
     cache_dir: str | None = None
+    special_tokens: SpecialTokens = "keep"
     _splits: dict[str, TokenTable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.special_tokens == "split":
+            self.encoder = self.encoder.splitting()
         self.lengths = [self._length(task) for task in self.selection.tasks]
 
     def _length(self, task: Task) -> int:
@@ -55,6 +61,20 @@ class Tables:
         if length < MIN_LENGTH:
             raise UserError(f"a max_length of {length} leaves no text; use {MIN_LENGTH} or more")
         return length
+
+    def warn_of_special_tokens(self, *splits: str, predicted: bool = False) -> None:
+        """Warn of rows of these splits whose texts hold special tokens, if these are kept; one warning for each task.
+
+        Args:
+            predicted: look at the rows to predict, which may have no labels.
+        """
+        rows = self.selection.to_predict if predicted else self.selection.rows
+        for index, task in enumerate(self.selection.tasks):
+            self._warn_of_special_tokens(task, {f"{split} rows": rows(split, index) for split in splits})
+
+    def _warn_of_special_tokens(self, task: Task, parts: Mapping[str, Dataset]) -> None:
+        if self.special_tokens == "keep":
+            warn_of_special_tokens(task, parts, getattr(self.encoder, "special_tokens", ()))
 
     def split(self, name: str) -> TokenTable:
         """All tasks' rows of a split, one task after the other."""
@@ -94,6 +114,7 @@ class Tables:
             about = f"pairs and this text has no second one: give a table with the columns {columns}"
             about = about if pairs else "single texts and this is a pair"
             raise UserError(f"text {wrong} (counted from 0): task {task.name} is about {about}")
+        self._warn_of_special_tokens(task, {"texts": rows})
         return self._texts(rows, 0)
 
     def _texts(self, rows: Dataset, index: int) -> TokenTable:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prompt_transfer.data.readers import SUFFIXES, RawSplit, read_table
+from prompt_transfer.data.table_files import (
+    NO_CHARACTER,
+    SUFFIXES,
+    RawSplit,
+    lone_surrogate,
+    not_utf8,
+    read_table,
+    shown_names,
+    shown_value,
+)
 from prompt_transfer.errors import UserError
 from prompt_transfer.task import Task
 
@@ -52,7 +61,7 @@ def _lines(path: Path) -> Dataset:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        reason = not_utf8(path) if isinstance(error, UnicodeDecodeError) else error.strerror
         raise UserError(f"cannot read {path}: {reason}; give a text file with one text a line") from error
     kept = [(number, line.strip()) for number, line in enumerate(lines) if line.strip()]
     if not kept:
@@ -80,7 +89,7 @@ def check_columns(task: Task, raw: RawSplit, columns: Sequence[str | None]) -> N
     """A UserError where the source lacks one of the columns."""
     for column in columns:
         if column is not None and column not in raw.columns:
-            there = ", ".join(raw.columns)
+            there = shown_names(raw.columns)
             hint = "; a comma is what must stand between columns" if len(raw.columns) == 1 and ";" in there else ""
             raise UserError(f"task {task.name}: {raw.where} has no column {column!r}; its columns are {there}{hint}")
 
@@ -133,7 +142,7 @@ def _column(task: Task, what: str, raw: RawSplit, column: str) -> list[str]:
     wrong = next((row for row, text in enumerate(texts) if not isinstance(text, str)), None)
     if wrong is not None:
         raise UserError(
-            f"task {task.name}: column {column!r} of {what} is not text: {texts[wrong]!r} in row {wrong} "
+            f"task {task.name}: column {column!r} of {what} is not text: {shown_value(texts[wrong])} in row {wrong} "
             f"(counted from 0) of {raw.where}"
         )
     return texts
@@ -143,7 +152,8 @@ def texts_to_predict(texts: Dataset | Sequence[str], texts_b: Sequence[str] | No
     """Texts, or a Dataset of them, with the columns ``id``, ``text_a`` and ``text_b``.
 
     Raises:
-        UserError: no texts, a first without its second one or the reverse, or an id that stands for two texts.
+        UserError: no texts, a first without its second one or the reverse, a text that UTF-8 cannot hold, or an id that
+            stands for two texts.
     """
     from datasets import Dataset
 
@@ -151,6 +161,9 @@ def texts_to_predict(texts: Dataset | Sequence[str], texts_b: Sequence[str] | No
         second = [""] * len(texts) if texts_b is None else list(texts_b)
         if len(second) != len(texts):
             raise UserError(f"{len(texts)} first texts and {len(second)} second texts; each needs its other half")
+        for part in (texts, second):
+            if (row := lone_surrogate(part)) is not None:
+                raise UserError(f"text {row} (counted from 0) has {NO_CHARACTER}")
         ids = list(range(len(texts)))
         texts = Dataset.from_dict({"id": ids, "text_a": list(texts), "text_b": second})
     if len(texts) == 0:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
 from prompt_transfer.errors import UserError
+from prompt_transfer.files import cache_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,6 +36,7 @@ class TextEncoder(Protocol):
         fingerprint: tells encoders apart that give different ids.
         targets_share_positions: optional, True where a target stands behind its text (causal models); the text is then
             so short that both fit. Without it targets take no positions of the text.
+        special_tokens: optional, the tokens that mean something else in a text than their characters.
     """
 
     @property
@@ -46,6 +47,10 @@ class TextEncoder(Protocol):
     def fingerprint(self) -> str: ...
     def text_budget(self) -> int:
         """Positions left for text, special tokens counted."""
+        ...
+
+    def splitting(self) -> Self:
+        """Return an encoder that reads special tokens in texts as ordinary characters."""
         ...
 
     def encode(
@@ -190,6 +195,9 @@ def tokenise(
         tokens = _map(rows, encode, with_targets, cache_file)
         if cache_file is not None and not np.array_equal(_column(tokens, "id"), _column(rows, "id")):
             raise ValueError("other rows")
+        # Of an older release: today every row has a token.
+        if cache_file is not None and not np.diff(_flat(tokens, "input_ids")[1]).all():
+            raise ValueError("rows without tokens")
     except (ValueError, OSError) as raised:
         error = _of_the_disk(raised)
         # pyarrow calls a file cut short (full disk, lost power) invalid, or an OSError that has no number.
@@ -305,6 +313,6 @@ def cache_path(folder: str | Path | None, name: str, facts: dict[str, Any]) -> P
 
     `folder` None: the variable PROMPT_TRANSFER_CACHE, else ``~/.cache/prompt_transfer``.
     """
-    root = folder or os.environ.get("PROMPT_TRANSFER_CACHE") or "~/.cache/prompt_transfer"
+    root = cache_folder() if folder is None else Path(folder).expanduser()
     key = hashlib.sha256(json.dumps({"format": FORMAT, **facts}, sort_keys=True).encode()).hexdigest()[:32]
-    return Path(root).expanduser() / "tokens" / f"{name}-{key}.arrow"
+    return root / "tokens" / f"{name}-{key}.arrow"

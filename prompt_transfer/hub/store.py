@@ -31,7 +31,9 @@ def backbone_name(backbone: str) -> str:
         UserError: a path that is no folder of a model.
     """
     source, origin = resolve(backbone)
-    return Path(source).resolve().name if origin == "folder" else backbone.replace("/", "--")
+    if origin == "gguf":
+        return Path(source).stem
+    return Path(source).resolve().name if origin == "folder" else backbone.replace("/", "--").replace(":", "--")
 
 
 class Store:

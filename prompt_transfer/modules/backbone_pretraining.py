@@ -198,6 +198,8 @@ class BackbonePretraining(L.LightningModule):
             labels = _next_tokens(ids, mask)
             if "masked" in self.architecture.objectives:
                 attention = _below(mask)
+                if self.model.config._attn_implementation == "eager":
+                    attention = _added(attention)
         else:
             ids, attention, labels = batch["masked_ids"], mask, batch["labels"]
         body = self.model.get_submodule(self.architecture.body)
@@ -211,8 +213,7 @@ class BackbonePretraining(L.LightningModule):
             ids, attention, labels = batch["infill_ids"], mask, batch["infill_labels"]
         else:
             ids = torch.where(batch["infill_labels"] == IGNORED, batch["infill_ids"], batch["infill_labels"])
-            # Eager attention adds its mask.
-            attention = torch.where(_below(mask), 0.0, torch.finfo(torch.float32).min)
+            attention = _added(_below(mask))
             labels = _next_tokens(ids, mask)
         return self.model.encoder(input_ids=ids, attention_mask=attention).last_hidden_state, labels
 
@@ -332,3 +333,8 @@ def _below(mask: Tensor) -> Tensor:
     length = mask.shape[1]
     below = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
     return below & mask[:, None, None, :].bool()
+
+
+def _added(mask: Tensor) -> Tensor:
+    """The bool mask as the numbers that eager attention adds to its scores."""
+    return torch.where(mask, 0.0, torch.finfo(torch.float32).min)

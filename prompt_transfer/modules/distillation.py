@@ -47,9 +47,10 @@ class AnswerTable:
         asked: Sequence[Sequence[int]] | None = None,
     ) -> None:
         backbone = objective.backbone
-        device = backbone.embedding_weight.device
+        device = backbone.device
         encoder = backbone.encoder(prompts.shape[1])
-        table = Tables(data.selection, encoder, data.max_length, data.cache_dir).split(split)
+        options = (data.max_length, data.cache_dir, data.special_tokens)
+        table = Tables(data.selection, encoder, *options).split(split)
         slots, classes = max(map(len, of_task)), objective.class_mask.shape[1]
         values = torch.zeros(len(table), slots, classes)
         prompts = prompts.to(device)

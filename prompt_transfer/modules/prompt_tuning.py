@@ -20,10 +20,11 @@ class PromptTuning(TrainedModule):
     """Trains `prompt_length` x H numbers; the backbone stays bit-equal.
 
     Args:
-        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
+        backbone: a built-in backbone, the folder of a Hugging Face model, a GGUF file, or a hub id.
         prompt_length: P, rows of the prompt.
         layout: of an encoder `prefix` (prompt, answer slot, text; the default) or `mask_first` (release 1.0 of Su et
-            al.); other kinds of backbones have one layout each.
+            al.); of a causal backbone `start_answer_last` (the tokenizer's start token before the text; the default
+            where it adds one) or `answer_last` (no start token).
         attention: `full` (the prompt sees the text) or `shared` (it sees only itself; faster).
         init: how the prompt starts; default: embeddings of random vocabulary tokens.
         reparameterization: what is trained in place of the prompt itself; folded into a plain prompt on export.
@@ -193,6 +194,7 @@ class PromptTuning(TrainedModule):
             "learning_rate": "" if self._optimizer else repr(self.hparams.learning_rate),
             "revision": self.backbone.revision or "",
             "commit": self.backbone.commit or "",
+            **{f"gguf_{key}": self.backbone.gguf[key] for key in ("sha256", "quantization") if self.backbone.gguf},
             "versions": library_versions(),
         }
         if isinstance(init, FromPrompt):

@@ -29,9 +29,10 @@ class TrainedModule(PromptedModule):
     A subclass sets `prompt_length`, and builds what it trains in `begin`, or in `restore` from a checkpoint.
 
     Args:
-        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
+        backbone: a built-in backbone, the folder of a Hugging Face model, a GGUF file, or a hub id.
         layout: of an encoder `prefix` (prompt, answer slot, text; the default) or `mask_first` (release 1.0 of Su et
-            al.); other kinds of backbones have one layout each.
+            al.); of a causal backbone `start_answer_last` (the tokenizer's start token before the text; the default
+            where it adds one) or `answer_last` (no start token).
         attention: `full` (the prompt sees the text) or `shared` (it sees only itself; faster).
         optimizer: default AdamW without weight decay.
         learning_rate: of the default optimizer; default: `usual_rate`.

@@ -37,7 +37,8 @@ class NeuronCapture(FfnHooks):
     Args:
         backbone: whose neurons.
         prompts: N, how many prompts the batches number with `prompt_ids`; 1 where they have none.
-        every_kind: `before` and `gate` too, not only `activations` and `active`.
+        every_kind: `before` and `gate` too, not only `activations` and `active`, where the activation function is a
+            known module of the backbone.
     """
 
     def __init__(self, backbone: FrozenBackbone, prompts: int = 1, every_kind: bool = True) -> None:
@@ -51,7 +52,7 @@ class NeuronCapture(FfnHooks):
 
     def visits(self) -> dict[str, Visit]:
         names = ["activations"]
-        if self.every_kind:
+        if self.every_kind and self.backbone.family.shows_activation:
             names += ["before", *(["gate"] if self.backbone.is_gated else [])]
         return {name: self._adder(name) for name in names}
 
@@ -149,7 +150,7 @@ class NeuronCapture(FfnHooks):
 
     def _zeros(self) -> dict[str, Tensor]:
         """Sums of a process that has seen no example; their sizes are found out with one."""
-        rows = torch.zeros(1, self.backbone.hidden_size, device=self.backbone.embedding_weight.device)
+        rows = torch.zeros(1, self.backbone.hidden_size, device=self.backbone.device)
         found = of_prompts(self.backbone, [rows])
         names = [*(name for name in found if name in self.visits()), "active"]
         shape = (self.prompts, *found["activations"].shape[1:])
@@ -173,7 +174,7 @@ def of_prompts(
     Returns:
         `activations`, `before` and for gated FFNs `gate`: name -> float32 [N, L, F] on the CPU.
     """
-    device = backbone.embedding_weight.device
+    device = backbone.device
     lengths = [len(prompt) for prompt in prompts]
     found: dict[str, list[Tensor]] = {}
     order: list[int] = []

@@ -45,6 +45,7 @@ KEPT = (
         "data_label_words",
         "data_max_length",
         "data_seed",
+        "data_special_tokens",
         "data_revision",
     ),
 )

@@ -9,24 +9,39 @@ from dataclasses import replace
 from huggingface_hub import ModelCardData
 
 from prompt_transfer.errors import UserError
+from prompt_transfer.prompts.peft_adapter import check_exportable
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.task import Task
 from prompt_transfer.tasks import get_task
 
-_AUTO = {"answer_last": "AutoModelForCausalLM", "encoder": "AutoModelForSeq2SeqLM"}
+_AUTO = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}
+# What the tokenizer puts before a text, and a text as it continues another: some tokenizers put a blank before each.
+_START = """start = tokenizer("a")["input_ids"]
+start = start[: start.index(ids("a")[0])]  # what the tokenizer puts before a text
+"""
+_CONTINUED = """def continued(text):
+    return ids("a" + text)[len(ids("a")) :]
+"""
+_LINE_FEED = """line = ids("\\n")
+if tokenizer.convert_ids_to_tokens(line[:1]) == ["▁"]:  # a blank that SentencePiece put before it
+    line = continued("\\n")
+"""
 
 
 def adapter_card(prompt: Prompt, backbone: str, is_builtin: bool = False, license: str | None = None) -> str:
-    """Markdown for the adapter of a prompt of layout `answer_last` or `encoder`.
+    """Markdown for the adapter of a prompt of a causal or sequence-to-sequence backbone.
 
     Args:
         prompt: the prompt.
         backbone: the name that the adapter gives its base model.
         is_builtin: that is one of the backbones that ship with prompt_transfer.
         license: goes into the head of the card.
+
+    Raises:
+        UserError: PEFT cannot express the prompt.
     """
     tasks, unknown = tasks_of(prompt.metadata)
-    causal = prompt.metadata["layout"] == "answer_last"
+    causal = check_exportable(prompt) == "CAUSAL_LM"
     data = ModelCardData(library_name="peft", license=license, tags=["prompt-tuning", "soft-prompt", "prompt_transfer"])
     rows, width = prompt.embeddings.shape
     names = [*(task.name for task in tasks), *unknown]
@@ -34,7 +49,7 @@ def adapter_card(prompt: Prompt, backbone: str, is_builtin: bool = False, licens
         f"---\n{data.to_yaml()}\n---",
         f"# Soft prompt for {inline(', '.join(names) or 'an unnamed task')}, as a PEFT adapter",
         f"{rows} virtual tokens of {width} numbers for `{inline(backbone)}`, trained with prompt_transfer (layout "
-        f"`{inline(prompt.metadata['layout'])}`).",
+        f"`{inline(prompt.metadata.get('layout', 'unknown'))}`).",
         "## What PEFT does not know",
         "The adapter holds the rows in front of the text, nothing else. What follows is yours to do.",
         *(_reading(task, causal, prompt.metadata) for task in tasks),
@@ -88,7 +103,11 @@ def _reading(task: Task, causal: bool, facts: Mapping[str, str]) -> str:
     if causal:
         texts = f"{first}, a line feed, a blank and {columns[1]}" if pair else first
         cue = f", then the cue ` {task.cue.strip()}` (with its blank)" if task.cue else ", without any cue"
-        form = f"{texts}{cue}. Each part is tokenised alone, without special tokens; the last token is the answer slot"
+        start = f"{_start(facts)}, " if _start(facts) else ""
+        form = (
+            f"{start}{texts}{cue}. Each part is tokenised alone, without special tokens, those behind the first as "
+            "they continue a text; the last token is the answer slot"
+        )
     elif task.seq2seq_frame is not None:
         before, between = (f"the words {words!r}, " if words else "" for words in task.seq2seq_frame)
         texts = f"{before}{first}, {between}{columns[1]}" if pair else f"{before}{first}"
@@ -115,6 +134,14 @@ def _reading(task: Task, causal: bool, facts: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
+def _start(facts: Mapping[str, str]) -> str:
+    """What stands between the virtual tokens and a causal model's text."""
+    if facts.get("layout") == "answer_last":
+        return ""
+    words = "the start token that the tokenizer puts before a text"
+    return words if facts.get("layout") == "start_answer_last" else f"{words} (none where it puts none)"
+
+
 def _padding(causal: bool, rows: int) -> str:
     if causal:
         return (
@@ -131,7 +158,8 @@ def _padding(causal: bool, rows: int) -> str:
 
 def _code(task: Task | None, prompt: Prompt, backbone: str, is_builtin: bool) -> str:
     facts = prompt.metadata
-    causal, auto = facts["layout"] == "answer_last", _AUTO[facts["layout"]]
+    task_type = check_exportable(prompt)
+    causal, auto = task_type == "CAUSAL_LM", _AUTO[task_type]
     lines = ["import torch", "from peft import PeftModel", f"from transformers import {auto}, AutoTokenizer", ""]
     if is_builtin:
         lines.insert(2, "from prompt_transfer.backbones.builtin import builtin_backbones")
@@ -148,7 +176,9 @@ def _code(task: Task | None, prompt: Prompt, backbone: str, is_builtin: bool) ->
         '    return tokenizer(text, add_special_tokens=False)["input_ids"]',
         "",
         "",
-        *_input(task, causal),
+        *([*_CONTINUED.splitlines(), "", ""] if causal else []),
+        *(_START.splitlines() if causal and _start(facts) else []),
+        *_input(task, causal, bool(_start(facts))),
     ]
     if task is None or not task.is_generation:
         step = "" if causal else ", decoder_input_ids=torch.tensor([[model.config.decoder_start_token_id]])"
@@ -156,7 +186,7 @@ def _code(task: Task | None, prompt: Prompt, backbone: str, is_builtin: bool) ->
             "with torch.no_grad():",
             f"    logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens){step}).logits[0, -1]",
         ]
-        lines += _answer(task, facts)
+        lines += _answer(task, facts, causal)
     else:
         length = task.max_target_length
         lines += [
@@ -168,12 +198,14 @@ def _code(task: Task | None, prompt: Prompt, backbone: str, is_builtin: bool) ->
     return "```python\n" + "\n".join(lines) + "\n```"
 
 
-def _input(task: Task | None, causal: bool) -> list[str]:
+def _input(task: Task | None, causal: bool, start: bool) -> list[str]:
     pair = task is not None and task.text_b is not None and not task.join_texts
     lines = ['text = "the film is good"', *(['second = "the story is good"'] if pair else [])]
     if causal:
-        parts = ["ids(text)", *(['ids("\\n")', 'ids(" " + second)'] if pair else [])]
-        parts += [f"ids({' ' + task.cue.strip()!r})"] if task is not None and task.cue else []
+        parts = [*(["start"] if start else []), "ids(text)"]
+        lines += _LINE_FEED.splitlines() if pair else []
+        parts += ["line", 'continued(" " + second)'] if pair else []
+        parts += [f"continued({' ' + task.cue.strip()!r})"] if task is not None and task.cue else []
     else:
         end = "[tokenizer.eos_token_id]"
         frame = None if task is None else task.seq2seq_frame
@@ -183,7 +215,7 @@ def _input(task: Task | None, causal: bool) -> list[str]:
     return [*lines, f"tokens = torch.tensor([{' + '.join(parts)}])"]
 
 
-def _answer(task: Task | None, facts: Mapping[str, str]) -> list[str]:
+def _answer(task: Task | None, facts: Mapping[str, str], causal: bool) -> list[str]:
     if task is None or task.label_words_policy == "sequence":
         return ["print(logits.topk(5))  # of the next token"]
     chosen = task.token_ids.get(facts.get("family", ""))
@@ -191,5 +223,6 @@ def _answer(task: Task | None, facts: Mapping[str, str]) -> list[str]:
         scores = f"scores = logits[torch.tensor({list(chosen)})]"
     else:
         which = "[:1]" if task.label_words_policy == "first" else ""
-        scores = f'scores = torch.stack([logits[ids(f" {{word}}"){which}].mean() for word in words])'
+        encode = "continued" if causal else "ids"
+        scores = f'scores = torch.stack([logits[{encode}(f" {{word}}"){which}].mean() for word in words])'
     return [f"words = {list(task.label_words)!r}", scores, "print(words[int(scores.argmax())])"]

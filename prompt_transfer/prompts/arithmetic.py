@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from prompt_transfer.backbones.layouts import is_causal
 from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.prompts.recommendation import shares
@@ -23,6 +24,7 @@ from prompt_transfer.prompts.recommendation import shares
 KEPT = (
     *("backbone", "fingerprint", "family", "layout", "attention", "dtype", "head", "revision", "seed", "random"),
     *("label_words_policy", "data_source", "data_root", "data_label_words", "data_max_length", "data_seed"),
+    "data_special_tokens",
 )
 SAME = ("layout", "attention")
 
@@ -149,7 +151,7 @@ def check_together(prompts: Sequence[Prompt], shared_start: bool = True) -> None
         for key in SAME:
             values = [one.metadata.get(key, UNKNOWN) for one in (first, prompt)]
             # For causal models full and shared attention are one function.
-            causal = key == "attention" and first.metadata.get("layout") == "answer_last"
+            causal = key == "attention" and is_causal(first.metadata.get("layout"))
             if values[0] != values[1] and UNKNOWN not in values and not causal:
                 raise UserError(f"{both}: one was trained with {key} {values[0]}, the other with {values[1]}")
         if shared_start and not torch.equal(_initial(first), _initial(prompt)):

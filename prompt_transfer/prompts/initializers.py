@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prompt_transfer.backbones.tokenization import continued
 from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.arithmetic import weighted_mean
 from prompt_transfer.prompts.prompt import Backbone, Prompt
@@ -233,10 +234,14 @@ class FromPrompt(Initializer):
 def word_pieces(tokenizer: Any, text: str) -> list[int]:
     """Token ids of `text` as it stands inside a sentence: with a blank before it, without special tokens.
 
-    Byte-level BPE (RoBERTa, GPT) has one token for " great" and another for "great"; for WordPiece and
-    SentencePiece the blank makes no difference.
+    Byte-level BPE (RoBERTa, GPT) has one token for " great" and another for "great"; for WordPiece the blank makes no
+    difference. Tokenizers that put a blank before every text put none before this one (`continued`).
     """
-    return tokenizer.encode(f" {text.strip()}", add_special_tokens=False)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [tokenizer.encode(one, add_special_tokens=False) for one in texts]
+
+    return continued(encode, [f" {text.strip()}"])[0]
 
 
 def vocabulary_ids(backbone: Backbone, top_k: int, skip: int = 0, exclude: Iterable[int] = ()) -> list[int]:
@@ -274,8 +279,15 @@ def draw(ids: Sequence[int], count: int, generator: torch.Generator) -> list[int
 
 
 def embedding_rows(backbone: Backbone, ids: Sequence[int]) -> Tensor:
-    """The input embeddings of `ids`, float32 `[len(ids), H]` on the CPU."""
+    """The input embeddings of `ids`, float32 `[len(ids), H]` on the CPU.
+
+    Raises:
+        UserError: a token of the tokenizer that the backbone has no embedding of.
+    """
     table = backbone.embedding_weight
+    if ids and max(ids) >= len(table):
+        token = backbone.tokenizer.convert_ids_to_tokens([max(ids)])[0]
+        raise UserError(f"{backbone.id} has no word embedding of its token {token!r}: choose other words")
     return table[torch.tensor(ids, device=table.device)].to("cpu", torch.float32)
 
 

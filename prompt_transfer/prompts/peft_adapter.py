@@ -7,6 +7,10 @@ What PEFT 0.21 really does with one (peft_model.py):
 - A sequence-to-sequence model (S = 2, PEFT's default) reads the first P rows in front of the text in its encoder. The
   other P were meant for the decoder; prompt tuning and P-tuning read them neither in `forward` nor in `generate`.
 - `P_TUNING` saves what its encoder gave, and reads that as prompt tuning does.
+
+The rows stand before all that the tokenizer gave, so before the start token where it adds one: layout
+`start_answer_last`. An adapter of others does not name its layout; the tokenizer of its base model tells it, where that
+lies on this machine. Elsewhere the layout is left open, and the backbone that the prompt is used with decides.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from prompt_transfer.prompts.torch_file import read_torch_file
 CONFIG_FILE, WEIGHTS_FILE, TORCH_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 TENSOR = "prompt_embeddings"
 # Layout of a prompt <-> PEFT's name for the kind of model. It has none for a masked LM with an answer slot.
-TASK_TYPES = {"answer_last": "CAUSAL_LM", "encoder": "SEQ_2_SEQ_LM"}
+TASK_TYPES = {"answer_last": "CAUSAL_LM", "start_answer_last": "CAUSAL_LM", "encoder": "SEQ_2_SEQ_LM"}
 SUBMODULES = {"CAUSAL_LM": 1, "SEQ_2_SEQ_LM": 2}
 PEFT_TYPES = ("PROMPT_TUNING", "P_TUNING")
 # Under this key the metadata of a prompt travel in the safetensors file, where PEFT does not look.
@@ -44,6 +48,8 @@ def check_exportable(prompt: Prompt) -> str:
     """
     facts = prompt.metadata
     layout, name = facts.get("layout", UNKNOWN), prompt.path or "the prompt"
+    if layout == UNKNOWN and facts.get("peft_task_type") in SUBMODULES:
+        return facts["peft_task_type"]
     if layout in ("prefix", "mask_first"):
         raise UserError(
             f"{name} is for a masked LM (layout {layout}): PEFT's prompt tuning has no answer slot, only CAUSAL_LM and "
@@ -123,20 +129,22 @@ def read_adapter(folder: str | Path) -> Prompt:
             f"{folder} is damaged: {CONFIG_FILE} says {parts} x {length} virtual tokens of {config.get('token_dim')} "
             f"numbers, {path.name} holds {sizes(tensor.shape)}"
         )
-    layout = next(name for name, kind in TASK_TYPES.items() if kind == task_type)
-    if own.get("layout", layout) != layout:
+    if "layout" in own and TASK_TYPES.get(own["layout"]) != task_type:
         raise UserError(f"{folder} contradicts itself: task_type {task_type}, but a prompt of layout {own['layout']}")
     dropped = "none" if parts == 1 else "equal" if torch.equal(tensor[:length], tensor[length:]) else "different"
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     base = config.get("base_model_name_or_path")
-    facts = {"fingerprint": UNKNOWN, "attention": "full", "layout": layout, "source": "peft", **own}
+    layout = own.get("layout") or _layout(task_type, base, config.get("revision"))
+    facts = {"fingerprint": UNKNOWN, "attention": "full", "source": "peft", **own}
+    facts |= {"layout": layout} if layout else {}
     facts |= {
         "backbone": base if isinstance(base, str) and base else own.get("backbone", UNKNOWN),
         "source_name": folder.absolute().name,
         "source_path": str(folder),
         "source_sha256": digest,
         "peft_type": config["peft_type"],
+        "peft_task_type": task_type,
         "peft_second_half": dropped,
     }
     if isinstance(config.get("revision"), str):
@@ -218,6 +226,17 @@ def _check_names(names: list[str], path: Path) -> None:
     if names != [TENSOR]:
         found = ", ".join(map(repr, names[:5])) or "nothing"
         raise UserError(f"{path} holds {found}; the adapter of a prompt holds `{TENSOR}` alone")
+
+
+def _layout(task_type: str, base: Any, revision: Any) -> str | None:
+    """The layout of an adapter of others; None where the tokenizer that decides it is not on this machine."""
+    if task_type == "SEQ_2_SEQ_LM":
+        return "encoder"
+    from prompt_transfer.backbones.loading import local_start_ids
+
+    revision = revision if isinstance(revision, str) else None
+    start = local_start_ids(base, revision) if isinstance(base, str) and base else None
+    return None if start is None else "start_answer_last" if start else "answer_last"
 
 
 def _family(backbone: str) -> str | None:

@@ -164,7 +164,7 @@ class Prompt:
         if known and fingerprint != backbone.fingerprint:
             problems.append(
                 f"its backbone has the fingerprint {fingerprint[:12]}, this one {backbone.fingerprint[:12]} "
-                "(tokenizer, configuration or embeddings differ)"
+                "(tokenizer, configuration or embeddings differ, as they do in a float16 or quantized copy)"
             )
         if problems:
             remedies.append(f"use {trained_on}, or map the prompt with `prompt-transfer prompts project`")

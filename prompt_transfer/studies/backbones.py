@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.backbones.layouts import is_causal
 from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.entries import agreed, check_all
@@ -36,7 +37,7 @@ def _attention(prompts: dict[str, Prompt], given: str | None) -> str:
         return agreed(prompts, "attention", given) or "full"
     except UserError:
         # For causal models both are one function, and a folder may hold both.
-        if all(prompt.metadata.get("layout") == "answer_last" for prompt in prompts.values()):
+        if all(is_causal(prompt.metadata.get("layout")) for prompt in prompts.values()):
             return "full"
         raise
 

@@ -100,7 +100,7 @@ def _over_inputs(
     names: Sequence[str],
 ) -> dict[str, Tensor]:
     if world > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo" if backbone.embedding_weight.device.type == "cpu" else "nccl")
+        torch.distributed.init_process_group("gloo" if backbone.device.type == "cpu" else "nccl")
     try:
         return over_inputs(backbone, prompts, targets, max_tokens, rank, world, names)
     finally:

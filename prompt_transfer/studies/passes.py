@@ -25,7 +25,7 @@ def row_batches(
     Args:
         max_tokens: None: what suits the device. A batch has one row at least.
     """
-    budget = max_tokens or MAX_TOKENS[backbone.embedding_weight.device.type]
+    budget = max_tokens or MAX_TOKENS[backbone.device.type]
     positions = target.table.lengths + backbone.encoder(prompt_length).extra_positions
     order = np.argsort(-target.table.lengths, kind="stable")
     return [order[start:end] for start, end in pairwise(cut(positions[order] * count, MAX_TEXTS, budget))]
@@ -33,7 +33,7 @@ def row_batches(
 
 def tensors_of(backbone: FrozenBackbone, target: Target, rows: NDArray[np.int64]) -> dict[str, Tensor]:
     """Some rows of a task as a batch on the backbone's device."""
-    device = backbone.embedding_weight.device
+    device = backbone.device
     return {name: value.to(device) for name, value in collate(target.table, rows, pad_of(backbone)).items()}
 
 
@@ -55,7 +55,7 @@ def behind_all(
     Args:
         rank, world: this process takes every `world`-th batch.
     """
-    bank = backbone.record(torch.stack(list(prompts)).to(backbone.embedding_weight.device))
+    bank = backbone.record(torch.stack(list(prompts)).to(backbone.device))
     numbers = torch.arange(len(prompts), device=bank.rows.device)
     longest = int(target.table.lengths.max()) + backbone.encoder(len(prompts[0])).extra_positions
     budget = max_tokens or MAX_TOKENS[bank.rows.device.type]

@@ -156,7 +156,7 @@ def skill_of(
         UserError: a class without rows.
     """
     layers = len(backbone.ffn_sites())
-    bank = backbone.record(prompt.to(backbone.embedding_weight.device))
+    bank = backbone.record(prompt.to(backbone.device))
 
     def summed(target: Target, thresholds: Tensor | None) -> ClassSums:
         sums = ClassSums(target.task.num_classes, layers, thresholds)
@@ -226,7 +226,7 @@ class Gradients:
 
 def gradients(backbone: FrozenBackbone, prompt: Tensor, target: Target, max_tokens: int | None = None) -> Gradients:
     """Gradients of -log p(answer | row, prompt) in nats at the prompt [P, H]."""
-    device = backbone.embedding_weight.device
+    device = backbone.device
     objective = make_objective(backbone, [target.task]).to(device)
     total, squares = (torch.zeros_like(prompt, device=device) for _ in range(2))
     for rows in row_batches(backbone, target, len(prompt), 1, max_tokens):
@@ -249,7 +249,7 @@ def leep(
     of q, and LEEP is the mean over rows of log sum_z p(y | z) q(z | x). 0 is perfect, minus the entropy of the labels
     is what a source gives that says nothing. Source: Nguyen et al. 2020.
     """
-    device = backbone.embedding_weight.device
+    device = backbone.device
     objective = make_objective(backbone, [source.task]).to(device)
     assert isinstance(objective, Classification)
     bank = backbone.record(prompt.to(device))

@@ -46,7 +46,7 @@ class Scorer:
     """
 
     def __init__(self, backbone: FrozenBackbone, entries: Sequence[Entry]) -> None:
-        self.backbone, self.device = backbone, backbone.embedding_weight.device
+        self.backbone, self.device = backbone, backbone.device
         self.entries = entries
         self.longest = max(len(entry.embeddings) for entry in entries)
         self._banks: list[tuple[NDArray[np.int64], PromptBank]] = []

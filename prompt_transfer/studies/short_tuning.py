@@ -59,7 +59,7 @@ class ShortTuning:
         source = TaskDataModule(
             task, data.source, data.root, BATCH_SIZE, max_length=data.max_length, max_tokens=data.max_tokens,
             limit_train=rows, limit_eval=1, label_words=words,  # type: ignore[arg-type]
-            seed=data.seed, cache_dir=data.cache_dir,
+            seed=data.seed, cache_dir=data.cache_dir, special_tokens=data.special_tokens,
         )  # fmt: skip
         module.connect(source.tasks)
         made, generator = module.start(module.init, self.seed)
@@ -69,6 +69,7 @@ class ShortTuning:
             **{"data_label_words": words, "data_seed": str(data.seed), "seed": str(self.seed)},
             "label_words_policy": module.hparams.label_words_policy or "",
             "data_max_length": "" if data.max_length is None else str(data.max_length),
+            "data_special_tokens": data.special_tokens,
         }
         if (known := self._known(path, module, start, facts)) is not None:
             return known

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.data.baselines import trivial_answers
-from prompt_transfer.data.checks import shared_rows, text_keys
+from prompt_transfer.data.checks import SpecialTokens, check_special_tokens, shared_rows, text_keys
 from prompt_transfer.data.selection import SPLITS, Selection
 from prompt_transfer.data.tables import Tables
 from prompt_transfer.data.tokens import TokenTable
@@ -39,6 +39,7 @@ class TargetData:
         seed: of the subset, and of a validation split that has to be cut from train.
         cache_dir: folder for tokenised rows.
         revision: of the hub's repository; null: the one of the registry.
+        special_tokens: keep those of the backbone in texts, such as </s>, or split them into ordinary tokens.
     """
 
     source: Literal["hub", "local", "builtin"] = "builtin"
@@ -49,6 +50,7 @@ class TargetData:
     seed: int = 0
     cache_dir: str | None = None
     revision: str | None = None
+    special_tokens: SpecialTokens = "keep"
 
     def check(self) -> None:
         """Raise a UserError where a number cannot be."""
@@ -58,6 +60,7 @@ class TargetData:
                 raise UserError(f"--data.{name} must be 1 or more, not {value}")
         if self.seed < 0:
             raise UserError("--data.seed must be 0 or more")
+        check_special_tokens(self.special_tokens)
 
 
 @dataclass
@@ -163,7 +166,8 @@ def load_target(
     limits: dict[str, int | None] = dict.fromkeys(SPLITS, data.limit_eval)
     options = (data.source, data.root, data.seed, label_words, limits)
     selection = Selection([task], *options, revision=data.revision)
-    tables = Tables(selection, encoder, data.max_length, data.cache_dir)
+    tables = Tables(selection, encoder, data.max_length, data.cache_dir, data.special_tokens)
+    tables.warn_of_special_tokens(split)
     table, task, rows = tables.split(split), selection.tasks[0], selection.rows(split)
     references = selection.targets(split, table.ids.tolist()) if task.is_generation else []
     if task.is_generation:
@@ -177,6 +181,9 @@ def load_target(
         "metric": task.metric,
         "max_length": tables.lengths[0],
     }
+    # Left out for the default, so that what was scored before there was the option is still known.
+    if data.special_tokens != "keep":
+        facts["special_tokens"] = data.special_tokens
     origin = f"{split} ({selection.data[0].origin[split]})"
     keys = (text_keys(rows), text_keys(selection.data[0].split("train"))) if with_keys else ()
     return Target(task, origin, table, references, baseline.astype(np.float32), facts, *keys)

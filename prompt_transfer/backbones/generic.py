@@ -1,0 +1,196 @@
+"""Families without a row: described from the loaded model, run by the library's own forward (`plain.py`).
+
+Nothing here is taken on trust: `proof.py` checks each model at load time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.pytorch_utils import Conv1D
+
+from prompt_transfer.backbones.family import AUTO_CLASSES, Family
+from prompt_transfer.backbones.substitutes import path_of
+from prompt_transfer.errors import UserError
+
+# In this order where a checkpoint does not say which of its classes it holds.
+_CLASSES = {
+    "seq2seq_lm": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "masked_lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "causal_lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+}
+# Parts of names of modules that mix tokens.
+_MIXERS = ("attn", "attention", "mixer", "mamba", "ssm", "conv", "recurrent")
+_ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")
+
+
+def kind_of(facts: Mapping[str, Any], name: str) -> str:
+    """Return the kind of a model type without a row, from its config.json and transformers' Auto classes.
+
+    Raises:
+        UserError: no language model of transformers, and none that comes with the checkpoint.
+    """
+    model_type = facts.get("model_type", "unknown")
+    classes = {kind: names.get(model_type) for kind, names in _CLASSES.items()}
+    for architecture in facts.get("architectures") or ():
+        for kind, known in classes.items():
+            if architecture == known or architecture in (known if isinstance(known, tuple) else ()):
+                return kind
+    for kind, known in classes.items():
+        if known is not None or AUTO_CLASSES[kind] in (facts.get("auto_map") or {}):
+            return kind
+    raise UserError(
+        f"backbone {name} is of the type {model_type!r}, which is no language model: transformers has no class with an "
+        "LM head for it; use a causal, masked or sequence-to-sequence language model"
+    )
+
+
+def describe(model: PreTrainedModel, model_type: str, kind: str) -> Family:
+    """Return the row of a model whose family has none.
+
+    Raises:
+        UserError: the model has no body apart from its LM head.
+    """
+    body = model.get_encoder() if kind == "seq2seq_lm" else model.base_model
+    if body is model:
+        raise UserError(f"a {model_type} model has no body apart from its LM head; use a backbone of another family")
+    reader = model.get_decoder() if kind == "seq2seq_lm" else body
+    kept = {id(part) for part in (body, reader, model.get_input_embeddings())}
+    head = tuple(
+        name for name, child in model.named_children() if not any(id(part) in kept for part in child.modules())
+    )
+    path = path_of(model, body)
+    config = model.config.get_text_config()
+    positions = _max_positions(config, body)
+    # Models with an embedding module of their own scale in there; others scale what they look up, and nothing given.
+    scale = getattr(body, "embed_scale", 1.0) if type(model.get_input_embeddings()) is nn.Embedding else 1.0
+    site, activation, gated, layers = find_ffn(reader, getattr(config, "hidden_size", None))
+    inside = path_of(model, reader)
+    return Family(
+        model_type,
+        kind,
+        path,
+        head,
+        f"{inside}.{site}" if site else "",
+        learning_rate=0.003,
+        ffn_input=True,
+        activation=f"{inside}.{activation}" if activation else None,
+        gated=lambda config: gated,
+        layers=lambda config: layers,
+        max_positions=lambda config: positions,
+        embedding_scale=lambda config: scale,
+        plain=True,
+        has_row=False,
+    )
+
+
+def _max_positions(config: Any, body: nn.Module) -> int:
+    for name in ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions", "max_seq_len"):
+        size = getattr(config, name, None)
+        if isinstance(size, int) and size > 0:
+            break
+    else:
+        # Positions without end; nobody has looked further.
+        return 2048
+    for name, table in body.named_modules():
+        # fairseq counts positions from the padding index.
+        if isinstance(table, nn.Embedding) and "position" in name and table.padding_idx is not None:
+            return min(size, table.num_embeddings - table.padding_idx - 1)
+    return size
+
+
+# Neurons -------------------------------------------------------------------------------------------------------------
+
+
+def find_ffn(body: nn.Module, width: int | None) -> tuple[str, str | None, bool, int]:
+    """Find the output projection of the feed-forward network of each layer by the sizes of linear layers.
+
+    Args:
+        body: holds the layers.
+        width: H, of the hidden states.
+
+    Returns:
+        Path of the projection in layer `{i}` ("" where it is ambiguous), path of the activation function or None,
+        whether the network is gated, how many layers there are.
+    """
+    nothing = ("", None, False, 0)
+    lists = [(name, part) for name, part in body.named_modules() if isinstance(part, nn.ModuleList) and len(part)]
+    outer = [(name, part) for name, part in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
+    if len(outer) != 1:
+        return nothing
+    name, layers = outer[0]
+    found = {_ffn_of_layer(layer, width) for layer in layers}
+    if len(found) != 1:
+        return nothing
+    site, activation, gated = found.pop()
+    if not site:
+        return nothing
+    prefix = f"{name}.{{i}}."
+    return prefix + site, None if activation is None else prefix + activation, gated, len(layers)
+
+
+def with_site(model: PreTrainedModel, family: Family, site: str) -> Family:
+    """Return the row of a family without one, with the path of the module of layer `{i}` whose input are the neurons.
+
+    Raises:
+        UserError: the family has a row, or there is no such module.
+    """
+    if family.has_row:
+        raise UserError(f"the family {family.name} has a row, which says where its neurons are: leave out ffn_site")
+    names = {name for name, _ in model.named_modules()}
+    layers = 0
+    while "{i}" in site and site.format(i=layers) in names:
+        layers += 1
+    if not layers:
+        raise UserError(f"ffn_site {site!r} is no module of layer {{i}}, as 'model.layers.{{i}}.mlp.down_proj' is")
+    return replace(family, ffn_site=site, activation=None, layers=lambda config: layers)
+
+
+def refuse_ambiguous(name: str, family: Family) -> None:
+    """Raise UserError if nothing says where the neurons are."""
+    if not family.ffn_site:
+        raise UserError(
+            f"where the neurons of {name} ({family.name}) are is ambiguous: give the module whose input they are, for "
+            "layer {i}, as in FrozenBackbone(name, ffn_site='model.layers.{i}.mlp.down_proj')"
+        )
+
+
+def _sizes(part: nn.Module) -> tuple[int, int] | None:
+    """Inputs and outputs of a linear layer."""
+    if isinstance(part, nn.Linear):
+        return part.in_features, part.out_features
+    return (part.weight.shape[0], part.weight.shape[1]) if isinstance(part, Conv1D) else None
+
+
+def _ffn_of_layer(layer: nn.Module, width: int | None) -> tuple[str, str | None, bool]:
+    """Path of the output projection ("" where it is ambiguous) and of the activation function, and whether gated."""
+    inside = dict(layer.named_modules())
+    own = {path: part for path, part in inside.items() if not any(word in path.lower() for word in _MIXERS)}
+    weights = [weight for part in own.values() for weight in part.parameters(recurse=False)]
+    if any("expert" in path for path in own) or any(weight.ndim == 3 and min(weight.shape) > 1 for weight in weights):
+        return "", None, False
+    linear = {path: size for path, part in own.items() if (size := _sizes(part)) is not None}
+    order = list(linear)
+    found = []
+    for path, (inputs, outputs) in linear.items():
+        # A network that is narrower than the states is a bottleneck round another one (MobileBERT).
+        if outputs != (width or outputs) or inputs < outputs:
+            continue
+        partners = [
+            linear[other][1]
+            for other in order
+            if linear[other] in ((outputs, inputs), (outputs, 2 * inputs))
+            and other != path
+            and (inputs != outputs or order.index(other) < order.index(path))
+        ]
+        if partners:
+            found.append((path, sum(partners) == 2 * inputs))
+    if len(found) != 1:
+        return "", None, False
+    activations = [path for path, part in own.items() if type(part).__module__ in _ACTIVATIONS]
+    return found[0][0], activations[0] if len(activations) == 1 else None, found[0][1]

@@ -1,0 +1,280 @@
+"""Backbones from GGUF files: dequantised once, kept in the cache as ordinary model folders."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import warnings
+from contextlib import nullcontext, redirect_stderr, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from prompt_transfer.backbones import generic
+from prompt_transfer.backbones.families import FAMILIES
+from prompt_transfer.backbones.family import AUTO_CLASSES
+from prompt_transfer.errors import UserError
+from prompt_transfer.files import alone, atomic_folder, cache_folder, check_writable_dir, write_text_atomic
+from prompt_transfer.network import hub_reachable
+
+# Of the converted folders. A new number converts every file again.
+FORMAT_VERSION = 1
+SUFFIX = ".gguf"
+# The key of a converted folder's config.json that says which file it was made from.
+SOURCE = "gguf_source"
+# Tensor types that hold plain numbers.
+EXACT = ("F64", "F32", "F16", "BF16")
+_ON_HUB = re.compile(r"([\w.-]+/[\w.-]+):([^:]+\.gguf)", re.IGNORECASE)
+_ELSEWHERE = "free space, or set PROMPT_TRANSFER_CACHE to another folder"
+# Files such as Llama 3.2's scale their rotary frequencies with these; transformers does not read them.
+_ROTARY_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+def is_gguf(name: str) -> bool:
+    """Whether `name` is meant as a GGUF file: a path, or `org/repo:file.gguf`."""
+    return name.lower().endswith(SUFFIX)
+
+
+def on_hub(name: str) -> tuple[str, str] | None:
+    """(repository, file) of `org/repo:file.gguf`; None for a path."""
+    match = _ON_HUB.fullmatch(name)
+    return (match[1], match[2]) if match and not Path(name).exists() else None
+
+
+def only_file(folder: Path) -> Path | None:
+    """The GGUF file of a folder; None if it has none.
+
+    Raises:
+        UserError: it has several.
+    """
+    files = sorted(path for path in folder.iterdir() if is_gguf(path.name) and not path.name.startswith("."))
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files[:5]) + (" ..." if len(files) > 5 else "")
+        raise UserError(f"the folder {folder} holds several GGUF files ({names}): give the path of one of them")
+    return files[0] if files else None
+
+
+def download(repo: str, file: str, revision: str | None) -> tuple[Path, str | None]:
+    """Path and commit of a file of a hub repository, from the hub's cache if it is there.
+
+    Raises:
+        UserError: no such repository or file, or the hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = hf_hub_download(repo, file, revision=revision, local_files_only=not hub_reachable())
+    except Exception as error:  # of huggingface_hub, httpx and the disk; all mean that there is no file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if not hub_reachable():
+            reason = "the hub cannot be reached, and its cache on this machine does not have the file"
+        raise UserError(
+            f"cannot get {file} of the hub repository {repo}: {reason} (give the path of a downloaded file, or "
+            "see `prompt-transfer backbones list`)"
+        ) from error
+    parts = Path(path).parts
+    commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+    return Path(path), commit
+
+
+def model_folder(path: Path, name: str) -> Path:
+    """The folder of the dequantised model of a GGUF file, converted at first use.
+
+    The cache keeps it under the file's SHA-256. The weights are float32: a dequantised weight is a scale times an
+    integer, which neither float16 nor bfloat16 holds exactly.
+
+    Args:
+        path: of the file.
+        name: of the backbone, for messages.
+
+    Raises:
+        UserError: not a whole GGUF file, of an unknown architecture or quantisation, without tensors that the model
+            needs, the package `gguf` is missing, or the cache cannot be written.
+    """
+    root = cache_folder() / "gguf"
+    digest = _digest(path, root / "digests")
+    folder = root / f"v{FORMAT_VERSION}" / digest
+    if (folder / "config.json").is_file():
+        return folder
+    for package in ("gguf", "accelerate"):
+        if find_spec(package) is None:
+            raise UserError(f'reading {path} needs the package {package}: pip install "prompt_transfer[gguf]"')
+    try:
+        check_writable_dir(folder.parent)
+    except UserError as error:
+        raise UserError(f"cannot write to the cache {folder.parent}: {_ELSEWHERE}") from error
+    with alone(folder.parent, f".{digest}.lock", wait=True):
+        if not (folder / "config.json").is_file():  # another process may have converted it meanwhile
+            # Nobody else writes below this name now: what is there was left by a process that was killed.
+            for left in folder.parent.glob(f".{digest}-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            _convert(path, name, digest, folder)
+    return folder
+
+
+def _digest(path: Path, known: Path) -> str:
+    """SHA-256 of a file; remembered for path, size and time of change, so that it is read once."""
+    stat = path.stat()
+    place = path.resolve()
+    facts = {"path": str(place), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    note = known / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+        digest = found.pop("sha256")
+        if found == facts and re.fullmatch("[0-9a-f]{64}", digest):
+            return digest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # not known yet, or damaged
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with suppress(UserError):  # a cache that cannot be written, as a shared one: the file is read again next time
+        write_text_atomic(note, json.dumps(facts | {"sha256": digest}))
+    return digest
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a GGUF file says of itself: architecture, quantization, parameters, tensors (names), license.
+
+    Raises:
+        UserError: not a whole GGUF file, or with tensors of an unknown type.
+    """
+    import gguf
+
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise UserError(f"{path} is not a GGUF file (it does not begin with GGUF): give the path of a model")
+    try:
+        reader = gguf.GGUFReader(path)
+    except Exception as error:  # ValueError, IndexError, struct errors, ... of a file that ends early or is damaged
+        known = {entry.value for entry in gguf.GGMLQuantizationType}
+        number = re.search(r"(\d+)\)? is not a valid GGMLQuantizationType", str(error))
+        if number and int(number[1]) not in known:
+            raise UserError(
+                f"{path} has tensors of the quantisation type {number[1]}, which the installed package gguf does not "
+                "know: install a newer one, or use another quantisation of the model"
+            ) from error
+        raise UserError(f"{path} is damaged or cut off ({_first_line(error)}): download it again") from error
+    size = path.stat().st_size
+    sizes: dict[str, int] = {}
+    for tensor in reader.tensors:
+        if tensor.data_offset + tensor.n_bytes > size:
+            raise UserError(f"{path} is cut off inside the tensor {tensor.name}: download it again")
+        kind = tensor.tensor_type.name
+        sizes[kind] = sizes.get(kind, 0) + int(tensor.n_elements)
+
+    def value(key: str) -> Any:
+        field = reader.get_field(key)
+        return None if field is None else field.contents()
+
+    if not sizes or value("general.architecture") is None:
+        raise UserError(f"{path} holds no language model (no tensors or no architecture): give the path of a model")
+    if (value("split.count") or 1) > 1:
+        raise UserError(
+            f"{path} is one part of a split model: join the parts with llama.cpp's `llama-gguf-split --merge`"
+        )
+    return {
+        "architecture": str(value("general.architecture")),
+        "quantization": _quantization(value("general.file_type"), sizes),
+        "parameters": sum(sizes.values()),
+        "tensors": [tensor.name for tensor in reader.tensors],
+        "license": value("general.license"),
+    }
+
+
+def _quantization(file_type: int | None, sizes: dict[str, int]) -> str:
+    """The name of the file's quantisation, as `Q4_K_M`: the declared one, or that of most of its weights.
+
+    One of EXACT if and only if no tensor is quantised, whatever the file declares.
+    """
+    import gguf
+
+    blocks = {kind: size for kind, size in sizes.items() if kind not in EXACT}
+    most = max(blocks or sizes, key=lambda kind: (blocks or sizes)[kind])
+    names = {entry.value: entry.name.removeprefix("ALL_").removeprefix("MOSTLY_") for entry in gguf.LlamaFileType}
+    declared = most if file_type is None else names.get(file_type, most)
+    return declared if (declared in EXACT) == (most in EXACT) else most
+
+
+def _convert(path: Path, name: str, digest: str, folder: Path) -> None:
+    facts = read_facts(path)
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
+    try:
+        configuration, _ = PreTrainedConfig.get_config_dict(**where)
+        row = FAMILIES.get(configuration.get("model_type", "unknown"))
+        kind = row.kind if row else generic.kind_of(configuration, name)
+        # transformers draws its bar wherever standard error goes.
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            model, info = getattr(transformers, AUTO_CLASSES[kind]).from_pretrained(
+                **where, dtype=torch.float32, output_loading_info=True
+            )
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises many types here; all mean that the file cannot be used
+        raise UserError(f"cannot read {path}: {_first_line(error)}") from error
+    heads = tuple(
+        f"{module}." for module in (row.head if row else generic.describe(model, model.config.model_type, kind).head)
+    )
+    missing = set(info["missing_keys"])
+    needed = sorted(key for key in missing if not key.startswith(heads))
+    if needed:
+        listed = ", ".join(needed[:6]) + (" ..." if len(needed) > 6 else "")
+        raise UserError(f"{path} lacks tensors, which would be random: {listed}; use a complete file")
+    ignored = [tensor for tensor in facts["tensors"] if tensor in _ROTARY_TENSORS]
+    if ignored:
+        warnings.warn(
+            f"transformers does not read {', '.join(ignored)} of {path.name}: rotary positions are unscaled, and texts "
+            "may score differently than with the original model"
+        )
+    source = {"file": path.name, "sha256": digest, "quantization": facts["quantization"]}
+    if facts["license"]:
+        source["license"] = str(facts["license"])
+    fresh = _serialisable(model, source)
+    # A missing head stays missing, and is refused or not when the folder is loaded.
+    weights = {key: tensor for key, tensor in fresh.state_dict().items() if key not in missing}
+    _check_space(folder, 4 * sum(parameter.numel() for parameter in fresh.parameters()))
+    try:
+        with atomic_folder(folder) as partial:
+            fresh.save_pretrained(partial, state_dict=weights)
+            tokenizer.save_pretrained(partial)
+    except UserError:
+        raise
+    except Exception as error:  # of safetensors, which has its own type for a full disk
+        raise UserError(f"cannot write {folder}: {_first_line(error)}; {_ELSEWHERE}") from error
+
+
+def _serialisable(model: PreTrainedModel, source: dict[str, str]) -> PreTrainedModel:
+    """The tensors of a model that transformers refuses to save, in a fresh model of the same configuration."""
+    configuration = copy.deepcopy(model.config)
+    if hasattr(configuration, "quantization_config"):
+        del configuration.quantization_config
+    setattr(configuration, SOURCE, source)
+    with torch.device("meta"):
+        fresh = type(model)(configuration)
+    fresh.load_state_dict(model.state_dict(), assign=True)
+    fresh.tie_weights()
+    return fresh
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    place = next(parent for parent in folder.parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"the dequantised model takes {needed / 1e6:.0f} MB, {place} has {free / 1e6:.0f} MB left; {_ELSEWHERE}"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,53 @@
+"""Special tokens that stand in users' texts, such as `</s>`: their names, and how to read them as ordinary text."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from transformers import PreTrainedTokenizerBase
+
+from prompt_transfer.errors import UserError
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return the special tokens that the tokenizer finds in a text, the longest first."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted(added | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token)))
+
+
+@cache
+def pattern_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    """Compile a pattern that finds each of `tokens` (`special_tokens`) in a text."""
+    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+
+
+def ordinary_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Return the token ids of texts whose special tokens are read as the characters that they are written with.
+
+    Raises:
+        UserError: the tokenizer is not a fast one, so that it does not say which characters a token stands for.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            "--data.special_tokens split needs a fast tokenizer, and the backbone's is not: use keep, or remove the "
+            "special tokens from the texts"
+        )
+    options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+    options["split_special_tokens"] = True
+    rows = tokenizer(texts, **options)["input_ids"]
+    # A unigram model has special tokens among its pieces too, and finds them there again.
+    pattern = pattern_of(special_tokens(tokenizer))
+    again = [row for row, text in enumerate(texts) if pattern.search(text)]
+    if not again:
+        return rows
+    found = tokenizer([texts[row] for row in again], return_offsets_mapping=True, **options)
+    whole = re.compile(f"(?:{pattern.pattern})+")
+    for row, ids, spans in zip(again, found["input_ids"], found["offset_mapping"], strict=True):
+        pieces = zip(ids, (texts[row][first:end] for first, end in spans), strict=True)
+        rows[row] = [
+            part
+            for token_id, piece in pieces
+            for part in (tokenizer.convert_tokens_to_ids(list(piece)) if whole.fullmatch(piece) else [token_id])
+        ]
+    return rows

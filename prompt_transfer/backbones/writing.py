@@ -1,0 +1,118 @@
+"""Generation settings of a backbone: our own; a checkpoint contributes its end tokens and its decoder's first token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+from transformers.utils import cached_file
+
+from prompt_transfer.backbones.family import Family
+from prompt_transfer.errors import UserError
+
+FILE = "generation_config.json"
+
+
+def stated_settings(source: str, config: dict[str, Any], places: dict[str, Any]) -> dict[str, Any]:
+    """Read the end tokens and the decoder's first token that a checkpoint states.
+
+    Args:
+        source: folder or hub id.
+        config: contents of its config.json. Class defaults of transformers do not count: Llama's end token is 2, which
+            is an ordinary token of other vocabularies.
+        places: `revision` and `local_files_only`, as for `from_pretrained`.
+
+    Returns:
+        `eos_token_id` and `decoder_start_token_id`, None where nothing is stated.
+    """
+    path = cached_file(source, FILE, _raise_exceptions_for_missing_entries=False, **places)
+    found = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    ends, starts = ((facts.get("eos_token_id"), facts.get("decoder_start_token_id")) for facts in (found, config))
+    # The first token that a decoder was trained with stands in config.json: labels are shifted by that one.
+    return {
+        "eos_token_id": ends[0] if ends[0] is not None else starts[0],
+        "decoder_start_token_id": starts[1] if starts[1] is not None else ends[1],
+    }
+
+
+def neutralize(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stated: dict[str, Any]) -> None:
+    """Replace a model's generation settings: `generate` fills whatever a call leaves open from there.
+
+    Args:
+        name: of the backbone, for messages.
+        model: as loaded.
+        tokenizer: its end token, which training appends to targets, ends a text too.
+        stated: see `stated_settings`.
+
+    Raises:
+        UserError: an end token is no token id, or a decoder has no first token.
+    """
+    given = stated["eos_token_id"]
+    ends = [] if given is None else given if isinstance(given, list) else [given]
+    if any(not isinstance(end, int) or isinstance(end, bool) or end < 0 for end in ends):
+        raise UserError(
+            f"cannot load the backbone {name}: eos_token_id {given!r} is neither a token id nor a list of them; "
+            f"correct it in its {FILE} or config.json"
+        )
+    own = tokenizer.eos_token_id
+    ends = list(dict.fromkeys([*ends, *([] if own is None else [own])]))
+    if model.config.is_encoder_decoder and getattr(model.config, "decoder_start_token_id", None) is None:
+        model.config.decoder_start_token_id = stated["decoder_start_token_id"]
+        if model.config.decoder_start_token_id is None:
+            raise UserError(
+                f"cannot load the backbone {name}: its config.json states no decoder_start_token_id; add the one that "
+                "its decoder was trained with (of a T5 the id of its pad token)"
+            )
+    model.generation_config = GenerationConfig(eos_token_id=ends or None)
+    # Code that a checkpoint brings along to generate in its own way.
+    model.__dict__.pop("generate", None)
+
+
+def settings(model: PreTrainedModel, pad_token_id: int, max_new_tokens: int, num_beams: int) -> GenerationConfig:
+    """The settings of one call of `generate`: greedy, or with beams that are ranked by their mean log-probability."""
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        do_sample=False,
+        use_cache=True,
+        length_penalty=1.0,
+        early_stopping=False,
+        pad_token_id=pad_token_id,
+        eos_token_id=model.generation_config.eos_token_id,
+        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
+    )
+
+
+def keeps_all(cache: DynamicCache, family: Family) -> bool:
+    """Return whether a cache may hold a prompt while pads follow it, before shorter texts.
+
+    Layers with sliding windows count columns, pads included, and so do models that take no position ids.
+    """
+    return family.position_ids and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def pads_first(mask: Tensor, *values: Tensor) -> list[Tensor]:
+    """Move padding from the right to the left, since generation continues from the last column.
+
+    Args:
+        mask: [B, T], 1 for tokens.
+        values: [B, T, ...] each.
+    """
+    length = mask.shape[1]
+    order = (torch.arange(length, device=mask.device) - (length - mask.sum(dim=1, keepdim=True))) % length
+    rows = torch.arange(len(mask), device=mask.device)[:, None]
+    return [value[rows, order] for value in values]
+
+
+def padded(ids: Tensor, ends: list[int] | None, pad_token_id: int) -> Tensor:
+    """Replace what follows the first end token of each row of ids [B, S] by pads."""
+    if not ends:
+        return ids
+    is_end = torch.isin(ids, torch.tensor(ends, device=ids.device))
+    over = is_end.long().cumsum(dim=1) - is_end.long() > 0
+    return ids.masked_fill(over, pad_token_id)

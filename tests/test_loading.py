@@ -1,0 +1,88 @@
+"""A checkpoint is what its tensors and its shape say, whatever else stands in its configuration."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import CAUSAL, MASKED, SEQ2SEQ
+from torch import Tensor
+
+from prompt_transfer.backbones.frozen import DTYPES, FrozenBackbone
+
+P = 5
+Tiny = Callable[[str], Path]
+NAMED = ("float32", "bfloat16", "float16", None)
+
+
+def copied(folder: Path, copy: Path, stored: torch.dtype | None = None, **facts: Any) -> Path:
+    """A copy of a checkpoint with its tensors in another dtype and other facts in its config.json."""
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    if stored is not None:
+        tensors = {name: tensor.to(stored) for name, tensor in load_file(copy / "model.safetensors").items()}
+        save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    config = {**json.loads((copy / "config.json").read_text()), **facts}
+    (copy / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    return copy
+
+
+def scores(backbone: FrozenBackbone) -> Tensor:
+    """Of the first 20 tokens, for two texts of different lengths."""
+    rows = [list(range(5, 16)), list(range(5, 9))]
+    batch = {
+        "input_ids": torch.tensor([row + [1] * (11 - len(row)) for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (11 - len(row)) for row in rows]),
+    }
+    prompt = torch.randn(P, backbone.hidden_size, generator=torch.Generator().manual_seed(0)) * 0.5
+    return backbone(prompt, batch, torch.arange(20))
+
+
+@pytest.mark.parametrize("family", ["roberta", "t5"])
+def test_fingerprint_and_weights_are_those_of_the_tensors_whatever_dtype_is_named_or_asked_for(
+    tiny: Tiny, tmp_path: Path, family: str
+) -> None:
+    whole = FrozenBackbone(str(tiny(family)))
+    expected = whole.fingerprint
+    wide = [(torch.float32, named) for named in ("bfloat16", "float16", None)]
+    for stored, named in [*wide, (torch.bfloat16, "float16"), (torch.bfloat16, "float32"), (torch.float64, None)]:
+        copy = copied(tiny(family), tmp_path / f"{stored}{named}", stored, dtype=named, torch_dtype=None)
+        for asked in DTYPES:
+            backbone = FrozenBackbone(str(copy), dtype=asked)
+            assert backbone.fingerprint == expected, (stored, named, asked)
+            # Rounded to the dtype of the file and to the one that is asked for, and to none between.
+            weight = whole.embedding_weight.to(stored).to(DTYPES[asked])
+            assert torch.equal(backbone.embedding_weight, weight), (stored, named, asked)
+
+
+@pytest.mark.parametrize("family", ["roberta", "gpt2"])
+def test_fingerprint_of_a_copy_in_float16_is_its_own_and_always_the_same(
+    tiny: Tiny, tmp_path: Path, family: str
+) -> None:
+    found = set()
+    for named in NAMED:
+        copy = copied(tiny(family), tmp_path / f"{named}", torch.float16, dtype=named, torch_dtype=None)
+        found |= {FrozenBackbone(str(copy), dtype=asked).fingerprint for asked in DTYPES}
+    # Its embeddings are not those of the original: prompts for that one are refused.
+    assert len(found) == 1
+    assert found != {FrozenBackbone(str(tiny(family))).fingerprint}
+
+
+@pytest.mark.parametrize("family", [*MASKED, *CAUSAL, *SEQ2SEQ])
+def test_how_a_configuration_wants_a_model_to_be_called_changes_no_score(
+    tiny: Tiny, tmp_path: Path, family: str
+) -> None:
+    wishes: dict[str, Any] = {
+        "_attn_implementation": "eager", "return_dict": False, "torchscript": True, "output_hidden_states": True,
+        "use_cache": False, "chunk_size_feed_forward": 2,
+    }  # fmt: skip
+    copy = copied(tiny(family), tmp_path / "copy", **wishes)
+    for attention in ("full", "shared"):
+        expected = scores(FrozenBackbone(str(tiny(family)), attention=attention))
+        found = scores(FrozenBackbone(str(copy), attention=attention))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
