@@ -64,8 +64,8 @@ bench: $(BENCH_STAMP) ## speed and memory against PEFT and others; an hour or tw
 	$(BIN)/python benchmarks/time_to_accuracy.py --data_root $(DATA) --output $(BENCH)/time_to_accuracy.json
 	$(BIN)/python benchmarks/cost.py --output $(BENCH)/cost.json
 	$(BIN)/python benchmarks/many_prompts.py --output $(BENCH)/many_prompts.json
-	$(BIN)/python benchmarks/table.py --folder $(BENCH) --readme README.md --parts training_step,time_to_accuracy,many_prompts,start_up
-	$(BIN)/python benchmarks/table.py --folder $(BENCH) --readme results/README.md --parts cost
+	$(BIN)/python benchmarks/table.py --folder $(BENCH) --page docs/pages/speed.md --parts training_step,time_to_accuracy,many_prompts,start_up
+	$(BIN)/python benchmarks/table.py --folder $(BENCH) --page results/README.md --parts cost
 
 clean: ## remove what tools leave behind; the environment stays
 	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis htmlcov .coverage .coverage.*

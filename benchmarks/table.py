@@ -1,8 +1,8 @@
-"""The README's tables of speed and memory, written from the reports in `results/benchmarks`.
+"""Write the tables of speed and memory into a Markdown page, from the reports in `results/benchmarks`.
 
-    python benchmarks/table.py --folder results/benchmarks --readme README.md
+    python benchmarks/table.py --folder results/benchmarks --page docs/pages/speed.md
 
-They stand between two markers; what is there is replaced. Of a report that is missing nothing is written.
+The tables replace the text between two markers. A missing report is skipped.
 """
 
 from __future__ import annotations
@@ -132,17 +132,17 @@ def _sooner(row: dict[str, Any], peft: dict[str, Any]) -> float | str:
 PARTS = {"training_step": steps, "time_to_accuracy": race, "many_prompts": many, "start_up": start, "cost": cost}
 
 
-def run(folder: str = "results/benchmarks", readme: str = "README.md", parts: str = ",".join(PARTS)) -> None:
+def run(folder: str = "results/benchmarks", page: str = "docs/pages/speed.md", parts: str = ",".join(PARTS)) -> None:
     """Write the tables.
 
     Args:
-        folder: with the reports.
-        readme: file with the two markers.
+        folder: folder of the reports.
+        page: Markdown file with the two markers.
         parts: reports to show, in this order.
     """
-    text = Path(readme).read_text(encoding="utf-8")
+    text = Path(page).read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
-        raise UserError(f"{readme} does not have the markers {BEGIN} and {END}, between which tables are written")
+        raise UserError(f"{page} lacks the markers {BEGIN} and {END}; add both, the tables are written between them")
     found = []
     for part in parts.split(","):
         file = Path(folder) / f"{part}.json"
@@ -151,7 +151,7 @@ def run(folder: str = "results/benchmarks", readme: str = "README.md", parts: st
     before, rest = text.split(BEGIN, 1)
     after = rest.split(END, 1)[1]
     inside = "\n\n".join(["## How fast is it?", *found]) + "\n" if found else ""
-    write_text_atomic(readme, f"{before}{BEGIN}\n{inside}{END}{after}")
+    write_text_atomic(page, f"{before}{BEGIN}\n{inside}{END}{after}")
 
 
 if __name__ == "__main__":

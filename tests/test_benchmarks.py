@@ -15,7 +15,8 @@ import torch
 
 from prompt_transfer.errors import UserError
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
 TEXTS = ["a good film", "a bad film that goes on and on", "fine"]
 
 
@@ -174,16 +175,27 @@ def test_tables_stand_between_the_markers(benchmark: Any, tmp_path: Path) -> Non
     }
     facts = {"batch_size": 32, "prompt_length": 100, "steps": 7, "texts": "sst2", "what": "a step"}
     (tmp_path / "training_step.json").write_text(json.dumps({**head, **facts, "rows": [step]}))
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    page = tmp_path / "speed.md"
+    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
     for _ in range(2):
-        table.run(str(tmp_path), str(readme))
-    text = readme.read_text()
+        table.run(str(tmp_path), str(page))
+    text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old\n" not in text
     assert text.count("| roberta-nano | 5.25 | 1 | 1 | 1 | 0.5 | 0.5 | 0.5 |") == 1
     assert "| RoBERTa-base | `full` | float32 | 1.23 | 2.5 |  | 2000 |  |  |" in text
+
+
+@pytest.mark.parametrize(
+    ("page", "parts"),
+    [("docs/pages/speed.md", "training_step,time_to_accuracy,many_prompts,start_up"), ("results/README.md", "cost")],
+)
+def test_pages_show_the_reports_that_are_kept(benchmark: Any, tmp_path: Path, page: str, parts: str) -> None:
+    copy = tmp_path / "page.md"
+    copy.write_text((ROOT / page).read_text())
+    benchmark("table").run(str(ROOT / "results/benchmarks"), str(copy), parts)
+    assert copy.read_text() == (ROOT / page).read_text()
 
 
 def test_the_cost_of_shared_attention_is_paired_by_seed(benchmark: Any) -> None:

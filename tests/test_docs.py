@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -24,13 +25,15 @@ from prompt_transfer.commands import evaluation
 from prompt_transfer.commands.lightning import Command
 from prompt_transfer.commands.pretraining import Pretrain
 from prompt_transfer.commands.table import COMMANDS
+from prompt_transfer.prompts import initializers
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.recommendation import FACTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {str(path.relative_to(ROOT / "docs/pages")): path for path in sorted((ROOT / "docs/pages").rglob("*.md"))}
-# Folders that commands of the pages name and that are looked at while options are read.
+# Folders and files that commands of the pages name and that option parsing looks for.
 FOLDERS = ("path/to/model",)
+FILES = ("texts.jsonl",)
 
 
 def text_of(page: str) -> str:
@@ -68,6 +71,8 @@ def parses_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_roberta: P
     monkeypatch.chdir(tmp_path)
     for folder in FOLDERS:
         (tmp_path / folder).mkdir(parents=True)
+    for file in FILES:
+        (tmp_path / file).touch()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
@@ -97,7 +102,8 @@ def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
     known = {option for options in tree().values() for option in options}
     known |= {"--help", "--version", "--json", "--debug", "--print_config", "--input", "--config", "--model", "--data"}
     # Options of classes that are chosen by an option.
-    known |= {"--model.init.prompt", "--model.init.text"}
+    for initializer in (initializers.FromPrompt, initializers.Text):
+        known |= {f"--model.init.{name}" for name in inspect.signature(initializer).parameters}
     of_projectors = {
         "prompts",
         "target_prompts",
@@ -109,10 +115,12 @@ def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
         "distill_across",
     }
     known |= {f"--model.{name}" for name in of_projectors}
+    unknown: set[tuple[str, str]] = set()
     for page in PAGES:
         text = re.sub(r"```.*?```", "", text_of(page), flags=re.S)
         named = set(re.findall(r"`(?:[\w ]+ )?(--[\w.]+)[^`]*`", text))
-        assert named <= known, (page, named - known)
+        unknown |= {(page, option) for option in named - known}
+    assert not unknown
 
 
 def test_every_page_is_in_the_navigation() -> None:
@@ -131,7 +139,7 @@ def test_the_columns_are_those_of_the_tables() -> None:
         assert f"`{column}`" in page, column
     for tensor in ("activations", "before", "gate", "mean", "active", "predictivity", "fisher", "gradient"):
         assert f"`{tensor}`" in page
-    neurons = text_of("guide/neurons.md")
+    neurons = text_of("guide/analyze.md")
     assert all(f"`{name}`" in neurons for name in INDICATORS)
 
 
@@ -158,6 +166,14 @@ def test_links_of_the_repository_become_links_of_the_site(tmp_path: Path, monkey
     )
     text, pictures = hooks.page_of("README.md")
     assert text == f"[why](design.md#rooms) ![curve](results/a.png) pins (`setup.cfg`)\n{kept}"
+    assert pictures == ["results/a.png"]
+    # Pages link as they do in the repository; on the site the files have other places.
+    page = tmp_path / "docs/pages/notes/page.md"
+    page.parent.mkdir(parents=True)
+    links = "[up](../../../README.md) [here](page.md#x) ![curve](../../../results/a.png) [why](../../design.md)"
+    page.write_text(links)
+    text, pictures = hooks.page_of("docs/pages/notes/page.md")
+    assert text == "[up](../index.md) [here](page.md#x) ![curve](../results/a.png) [why](../design.md)"
     assert pictures == ["results/a.png"]
     (tmp_path / "README.md").write_text("[gone](gone.md)")
     with pytest.raises(Exception, match=r"README\.md links to gone\.md"):

@@ -1,4 +1,7 @@
-"""What the README shows runs. The quick start runs with few steps here, and in full among the slow tests."""
+"""README and tour: their commands run, their figures are those of the results, their paths exist.
+
+The quick start runs with few steps here, and in full among the slow tests.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -28,6 +32,9 @@ from prompt_transfer.tasks import get_task, task_names
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FINDINGS = (ROOT / "docs/pages/findings.md").read_text(encoding="utf-8")
+# The tour continues where the README ends: its commands use the runs that the README makes.
+SHOWN = README + (ROOT / "docs/pages/tour.md").read_text(encoding="utf-8")
 # A run of some steps, for commands that would train for minutes.
 SHORT = {
     "fit": ["--trainer.max_steps", "6", "--trainer.val_check_interval", "3", "--data.limit_eval", "100"],
@@ -40,7 +47,7 @@ QUICKSTART = ["quickstart", "--output", "runs/quickstart"]
 
 
 def blocks(language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.M | re.S)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", SHOWN, flags=re.M | re.S)
     return [text for kind, text in found if kind == language]
 
 
@@ -84,7 +91,7 @@ def test_the_shell_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def shown_alone() -> list[list[str]]:
-    """Commands of blocks that need more than a reader has at that point: published prompts, a hub, real data."""
+    """Commands of blocks that need more than the reader has at that point: published prompts, a hub, real data."""
     lines = [line for block in blocks("") for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("prompt-transfer ")]
 
@@ -151,7 +158,10 @@ def test_the_other_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_every_command_in_the_text_is_one(capsys: pytest.CaptureFixture[str]) -> None:
-    inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", README, flags=re.S))]
+    inline = [
+        " ".join(code.split())
+        for code in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", SHOWN + FINDINGS, flags=re.S))
+    ]
     named = [code.removeprefix("prompt-transfer ") for code in inline]
     found = [code.split() for code in named if code.split()[0] in COMMANDS]
     assert {words[0] for words in found} >= {
@@ -182,7 +192,7 @@ def test_the_figures_are_those_of_the_results() -> None:
     for row in quick.to_dict("records"):
         values = (f"{row[key]:.3f}" for key in ("trained prompt", "random prompt", "majority"))
         assert f"| {row['task']} | {row['use']} | {' | '.join(values)} |" in README
-    section = README.partition("## How well")[2]
+    section = FINDINGS
     sst2 = pd.read_csv(ROOT / "results/sst2/results.csv").iloc[0]
     probe = json.loads((ROOT / "results/sst2/linear_probe.json").read_text())
     grid = pd.read_csv(ROOT / "results/sst2_grid.csv")
@@ -200,10 +210,67 @@ def test_the_figures_are_those_of_the_results() -> None:
     )
 
 
+def interval(row: Any, digits: int = 2) -> str:
+    return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+
+
+@pytest.mark.parametrize("text", [README, FINDINGS], ids=["readme", "findings"])
+def test_the_main_results_are_those_of_the_results(text: str) -> None:
+    text = " ".join(text.split())
+    summary = pd.read_csv(ROOT / "results/cross_task/summary.csv").rename(columns={"mean": "value"})
+    summary = summary[(summary["measure"] == "relative") & (summary["targets"] == "all") & (summary["type"] == "all")]
+    for kind in ("same", "different", "random"):
+        assert interval(summary[summary["kind"] == kind].iloc[0]) in text, kind
+    correlations = pd.read_csv(ROOT / "results/neurons/correlations.csv")
+    correlations = correlations[correlations["statistic"] == "spearman_per_target"].set_index("indicator")
+    for indicator in ("neuron_overlap", "gradient_cosine"):
+        assert interval(correlations.loc[indicator]) in text, indicator
+    speedups = pd.read_csv(ROOT / "results/transfer_init/speedups.csv").set_index(["task", "measure", "unit"])
+    row = speedups.loc[("all", "comparable result", "step")]
+    assert f"{row['value']:.1f} times [{row['low']:.1f}, {row['high']:.1f}]" in text
+    assert f"{row['not_reached']} of {row['n']}" in text
+    assert f"{pd.read_csv(ROOT / 'results/sst2/results.csv').iloc[0]['value']:.3f}" in text
+
+
+def test_the_speed_of_the_readme_is_that_of_the_report() -> None:
+    rows = json.loads((ROOT / "results/benchmarks/training_step.json").read_text())["rows"]
+    seconds = {row["step"]: row["seconds"] for row in rows if row["model"] == "roberta"}
+    text = " ".join(README.split())
+    peft = min(seconds["peft"], seconds["peft_autocast"])
+    assert f"takes {seconds['full']:.3g} s with `full` attention and {seconds['shared']:.3g} s with `shared`" in text
+    assert f"PEFT takes {peft:.3g} s" in text
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.encode()) < 12_000
+
+
+@pytest.mark.skipif(not (ROOT / "prompt_transfer/utils").is_dir(), reason="the tree is that of the package's new rooms")
+def test_the_tree_of_the_readme_is_that_of_the_repository() -> None:
+    (tree,) = blocks("text")
+    folders: list[tuple[int, Path]] = []
+    found = 0
+    for line in tree.splitlines():
+        indent = len(line) - len(line.lstrip())
+        first = line.split()[0]
+        folders = [(depth, folder) for depth, folder in folders if depth < indent]
+        here = ROOT.joinpath(*(folder for _, folder in folders))
+        # A name right below a folder, then files of it that the text after it mentions.
+        names = re.findall(r"(?<![\w/])[a-z_0-9]+(?:/[a-z_0-9]+\.py|\.py|/)(?=[\s;,:)]|$)", line)
+        assert names or first[0].isalpha(), line
+        for name in names:
+            assert (here / first / name).exists() or (here / name).exists(), f"{name} of the line {line!r}"
+            found += 1
+        if first.endswith("/"):
+            folders.append((indent, Path(first)))
+    assert found > 40
+
+
 def test_the_tasks_are_counted_rightly() -> None:
     tasks = [get_task(name) for name in task_names()]
     hub, builtin = sum(task.hub is not None for task in tasks), sum(task.builtin for task in tasks)
-    assert f"{hub} tasks of the hub plus {builtin} built-in ones" in README
+    page = (ROOT / "docs/pages/guide/data.md").read_text(encoding="utf-8")
+    assert f"{hub} tasks of the hub and {builtin} built-in ones" in page
 
 
 def test_make_targets_are_there() -> None:
@@ -222,7 +289,7 @@ def test_the_python_blocks_run(tmp_path: Path) -> None:
 
 
 def test_named_configurations_are_found() -> None:
-    for name in re.findall(r"--config (\S+\.yaml)", README):
+    for name in re.findall(r"--config (\S+\.yaml)", SHOWN + FINDINGS):
         assert Path(find_configs(["--config", name])[1]).is_file()
 
 
