@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from prompt_transfer import results
 from prompt_transfer.commands.parsing import call
-from prompt_transfer.errors import UserError
-from prompt_transfer.files import write_text_atomic
-from prompt_transfer.metrics import interval_over
+from prompt_transfer.tasks.metrics import interval_over
+from prompt_transfer.utils import results
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import write_text_atomic
 
 MODES = ["full", "shared"]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from prompt_transfer import results
 from prompt_transfer.cli import main
 from prompt_transfer.commands.parsing import call
-from prompt_transfer.files import write_text_atomic
-from prompt_transfer.tasks import get_task
+from prompt_transfer.tasks.registry import get_task
+from prompt_transfer.utils import results
+from prompt_transfer.utils.files import write_text_atomic
 
 CLASSES = ("sst2", "mrpc")
 TEXTS = ("squad", "samsum")

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from transformers import RobertaConfig, RobertaForMaskedLM
 
-from prompt_transfer import results
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.neurons.capture import of_prompts
+from prompt_transfer.utils import results
 
 # H, layers, heads, F
 SIZES = {"tiny": (64, 2, 4, 256), "base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}

@@ -19,8 +19,8 @@ from transformers import AutoTokenizer
 
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.data.sources import load_task
-from prompt_transfer.files import write_text_atomic
-from prompt_transfer.tasks import get_task
+from prompt_transfer.tasks.registry import get_task
+from prompt_transfer.utils.files import write_text_atomic
 
 MODELS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "roberta": {

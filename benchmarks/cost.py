@@ -20,10 +20,10 @@ from common import MODELS, facts, in_turn, save_random, weights, write
 from floor import Sizes, needed
 from torch import nn
 
-from prompt_transfer import results
-from prompt_transfer.allocation import keep_memory
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.commands.parsing import call
+from prompt_transfer.utils import results
+from prompt_transfer.utils.allocation import keep_memory
 
 BASE = {"prompt_length": 100, "batch_size": 32, "text_length": 24, "prompts": 1}
 

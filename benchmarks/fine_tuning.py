@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from prompt_transfer import results
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.data.batches import IGNORED
 from prompt_transfer.data.datamodule import TaskDataModule
-from prompt_transfer.metrics import bootstrap_mean_interval, example_scores
+from prompt_transfer.tasks.metrics import bootstrap_mean_interval, example_scores
+from prompt_transfer.utils import results
 
 
 def loss_of(model: PreTrainedModel, batch: dict[str, Tensor], pad: int) -> Tensor:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from common import timed
 
-from prompt_transfer.backbones import frozen_linear
+from prompt_transfer.backbones.kernels import frozen_linear
 
 
 @dataclass(frozen=True)

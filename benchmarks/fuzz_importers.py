@@ -39,13 +39,13 @@ import torch
 from common import facts, write
 from safetensors.torch import save as to_safetensors
 
-from prompt_transfer.errors import UserError
 from prompt_transfer.neurons import files as neurons
 from prompt_transfer.projectors.closed_form import LeastSquares
 from prompt_transfer.projectors.file import ProjectorFile, Side
 from prompt_transfer.projectors.projector import MLP, Linear, Space, TokenMLP
-from prompt_transfer.prompts.interchange import read_published
+from prompt_transfer.prompts.io.interchange import read_published
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.utils.errors import UserError
 
 CPU_SECONDS, WALL_SECONDS = 5.0, 120.0  # for one file
 MEMORY_MIB = 256  # of address space that a file may take beside what all take

@@ -32,7 +32,7 @@ from task_files import FOREIGN, KINDS, MAKERS, REFERENCES, Made, damaged_lines, 
 
 from prompt_transfer.data.sources import load_task
 from prompt_transfer.data.texts import load_texts
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 OUTCOMES = ("accepted", "refused", "shifted", "misread", "unnamed", "crash", "hang")
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from prompt_transfer import results
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.commands.parsing import call
+from prompt_transfer.utils import results
 
 BASE = {
     "model.learning_rate": "0.003",

@@ -13,8 +13,8 @@ import time
 
 import torch
 
-from prompt_transfer import results
 from prompt_transfer.analysis.indicators import INDICATORS
+from prompt_transfer.utils import results
 
 
 def main() -> None:

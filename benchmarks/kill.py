@@ -257,8 +257,8 @@ def run(output: str, kills: int = 20, commands: str = "fit,transfer,sweep", seed
     """
     from common import facts, write
 
-    from prompt_transfer import results
     from prompt_transfer.commands.parsing import words_of
+    from prompt_transfer.utils import results
 
     report = facts("SIGKILL at random moments, then the same command again", kills=kills, seed=seed, threads=threads)
     scratch = Path(tempfile.mkdtemp(prefix="prompt_transfer_kill_"))

@@ -23,9 +23,9 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.data.baselines import trivial_score
 from prompt_transfer.data.datamodule import TaskDataModule
-from prompt_transfer.files import write_text_atomic
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.verbalizers import Verbalizer
+from prompt_transfer.tasks.verbalizers import Verbalizer
+from prompt_transfer.utils.files import write_text_atomic
 
 REGULARISATION = (0.01, 0.1, 1.0)
 

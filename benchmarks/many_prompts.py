@@ -19,13 +19,13 @@ import lightning as L
 import torch
 from common import facts, write
 
-from prompt_transfer import results
-from prompt_transfer.allocation import keep_memory
 from prompt_transfer.commands.lightning import TRAINER_DEFAULTS, quiet
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
+from prompt_transfer.utils import results
+from prompt_transfer.utils.allocation import keep_memory
 
 
 def train(module: PromptTuning, data: TaskDataModule, steps: int, seed: int) -> float:

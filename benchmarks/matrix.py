@@ -18,17 +18,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from prompt_transfer import results
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.data.batches import EvaluationBatchSampler, collate
-from prompt_transfer.metrics import make_metrics
 from prompt_transfer.modules.objectives import Classification, make_objective
 from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.studies.entries import Entry
 from prompt_transfer.studies.scoring import MAX_TOKENS, Scorer
 from prompt_transfer.studies.targets import EvaluationData, Target, load_target
-from prompt_transfer.tasks import get_task
+from prompt_transfer.tasks.metrics import make_metrics
+from prompt_transfer.tasks.registry import get_task
+from prompt_transfer.utils import results
 
 
 @torch.inference_mode()

@@ -27,9 +27,9 @@ import torch
 from common import facts, write
 from lightning.pytorch.callbacks import Callback
 
-from prompt_transfer.allocation import keep_memory
 from prompt_transfer.callbacks.neurons import CaptureNeurons
 from prompt_transfer.commands.training import Fit
+from prompt_transfer.utils.allocation import keep_memory
 
 MOST_GROWTH = 0.02
 # What has to be the same in the end as after the warm-up.

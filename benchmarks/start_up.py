@@ -28,8 +28,8 @@ MARK = "start-up: "
 
 def child(started: float, arguments: list[str]) -> None:
     """`fit` with clocks around its parts."""
-    from prompt_transfer.allocation import keep_memory
     from prompt_transfer.commands.table import find
+    from prompt_transfer.utils.allocation import keep_memory
 
     # As the program itself begins.
     keep_memory()
@@ -108,7 +108,7 @@ def run(
     """
     from common import facts, write
 
-    from prompt_transfer import results
+    from prompt_transfer.utils import results
 
     real = (Path(data_root) / task).is_dir()
     name = task if real else "builtin_movies"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from prompt_transfer.commands.parsing import call
-from prompt_transfer.errors import UserError
-from prompt_transfer.files import write_text_atomic
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import write_text_atomic
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 NAMES = {"roberta": "RoBERTa-base", "gpt2": "GPT-2", "t5": "T5-base"}

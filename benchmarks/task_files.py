@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prompt_transfer.task import Task
+from prompt_transfer.tasks.task import Task
 
 PIECES = [
     "a film", "caf\u00e9", ",", '"', "\n", "\r\n", "\r", "\\", '\\"', '\\",', "'", ";", "\t", "</s>", "NA", "\u2028",

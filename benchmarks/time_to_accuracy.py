@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from ways import WORDS, encoded, load, padded
 
-from prompt_transfer import results
-from prompt_transfer.allocation import keep_memory
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.data.batches import LengthGroupedBatchSampler
 from prompt_transfer.data.sources import load_task
-from prompt_transfer.tasks import get_task
+from prompt_transfer.tasks.registry import get_task
+from prompt_transfer.utils import results
+from prompt_transfer.utils.allocation import keep_memory
 
 CUE = " It was"
 MAX_LENGTH = 128

@@ -29,9 +29,9 @@ from common import MODELS, facts, save_random, sentences, weights, write
 from floor import Rates, Sizes, needed
 from transformers import AutoTokenizer
 
-from prompt_transfer import results
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.data.batches import LengthGroupedBatchSampler
+from prompt_transfer.utils import results
 
 # Weights are those that `dtype` names where a way does not.
 WAYS: dict[str, dict[str, Any]] = {

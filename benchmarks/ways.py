@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.allocation import keep_memory
+from prompt_transfer.utils.allocation import keep_memory
 
 WORDS = (" terrible", " great")
 MAX_LENGTH = 128

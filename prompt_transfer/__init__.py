@@ -6,20 +6,21 @@ The names below load on first use, so that `import prompt_transfer` (and `prompt
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prompt_transfer.api.arguments import PromptTrainingArguments
+    from prompt_transfer.api.prompt_hub import PromptHub
     from prompt_transfer.backbones.frozen import FrozenBackbone
     from prompt_transfer.data.datamodule import TaskDataModule
-    from prompt_transfer.errors import UserError
-    from prompt_transfer.hub.arguments import PromptTrainingArguments
-    from prompt_transfer.hub.prompt_hub import PromptHub
     from prompt_transfer.modules.cross_model_projector import CrossModelProjector
     from prompt_transfer.modules.prompt_tuning import PromptTuning
     from prompt_transfer.prompts.prompt import Prompt
-
-__version__ = "0.1.0"
+    from prompt_transfer.utils.errors import UserError
+    from prompt_transfer.version import __version__
 
 __all__ = [
     "CrossModelProjector",
@@ -37,11 +38,12 @@ _HOMES = {
     "CrossModelProjector": "prompt_transfer.modules.cross_model_projector",
     "FrozenBackbone": "prompt_transfer.backbones.frozen",
     "Prompt": "prompt_transfer.prompts.prompt",
-    "PromptHub": "prompt_transfer.hub.prompt_hub",
-    "PromptTrainingArguments": "prompt_transfer.hub.arguments",
+    "PromptHub": "prompt_transfer.api.prompt_hub",
+    "PromptTrainingArguments": "prompt_transfer.api.arguments",
     "PromptTuning": "prompt_transfer.modules.prompt_tuning",
     "TaskDataModule": "prompt_transfer.data.datamodule",
-    "UserError": "prompt_transfer.errors",
+    "UserError": "prompt_transfer.utils.errors",
+    "__version__": "prompt_transfer.version",
 }
 
 
@@ -62,3 +64,20 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+class _OldNames:
+    """An import finder for the module paths of earlier versions."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Return the spec of a module in the tables of `utils/old_names.py`."""
+        if not name.startswith(f"{__name__}.") or name.startswith(f"{__name__}.utils"):
+            return None
+        from prompt_transfer.utils.old_names import find_spec
+
+        return find_spec(name)
+
+
+# First: a folder that an old package left behind (`__pycache__`) would be found as a namespace package.
+sys.meta_path.insert(0, _OldNames)

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from prompt_transfer import __version__, results
-from prompt_transfer.allocation import keep_memory
 from prompt_transfer.backbones.builtin import find_shipped
 from prompt_transfer.commands.parsing import value_of
 from prompt_transfer.commands.table import COMMANDS, find, listing
-from prompt_transfer.errors import SEE_PROMPTS, UserError, no_such_file, without_secrets
+from prompt_transfer.utils import results
+from prompt_transfer.utils.allocation import keep_memory
+from prompt_transfer.utils.errors import SEE_PROMPTS, UserError, no_such_file, without_secrets
+from prompt_transfer.version import __version__
 
 # By the number of an OSError that no command foresaw.
 WHAT_TO_DO = {

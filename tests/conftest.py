@@ -144,7 +144,7 @@ def occupied() -> Callable[..., Any]:
     @contextmanager
     def at_work(folder: Path, name: str = ".lock") -> Iterator[None]:
         script = (
-            "import sys; from prompt_transfer.files import alone\n"
+            "import sys; from prompt_transfer.utils.files import alone\n"
             "with alone(sys.argv[1], sys.argv[2]): print('there', flush=True); sys.stdin.read()"
         )
         command = [sys.executable, "-c", script, str(folder), name]

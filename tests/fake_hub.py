@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from prompt_transfer.network import hub_reachable
+from prompt_transfer.utils.network import hub_reachable
 
 TOKEN = "hf_secretsecretsecret"
 Files = dict[str, bytes]

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from prompt_transfer.allocation import CHOICES, TUNABLES, keep_memory
+from prompt_transfer.utils.allocation import CHOICES, TUNABLES, keep_memory
 
 START = """
 import os, resource, sys
-from prompt_transfer.allocation import keep_memory
+from prompt_transfer.utils.allocation import keep_memory
 changed = keep_memory() if {keep} else False
 import torch
 def resident():
@@ -85,7 +85,7 @@ def test_who_has_chosen_keeps_the_choice() -> None:
 @glibc
 def test_arguments_streams_and_environment_are_those_of_the_first_start() -> None:
     code = (
-        "import os, sys; from prompt_transfer.allocation import keep_memory; keep_memory(); "
+        "import os, sys; from prompt_transfer.utils.allocation import keep_memory; keep_memory(); "
         "print(os.environ['GLIBC_TUNABLES'], os.environ['MINE'], sys.argv[1:], sys.stdin.read(), os.getppid())"
     )
     ran = subprocess.run(

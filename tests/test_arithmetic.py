@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.cli import main
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.arithmetic import add, average, mean, scale, task_vector, transplant
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.utils.errors import UserError
 
 SHAPE = (5, 16)
 FACTS = {

@@ -6,8 +6,8 @@ from datasets import Dataset
 from prompt_transfer.data.baselines import trivial_answers, trivial_score
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.sources import TaskData
-from prompt_transfer.metrics import example_scores
-from prompt_transfer.tasks import Task
+from prompt_transfer.tasks.metrics import example_scores
+from prompt_transfer.tasks.registry import Task
 
 TASK = Task(name="toy", type="summarization", text_a="t", label_column=None, target_column="s", metric="rougeL")
 

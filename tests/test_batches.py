@@ -21,7 +21,7 @@ from prompt_transfer.data.batches import (
     round_up,
 )
 from prompt_transfer.data.tokens import TokenTable
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=4, max_size=120).map(np.array)
 PAD = 9

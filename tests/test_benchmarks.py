@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"

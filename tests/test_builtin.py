@@ -16,11 +16,12 @@ from collections import Counter, defaultdict
 
 import pytest
 
+from prompt_transfer.data import builtin
 from prompt_transfer.data.builtin import BUILTIN_TASKS, SPLIT_SIZES, builtin_rows, lexicon, relations
 from prompt_transfer.data.builtin.grammar import fill, seeded, sentence
 from prompt_transfer.data.builtin.sentiment import TEMPLATES
-from prompt_transfer.errors import UserError
-from prompt_transfer.task import CUES
+from prompt_transfer.tasks.task import CUES
+from prompt_transfer.utils.errors import UserError
 
 rows_of = functools.cache(builtin_rows)
 TASKS = [task for task in BUILTIN_TASKS if not task.is_generation]
@@ -208,3 +209,8 @@ def test_fill_repeats_a_slot_and_never_a_word():
 
 def test_sentence_articles_and_capitals():
     assert sentence("a owl saw a dog. it was a eagle.") == "An owl saw a dog. It was an eagle."
+
+
+def test_every_built_in_task_has_its_writer() -> None:
+    writers = {**builtin._WRITERS, **builtin._TEXT_WRITERS}
+    assert [task.name for task in BUILTIN_TASKS] == [f"builtin_{name}" for name in writers]

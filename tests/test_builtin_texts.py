@@ -17,8 +17,8 @@ from prompt_transfer.data.builtin.grammar import seeded
 from prompt_transfer.data.builtin.questions import PREPOSITIONS, answers
 from prompt_transfer.data.builtin.summaries import DIALOGUES, REPORTS
 from prompt_transfer.data.sources import load_task
-from prompt_transfer.metrics import example_scores
-from prompt_transfer.tasks import describe_tasks, get_task
+from prompt_transfer.tasks.metrics import example_scores
+from prompt_transfer.tasks.registry import describe_tasks, get_task
 
 NANO = Path(__file__).parents[1] / "checkpoints" / "backbones" / "roberta-nano" / "tokenizer.json"
 NAMES = [task.name for task in BUILTIN_TASKS if task.is_generation]

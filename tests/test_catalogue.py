@@ -24,9 +24,9 @@ from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.loading import resolve
 from prompt_transfer.cli import main
-from prompt_transfer.errors import UserError
-from prompt_transfer.network import hub_reachable
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.network import hub_reachable
 
 ROOT = Path(__file__).resolve().parent.parent
 # Listed before `families.py` has a row for them.

@@ -19,9 +19,9 @@ from prompt_transfer.data.checks import shared_rows, text_keys
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.selection import Selection
 from prompt_transfer.data.sources import load_task
-from prompt_transfer.errors import UserError
 from prompt_transfer.studies.targets import EvaluationData, load_target, warn_of_shared_rows
-from prompt_transfer.task import HubSource, Task
+from prompt_transfer.tasks.task import HubSource, Task
+from prompt_transfer.utils.errors import UserError
 
 TASK = Task(name="toy", type="sentiment", text_a="text", label_words=("bad", "good"))
 LIMITS: dict[str, int | None] = dict.fromkeys(("train", "validation", "test"))

@@ -19,10 +19,10 @@ from prompt_transfer.cli import main
 from prompt_transfer.commands.lightning import Command
 from prompt_transfer.commands.pretraining import Pretrain
 from prompt_transfer.commands.table import COMMANDS, find
-from prompt_transfer.data.corpus import CorpusDataModule
-from prompt_transfer.modules.backbone_pretraining import BackbonePretraining
+from prompt_transfer.pretraining.backbone_pretraining import BackbonePretraining
+from prompt_transfer.pretraining.corpus import CorpusDataModule
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.studies.sweep import read_plan
+from prompt_transfer.studies.sweep.plan import read_plan
 
 SHIPPED = "checkpoints/prompts/roberta-nano/sst2.safetensors"
 

@@ -15,9 +15,9 @@ from prompt_transfer.analysis import curves
 from prompt_transfer.analysis.convergence import Curve, compare, summarise
 from prompt_transfer.analysis.plots import save
 from prompt_transfer.cli import main
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.studies.convergence import convergence
+from prompt_transfer.studies.transfer.convergence import convergence
+from prompt_transfer.utils.errors import UserError
 
 VANILLA = [0.5, 0.6, 0.8, 0.896, 0.9, 0.89]
 FAST = [0.7, 0.91, 0.92, 0.93, 0.9, 0.9]

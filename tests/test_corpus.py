@@ -22,18 +22,18 @@ from transformers import BertModel, PreTrainedTokenizerFast
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
-from prompt_transfer.data.cloze import make_cloze
-from prompt_transfer.data.corpus import CorpusDataModule
-from prompt_transfer.data.corpus_batches import IGNORED
-from prompt_transfer.errors import UserError
-from prompt_transfer.modules.architectures import ARCHITECTURES
-from prompt_transfer.modules.backbone_pretraining import BackbonePretraining
-from prompt_transfer.modules.copying_heads import copying_heads, windows
-from prompt_transfer.modules.evidence import Evidence
-from prompt_transfer.modules.growth import add_heads, grow
-from prompt_transfer.modules.informed_init import decoder_from_encoder, frequencies, informed_init
-from prompt_transfer.modules.matching_heads import AROUND, Matches, matching_heads, pairs
-from prompt_transfer.modules.pretraining_start import start
+from prompt_transfer.pretraining.architectures import ARCHITECTURES
+from prompt_transfer.pretraining.backbone_pretraining import BackbonePretraining
+from prompt_transfer.pretraining.cloze import make_cloze
+from prompt_transfer.pretraining.copying_heads import copying_heads, windows
+from prompt_transfer.pretraining.corpus import CorpusDataModule
+from prompt_transfer.pretraining.corpus_batches import IGNORED
+from prompt_transfer.pretraining.evidence import Evidence
+from prompt_transfer.pretraining.growth import add_heads, grow
+from prompt_transfer.pretraining.informed_init import decoder_from_encoder, frequencies, informed_init
+from prompt_transfer.pretraining.matching_heads import AROUND, Matches, matching_heads, pairs
+from prompt_transfer.pretraining.start import start
+from prompt_transfer.utils.errors import UserError
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "vocab_size": 300}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from prompt_transfer.analysis import data_indicators
 from prompt_transfer.analysis.indicators import neuron_overlap
 from prompt_transfer.neurons.skill import ClassSums, baselines, predictivity, subtasks
-from prompt_transfer.studies.probing import leep_of
+from prompt_transfer.studies.neurons.probing import leep_of
 
 
 def flat(matrix: Tensor) -> list[float]:

@@ -22,7 +22,7 @@ from prompt_transfer.data.baselines import trivial_score
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.texts import load_texts
 from prompt_transfer.data.tokens import cache_path, tokenise
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 SIZES = {"train": 37, "validation": 9, "test": 7}
 

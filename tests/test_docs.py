@@ -16,7 +16,6 @@ import pytest
 import yaml
 from scripts import load_script
 
-from prompt_transfer import results
 from prompt_transfer.analysis import correlation
 from prompt_transfer.analysis.indicators import INDICATORS
 from prompt_transfer.callbacks import convergence
@@ -28,6 +27,7 @@ from prompt_transfer.commands.table import COMMANDS
 from prompt_transfer.prompts import initializers
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.recommendation import FACTS
+from prompt_transfer.utils import results
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {str(path.relative_to(ROOT / "docs/pages")): path for path in sorted((ROOT / "docs/pages").rglob("*.md"))}

@@ -18,8 +18,8 @@ from torch import Tensor
 from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.family import AUTO_CLASSES
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.initializers import embedding_rows, vocabulary_ids
+from prompt_transfer.utils.errors import UserError
 
 P = 5
 TEXTS = ["great good", "no yes maybe wrong right okay good bad terrible", "the film was very good"]

@@ -17,9 +17,9 @@ from datasets import Dataset
 
 from prompt_transfer.cli import main
 from prompt_transfer.data.tokens import tokenise
-from prompt_transfer.errors import UserError
-from prompt_transfer.files import alone, atomic_path, check_writable_dir, prove_writable_dir, write_text_atomic
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import alone, atomic_path, check_writable_dir, prove_writable_dir, write_text_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -166,7 +166,7 @@ def test_a_lock_leaves_what_was_written(tmp_path: Path) -> None:
 
 def test_a_kill_ends_the_lock_though_forked_processes_live(tmp_path: Path) -> None:
     script = (
-        "import os, sys, time; from prompt_transfer.files import alone\n"
+        "import os, sys, time; from prompt_transfer.utils.files import alone\n"
         "with alone(sys.argv[1]):\n"
         "    child = os.fork()\n"
         "    if child: print(child, flush=True)\n"

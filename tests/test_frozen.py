@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 P = 5
 TEXTS = ["great good", "no yes maybe wrong right okay good bad terrible"]

@@ -19,8 +19,8 @@ from torch.nn import functional
 from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from prompt_transfer.backbones import frozen_linear
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.backbones.kernels import frozen_linear
 from prompt_transfer.backbones.substitutes import fuse_activations
 
 HAS_KERNEL = frozen_linear._kernel() is not None

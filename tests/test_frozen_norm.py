@@ -13,8 +13,8 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from prompt_transfer.backbones import frozen_norm
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.backbones.kernels import frozen_norm
 
 EPS = 1e-6
 

@@ -11,7 +11,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 

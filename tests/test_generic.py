@@ -18,9 +18,9 @@ from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.family import AUTO_CLASSES
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.generic import find_ffn, kind_of
-from prompt_transfer.errors import UserError
 from prompt_transfer.neurons.capture import NeuronCapture
 from prompt_transfer.prompts.initializers import embedding_rows
+from prompt_transfer.utils.errors import UserError
 
 _LLAMA = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

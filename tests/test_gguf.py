@@ -19,14 +19,14 @@ from fake_hub import connected
 from gguf_files import write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prompt_transfer.api.store import backbone_name
 from prompt_transfer.backbones import gguf as reading
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.loading import resolve
 from prompt_transfer.cli import main
-from prompt_transfer.errors import UserError
-from prompt_transfer.hub.store import backbone_name
-from prompt_transfer.network import hub_reachable
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.network import hub_reachable
 
 # Every kind of tensor that a file may mix: plain, half, and two of blocks.
 MIXED = {"token_embd": "Q8_0", "ffn_down": "F16", "ffn": "Q4_0", "attn_q": "Q4_1"}

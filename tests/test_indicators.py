@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prompt_transfer.analysis import indicators, pairwise
 from prompt_transfer.analysis.indicators import INDICATORS, compute
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 DIRECTED = ("max_pairwise", "source_norm", "data_size", "neuron_overlap_target_inputs", "leep")
 SYMMETRIC = [name for name in INDICATORS if name not in DIRECTED]

@@ -5,7 +5,6 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.initializers import (
     ClassLabels,
     FromPrompt,
@@ -15,6 +14,7 @@ from prompt_transfer.prompts.initializers import (
     vocabulary_ids,
 )
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.utils.errors import UserError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "good", "bad", "un", "##fair", "movie", "the", "a"]
 

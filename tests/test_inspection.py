@@ -13,15 +13,15 @@ from tiny_models import prompt_facts
 
 from prompt_transfer import Prompt, UserError
 from prompt_transfer.analysis import plots
+from prompt_transfer.api import runs
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
-from prompt_transfer.hub import runs
-from prompt_transfer.progress import _is_watched
-from prompt_transfer.studies.comparison import short_names, start_table
 from prompt_transfer.studies.inputs import PromptSet
 from prompt_transfer.studies.inspection import confusion, nearest_words
+from prompt_transfer.studies.neurons.comparison import short_names, start_table
 from prompt_transfer.studies.targets import EvaluationData
-from prompt_transfer.studies.transfer import TransferStudy, transfer
+from prompt_transfer.studies.transfer.study import TransferStudy, transfer
+from prompt_transfer.utils.progress import _is_watched
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +153,7 @@ def test_a_run_from_python_is_done_once(toy: Path, tiny_roberta: Path, tmp_path:
 def test_a_notebook_without_widgets_gets_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    import prompt_transfer.progress as module
+    import prompt_transfer.utils.progress as module
 
     console = Console(force_jupyter=True)
     for installed in (None, object()):

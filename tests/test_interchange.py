@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.cli import main
-from prompt_transfer.errors import UserError
-from prompt_transfer.prompts import torch_file
-from prompt_transfer.prompts.interchange import import_sources, read_published
+from prompt_transfer.prompts.io import torch_file
+from prompt_transfer.prompts.io.interchange import import_sources, read_published
+from prompt_transfer.prompts.io.published import BACKBONES, TASKS, parse_name
 from prompt_transfer.prompts.prompt import Prompt, list_prompts
-from prompt_transfer.prompts.published import BACKBONES, TASKS, parse_name
-from prompt_transfer.tasks import get_task, task_names
+from prompt_transfer.tasks.registry import get_task, task_names
+from prompt_transfer.utils.errors import UserError
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "published_prompts"
 

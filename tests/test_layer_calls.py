@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prompt_transfer.backbones import layer_calls
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 # ALBERT's and MPNet's layers cannot be called again; MPNet and DeBERTa have no `shared` mode.
 LAYERED = sorted({*ALL} - {"albert", *PLAIN_ENCODERS})

@@ -21,15 +21,15 @@ from prompt_transfer.analysis.masking import OVER_RANDOM, summarize
 from prompt_transfer.callbacks.neurons import CaptureNeurons, MaskNeurons
 from prompt_transfer.cli import main
 from prompt_transfer.data.datamodule import TaskDataModule
-from prompt_transfer.errors import UserError
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.neurons.capture import NeuronCapture, of_prompts
 from prompt_transfer.neurons.mask import NeuronMask, most_activated
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies import scoring
-from prompt_transfer.studies.capture import CaptureStudy, capture
-from prompt_transfer.studies.masking import MaskStudy, mask
+from prompt_transfer.studies.neurons.capture import CaptureStudy, capture
+from prompt_transfer.studies.neurons.masking import MaskStudy, mask
 from prompt_transfer.studies.targets import EvaluationData
+from prompt_transfer.utils.errors import UserError
 
 LOCAL = EvaluationData("local", max_tokens=600)
 

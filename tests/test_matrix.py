@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prompt_transfer import results
 from prompt_transfer.analysis import plots
 from prompt_transfer.analysis.heatmaps import linkage_order, summary_figure, transfer_heatmap
 from prompt_transfer.analysis.matrix import Matrix, best_sources, pairs, read_matrix, summarize
 from prompt_transfer.cli import main
-from prompt_transfer.errors import UserError
-from prompt_transfer.studies.matrix import show_summary
+from prompt_transfer.studies.transfer.matrix import show_summary
+from prompt_transfer.utils import results
+from prompt_transfer.utils.errors import UserError
 
 
 def published(name: str) -> Path:

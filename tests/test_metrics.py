@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from prompt_transfer.errors import UserError
-from prompt_transfer.metrics import (
+from prompt_transfer.tasks.metrics import (
     TEXT_SCORES,
     bootstrap_interval,
     bootstrap_mean_interval,
@@ -17,7 +16,8 @@ from prompt_transfer.metrics import (
     example_scores,
     make_metrics,
 )
-from prompt_transfer.task import GENERATION_METRICS
+from prompt_transfer.tasks.task import GENERATION_METRICS
+from prompt_transfer.utils.errors import UserError
 
 NAMES = ("accuracy", "f1", "matthews")
 

@@ -17,11 +17,11 @@ from torch.nn.functional import gelu, relu, silu
 
 from prompt_transfer.analysis.indicators import neuron_overlap, neuron_overlap_per_layer
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.errors import UserError
 from prompt_transfer.neurons.capture import NeuronCapture, PromptRows, of_prompts
 from prompt_transfer.neurons.mask import NeuronMask, layer_deviation, most_activated, random_like
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.studies.capture import prompts_below
+from prompt_transfer.studies.neurons.capture import prompts_below
+from prompt_transfer.utils.errors import UserError
 
 Tiny = Callable[[str], Path]
 

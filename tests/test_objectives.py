@@ -11,10 +11,10 @@ import torch
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
-from prompt_transfer.errors import UserError
 from prompt_transfer.modules.objectives import Classification, Generation, make_objective
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.task import Task
+from prompt_transfer.tasks.task import Task
+from prompt_transfer.utils.errors import UserError
 
 Tiny = Callable[[str], Path]
 CHOICE = Task(name="choice", type="nli", text_a="text", label_words=("acceptable", "not acceptable"))

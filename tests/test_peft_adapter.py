@@ -22,12 +22,12 @@ from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.family import AUTO_CLASSES
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
-from prompt_transfer.errors import UserError
-from prompt_transfer.prompts.adapter_card import adapter_card, tasks_of
-from prompt_transfer.prompts.peft_adapter import read_adapter, write_adapter
+from prompt_transfer.prompts.io.adapter_card import adapter_card, tasks_of
+from prompt_transfer.prompts.io.peft_adapter import read_adapter, write_adapter
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.backbones import load_backbone
-from prompt_transfer.verbalizers import Verbalizer
+from prompt_transfer.tasks.verbalizers import Verbalizer
+from prompt_transfer.utils.errors import UserError
 
 P, H = 5, 8
 TEXTS = ["the film is very good", "the dog", "a really quite boring story about the city"]

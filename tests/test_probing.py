@@ -19,16 +19,16 @@ from torch import Tensor
 from prompt_transfer.analysis import neuron_plots
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
-from prompt_transfer.errors import UserError
 from prompt_transfer.modules.objectives import make_objective
 from prompt_transfer.neurons.capture import PromptRows
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.random_prompts import random_prompt
-from prompt_transfer.studies.indicators import analyze
+from prompt_transfer.studies.neurons.probing import ProbingStudy, gradients, leep_of, probe, skill, skill_of
 from prompt_transfer.studies.passes import tensors_of
-from prompt_transfer.studies.probing import ProbingStudy, gradients, leep_of, probe, skill, skill_of
 from prompt_transfer.studies.targets import EvaluationData, Target, load_target
-from prompt_transfer.tasks import get_task
+from prompt_transfer.studies.transfer.indicators import analyze
+from prompt_transfer.tasks.registry import get_task
+from prompt_transfer.utils.errors import UserError
 
 DATA = EvaluationData("local", max_tokens=200)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from prompt_transfer.callbacks.progress import StepProgress
-from prompt_transfer.progress import progress, steps, waiting
+from prompt_transfer.utils.progress import progress, steps, waiting
 
 
 def test_steps_hands_on_all_items_and_prints_nothing_to_a_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
-from prompt_transfer.errors import UserError
 from prompt_transfer.projectors.closed_form import LeastSquares, LinearCombination, Relative
 from prompt_transfer.projectors.file import ProjectorFile, Side, fit_closed_form
 from prompt_transfer.projectors.pairs import load_by_task
@@ -22,6 +21,7 @@ from prompt_transfer.projectors.task_vector import TaskVector
 from prompt_transfer.projectors.vocabulary import fit_ridge, shared_tokens
 from prompt_transfer.prompts import tensor_file
 from prompt_transfer.prompts.prompt import Prompt, list_prompts
+from prompt_transfer.utils.errors import UserError
 
 Tiny = Callable[[str], Path]
 SOURCE, TARGET = Space(4, 3), Space(5, 2)

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import Prompt, describe, library_versions, list_prompts
+from prompt_transfer.utils.errors import UserError
 
 METADATA = {
     "backbone": "roberta-base",

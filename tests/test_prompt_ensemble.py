@@ -17,12 +17,12 @@ from prompt_transfer.callbacks.export import PromptExport
 from prompt_transfer.callbacks.stopping import StopEach
 from prompt_transfer.cli import main
 from prompt_transfer.data.datamodule import TaskDataModule
-from prompt_transfer.errors import UserError
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.initializers import FromPrompt, Normal
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.reparameterizations import LowRank, ResidualMLP, Superposition
+from prompt_transfer.utils.errors import UserError
 
 P = 4
 

@@ -14,11 +14,11 @@ from lightning.pytorch.loggers import CSVLogger
 
 from prompt_transfer.callbacks.export import PromptExport
 from prompt_transfer.data.datamodule import TaskDataModule
-from prompt_transfer.errors import UserError
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.initializers import Normal
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.reparameterizations import LowRank, Reparameterization
+from prompt_transfer.utils.errors import UserError
 
 P, H = 4, 16
 

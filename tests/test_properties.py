@@ -16,18 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from prompt_transfer import results
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.data.batches import IGNORED, LengthGroupedBatchSampler, collate
 from prompt_transfer.data.sources import _label_key
 from prompt_transfer.data.tokens import TokenTable
-from prompt_transfer.errors import UserError
 from prompt_transfer.projectors.file import ProjectorFile, Side
 from prompt_transfer.projectors.projector import MLP, Linear, Space, TokenMLP, TrainedProjector
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.task import Task
-from prompt_transfer.tasks import YAML_KEYS, get_task
+from prompt_transfer.tasks.registry import YAML_KEYS, get_task
+from prompt_transfer.tasks.task import Task
+from prompt_transfer.utils import results
+from prompt_transfer.utils.errors import UserError
 
 FEW = settings(max_examples=25)
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)

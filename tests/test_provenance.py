@@ -14,11 +14,11 @@ import pytest
 import yaml
 from test_cli import error_of, fit
 
-import prompt_transfer
 from prompt_transfer.cli import main
 from prompt_transfer.data.tokens import TokenTable
-from prompt_transfer.errors import UserError
-from prompt_transfer.provenance import check_same_data, commit, read_provenance, write_provenance
+from prompt_transfer.utils import paths
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.provenance import check_same_data, commit, read_provenance, write_provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,7 +50,7 @@ def test_the_commit_is_that_of_the_checkout(tmp_path: Path, monkeypatch: pytest.
         assert found is not None
         assert found.removesuffix("-dirty") == head.stdout.strip()
     # As installed from a wheel.
-    monkeypatch.setattr(prompt_transfer, "__file__", str(tmp_path / "prompt_transfer" / "__init__.py"))
+    monkeypatch.setattr(paths, "PACKAGE", tmp_path / "prompt_transfer")
     assert commit() is None
 
 

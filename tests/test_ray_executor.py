@@ -19,12 +19,12 @@ import pytest
 import torch
 import yaml
 
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.studies import ray_executor
-from prompt_transfer.studies.executor import Outcome
-from prompt_transfer.studies.ray_executor import RayExecutor, attempt, code_path, passed_on
-from prompt_transfer.studies.sweep import Run, State
+from prompt_transfer.studies.sweep.executor import Outcome
+from prompt_transfer.studies.sweep.plan import Run, State
+from prompt_transfer.studies.sweep.ray_executor import RayExecutor, attempt, code_path, passed_on
+from prompt_transfer.utils import paths
+from prompt_transfer.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 WAIT = 1800.0  # on a machine with nothing else to do seconds are enough
@@ -170,8 +170,7 @@ def test_more_than_any_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_an_installed_package_needs_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert code_path({"PYTHONPATH": "/mine"}) == {"PYTHONPATH": f"{ROOT}{os.pathsep}/mine"}
-    installed = tmp_path / "site-packages" / "prompt_transfer" / "__init__.py"
-    monkeypatch.setattr(ray_executor.prompt_transfer, "__file__", str(installed))
+    monkeypatch.setattr(paths, "PACKAGE", tmp_path / "site-packages" / "prompt_transfer")
     assert code_path({"PYTHONPATH": "/mine"}) == {}
 
 

@@ -28,7 +28,7 @@ from prompt_transfer.commands.arguments import find_configs
 from prompt_transfer.commands.sweep import GROUPS
 from prompt_transfer.commands.table import COMMANDS
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.tasks import get_task, task_names
+from prompt_transfer.tasks.registry import get_task, task_names
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -22,12 +22,12 @@ from prompt_transfer.analysis import indicators
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
 from prompt_transfer.commands.parsing import program
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.studies.candidates import RecommendStudy
-from prompt_transfer.studies.recommend import RANKINGS, Recommended, draw_samples, recommend
+from prompt_transfer.studies.recommend.candidates import RecommendStudy
+from prompt_transfer.studies.recommend.study import RANKINGS, Recommended, draw_samples, recommend
 from prompt_transfer.studies.targets import EvaluationData, TargetData
-from prompt_transfer.studies.transfer import TransferStudy, transfer
+from prompt_transfer.studies.transfer.study import TransferStudy, transfer
+from prompt_transfer.utils.errors import UserError
 
 P, ROWS = 4, 24
 # Task -> its type, label words, training rows.
@@ -274,7 +274,7 @@ def test_what_cannot_be_recommended_is_refused(
         raise AssertionError("something was computed")
 
     monkeypatch.setattr(L.Trainer, "fit", never)
-    monkeypatch.setattr("prompt_transfer.studies.recommend.Scorer", never)
+    monkeypatch.setattr("prompt_transfer.studies.recommend.study.Scorer", never)
     matrix = tmp_path / "matrix.csv"
     matrix.write_text("target,films\npairs,0.5\n")
     wrong, long = save(tmp_path, backbone, "books", 1), save(tmp_path, backbone, "films", 1, "long", length="7")

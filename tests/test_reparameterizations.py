@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.reparameterizations import LowRank, Plain, ResidualMLP, Superposition
+from prompt_transfer.utils.errors import UserError
 
 P, H, V = 5, 12, 40
 

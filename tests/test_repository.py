@@ -14,10 +14,10 @@ from fake_hub import TOKEN, FakeHub, connected
 from torch import Tensor
 
 from prompt_transfer.cli import main
-from prompt_transfer.network import hub_reachable
-from prompt_transfer.prompts.hub_card import scores_of
-from prompt_transfer.prompts.peft_adapter import write_adapter
+from prompt_transfer.prompts.io.hub_card import scores_of
+from prompt_transfer.prompts.io.peft_adapter import write_adapter
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.utils.network import hub_reachable
 
 REPO = "me/my-prompts"
 
@@ -166,7 +166,7 @@ def test_only_whole_prompts_come_in(hub: FakeHub, tmp_path: Path, capsys: pytest
 def test_a_whole_model_is_not_downloaded(
     hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prompt_transfer.prompts.repository.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("prompt_transfer.prompts.io.repository.MAX_FILE_BYTES", 100)
     hub.put(REPO, {"model.safetensors": bytes(101)})
     assert main(["prompts", "pull", REPO, "--output", str(tmp_path / "in")]) == 2
     assert "has 101 bytes, a prompt at most 100" in capsys.readouterr().err

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prompt_transfer import results
 from prompt_transfer.cli import main
-from prompt_transfer.errors import UserError
-from prompt_transfer.tasks import task_names
+from prompt_transfer.tasks.registry import task_names
+from prompt_transfer.utils import results
+from prompt_transfer.utils.errors import UserError
 
 
 def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -15,10 +15,10 @@ from test_cli import error_of, fit
 from prompt_transfer.backbones import loading
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
-from prompt_transfer.errors import UserError, without_secrets
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.tasks import get_task
+from prompt_transfer.tasks.registry import get_task
+from prompt_transfer.utils.errors import UserError, without_secrets
 
 TOKEN, KEY = "hf_averysecrettoken", "0123456789abcdefwandb"
 

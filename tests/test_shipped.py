@@ -12,7 +12,7 @@ from prompt_transfer.backbones.builtin import builtin_backbones, find_shipped, s
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.modules.objectives import make_objective
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.tasks import get_task, task_names
+from prompt_transfer.tasks.registry import get_task, task_names
 
 SHIPPED = builtin_backbones()
 

@@ -14,9 +14,9 @@ import pytest
 from prompt_transfer.data.download import download_tasks
 from prompt_transfer.data.sources import TaskData, load_task
 from prompt_transfer.data.texts import load_texts
-from prompt_transfer.errors import UserError
-from prompt_transfer.task_rows import ROWS
-from prompt_transfer.tasks import Task, get_task
+from prompt_transfer.tasks.catalogue import ROWS
+from prompt_transfer.tasks.registry import Task, get_task
+from prompt_transfer.utils.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SINGLE = Task(name="toy", type="topic", text_a="text", labels=(0, 1), label_words=("bad", "good"))

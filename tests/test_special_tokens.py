@@ -16,10 +16,10 @@ from prompt_transfer.cli import main
 from prompt_transfer.data.checks import warn_of_special_tokens
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.texts import texts_to_predict
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.targets import EvaluationData, load_target
-from prompt_transfer.tasks import get_task
+from prompt_transfer.tasks.registry import get_task
+from prompt_transfer.utils.errors import UserError
 
 # Family -> the special tokens of its tiny tokenizer, some of which other families have as ordinary text.
 TOKENS = {

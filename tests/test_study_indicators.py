@@ -25,14 +25,14 @@ from prompt_transfer.analysis.statistics import (
     spearman,
 )
 from prompt_transfer.cli import main
-from prompt_transfer.errors import UserError
-from prompt_transfer.prompts.interchange import read_published, read_published_rows
+from prompt_transfer.prompts.io.interchange import read_published, read_published_rows
+from prompt_transfer.prompts.io.published import TASKS
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.prompts.published import TASKS
-from prompt_transfer.studies.indicators import analyze, mean_over_prompts, square_of_tasks
 from prompt_transfer.studies.inputs import load_prompts, read_matrix
 from prompt_transfer.studies.neuron_inputs import read_neurons
-from prompt_transfer.tasks import get_task
+from prompt_transfer.studies.transfer.indicators import analyze, mean_over_prompts, square_of_tasks
+from prompt_transfer.tasks.registry import get_task
+from prompt_transfer.utils.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared"
 STUDY = ("sst2", "imdb", "mnli", "snli", "qqp")

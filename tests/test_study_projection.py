@@ -17,14 +17,14 @@ from test_transfer import counted, score_alone
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
-from prompt_transfer.errors import UserError
 from prompt_transfer.projectors.file import ProjectorFile, Side
 from prompt_transfer.projectors.projector import MLP, Linear, Space
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.random_prompts import random_prompt
-from prompt_transfer.studies.projection import ProjectionStudy, ReadyProjection, projection
-from prompt_transfer.studies.projection_table import CONTROLS, check_controls
+from prompt_transfer.studies.projection.study import ProjectionStudy, ReadyProjection, projection
+from prompt_transfer.studies.projection.table import CONTROLS, check_controls
 from prompt_transfer.studies.targets import EvaluationData
+from prompt_transfer.utils.errors import UserError
 
 Tiny = Callable[[str], Path]
 

@@ -18,10 +18,10 @@ import yaml
 
 from prompt_transfer.cli import main
 from prompt_transfer.commands.sweep import split_options
-from prompt_transfer.errors import UserError
-from prompt_transfer.studies.executor import Outcome, outcome_of, state_file
-from prompt_transfer.studies.local_executor import LocalExecutor, cores
-from prompt_transfer.studies.sweep import Run, State, read_plan
+from prompt_transfer.studies.sweep.executor import Outcome, outcome_of, state_file
+from prompt_transfer.studies.sweep.local_executor import LocalExecutor, cores
+from prompt_transfer.studies.sweep.plan import Run, State, read_plan
+from prompt_transfer.utils.errors import UserError
 
 PLAN = {
     "fit": {"model": {"prompt_length": 5, "seeds": [0, "100{run}"]}, "data": {"source": "builtin"}},

@@ -16,8 +16,8 @@ import pytest
 
 from prompt_transfer.data.sources import load_task
 from prompt_transfer.data.texts import load_texts, texts_to_predict
-from prompt_transfer.errors import UserError
-from prompt_transfer.tasks import Task
+from prompt_transfer.tasks.registry import Task
+from prompt_transfer.utils.errors import UserError
 
 SINGLE = Task(name="toy", type="topic", text_a="text", labels=(0, 1), label_words=("bad", "good"))
 QA = Task(name="toy", type="qa", text_a="text", label_column=None, target_column="answers", metric="squad_f1")

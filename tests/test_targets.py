@@ -20,8 +20,8 @@ from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.download import download_tasks
 from prompt_transfer.data.sources import load_task
 from prompt_transfer.data.tokens import TokenTable, cache_path, tokenise
-from prompt_transfer.errors import UserError
-from prompt_transfer.tasks import Task, get_task
+from prompt_transfer.tasks.registry import Task, get_task
+from prompt_transfer.utils.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 QA = Task(name="toy", type="qa", text_a="q", label_column=None, target_column="answers", metric="squad_f1")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from prompt_transfer import tasks
-from prompt_transfer.errors import UserError
-from prompt_transfer.task import CLASSIFICATION_METRICS, CUES, GENERATION_METRICS
-from prompt_transfer.task_rows import ROWS
-from prompt_transfer.tasks import Task, describe_tasks, get_task, register, task_names
+from prompt_transfer.tasks import registry
+from prompt_transfer.tasks.catalogue import ROWS
+from prompt_transfer.tasks.registry import Task, describe_tasks, get_task, register, task_names
+from prompt_transfer.tasks.task import CLASSIFICATION_METRICS, CUES, GENERATION_METRICS
+from prompt_transfer.utils.errors import UserError
 
 NAMES = [
     "imdb",
@@ -159,7 +159,7 @@ def test_unknown_task_names_the_close_ones() -> None:
 
 
 def test_register_adds_a_task_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "_REGISTRY", dict(tasks._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     mine = register(Task(name="mine", type="topic", text_a="text", label_words=("no", "yes")))
     assert get_task("mine") is mine
     with pytest.raises(UserError, match="already"):
@@ -250,7 +250,7 @@ def test_missing_yaml_file(tmp_path: Path) -> None:
 
 def test_importing_the_registry_imports_no_torch() -> None:
     code = (
-        "import sys, prompt_transfer.tasks as tasks; tasks.describe_tasks(); "
+        "import sys, prompt_transfer.tasks.registry as tasks; tasks.describe_tasks(); "
         "print('torch' in sys.modules, 'datasets' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

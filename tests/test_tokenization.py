@@ -20,12 +20,12 @@ from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.fingerprint import text_rules
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.loading import local_start_ids
-from prompt_transfer.backbones.tokenization import continued, start_ids
-from prompt_transfer.errors import OtherKindError, UserError
-from prompt_transfer.prompts.initializers import ClassLabels, Text, word_pieces
+from prompt_transfer.backbones.tokenization import continued, start_ids, word_pieces
+from prompt_transfer.prompts.initializers import ClassLabels, Text
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.backbones import backbone_options
-from prompt_transfer.verbalizers import Verbalizer, label_sequences
+from prompt_transfer.tasks.verbalizers import Verbalizer, label_sequences
+from prompt_transfer.utils.errors import OtherKindError, UserError
 
 P = 3
 NEWLINE = "<0x0A>"

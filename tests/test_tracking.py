@@ -23,15 +23,15 @@ from prompt_transfer.analysis.convergence import UNITS
 from prompt_transfer.callbacks.tracking import describe_fit, sources_of
 from prompt_transfer.cli import main
 from prompt_transfer.commands.training import Fit
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.studies.sweep import Plan, Run, with_tracking
+from prompt_transfer.studies.sweep.plan import Plan, Run, with_tracking
 from prompt_transfer.tracking import charts
 from prompt_transfer.tracking.artifacts import files_below, prompt_artifact, role, slug
 from prompt_transfer.tracking.dashboard import SECTIONS, workspace
 from prompt_transfer.tracking.options import HIDDEN, WandbOptions, clean
 from prompt_transfer.tracking.run import Tracker, to_table
 from prompt_transfer.tracking.studies import STUDIES, publish
+from prompt_transfer.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "hf_" + "abcdEFGH" * 4

@@ -21,14 +21,14 @@ from tiny_models import WORDS, prompt_facts
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
 from prompt_transfer.data.datamodule import TaskDataModule
-from prompt_transfer.errors import UserError
 from prompt_transfer.modules.objectives import make_objective
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.studies import scoring
 from prompt_transfer.studies.scoring import Scorer
 from prompt_transfer.studies.targets import EvaluationData
-from prompt_transfer.studies.transfer import TransferStudy, transfer
+from prompt_transfer.studies.transfer.study import TransferStudy, transfer
+from prompt_transfer.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (0, 1)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from prompt_transfer.data.tokens import TokenTable
-from prompt_transfer.errors import UserError
 from prompt_transfer.studies.entries import Entry
 from prompt_transfer.studies.targets import Target
-from prompt_transfer.studies.transfer_table import check_names, target_rows, tidy
-from prompt_transfer.task import Task
+from prompt_transfer.studies.transfer.table import check_names, target_rows, tidy
+from prompt_transfer.tasks.task import Task
+from prompt_transfer.utils.errors import UserError
 
 LABELS = np.array([0] * 6 + [1] * 4)
 

@@ -5,8 +5,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from prompt_transfer.errors import UserError
-from prompt_transfer.verbalizers import Verbalizer, stack
+from prompt_transfer.tasks.verbalizers import Verbalizer, stack
+from prompt_transfer.utils.errors import UserError
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 P, STEPS = 5, 8
 TEXTS = ["great good", "no yes maybe wrong right okay good bad terrible"]

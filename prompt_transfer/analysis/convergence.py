@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prompt_transfer.metrics import LEAST_DRAWN, bootstrap_mean_interval
+from prompt_transfer.tasks.metrics import LEAST_DRAWN, bootstrap_mean_interval
 
 TOLERANCE = 0.005
 UNITS = ("step", "samples", "seconds")

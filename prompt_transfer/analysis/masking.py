@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from prompt_transfer.metrics import interval_over
+from prompt_transfer.tasks.metrics import interval_over
 
 KINDS = ("own", "same_type", "different_type", "random")
 OVER_RANDOM = "own - random"

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from prompt_transfer.errors import UserError
-from prompt_transfer.metrics import LEAST_DRAWN
-from prompt_transfer.tasks import get_task, task_names
+from prompt_transfer.tasks.metrics import LEAST_DRAWN
+from prompt_transfer.tasks.registry import get_task, task_names
+from prompt_transfer.utils.errors import UserError
 
 BASELINES = ("majority", "lead")
 TYPE_ORDER = ("sentiment", "nli", "ethics", "paraphrase", "qa", "summarization")

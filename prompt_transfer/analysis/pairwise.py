@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 # Rows of prompts in one block of inner products: a million numbers, which stay near the processor.
 _BLOCK_ROWS = 1024

@@ -9,8 +9,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from prompt_transfer.errors import UserError
-from prompt_transfer.files import atomic_path
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import atomic_path
 
 
 def read_curve(path: str | Path) -> pd.DataFrame:

@@ -24,7 +24,7 @@ def scores_figure(table: pd.DataFrame) -> Axes:
     """A panel a projector: the score of every kind of prompt on every task, tasks by group; a dash is the baseline.
 
     Args:
-        table: of `prompt_transfer.studies.projection.projection`.
+        table: of `prompt_transfer.studies.projection.study.projection`.
 
     Returns:
         The axes of the first panel; its figure holds them all.

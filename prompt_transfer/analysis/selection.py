@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prompt_transfer.analysis.statistics import STATISTICS
-from prompt_transfer.metrics import interval_over
+from prompt_transfer.tasks.metrics import interval_over
 
 JUDGED = ("ndcg", "regret_at_1", "regret_at_3", "spearman_per_target")
 # A ranking that knows nothing: with all sources equal the statistics are means over all orders of them.

@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from prompt_transfer.backbones import frozen_linear, writing
+from prompt_transfer.backbones import writing
 from prompt_transfer.backbones.attention import PromptStates, rows_of
 from prompt_transfer.backbones.family import Family
+from prompt_transfer.backbones.kernels import frozen_linear
 from prompt_transfer.backbones.layouts import Layout
 from prompt_transfer.backbones.stack import Part, Stack
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 IGNORED = -100
 

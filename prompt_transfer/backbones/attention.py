@@ -2,8 +2,8 @@
 
 That is the attention mode `shared`: the prompt sees only itself, so its keys and values are computed once and serve a
 whole batch. Registered with transformers under `NAME`, with the mask function of its SDPA: without one a model would
-attend to pads silently. In training on a CPU two others do the same faster: `attention_by_products.py` in bf16, and
-`attention_behind_prompt.py` where all texts of a batch stand behind one prompt.
+attend to pads silently. In training on a CPU two others do the same faster: `matmul_attention.py` in bf16, and
+`shared_prefix_attention.py` where all texts of a batch stand behind one prompt.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from prompt_transfer.backbones.attention_behind_prompt import behind_prompt, pays
-from prompt_transfer.backbones.attention_by_products import by_products, scale_of
-from prompt_transfer.backbones.frozen_linear import no_longer_alike
+from prompt_transfer.backbones.kernels.frozen_linear import no_longer_alike
+from prompt_transfer.backbones.kernels.matmul_attention import by_products, scale_of
+from prompt_transfer.backbones.kernels.shared_prefix_attention import behind_prompt, pays
 
 NAME = "prompt_transfer"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from prompt_transfer.backbones.builtin import builtin_backbones
-from prompt_transfer.errors import UserError
-from prompt_transfer.files import cache_folder
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import cache_folder
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prompt_transfer.backbones.special_tokens import ordinary_ids, special_tokens
 from prompt_transfer.backbones.tokenization import Encode, continued, line_feed
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 # Below this a text of a pair would be cut to a word or two.
 MIN_TEXT_POSITIONS = 8

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from prompt_transfer.backbones.catalogue import File, Row, is_here
-from prompt_transfer.errors import UserError, without_secrets
-from prompt_transfer.files import alone, atomic_folder, check_writable_dir
-from prompt_transfer.network import hub_reachable
-from prompt_transfer.progress import progress, waiting
+from prompt_transfer.utils.errors import UserError, without_secrets
+from prompt_transfer.utils.files import alone, atomic_folder, check_writable_dir
+from prompt_transfer.utils.network import hub_reachable
+from prompt_transfer.utils.progress import progress, waiting
 
 NOTE = "source.json"
 _CHUNK = 1 << 20

@@ -5,24 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.backbones import (
-    decoder_attention,
-    frozen_linear,
-    frozen_norm,
-    generic,
-    layer_calls,
-    loading,
-    plain,
-    proof,
-)
+from prompt_transfer.backbones import decoder_attention, generic, layer_calls, loading, plain, proof
 from prompt_transfer.backbones.answers import IGNORED, AnswerSlot, PromptBank, Prompts
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.fingerprint import text_rules
 from prompt_transfer.backbones.gguf import SOURCE
+from prompt_transfer.backbones.kernels import frozen_linear, frozen_norm
 from prompt_transfer.backbones.layouts import get_layout
 from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, fuse_activations, path_of, replace
 from prompt_transfer.backbones.tokenization import start_ids, tokens_beyond
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.family import AUTO_CLASSES, Family
 from prompt_transfer.backbones.substitutes import path_of
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 # In this order where a checkpoint does not say which of its classes it holds.
 _CLASSES = {

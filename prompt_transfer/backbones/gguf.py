@@ -23,9 +23,9 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from prompt_transfer.backbones import generic
 from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.family import AUTO_CLASSES
-from prompt_transfer.errors import UserError
-from prompt_transfer.files import alone, atomic_folder, cache_folder, check_writable_dir, write_text_atomic
-from prompt_transfer.network import hub_reachable
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import alone, atomic_folder, cache_folder, check_writable_dir, write_text_atomic
+from prompt_transfer.utils.network import hub_reachable
 
 # Of the converted folders. A new number converts every file again.
 FORMAT_VERSION = 1

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from prompt_transfer.backbones.attention import KeysKnownError, OneLayer, OneQuery
 from prompt_transfer.backbones.family import Family
-from prompt_transfer.backbones.frozen_linear import no_longer_alike
+from prompt_transfer.backbones.kernels.frozen_linear import no_longer_alike
 
 # The same positions for all examples, or those of each [B, S].
 Positions = slice | Tensor

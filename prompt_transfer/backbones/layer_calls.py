@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_transfer.backbones.attention import PromptStates
 from prompt_transfer.backbones.stack import Stack
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 
 class LayerCall:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prompt_transfer.errors import OtherKindError, UserError
+from prompt_transfer.utils.errors import OtherKindError, UserError
 
 
 @dataclass(frozen=True)

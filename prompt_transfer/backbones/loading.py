@@ -21,8 +21,8 @@ from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.family import AUTO_CLASSES, Family
 from prompt_transfer.backbones.fingerprint import fingerprint
 from prompt_transfer.backbones.tokenization import check_tokenizer, start_ids
-from prompt_transfer.errors import UserError
-from prompt_transfer.network import hub_reachable
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.network import hub_reachable
 
 
 def resolve(name: str) -> tuple[str, str]:

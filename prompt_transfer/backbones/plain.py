@@ -24,10 +24,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from prompt_transfer.backbones import writing
 from prompt_transfer.backbones.answers import KINDS, Answers, CausalAnswers, MaskedAnswers, Prompts, Seq2SeqAnswers
 from prompt_transfer.backbones.family import Family
-from prompt_transfer.backbones.frozen_linear import Alike
+from prompt_transfer.backbones.kernels.frozen_linear import Alike
 from prompt_transfer.backbones.last_layer import Positions, taken
 from prompt_transfer.backbones.stack import Part, Stack
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prompt_transfer.backbones.stack import Part
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
     from prompt_transfer.backbones.frozen import FrozenBackbone

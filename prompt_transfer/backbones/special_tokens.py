@@ -7,7 +7,7 @@ from functools import cache
 
 from transformers import PreTrainedTokenizerBase
 
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

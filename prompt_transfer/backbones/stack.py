@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from prompt_transfer.backbones.attention import LayerStates, OnlyBias, PromptStates
 from prompt_transfer.backbones.family import Family
-from prompt_transfer.backbones.frozen_linear import Alike, alike
+from prompt_transfer.backbones.kernels.frozen_linear import Alike, alike
 from prompt_transfer.backbones.last_layer import LastLayer, Positions, is_hooked, taken
 
 

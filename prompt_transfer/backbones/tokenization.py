@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,3 +102,16 @@ def check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedToke
             f"tokenizer and model of {name} do not belong together: {len(tokenizer)} tokens, {rows} word embeddings, "
             f"none for {lost[0]!r}; use the tokenizer of the checkpoint, or resize the model's embeddings"
         )
+
+
+def word_pieces(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of `text` as it stands inside a sentence: with a blank before it, without special tokens.
+
+    Byte-level BPE (RoBERTa, GPT) has one token for " great" and another for "great"; for WordPiece the blank makes no
+    difference. Tokenizers that put a blank before every text put none before this one (`continued`).
+    """
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [tokenizer.encode(one, add_special_tokens=False) for one in texts]
+
+    return continued(encode, [f" {text.strip()}"])[0]

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.utils import cached_file
 
 from prompt_transfer.backbones.family import Family
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 FILE = "generation_config.json"
 

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
-from prompt_transfer.files import atomic_path
+from prompt_transfer.utils.files import atomic_path
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -10,8 +10,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from prompt_transfer.data.baselines import trivial_score
-from prompt_transfer.files import write_text_atomic
 from prompt_transfer.modules.prompted import PromptedModule
+from prompt_transfer.utils.files import write_text_atomic
 
 COLUMNS = ("prompt", "step", "samples", "seconds", "metric", "value", "majority")
 

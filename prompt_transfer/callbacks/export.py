@@ -11,11 +11,11 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from prompt_transfer.data.datamodule import TaskDataModule
-from prompt_transfer.errors import UserError
 from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.utils.errors import UserError
 
 
 class BestExport(Callback):

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
-from prompt_transfer.files import atomic_path
+from prompt_transfer.utils.files import atomic_path
 
 
 class _Writer(ExperimentWriter):

@@ -9,14 +9,14 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from prompt_transfer.errors import UserError
-from prompt_transfer.files import check_writable_dir
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompted import PromptedModule
 from prompt_transfer.neurons import files
 from prompt_transfer.neurons.capture import NeuronCapture
 from prompt_transfer.neurons.hooks import FfnHooks
 from prompt_transfer.neurons.mask import NeuronMask
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import check_writable_dir
 
 
 class _DuringEvaluation(Callback):

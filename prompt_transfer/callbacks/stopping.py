@@ -7,8 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from prompt_transfer.errors import UserError
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
+from prompt_transfer.utils.errors import UserError
 
 
 class StopEach(Callback):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from prompt_transfer import results
 from prompt_transfer.commands.parsing import named, subcommand, with_true
 from prompt_transfer.tracking.options import WandbOptions
+from prompt_transfer.utils import results
 
 WANDB = WandbOptions()
 
@@ -20,7 +20,7 @@ def convergence(runs: list[str], output: str, tolerance: float = 0.005) -> None:
         output: folder for the tables and the figure.
         tolerance: how near its best a run counts as converged, a fraction.
     """
-    from prompt_transfer.studies import convergence as study
+    from prompt_transfer.studies.transfer import convergence as study
 
     overview = study.convergence(runs, output, tolerance)
     rows: list[dict[str, Any]] = overview.to_dict("records")  # type: ignore[assignment]
@@ -51,7 +51,7 @@ def indicators(
         resamples: bootstrap draws, and permutations, of tasks.
         seed: of both.
     """
-    from prompt_transfer.studies.indicators import analyze
+    from prompt_transfer.studies.transfer.indicators import analyze
 
     analyze(prompts, output, matrix, neurons, backbone, resamples, seed)
 
@@ -64,7 +64,7 @@ def matrix(file: str, output: str, types: dict[str, str] | None = None) -> None:
         output: folder for summary.csv, best_sources.csv and summary.png.
         types: task -> type, for tasks that are not in the registry.
     """
-    from prompt_transfer.studies.matrix import analyze_matrix
+    from prompt_transfer.studies.transfer.matrix import analyze_matrix
 
     analyze_matrix(file, output, types)
     print(output)

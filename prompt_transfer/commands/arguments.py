@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from prompt_transfer.backbones.builtin import shipped
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 # Options that take a file of values, from the working folder or from the project's `configs/`.
 CONFIG_OPTIONS = (

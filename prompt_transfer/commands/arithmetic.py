@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
     from prompt_transfer.prompts.prompt import Prompt

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prompt_transfer import results
 from prompt_transfer.commands.parsing import program, subcommand, with_true
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils import results
+from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
     from prompt_transfer.backbones.frozen import FrozenBackbone

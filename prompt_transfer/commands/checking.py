@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prompt_transfer.commands.training import Fit
-from prompt_transfer.errors import UserError
-from prompt_transfer.studies.sweep import Run
+from prompt_transfer.studies.sweep.plan import Run
+from prompt_transfer.utils.errors import UserError
 
 
 class Parsed(Fit):

@@ -11,7 +11,7 @@ from io import StringIO
 
 from prompt_transfer.commands.parsing import hint
 from prompt_transfer.commands.table import COMMANDS, find
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 SHELLS = ("bash", "zsh")
 # Options with these values -> what they may be, beside files.
@@ -82,7 +82,7 @@ def script(shell: str, commands: dict[str, dict[str, list[str]]]) -> str:
         shell: bash or zsh.
         commands: see `tree`.
     """
-    from prompt_transfer import __version__
+    from prompt_transfer.version import __version__
 
     names = [name for name in commands if " " not in name]
     several = sorted({name.split()[0] for name in commands if " " in name})
@@ -110,7 +110,7 @@ def script(shell: str, commands: dict[str, dict[str, list[str]]]) -> str:
 def _options(text: str) -> dict[str, list[str]]:
     from prompt_transfer.backbones.builtin import builtin_backbones, shipped
     from prompt_transfer.backbones.catalogue import ROWS
-    from prompt_transfer.tasks import task_names
+    from prompt_transfer.tasks.registry import task_names
 
     configs = shipped("configs")
     values = {

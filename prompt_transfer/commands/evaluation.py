@@ -14,24 +14,24 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from prompt_transfer import results
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
 from prompt_transfer.commands.parsing import program, value_of
 from prompt_transfer.data.baselines import commonest_class, trivial_answers
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.texts import load_texts
 from prompt_transfer.data.tokens import ID_BITS
-from prompt_transfer.errors import OtherKindError, UserError
-from prompt_transfer.files import check_writable_dir, prove_writable_dir
-from prompt_transfer.metrics import bootstrap_mean_interval, bootstrap_metric_interval, example_scores
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.prompts.reparameterizations import Plain
-from prompt_transfer.provenance import write_provenance
-from prompt_transfer.tasks import Task
+from prompt_transfer.tasks.metrics import bootstrap_mean_interval, bootstrap_metric_interval, example_scores
+from prompt_transfer.tasks.registry import Task
 from prompt_transfer.tracking.options import WandbOptions
 from prompt_transfer.tracking.studies import publish
+from prompt_transfer.utils import results
+from prompt_transfer.utils.errors import OtherKindError, UserError
+from prompt_transfer.utils.files import check_writable_dir, prove_writable_dir
+from prompt_transfer.utils.provenance import write_provenance
 
 # Of a text file no longer than this, every answer is shown.
 MOST_LINES = 20

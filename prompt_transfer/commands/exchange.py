@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from prompt_transfer import results
 from prompt_transfer.commands.parsing import program
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils import results
+from prompt_transfer.utils.errors import UserError
 
 
 def export(
@@ -33,9 +33,9 @@ def export(
         overwrite: replace files that are there already.
     """
     from prompt_transfer.backbones.builtin import builtin_backbones
-    from prompt_transfer.prompts.adapter_card import adapter_card
-    from prompt_transfer.prompts.interchange import write_numpy
-    from prompt_transfer.prompts.peft_adapter import check_exportable, write_adapter
+    from prompt_transfer.prompts.io.adapter_card import adapter_card
+    from prompt_transfer.prompts.io.interchange import write_numpy
+    from prompt_transfer.prompts.io.peft_adapter import check_exportable, write_adapter
     from prompt_transfer.prompts.prompt import Prompt
 
     if len(sources) != 1:
@@ -76,7 +76,7 @@ def push(
         backbone: hub id to write into the prompts, for those trained on a backbone in a folder.
     """
     from prompt_transfer.backbones.builtin import builtin_backbones
-    from prompt_transfer.prompts.repository import push as upload
+    from prompt_transfer.prompts.io.repository import push as upload
 
     if not sources:
         raise UserError("push needs a prompt file: push PROMPT... --repo USER/NAME")
@@ -107,7 +107,7 @@ def pull(sources: list[str], output: str, revision: str | None = None, overwrite
         revision: branch, tag or commit; the commit that it is goes into the prompts' metadata.
         overwrite: replace prompt files that are there already.
     """
-    from prompt_transfer.prompts.repository import pull as download
+    from prompt_transfer.prompts.io.repository import pull as download
 
     if len(sources) != 1:
         raise UserError(f"{len(sources)} repositories were given: pull USER/NAME --output DIR")

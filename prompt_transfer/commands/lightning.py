@@ -29,12 +29,12 @@ from prompt_transfer.commands.arguments import find_configs, names_model_option,
 from prompt_transfer.commands.parsing import one_line, options_of
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.readers import data_root
-from prompt_transfer.errors import UserError, without_secrets
 from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.initializers import FromPrompt
 from prompt_transfer.tracking.options import WandbOptions
+from prompt_transfer.utils.errors import UserError, without_secrets
 
 MODELS: dict[str, type[L.LightningModule]] = {
     "PromptTuning": PromptTuning,

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from prompt_transfer import results
 from prompt_transfer.commands.lightning import quiet, show_warning
 from prompt_transfer.commands.parsing import program, subcommand, words_of
-from prompt_transfer.files import alone
-from prompt_transfer.processes import torchrun_place
 from prompt_transfer.studies.targets import EvaluationData
+from prompt_transfer.utils import results
+from prompt_transfer.utils.distributed import torchrun_place
+from prompt_transfer.utils.files import alone
 
 FEW = EvaluationData(limit_eval=200)
 MANY = EvaluationData(limit_eval=500)
@@ -48,8 +48,8 @@ def capture(
         dtype: float32, bfloat16 or float16, of the backbone's weights; default: that of the prompts.
         accelerator: auto, cpu or cuda.
     """
-    from prompt_transfer.studies.capture import CaptureStudy
-    from prompt_transfer.studies.capture import capture as study
+    from prompt_transfer.studies.neurons.capture import CaptureStudy
+    from prompt_transfer.studies.neurons.capture import capture as study
 
     options = CaptureStudy(
         backbone, prompts, output, words_of(tasks), data, split, attention, layout, dtype, accelerator
@@ -114,7 +114,7 @@ def mask(
         label_words_policy: for label words of several tokens.
         accelerator: auto, cpu or cuda.
     """
-    from prompt_transfer.studies import masking
+    from prompt_transfer.studies.neurons import masking
 
     study = masking.MaskStudy(
         backbone, prompts, words_of(tasks), output, neurons, by, data, split, ratios, scope, methods, masks, sources,
@@ -154,7 +154,7 @@ def skill(
         label_words_policy: for label words of several tokens.
         accelerator: auto, cpu or cuda.
     """
-    from prompt_transfer.studies import probing
+    from prompt_transfer.studies.neurons import probing
 
     study = probing.ProbingStudy(
         backbone, prompts, output, words_of(tasks), data, attention, layout, dtype, label_words_policy, accelerator
@@ -193,7 +193,7 @@ def probe(
         label_words_policy: for label words of several tokens.
         accelerator: auto, cpu or cuda.
     """
-    from prompt_transfer.studies import probing
+    from prompt_transfer.studies.neurons import probing
 
     study = probing.ProbingStudy(
         backbone, prompts, output, words_of(tasks), data, attention, layout, dtype, label_words_policy, accelerator
@@ -215,7 +215,7 @@ def compare(prompts: str, neurons: str, output: str, backbone: str | None = None
         output: folder for tables and figures.
         backbone: take only the prompts for this backbone, by the name in their files.
     """
-    from prompt_transfer.studies.comparison import compare as study
+    from prompt_transfer.studies.neurons.comparison import compare as study
 
     study(prompts, neurons, output, backbone)
 

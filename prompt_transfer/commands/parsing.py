@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prompt_transfer.commands.table import listing
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 # How jsonargparse says that there is no such option: on the command line, and in a file at its top and further in.
 UNKNOWN = (

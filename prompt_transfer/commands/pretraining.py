@@ -17,11 +17,11 @@ from prompt_transfer.callbacks.checkpoints import WholeCheckpoints
 from prompt_transfer.callbacks.logs import KeepLog, RunLog
 from prompt_transfer.commands.arguments import find_configs
 from prompt_transfer.commands.lightning import quiet, told_in_one_line
-from prompt_transfer.data.corpus import CorpusDataModule
-from prompt_transfer.errors import UserError
-from prompt_transfer.files import alone, prove_writable_dir, write_text_atomic
-from prompt_transfer.modules.backbone_pretraining import READING, BackbonePretraining
-from prompt_transfer.modules.informed_init import frequencies
+from prompt_transfer.pretraining.backbone_pretraining import READING, BackbonePretraining
+from prompt_transfer.pretraining.corpus import CorpusDataModule
+from prompt_transfer.pretraining.informed_init import frequencies
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import alone, prove_writable_dir, write_text_atomic
 
 DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
@@ -169,10 +169,10 @@ def card(name: str, facts: dict[str, Any]) -> str:
     kind, pieces, unit = KINDS[facts["architecture"]]
     layers = f"{shape['num_layers']} layers" + (" in encoder and decoder each" if facts["architecture"] == "t5" else "")
     data = "\n".join(f"| {file} | {weight:g} |" for file, weight in facts["data"].items())
-    start = "The start was made from word statistics of the corpus (`modules/informed_init.py`), not random."
+    start = "The start was made from word statistics of the corpus (`pretraining/informed_init.py`), not random."
     if recipe.get("grow_from"):
         small = Path(recipe["grow_from"]).name
-        start = f"It was grown from {small} (`modules/growth.py`), whose own training is not counted here."
+        start = f"It was grown from {small} (`pretraining/growth.py`), whose own training is not counted here."
     if recipe.get("start_from"):
         start = f"It went on from an earlier {Path(recipe['start_from']).name}, whose own training is not counted here."
     losses = "".join(

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from prompt_transfer import results
-from prompt_transfer.errors import UserError
-from prompt_transfer.progress import waiting
+from prompt_transfer.utils import results
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.progress import waiting
 
 
 def project(sources: list[str], projector: str, output: str, overwrite: bool = False) -> None:

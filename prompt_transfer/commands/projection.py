@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 
-from prompt_transfer import results
 from prompt_transfer.commands.lightning import quiet, show_warning
 from prompt_transfer.commands.parsing import words_of
-from prompt_transfer.studies.projection import CLOSED_FORMS, ProjectionStudy
-from prompt_transfer.studies.projection import projection as run_study
+from prompt_transfer.studies.projection.study import CLOSED_FORMS, ProjectionStudy
+from prompt_transfer.studies.projection.study import projection as run_study
 from prompt_transfer.studies.targets import EvaluationData
+from prompt_transfer.utils import results
 
 DATA = EvaluationData()
 SHOWN = ("task", "what", "value", "ahead", "ahead_low", "ahead_high")

@@ -9,12 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prompt_transfer import results
 from prompt_transfer.commands.arithmetic import SUBCOMMANDS
 from prompt_transfer.commands.exchange import SUBCOMMANDS as EXCHANGE
 from prompt_transfer.commands.parsing import named, subcommand
 from prompt_transfer.commands.projecting import SUBCOMMANDS as PROJECTING
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils import results
+from prompt_transfer.utils.errors import UserError
 
 
 def list_prompts(folder: str = "runs") -> None:
@@ -128,7 +128,7 @@ def import_prompts(sources: list[str], output: str, overwrite: bool = False) -> 
         output: folder for the prompt files, each named after the folder it came from.
         overwrite: replace prompt files that are there already.
     """
-    from prompt_transfer.prompts.interchange import import_sources
+    from prompt_transfer.prompts.io.interchange import import_sources
 
     outcomes = import_sources(sources, output, overwrite)
     rows, refused = [], []

@@ -11,7 +11,7 @@ from typing import Any
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.commands.parsing import call, program
 from prompt_transfer.commands.table import find
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 # The same words ("terrible", "great") in other domains: what the prompt learnt on films is used on restaurants.
 SOURCE, TARGET = "builtin_movies", "builtin_restaurants"
@@ -53,8 +53,8 @@ def quickstart(
     """
     import pandas as pd
 
-    from prompt_transfer import results
     from prompt_transfer.analysis import plots
+    from prompt_transfer.utils import results
 
     started = time.monotonic()
     folder = Path(output)

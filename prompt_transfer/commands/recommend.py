@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from prompt_transfer import results
 from prompt_transfer.analysis.selection import RANDOM_ORDER
 from prompt_transfer.commands.lightning import absolute, quiet, show_warning
 from prompt_transfer.commands.parsing import program, words_of
 from prompt_transfer.data.readers import data_root
-from prompt_transfer.errors import UserError
-from prompt_transfer.files import alone
 from prompt_transfer.prompts.arithmetic import average
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
-from prompt_transfer.studies.candidates import RecommendStudy
-from prompt_transfer.studies.recommend import Recommended
-from prompt_transfer.studies.recommend import recommend as run_study
+from prompt_transfer.studies.recommend.candidates import RecommendStudy
+from prompt_transfer.studies.recommend.study import Recommended
+from prompt_transfer.studies.recommend.study import recommend as run_study
 from prompt_transfer.studies.targets import TargetData
+from prompt_transfer.utils import results
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import alone
 
 DATA = TargetData()
 # Of the rankings beside the one that recommends, those that the table of sources shows.

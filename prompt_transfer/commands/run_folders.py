@@ -10,9 +10,9 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE
-from prompt_transfer.files import LOCK, write_text_atomic
-from prompt_transfer.provenance import check_same_data, write_provenance
 from prompt_transfer.tracking.run import ID_FILE
+from prompt_transfer.utils.files import LOCK, write_text_atomic
+from prompt_transfer.utils.provenance import check_same_data, write_provenance
 
 PROMPT_FILE, PROJECTOR_FILE, LAST = "prompt.safetensors", "projector.safetensors", "checkpoints/last.ckpt"
 CONVERGENCE_FILE = "convergence.csv"

@@ -14,17 +14,17 @@ from typing import Any, Literal
 import pandas as pd
 import yaml
 
-from prompt_transfer import results
 from prompt_transfer.commands.parsing import call, with_true
-from prompt_transfer.errors import UserError
-from prompt_transfer.files import alone, check_writable_dir, write_text_atomic
-from prompt_transfer.provenance import write_provenance
-from prompt_transfer.studies.executor import Executor, state_file
-from prompt_transfer.studies.local_executor import LocalExecutor
-from prompt_transfer.studies.ray_executor import RayExecutor
-from prompt_transfer.studies.sweep import Run, State, overview, read_plan, with_tracking
-from prompt_transfer.tasks import get_task
+from prompt_transfer.studies.sweep.executor import Executor, state_file
+from prompt_transfer.studies.sweep.local_executor import LocalExecutor
+from prompt_transfer.studies.sweep.plan import Run, State, overview, read_plan, with_tracking
+from prompt_transfer.studies.sweep.ray_executor import RayExecutor
+from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.tracking.studies import STUDIES
+from prompt_transfer.utils import results
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import alone, check_writable_dir, write_text_atomic
+from prompt_transfer.utils.provenance import write_provenance
 
 GROUPS = (
     *("--model.", "--data.", "--trainer.", "--seed_everything", "--convergence", "--early_stopping"),

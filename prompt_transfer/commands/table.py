@@ -9,7 +9,7 @@ import shutil
 import textwrap
 from collections.abc import Callable, Mapping
 
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 # command -> (module with `run(command, arguments)`, help)
 COMMANDS: dict[str, tuple[str, str]] = {

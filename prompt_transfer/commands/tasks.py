@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from prompt_transfer import results
 from prompt_transfer.commands.parsing import subcommand, words_of
+from prompt_transfer.utils import results
 
 
 def list_tasks() -> None:
     """list the tasks that are known by name"""
-    from prompt_transfer.tasks import describe_tasks
+    from prompt_transfer.tasks.registry import describe_tasks
 
     # One line a task on 80 columns; where the hub has them stands in a table of its own.
     results.show(describe_tasks(), columns=("name", "type", "label_words", "metric"))
@@ -20,7 +20,7 @@ def list_tasks() -> None:
 
 def list_hub() -> None:
     """list where the tasks lie on the Hugging Face hub"""
-    from prompt_transfer.tasks import describe_tasks
+    from prompt_transfer.tasks.registry import describe_tasks
 
     results.show([row for row in describe_tasks() if row["hub"]], columns=("name", "hub"))
 

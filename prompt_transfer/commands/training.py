@@ -20,7 +20,6 @@ import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
-from prompt_transfer import results
 from prompt_transfer.callbacks.checkpoints import EndOfRun, OptionsWin
 from prompt_transfer.callbacks.convergence import ConvergenceSpeed
 from prompt_transfer.callbacks.export import ProjectorExport, PromptExport
@@ -40,8 +39,6 @@ from prompt_transfer.commands.run_folders import (
 )
 from prompt_transfer.data.baselines import trivial_score
 from prompt_transfer.data.datamodule import TaskDataModule
-from prompt_transfer.errors import UserError
-from prompt_transfer.files import LOCK, alone, check_writable_dir
 from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
@@ -49,6 +46,9 @@ from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.tracking.options import WandbOptions
 from prompt_transfer.tracking.run import Tracker
+from prompt_transfer.utils import results
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import LOCK, alone, check_writable_dir
 
 # Options of the model that cannot change on the way.
 BEGINNING = ("init", "reparameterization", "layout", "attention", "head")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from prompt_transfer import results
 from prompt_transfer.analysis.matrix import BASELINES, from_results
 from prompt_transfer.commands.lightning import quiet, show_warning
 from prompt_transfer.commands.parsing import call, words_of
-from prompt_transfer.studies.matrix import show_summary, write_summary
 from prompt_transfer.studies.targets import EvaluationData
-from prompt_transfer.studies.transfer import TransferStudy
-from prompt_transfer.studies.transfer import transfer as run_study
+from prompt_transfer.studies.transfer.matrix import show_summary, write_summary
+from prompt_transfer.studies.transfer.study import TransferStudy
+from prompt_transfer.studies.transfer.study import transfer as run_study
+from prompt_transfer.utils import results
 
 DATA = EvaluationData()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prompt_transfer.data.sources import TaskData
-from prompt_transfer.metrics import class_metric, example_scores
+from prompt_transfer.tasks.metrics import class_metric, example_scores
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,7 +26,7 @@ def trivial_answers(task: TaskData, rows: Dataset) -> list[str]:
         rows: N rows of any split, with the column ``text_a``.
 
     Returns:
-        N texts, words joined by single blanks; score them with `prompt_transfer.metrics.example_scores`.
+        N texts, words joined by single blanks; score them with `prompt_transfer.tasks.metrics.example_scores`.
     """
     words = [len(targets[0].split()) for targets in task.split("train")["target"][:]]
     count = max(1, round(float(np.mean(words))))

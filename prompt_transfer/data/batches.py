@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from prompt_transfer.data.tokens import TokenTable
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 # What the loss leaves out: the padding of targets.
 IGNORED = -100

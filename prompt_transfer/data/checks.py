@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 import numpy as np
 
 from prompt_transfer.data.texts import warn_of_empty
-from prompt_transfer.errors import UserError
-from prompt_transfer.task import Task
+from prompt_transfer.tasks.task import Task
+from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset

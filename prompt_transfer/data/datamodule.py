@@ -17,9 +17,9 @@ from prompt_transfer.data.sources import TaskData
 from prompt_transfer.data.tables import Tables
 from prompt_transfer.data.texts import texts_to_predict
 from prompt_transfer.data.tokens import TextEncoder, TokenTable
-from prompt_transfer.errors import UserError
-from prompt_transfer.task import Task
-from prompt_transfer.tasks import get_task
+from prompt_transfer.tasks.registry import get_task
+from prompt_transfer.tasks.task import Task
+from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from prompt_transfer.data.readers import read_hub, used_columns
 from prompt_transfer.data.table_files import RawSplit
-from prompt_transfer.errors import UserError
-from prompt_transfer.files import check_writable_dir, prove_writable_dir
-from prompt_transfer.task import Task
-from prompt_transfer.tasks import get_task
+from prompt_transfer.tasks.registry import get_task
+from prompt_transfer.tasks.task import Task
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import check_writable_dir, prove_writable_dir
 
 if TYPE_CHECKING:
     import pandas as pd

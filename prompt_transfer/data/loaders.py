@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from prompt_transfer.data.batches import BatchDataset, as_is, round_up
 from prompt_transfer.data.tokens import TokenTable
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 
 def batch_loader(

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from prompt_transfer.data.table_files import SUFFIXES, RawSplit, one_line, read_table
-from prompt_transfer.errors import UserError
-from prompt_transfer.network import hub_reachable
-from prompt_transfer.task import HubSource, Task
+from prompt_transfer.tasks.task import HubSource, Task
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.network import hub_reachable
 
 SPLITS = ("train", "validation", "test")
 ROOT_VARIABLE = "PROMPT_TRANSFER_DATA"

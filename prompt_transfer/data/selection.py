@@ -11,8 +11,8 @@ import numpy as np
 from prompt_transfer.data.checks import shared_rows, text_keys
 from prompt_transfer.data.sources import Source, TaskData, load_task
 from prompt_transfer.data.tokens import ID_BITS
-from prompt_transfer.errors import UserError
-from prompt_transfer.task import Task
+from prompt_transfer.tasks.task import Task
+from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -24,8 +24,8 @@ from prompt_transfer.data.checks import check_rows
 from prompt_transfer.data.readers import SPLITS, read_builtin, read_hub, read_local
 from prompt_transfer.data.table_files import RawSplit, shown_names, shown_value
 from prompt_transfer.data.texts import check_columns, texts_of, unlabelled_rows
-from prompt_transfer.errors import UserError
-from prompt_transfer.task import Task
+from prompt_transfer.tasks.task import Task
+from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -107,7 +107,7 @@ def load_task(
     """Load a task and make it ready: texts, class indices, three splits.
 
     Args:
-        task: row of the registry or of a user's file (`prompt_transfer.tasks.get_task`).
+        task: row of the registry or of a user's file (`prompt_transfer.tasks.registry.get_task`).
         source: ``hub``, ``local`` or ``builtin``; never changed silently.
         root: folder that holds ``<task>/<split>.parquet|jsonl|csv``; None: the variable PROMPT_TRANSFER_DATA.
         seed: seed of a validation split that has to be cut from train.

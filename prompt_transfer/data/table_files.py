@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from prompt_transfer.data.checks import SpecialTokens, warn_of_special_tokens
 from prompt_transfer.data.selection import Selection
 from prompt_transfer.data.tokens import TextEncoder, TokenTable, cache_path, tokenise
-from prompt_transfer.errors import UserError
-from prompt_transfer.task import Task
+from prompt_transfer.tasks.task import Task
+from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset

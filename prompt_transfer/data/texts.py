@@ -20,8 +20,8 @@ from prompt_transfer.data.table_files import (
     shown_names,
     shown_value,
 )
-from prompt_transfer.errors import UserError
-from prompt_transfer.task import Task
+from prompt_transfer.tasks.task import Task
+from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset

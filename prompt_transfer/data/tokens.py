@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
-from prompt_transfer.errors import UserError
-from prompt_transfer.files import cache_folder
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import cache_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset

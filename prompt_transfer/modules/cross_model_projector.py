@@ -12,7 +12,6 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.errors import UserError
 from prompt_transfer.modules import collapse
 from prompt_transfer.modules.distillation import Teacher
 from prompt_transfer.modules.objectives import Classification
@@ -23,7 +22,8 @@ from prompt_transfer.projectors.pairs import PromptsByTask, load_by_task
 from prompt_transfer.projectors.projector import MLP, AffineMap, Space, TrainedProjector
 from prompt_transfer.projectors.vocabulary import fit_ridge, shared_tokens
 from prompt_transfer.prompts.prompt import library_versions
-from prompt_transfer.tasks import Task
+from prompt_transfer.tasks.registry import Task
+from prompt_transfer.utils.errors import UserError
 
 # Options that a projector's file tells.
 _SAVED = ("contrastive", "variance", "variance_floor", "distance_weight", "distill_alpha", "distill_across", "select")

@@ -17,7 +17,7 @@ from torch.nn import functional
 from prompt_transfer.data.batches import collate
 from prompt_transfer.data.tables import Tables
 from prompt_transfer.modules.objectives import Classification
-from prompt_transfer.progress import steps
+from prompt_transfer.utils.progress import steps
 
 # Texts of one forward pass.
 ROWS = 128

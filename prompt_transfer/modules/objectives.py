@@ -14,10 +14,10 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.errors import UserError
-from prompt_transfer.metrics import example_scores, make_metrics
-from prompt_transfer.tasks import Task
-from prompt_transfer.verbalizers import Verbalizer, VerbalizerStack, label_sequences, stack
+from prompt_transfer.tasks.metrics import example_scores, make_metrics
+from prompt_transfer.tasks.registry import Task
+from prompt_transfer.tasks.verbalizers import Verbalizer, VerbalizerStack, label_sequences, stack
+from prompt_transfer.utils.errors import UserError
 
 SPLITS = ("validation", "test")
 # (split, ids [B]) -> the texts that are right for each of them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 OBJECTIVES = ("task_tuning", "distance", "both", "distill")
 SELECTIONS = ("score", "agreement")

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from prompt_transfer.data.batches import crossed
-from prompt_transfer.errors import UserError
-from prompt_transfer.finite import FirstBroken, largest
 from prompt_transfer.modules.objectives import Objective, make_objective
 from prompt_transfer.modules.prompt_tuning import PromptTuning, norms
 from prompt_transfer.modules.trained import Pass
 from prompt_transfer.prompts.initializers import Initializer
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.reparameterizations import Reparameterization
-from prompt_transfer.tasks import Task
+from prompt_transfer.tasks.registry import Task
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.nonfinite import FirstBroken, largest
 
 
 class PromptEnsemble(PromptTuning):

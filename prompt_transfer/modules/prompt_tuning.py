@@ -8,12 +8,12 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from prompt_transfer.errors import UserError
 from prompt_transfer.modules.objectives import Classification
 from prompt_transfer.modules.trained import TrainedModule
 from prompt_transfer.prompts.initializers import FromPrompt, Initializer, Vocabulary
 from prompt_transfer.prompts.prompt import Prompt, library_versions
 from prompt_transfer.prompts.reparameterizations import Plain, Reparameterization
+from prompt_transfer.utils.errors import UserError
 
 
 class PromptTuning(TrainedModule):

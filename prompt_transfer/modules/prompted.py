@@ -12,10 +12,10 @@ from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.data.tokens import named_rows
-from prompt_transfer.errors import UserError
-from prompt_transfer.finite import FirstBroken
 from prompt_transfer.modules.objectives import Classification, Objective, make_objective
-from prompt_transfer.tasks import Task
+from prompt_transfer.tasks.registry import Task
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.nonfinite import FirstBroken
 
 
 class PromptedModule(L.LightningModule):

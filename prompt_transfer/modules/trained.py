@@ -12,10 +12,10 @@ from transformers import get_scheduler
 
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.frozen import FrozenBackbone, is_emulated
-from prompt_transfer.errors import UserError
-from prompt_transfer.finite import FirstBroken, largest
 from prompt_transfer.modules.prompted import PromptedModule
-from prompt_transfer.task import LABEL_WORDS_POLICIES
+from prompt_transfer.tasks.task import LABEL_WORDS_POLICIES
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.nonfinite import FirstBroken, largest
 
 # A batch, and the numbers of the prompts that see it.
 Pass = tuple[dict[str, Tensor], list[int]]

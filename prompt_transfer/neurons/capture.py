@@ -10,9 +10,9 @@ from torch import Tensor
 
 from prompt_transfer.backbones.answers import AnswerSlot
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.errors import UserError
-from prompt_transfer.finite import FirstBroken
 from prompt_transfer.neurons.hooks import FfnHooks, Visit
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.nonfinite import FirstBroken
 
 # Positions of one forward pass over prompts alone: 13 prompts of 100 rows are 1,326.
 MAX_POSITIONS = 32_768

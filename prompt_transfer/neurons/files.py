@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prompt_transfer.errors import UserError
-from prompt_transfer.files import atomic_path
-from prompt_transfer.prompts.prompt import digest_of
+from prompt_transfer.utils.digests import digest_of
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import atomic_path
 
 
 def digest(embeddings: Tensor) -> str:

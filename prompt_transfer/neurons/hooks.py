@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from prompt_transfer.backbones.answers import AnswerSlot
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 # (layer, neurons [B, T', F], answer slot or None) -> None, or neurons to go on with.
 Visit = Callable[[int, Tensor, AnswerSlot | None], Tensor | None]

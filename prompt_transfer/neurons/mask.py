@@ -10,8 +10,8 @@ from torch import Tensor
 
 from prompt_transfer.backbones.answers import AnswerSlot
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.errors import UserError
 from prompt_transfer.neurons.hooks import FfnHooks, Visit
+from prompt_transfer.utils.errors import UserError
 
 METHODS = ("zero", "mean", "noise")
 SCOPES = ("layer", "all")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prompt_transfer.errors import UserError
 from prompt_transfer.projectors.projector import Projector, Space
 from prompt_transfer.projectors.vocabulary import fit_ridge, shared_tokens
 from prompt_transfer.prompts.prompt import Backbone
+from prompt_transfer.utils.errors import UserError
 
 
 class ClosedForm(Projector):

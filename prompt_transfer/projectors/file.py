@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import prompt_transfer
-from prompt_transfer.errors import UserError
 from prompt_transfer.projectors.closed_form import LeastSquares, LinearCombination, Relative
 from prompt_transfer.projectors.projector import MLP, Linear, Projector, Space, TokenMLP
 from prompt_transfer.projectors.task_vector import TaskVector
@@ -29,6 +27,8 @@ from prompt_transfer.prompts.tensor_file import (
     sizes,
     write,
 )
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.version import __version__
 
 FORMAT_VERSION = 1
 KINDS: dict[str, type[Projector]] = {
@@ -291,8 +291,7 @@ def _described(header: Header, path: Path) -> tuple[Projector, Side, Side]:
         raise UserError(f"{path} is not a projector file: its metadata do not describe a projector")
     if version != str(FORMAT_VERSION):
         raise UserError(
-            f"{path} has format_version {version[:20]!r}, this prompt_transfer ({prompt_transfer.__version__}) reads "
-            f"{FORMAT_VERSION}"
+            f"{path} has format_version {version[:20]!r}, this prompt_transfer ({__version__}) reads {FORMAT_VERSION}"
         )
     if facts["projector"] not in KINDS:
         raise UserError(f"{path} holds a projector {facts['projector'][:40]!r}; there are {', '.join(KINDS)}")

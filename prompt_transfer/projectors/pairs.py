@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, readable_prompts
 from prompt_transfer.prompts.tensor_file import sizes
+from prompt_transfer.utils.errors import UserError
 
 # Marks of prompts that were not trained on the task that their metadata name.
 MADE = ("random", "projected", "arithmetic")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 Number = TypeVar("Number", int, float)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

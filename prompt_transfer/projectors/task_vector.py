@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.errors import UserError
 from prompt_transfer.projectors.projector import AffineMap, Space, TrainedProjector, positive
+from prompt_transfer.utils.errors import UserError
 
 
 class TaskVector(TrainedProjector):

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prompt_transfer.errors import UserError
 from prompt_transfer.projectors.projector import AffineMap
 from prompt_transfer.prompts.initializers import embedding_rows, vocabulary_ids
 from prompt_transfer.prompts.prompt import Backbone
+from prompt_transfer.utils.errors import UserError
 
 # Ridge penalties that are tried, as shares of the mean square of an embedding's number summed over tokens.
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.backbones.layouts import is_causal
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.prompts.recommendation import shares
+from prompt_transfer.utils.errors import UserError
 
 # What stays true of a prompt that is made of others, where they agree in it.
 KEPT = (

@@ -11,16 +11,15 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from prompt_transfer.backbones.tokenization import continued
-from prompt_transfer.errors import UserError
+from prompt_transfer.backbones.tokenization import word_pieces
 from prompt_transfer.prompts.arithmetic import weighted_mean
 from prompt_transfer.prompts.prompt import Backbone, Prompt
 from prompt_transfer.prompts.recommendation import read_choices, shares
+from prompt_transfer.utils.errors import UserError
 
 # Slots that tokenizers reserve without calling them special: BERT, RoBERTa (fairseq), T5.
 _RESERVED = re.compile(r"\[unused\d+\]|madeupword\d+|<extra_id_\d+>|<unused_?\d+>")
@@ -229,19 +228,6 @@ class FromPrompt(Initializer):
                     f"set --model.prompt_length {length}"
                 )
         return weighted_mean([prompt.embeddings for prompt in prompts], self.weights or [1.0] * len(prompts))
-
-
-def word_pieces(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of `text` as it stands inside a sentence: with a blank before it, without special tokens.
-
-    Byte-level BPE (RoBERTa, GPT) has one token for " great" and another for "great"; for WordPiece the blank makes no
-    difference. Tokenizers that put a blank before every text put none before this one (`continued`).
-    """
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        return [tokenizer.encode(one, add_special_tokens=False) for one in texts]
-
-    return continued(encode, [f" {text.strip()}"])[0]
 
 
 def vocabulary_ids(backbone: Backbone, top_k: int, skip: int = 0, exclude: Iterable[int] = ()) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from dataclasses import dataclass, field
@@ -13,10 +12,10 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import Tensor
 
-import prompt_transfer
-from prompt_transfer import provenance
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.tensor_file import Header, check_shape, open_file, read_header, read_tensor, sizes, write
+from prompt_transfer.utils import provenance
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.version import __version__
 
 FORMAT_VERSION = 1
 UNKNOWN = "unknown"
@@ -270,12 +269,6 @@ def readable_prompts(folder: str | Path) -> list[dict[str, Any]]:
     return [row for row in rows if run_name(Path(row["path"])) is not None]
 
 
-def digest_of(rows: Tensor) -> str:
-    """SHA-256 of the shape and numbers of float32 rows [P, H]: what is known of a prompt is kept under it."""
-    values = rows.detach().float().cpu().contiguous().numpy().tobytes()
-    return hashlib.sha256(f"{tuple(rows.shape)}".encode() + values).hexdigest()
-
-
 def run_name(path: Path) -> str | None:
     """The name of a prompt file: that of its run folder where `fit` named the file.
 
@@ -299,7 +292,7 @@ def _check_version(metadata: dict[str, str], path: Path) -> None:
         raise UserError(f"{path} is damaged: its format_version is {version!r}")
     if int(version) > FORMAT_VERSION:
         raise UserError(
-            f"{path} has format_version {version}, this prompt_transfer ({prompt_transfer.__version__}) reads up to "
+            f"{path} has format_version {version}, this prompt_transfer ({__version__}) reads up to "
             f"{FORMAT_VERSION}; install a newer one"
         )
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from prompt_transfer.errors import UserError
+from prompt_transfer.utils.errors import UserError
 
 # Target task, name of the prompt, the task it was trained on, that task's type, the prompt file.
 FACTS = ("target", "prompt", "source", "source_type", "path")

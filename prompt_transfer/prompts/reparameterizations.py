@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.initializers import draw, embedding_rows, vocabulary_ids
 from prompt_transfer.prompts.prompt import Backbone
+from prompt_transfer.utils.errors import UserError
 
 
 class Reparameterization(nn.Module, ABC):

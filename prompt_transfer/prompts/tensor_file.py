@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prompt_transfer.errors import SEE_PROMPTS, UserError, no_such_file
-from prompt_transfer.files import atomic_path
+from prompt_transfer.utils.errors import SEE_PROMPTS, UserError, no_such_file
+from prompt_transfer.utils.files import atomic_path
 
 MAX_PROMPT_LENGTH, MAX_HIDDEN_SIZE = 10_000, 100_000
 # The limit of the reference implementation of safetensors.

@@ -9,9 +9,9 @@ import torch
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.layouts import is_causal
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.entries import agreed, check_all
+from prompt_transfer.utils.errors import UserError
 
 
 def backbone_options(

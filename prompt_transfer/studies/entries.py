@@ -12,10 +12,11 @@ from pathlib import Path
 from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.errors import UserError
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, digest_of, readable_prompts, run_name
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, readable_prompts, run_name
 from prompt_transfer.prompts.random_prompts import DRAWS, random_prompt
-from prompt_transfer.task import Task
+from prompt_transfer.tasks.task import Task
+from prompt_transfer.utils.digests import digest_of
+from prompt_transfer.utils.errors import UserError
 
 # Options that decide where the prompts of a folder differ.
 OPTIONS = {

@@ -10,11 +10,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from prompt_transfer.errors import UserError
+from prompt_transfer.prompts.io.published import TASKS
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, readable_prompts
-from prompt_transfer.prompts.published import TASKS
 from prompt_transfer.prompts.tensor_file import sizes
-from prompt_transfer.tasks import get_task, task_names
+from prompt_transfer.tasks.registry import get_task, task_names
+from prompt_transfer.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.errors import UserError
 from prompt_transfer.prompts.initializers import vocabulary_ids
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.prompts.random_prompts import random_prompt
@@ -23,7 +22,8 @@ from prompt_transfer.studies.backbones import load_backbone
 from prompt_transfer.studies.entries import Entry, warn_of_other_words
 from prompt_transfer.studies.scoring import MAX_TOKENS, Scorer
 from prompt_transfer.studies.targets import EvaluationData, load_target
-from prompt_transfer.tasks import get_task
+from prompt_transfer.tasks.registry import get_task
+from prompt_transfer.utils.errors import UserError
 
 DATA = EvaluationData()
 THIS = "this prompt"

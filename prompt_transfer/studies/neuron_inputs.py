@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prompt_transfer.errors import UserError
 from prompt_transfer.neurons import files
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.tensor_file import sizes
 from prompt_transfer.studies.inputs import PromptSet
+from prompt_transfer.utils.errors import UserError
 
 # Tensors that indicators need as they are, one a prompt.
 PLAIN = ("active", "predictivity", "fisher", "gradient")

@@ -22,12 +22,12 @@ from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.data.batches import collate, crossed, cut
 from prompt_transfer.data.tokens import named_rows
-from prompt_transfer.errors import MadeOtherwiseError, UserError
-from prompt_transfer.files import atomic_path
-from prompt_transfer.metrics import text_scores
 from prompt_transfer.modules.objectives import Classification, make_objective
 from prompt_transfer.studies.entries import Entry
 from prompt_transfer.studies.targets import Target
+from prompt_transfer.tasks.metrics import text_scores
+from prompt_transfer.utils.errors import MadeOtherwiseError, UserError
+from prompt_transfer.utils.files import atomic_path
 
 # Positions of a forward pass. On a CPU more of them leave the cache and cost 10 % (roberta-nano, 4,000 against 16,000).
 MAX_TOKENS = {"cpu": 4096, "cuda": 131_072}

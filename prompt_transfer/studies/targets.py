@@ -16,14 +16,14 @@ from prompt_transfer.data.checks import SpecialTokens, check_special_tokens, sha
 from prompt_transfer.data.selection import SPLITS, Selection
 from prompt_transfer.data.tables import Tables
 from prompt_transfer.data.tokens import TokenTable
-from prompt_transfer.errors import UserError
-from prompt_transfer.metrics import (
+from prompt_transfer.tasks.metrics import (
     bootstrap_mean_interval,
     bootstrap_metric_interval,
     class_metric,
     text_scores,
 )
-from prompt_transfer.task import Task
+from prompt_transfer.tasks.task import Task
+from prompt_transfer.utils.errors import UserError
 
 
 @dataclass

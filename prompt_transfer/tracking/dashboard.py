@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prompt_transfer.errors import UserError
 from prompt_transfer.tracking.options import WandbOptions
 from prompt_transfer.tracking.run import STEP
+from prompt_transfer.utils.errors import UserError
 
 GROUP_BY = ("task", "backbone")
 BEST = "best/score"

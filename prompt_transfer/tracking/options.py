@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prompt_transfer.errors import without_secrets
+from prompt_transfer.utils.errors import without_secrets
 
 PROJECT = "prompt-transfer"
 HIDDEN = "[hidden]"

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prompt_transfer.files import write_text_atomic
 from prompt_transfer.tracking.options import WandbOptions, clean
+from prompt_transfer.utils.files import write_text_atomic
 
 if TYPE_CHECKING:
     import pandas as pd

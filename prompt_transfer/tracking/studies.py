@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prompt_transfer.processes import torchrun_place
 from prompt_transfer.tracking import charts
 from prompt_transfer.tracking.options import WandbOptions
 from prompt_transfer.tracking.run import Tracker, to_table
+from prompt_transfer.utils.distributed import torchrun_place
 
 if TYPE_CHECKING:
     import pandas as pd

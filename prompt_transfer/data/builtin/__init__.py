@@ -14,8 +14,8 @@ from functools import partial
 
 from prompt_transfer.data.builtin import ethics, nli, paraphrase, questions, sentiment, summaries
 from prompt_transfer.data.builtin.grammar import SPLIT_SIZES, Row, TextWriter, Writer, rows, text_rows
-from prompt_transfer.errors import UserError
-from prompt_transfer.task import CUES, Task
+from prompt_transfer.tasks.builtin import BUILTIN_TASKS
+from prompt_transfer.utils.errors import UserError
 
 __all__ = ["BUILTIN_TASKS", "SPLIT_SIZES", "builtin_rows"]
 
@@ -31,51 +31,8 @@ _WRITERS: dict[str, Writer] = {
     "paraphrase_opinions": partial(paraphrase.write, "opinions"),
 }
 _TEXT_WRITERS: dict[str, TextWriter] = {"questions": questions.write, "summaries": summaries.write}
-# Words of one token in a lower-cased byte-level BPE of 8 k tokens, the same for all tasks of a type.
-_WORDS: dict[str, tuple[str, ...]] = {
-    "sentiment": ("terrible", "great"),
-    "nli": ("no", "maybe", "yes"),
-    "ethics": ("wrong", "right"),
-    "paraphrase": ("no", "yes"),
-}
 
 
-def _task(short: str) -> Task:
-    kind = short.split("_")[0] if "_" in short else "sentiment"
-    return Task(
-        name=f"builtin_{short}",
-        type=kind,
-        text_a="text_a",
-        text_b="text_b" if kind in ("nli", "paraphrase") else None,
-        label_column="label",
-        label_words=_WORDS[kind],
-        builtin=True,
-        cue=CUES[kind],
-    )
-
-
-def _text_task(short: str, kind: str, text_b: str | None, metrics: tuple[str, ...], max_target_length: int) -> Task:
-    return Task(
-        name=f"builtin_{short}",
-        type=kind,
-        text_a="text_a",
-        text_b=text_b,
-        label_column=None,
-        metric=metrics[0],
-        metrics=metrics,
-        target_column="target",
-        max_target_length=max_target_length,
-        builtin=True,
-        cue=CUES[kind],
-    )
-
-
-BUILTIN_TASKS: tuple[Task, ...] = (
-    *(_task(short) for short in _WRITERS),
-    _text_task("questions", "qa", "text_b", ("squad_f1", "exact_match"), 12),
-    _text_task("summaries", "summarization", None, ("rougeL", "rouge1", "rouge2"), 16),
-)
-"""The rows of the registry, sentiment first, generation last."""
 _BY_NAME = {task.name: task for task in BUILTIN_TASKS}
 
 

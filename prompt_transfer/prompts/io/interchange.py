@@ -1,0 +1,238 @@
+"""Prompts of others: adapters of PEFT (`peft_adapter.py`), and what Su et al. (2022) published with their code.
+
+Of releases 1.0 and 2.0 each prompt lies in a folder `<task>Prompt<Backbone>` as `task_prompt`, a bare tensor
+`[100, H]`, or as `<epoch>.pkl` or `<epoch>_task_prompt.pkl`, a dictionary with the tensor under `model`.
+
+Release 1.0 writes the mask's embedding over row 0 of the prompts of RoBERTa and BERT (modelling_roberta.py:202), so
+that row drifted without any effect: it is dropped, and 99 rows remain. T5's prompts keep all rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from prompt_transfer.prompts.io import peft_adapter
+from prompt_transfer.prompts.io.published import BACKBONES, parse_name, says_what_it_is
+from prompt_transfer.prompts.io.torch_file import read_torch_file
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
+from prompt_transfer.prompts.tensor_file import check_shape, sizes
+from prompt_transfer.tasks.registry import get_task, task_names
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import atomic_path, write_text_atomic
+
+PUBLISHED_ROWS = 100
+FILE_NAME = "task_prompt"
+SUFFIXES = (".pkl", ".pt", ".pth", ".bin")
+ADAPTER_FILES = (peft_adapter.CONFIG_FILE, peft_adapter.WEIGHTS_FILE, peft_adapter.TORCH_FILE)
+# Tokens of a text with special tokens; release 1.0 cuts at 128 without them, at 384 where T5 writes a text.
+MAX_LENGTH, MAX_LENGTH_GENERATION = "130", "386"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one source: `prompt`, saved in the output folder as `name`, or the line `error` why not."""
+
+    source: Path
+    name: str
+    prompt: Prompt | None = None
+    error: str | None = None
+
+
+def read_published(path: Path) -> Prompt:
+    """Read one published file as a prompt `[99, H]` (RoBERTa, BERT) or `[100, H]` (T5).
+
+    Args:
+        path: the file; its folder's name, or its own, says task and backbone (see `parse_name`).
+
+    Raises:
+        UserError: an unknown name, a file that cannot be trusted (see `read_torch_file`), or not a prompt of that
+            backbone.
+    """
+    whole = _read_whole(path)
+    dropped = json.loads(whole.metadata["dropped_rows"])
+    return Prompt(whole.embeddings[len(dropped) :], whole.metadata)
+
+
+def read_published_rows(path: Path) -> Tensor:
+    """All rows of a published file, the dead row 0 of RoBERTa's and BERT's prompts too, float32 `[100, H]`.
+
+    Only for comparing with numbers that were made of all rows: with the dead row it is not a prompt that was trained.
+
+    Raises:
+        UserError: as `read_published`.
+    """
+    return _read_whole(path).embeddings
+
+
+def _read_whole(path: Path) -> Prompt:
+    """The file with all its rows, and the metadata of the prompt that is left without the dropped ones."""
+    name = source_name(path)
+    facts = parse_name(name)
+    width = next(row.width for row in BACKBONES.values() if row.id == facts["backbone"])
+    content, digest = read_torch_file(path)
+    tensor = _tensor(content, path)
+    check_shape(f"{path}: the tensor", tensor.shape)
+    if tensor.shape != (PUBLISHED_ROWS, width):
+        raise UserError(
+            f"{path} is {sizes(tensor.shape)}, a published prompt of {facts['backbone']} is "
+            f"{PUBLISHED_ROWS} x {width}; look whether it is in the right folder"
+        )
+    if not tensor.is_floating_point():
+        raise UserError(f"{path} holds {str(tensor.dtype).removeprefix('torch.')}, a prompt is made of real numbers")
+    dropped = [0] if facts["layout"] == "mask_first" else []
+    generation = facts.get("task") in task_names() and get_task(facts["task"]).is_generation
+    metadata = {
+        "fingerprint": UNKNOWN,
+        "attention": "full",
+        "source": "published",
+        "source_name": name,
+        "source_path": str(path),
+        "source_sha256": digest,
+        "dropped_rows": json.dumps(dropped),
+        "data_label_words": "paper",
+        "data_source": "hub",
+        "data_max_length": MAX_LENGTH_GENERATION if generation else MAX_LENGTH,
+    }
+    metadata |= facts | _history(content, path)
+    try:
+        # Row 0 is looked at too: a file with NaN anywhere was damaged, or its training failed.
+        return Prompt(tensor.float(), metadata, path=path)
+    except UserError as error:
+        raise UserError(f"{path} is not a usable prompt: {str(error).split(';')[0]}") from error
+
+
+def source_name(path: Path) -> str:
+    """The name that says what a file is: its own where that says it (`IMDBPromptRoberta.pt`), else its folder's."""
+    return path.stem if says_what_it_is(path.stem) else path.absolute().parent.name
+
+
+def import_sources(sources: Sequence[str | Path], output: str | Path, overwrite: bool = False) -> list[Outcome]:
+    """Read published prompts and PEFT adapters, and save each as `<name of its folder>.safetensors` in `output`.
+
+    Where two folders have one name, the deeper one also gets the name of the folder above it. A prompt that is refused
+    does not keep the others from being imported.
+
+    Args:
+        sources: files, prompt folders, or folders that hold such folders at any depth.
+        output: made when the first prompt is saved.
+        overwrite: replace files in `output`.
+
+    Raises:
+        UserError: a source does not exist or holds nothing to import, or `output` cannot be written.
+    """
+    outcomes: list[Outcome] = []
+    taken: set[str] = set()
+    for path, problem in _find(sources):
+        name = source_name(path / FILE_NAME if problem else path)
+        name = name if name not in taken else f"{path.absolute().parent.parent.name}-{name}"
+        clash = name in taken
+        taken.add(name)
+        target = Path(output) / f"{name}.safetensors"
+        try:
+            if problem:
+                raise UserError(problem)
+            if clash:
+                raise UserError(f"another source is named {name} too; import it into another --output")
+            if target.exists() and not overwrite:
+                raise UserError(f"{target} exists; --overwrite replaces it")
+            prompt = peft_adapter.read_adapter(path.parent) if _is_adapter(path) else read_published(path)
+        except UserError as error:
+            outcomes.append(Outcome(path, name, error=str(error)))
+            continue
+        prompt.save(target)
+        outcomes.append(Outcome(path, name, prompt))
+    return outcomes
+
+
+def write_numpy(prompt: Prompt, folder: str | Path) -> None:
+    """Write `prompt.npy`, float32 [P, H] as `numpy.load` reads it, and `prompt.json`, the metadata, in `folder`.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with atomic_path(Path(folder) / "prompt.npy") as temporary:
+        np.save(temporary, prompt.embeddings.numpy())
+    text = json.dumps(prompt.metadata, indent=2, sort_keys=True)
+    write_text_atomic(Path(folder) / "prompt.json", text + "\n")
+
+
+def _is_adapter(path: Path) -> bool:
+    return path.name == peft_adapter.CONFIG_FILE
+
+
+def _find(sources: Sequence[str | Path]) -> list[tuple[Path, str | None]]:
+    """Files to import, shallow ones first; a folder that holds several comes with the problem that this is."""
+    found: dict[Path, tuple[Path, str | None]] = {}
+    for source in map(Path, sources):
+        if source.is_file():
+            # The weights of an adapter mean nothing without what lies beside them.
+            config = source.with_name(peft_adapter.CONFIG_FILE)
+            source = config if source.name in ADAPTER_FILES and config.is_file() else source
+            found.setdefault(source.resolve(), (source, None))
+            continue
+        if not source.is_dir():
+            raise UserError(
+                f"no such file or folder: {source}; give a published prompt, a PEFT adapter or a folder of them"
+            )
+        folders: dict[Path, list[Path]] = defaultdict(list)
+        adapters = sorted(file for file in source.rglob(peft_adapter.CONFIG_FILE) if file.is_file())
+        # PEFT's training checkpoints have states of optimizers beside the adapter, in files with the same endings.
+        taken = {file.parent for file in adapters}
+        found.update((file.resolve(), (file, None)) for file in adapters)
+        for file in source.rglob("*"):
+            if (file.name == FILE_NAME or file.suffix in SUFFIXES) and file.is_file() and file.parent not in taken:
+                folders[file.parent].append(file)
+        if not folders and not adapters:
+            raise UserError(
+                f"no prompt in {source}: none of its files is called {FILE_NAME}, *.pkl, *.pt or "
+                f"{peft_adapter.CONFIG_FILE}"
+            )
+        for folder in sorted(folders, key=lambda path: (len(path.parts), str(path))):
+            named = [file for file in sorted(folders[folder]) if says_what_it_is(file.stem)]
+            others = [file for file in folders[folder] if file not in named]
+            chosen = [file for file in others if file.name == FILE_NAME] or others
+            if len(chosen) > 1:
+                text = f"{folder} holds {len(chosen)} checkpoints ({FILE_NAME} is missing); give one of the files"
+                found.setdefault(folder.resolve(), (folder, text))
+            for file in named + (chosen if len(chosen) == 1 else []):
+                found.setdefault(file.resolve(), (file, None))
+    return list(found.values())
+
+
+def _tensor(content: Any, path: Path) -> Tensor:
+    """The tensor itself, or the one under `model` in a checkpoint."""
+    if isinstance(content, dict) and "model" in content:
+        content = content["model"]
+        if isinstance(content, dict) and len(content) == 1:
+            content = next(iter(content.values()))
+    if isinstance(content, Tensor):
+        return content
+    if isinstance(content, dict) and {"best_prompt", "prompt_model.template.soft_embeds"} & content.keys():
+        raise UserError(f"{path} was trained with position embeddings on its rows, in a layout that is not built here")
+    keys = f"a dictionary of {[str(key)[:40] for key in content][:5]}" if isinstance(content, dict) else "no tensor"
+    raise UserError(f"{path} holds {keys}; a published prompt is a tensor, or a dictionary with one under 'model'")
+
+
+def _history(content: Any, path: Path) -> dict[str, str]:
+    """What a checkpoint tells of its training: epoch and steps; the epoch also stands in its file's name."""
+    facts = {}
+    number = re.match(r"\d+", path.stem)
+    if number:
+        facts["epoch"] = number[0]
+    above = path.absolute().parent.parent.name
+    if "_from_" in above:  # a second run by a co-author lies in RobertaLarge_from_chimin
+        facts["run"] = above
+    if isinstance(content, dict):
+        for key, name in (("trained_epoch", "epoch"), ("global_step", "steps")):
+            if isinstance(content.get(key), int):
+                facts[name] = str(content[key])
+    return facts

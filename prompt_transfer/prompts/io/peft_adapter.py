@@ -1,0 +1,248 @@
+"""PEFT's prompt-tuning adapters, written and read without PEFT: a folder with a JSON file and a safetensors file.
+
+What PEFT 0.21 really does with one (peft_model.py):
+
+- The file holds one tensor, `prompt_embeddings` `[S * P, H]`, S the `num_transformer_submodules`.
+- A causal model (S = 1) reads all rows in front of the text, without position ids: it counts from the first row.
+- A sequence-to-sequence model (S = 2, PEFT's default) reads the first P rows in front of the text in its encoder. The
+  other P were meant for the decoder; prompt tuning and P-tuning read them neither in `forward` nor in `generate`.
+- `P_TUNING` saves what its encoder gave, and reads that as prompt tuning does.
+
+The rows stand before all that the tokenizer gave, so before the start token where it adds one: layout
+`start_answer_last`. An adapter of others does not name its layout; the tokenizer of its base model tells it, where that
+lies on this machine. Elsewhere the layout is left open, and the backbone that the prompt is used with decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prompt_transfer.prompts.io.torch_file import read_torch_file
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
+from prompt_transfer.prompts.tensor_file import check_shape, open_file, read_as_float32, read_header, sizes, write
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import write_text_atomic
+
+CONFIG_FILE, WEIGHTS_FILE, TORCH_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+TENSOR = "prompt_embeddings"
+# Layout of a prompt <-> PEFT's name for the kind of model. It has none for a masked LM with an answer slot.
+TASK_TYPES = {"answer_last": "CAUSAL_LM", "start_answer_last": "CAUSAL_LM", "encoder": "SEQ_2_SEQ_LM"}
+SUBMODULES = {"CAUSAL_LM": 1, "SEQ_2_SEQ_LM": 2}
+PEFT_TYPES = ("PROMPT_TUNING", "P_TUNING")
+# Under this key the metadata of a prompt travel in the safetensors file, where PEFT does not look.
+METADATA_KEY = "prompt_transfer"
+MAX_JSON_BYTES = 2**20
+
+
+def check_exportable(prompt: Prompt) -> str:
+    """PEFT's task type for a prompt.
+
+    Raises:
+        UserError: PEFT cannot express it; says why.
+    """
+    facts = prompt.metadata
+    layout, name = facts.get("layout", UNKNOWN), prompt.path or "the prompt"
+    if layout == UNKNOWN and facts.get("peft_task_type") in SUBMODULES:
+        return facts["peft_task_type"]
+    if layout in ("prefix", "mask_first"):
+        raise UserError(
+            f"{name} is for a masked LM (layout {layout}): PEFT's prompt tuning has no answer slot, only CAUSAL_LM and "
+            "SEQ_2_SEQ_LM are adapters with the same meaning; --format numpy writes the bare matrix"
+        )
+    if layout not in TASK_TYPES:
+        raise UserError(f"{name} has the layout {layout[:40]!r}: PEFT can express {', '.join(TASK_TYPES)}")
+    if layout == "encoder" and facts.get("attention", "full") not in ("full", UNKNOWN):
+        raise UserError(
+            f"{name} was trained with attention {facts['attention'][:40]}: in PEFT the prompt always sees the text, "
+            "which is another function in an encoder; train with --model.attention full"
+        )
+    if facts.get("head", "lm") != "lm":
+        raise UserError(f"{name} was trained with head {facts['head'][:40]}: PEFT scores with the LM head alone")
+    return TASK_TYPES[layout]
+
+
+def write_adapter(prompt: Prompt, folder: str | Path, card: str, backbone: str | None = None) -> Path:
+    """Write a prompt as an adapter that `PeftModel.from_pretrained` loads.
+
+    Args:
+        prompt: of a causal or sequence-to-sequence backbone.
+        folder: made where it does not exist; its files of an adapter are replaced.
+        card: the text of its README.md.
+        backbone: stands in the adapter as the base model; default: the prompt's own.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: PEFT cannot express the prompt, or the folder cannot be written.
+    """
+    task_type, folder = check_exportable(prompt), Path(folder)
+    rows = prompt.embeddings
+    config = {
+        "auto_mapping": None,
+        "base_model_name_or_path": backbone or prompt.metadata.get("backbone"),
+        "inference_mode": True,
+        "modules_to_save": None,
+        "num_attention_heads": None,  # PEFT fills in these two from the model, and prompt tuning reads neither
+        "num_layers": None,
+        "num_transformer_submodules": SUBMODULES[task_type],
+        "num_virtual_tokens": rows.shape[0],
+        "peft_type": "PROMPT_TUNING",
+        "prompt_tuning_init": "RANDOM",
+        "prompt_tuning_init_text": None,
+        "revision": prompt.metadata.get("revision") or None,
+        "task_type": task_type,
+        "token_dim": rows.shape[1],
+        "tokenizer_kwargs": None,
+        "tokenizer_name_or_path": None,
+    }
+    # `format` is what transformers asks of safetensors files that torch wrote.
+    facts = {"format": "pt", METADATA_KEY: json.dumps(prompt.metadata, sort_keys=True)}
+    write(folder / WEIGHTS_FILE, {TENSOR: rows.repeat(SUBMODULES[task_type], 1)}, facts)
+    write_text_atomic(folder / "README.md", card)
+    # Last: without it the folder is no adapter yet.
+    write_text_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return folder
+
+
+def read_adapter(folder: str | Path) -> Prompt:
+    """Read a prompt-tuning or P-tuning adapter of a causal or sequence-to-sequence model as a prompt.
+
+    The metadata of one that `write_adapter` made come back with it. Of others the backbone is known by its name alone.
+
+    Raises:
+        UserError: another kind of adapter, files that do not fit each other, or no adapter at all.
+    """
+    folder = Path(folder)
+    config = read_json(folder / CONFIG_FILE)
+    task_type, length, parts = _check_config(config, folder)
+    tensor, path, own = _read_weights(folder)
+    check_shape(f"{path}: `{TENSOR}`", tensor.shape)
+    if tensor.shape[0] != parts * length or config.get("token_dim") not in (None, tensor.shape[1]):
+        raise UserError(
+            f"{folder} is damaged: {CONFIG_FILE} says {parts} x {length} virtual tokens of {config.get('token_dim')} "
+            f"numbers, {path.name} holds {sizes(tensor.shape)}"
+        )
+    if "layout" in own and TASK_TYPES.get(own["layout"]) != task_type:
+        raise UserError(f"{folder} contradicts itself: task_type {task_type}, but a prompt of layout {own['layout']}")
+    dropped = "none" if parts == 1 else "equal" if torch.equal(tensor[:length], tensor[length:]) else "different"
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    base = config.get("base_model_name_or_path")
+    layout = own.get("layout") or _layout(task_type, base, config.get("revision"))
+    facts = {"fingerprint": UNKNOWN, "attention": "full", "source": "peft", **own}
+    facts |= {"layout": layout} if layout else {}
+    facts |= {
+        "backbone": base if isinstance(base, str) and base else own.get("backbone", UNKNOWN),
+        "source_name": folder.absolute().name,
+        "source_path": str(folder),
+        "source_sha256": digest,
+        "peft_type": config["peft_type"],
+        "peft_task_type": task_type,
+        "peft_second_half": dropped,
+    }
+    if isinstance(config.get("revision"), str):
+        facts["revision"] = config["revision"]
+    if "family" not in facts and (family := _family(facts["backbone"])):
+        facts["family"] = family
+    try:
+        return Prompt(tensor[:length].clone(), facts, path=path)
+    except UserError as error:
+        raise UserError(f"{path} is not a usable prompt: {str(error).split(';')[0]}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object.
+
+    Raises:
+        UserError: no such file, too large, or something else.
+    """
+    with open_file(path, "configuration", "give the folder of a PEFT adapter") as file:
+        text = file.read(MAX_JSON_BYTES + 1)
+    if len(text) > MAX_JSON_BYTES:
+        raise UserError(f"{path} is larger than {MAX_JSON_BYTES} bytes: that is no configuration")
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: it is not a JSON object") from error
+    return values
+
+
+def _check_config(config: dict[str, Any], folder: Path) -> tuple[str, int, int]:
+    """Task type, virtual tokens P, and how often the file holds them."""
+    kind, task_type = str(config.get("peft_type"))[:40], str(config.get("task_type"))[:40]
+    if kind not in PEFT_TYPES:
+        raise UserError(f"{folder} is a PEFT adapter of the type {kind}; only {' and '.join(PEFT_TYPES)} are prompts")
+    if task_type not in SUBMODULES:
+        raise UserError(
+            f"{folder} is for the task type {task_type}; prompts of {' and '.join(SUBMODULES)} can be taken in"
+        )
+    if config.get("modules_to_save"):
+        raise UserError(f"{folder} also trained parts of the model ({CONFIG_FILE}: modules_to_save): no prompt alone")
+    length, parts = config.get("num_virtual_tokens"), config.get("num_transformer_submodules")
+    parts = SUBMODULES[task_type] if parts is None else parts
+    allowed = range(1, SUBMODULES[task_type] + 1)
+    if type(length) is not int or length < 1 or type(parts) is not int or parts not in allowed:
+        raise UserError(
+            f"{folder} is damaged: {str(length)[:40]} virtual tokens, {str(parts)[:40]} submodules for {task_type}"
+        )
+    return task_type, length, parts
+
+
+def _read_weights(folder: Path) -> tuple[Tensor, Path, dict[str, str]]:
+    """The only tensor of an adapter, its file, and the metadata of a prompt that was exported from here."""
+    path = folder / WEIGHTS_FILE
+    if not path.exists() and (folder / TORCH_FILE).exists():
+        path = folder / TORCH_FILE
+        content, _ = read_torch_file(path)
+        names = [str(name)[:60] for name in content] if isinstance(content, dict) else []
+        _check_names(names, path)
+        if not isinstance(content[TENSOR], Tensor) or not content[TENSOR].is_floating_point():
+            raise UserError(f"{path} is damaged: `{TENSOR}` is no tensor of real numbers")
+        return content[TENSOR].float(), path, {}
+    with open_file(path, "adapter", f"a PEFT adapter has it beside its {CONFIG_FILE}") as file:
+        header = read_header(file, path)
+        _check_names([name[:60] for name in header.tensors], path)
+        check_shape(f"{path}: `{TENSOR}`", header.tensors[TENSOR]["shape"])
+        tensor = read_as_float32(file, header, TENSOR, path)
+    try:
+        own = json.loads(header.metadata.get(METADATA_KEY, "{}"))
+    except (ValueError, RecursionError):
+        own = None
+    if not isinstance(own, dict) or not all(isinstance(value, str) for value in own.values()):
+        raise UserError(f"{path} is damaged: its metadata {METADATA_KEY!r} are none of a prompt")
+    return tensor, path, own
+
+
+def _check_names(names: list[str], path: Path) -> None:
+    if names != [TENSOR]:
+        found = ", ".join(map(repr, names[:5])) or "nothing"
+        raise UserError(f"{path} holds {found}; the adapter of a prompt holds `{TENSOR}` alone")
+
+
+def _layout(task_type: str, base: Any, revision: Any) -> str | None:
+    """The layout of an adapter of others; None where the tokenizer that decides it is not on this machine."""
+    if task_type == "SEQ_2_SEQ_LM":
+        return "encoder"
+    from prompt_transfer.backbones.loading import local_start_ids
+
+    revision = revision if isinstance(revision, str) else None
+    start = local_start_ids(base, revision) if isinstance(base, str) and base else None
+    return None if start is None else "start_answer_last" if start else "answer_last"
+
+
+def _family(backbone: str) -> str | None:
+    """The architecture of a backbone that lies in a folder; of others it is not known without loading them."""
+    try:
+        kind = read_json(Path(backbone).expanduser() / "config.json").get("model_type")
+    except (UserError, ValueError, RuntimeError):  # the last two: no path, no home folder
+        return None
+    return kind if isinstance(kind, str) else None

@@ -1,0 +1,208 @@
+"""`neurons capture`: the neurons of every prompt of a folder, one file a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.data.tokens import named_rows
+from prompt_transfer.neurons import files
+from prompt_transfer.neurons.capture import NeuronCapture, of_prompts
+from prompt_transfer.prompts.prompt import Prompt, readable_prompts
+from prompt_transfer.studies.backbones import facts_of, load_backbone
+from prompt_transfer.studies.entries import agreed
+from prompt_transfer.studies.passes import behind_all
+from prompt_transfer.studies.targets import EvaluationData, Target, load_target
+from prompt_transfer.tasks.registry import get_task
+from prompt_transfer.tasks.task import Task
+from prompt_transfer.utils.distributed import torchrun_place
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import check_writable_dir
+from prompt_transfer.utils.progress import progress
+
+
+@dataclass
+class CaptureStudy:
+    """What is captured and where it goes.
+
+    Args:
+        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
+        prompts: folder with prompt files, at any depth.
+        output: folder for the files of neurons; each lies there as its prompt does below `prompts`.
+        tasks: names or YAML files of tasks whose inputs the prompts are seen with; none: prompts alone.
+        data: where their rows come from and how many.
+        split: of the tasks; labels are not used.
+        attention, layout, dtype: of the backbone; None: those of the prompts.
+        accelerator: auto, cpu or cuda.
+    """
+
+    backbone: str
+    prompts: str
+    output: str
+    tasks: Sequence[str] = ()
+    data: EvaluationData = field(default_factory=EvaluationData)
+    split: str = "validation"
+    attention: str | None = None
+    layout: str | None = None
+    dtype: str | None = None
+    accelerator: str = "auto"
+
+
+def capture(study: CaptureStudy) -> list[Path]:
+    """Write the file of every prompt: prompts alone in one batch, then before the rows of each task in one pass.
+
+    Processes that torchrun started share the rows; the first one writes.
+
+    Returns:
+        The files; none in the other processes.
+
+    Raises:
+        UserError: a prompt, task or folder that cannot be used, before anything is computed.
+    """
+    rank, world = torchrun_place()
+    prompts = prompts_below(study.prompts)
+    backbone = load_backbone(
+        study.backbone, prompts, study.attention, study.layout, study.dtype, study.accelerator, rank
+    )
+    folder = check_writable_dir(study.output)
+    paths = {name: folder / f"{name}.safetensors" for name in prompts}
+    facts = {name: prompt_facts(backbone, prompt) for name, prompt in prompts.items()}
+    for name, path in paths.items():
+        files.check(path, facts[name])
+    targets = load_targets(study.tasks, study.data, study.split, backbone, prompts)
+    rows = [prompt.embeddings for prompt in prompts.values()]
+    found = of_prompts(backbone, rows, list(prompts))
+    if targets:
+        found |= _over_inputs(backbone, rows, targets, study.data.max_tokens, rank, world, list(prompts))
+    if rank:
+        return []
+    notes = {f"inputs/{target.task.name}": f"{target.split}, {len(target)} rows" for target in targets}
+    for number, (name, path) in enumerate(paths.items()):
+        files.add(path, {key: values[number] for key, values in found.items()}, facts[name], notes)
+    return list(paths.values())
+
+
+def _over_inputs(
+    backbone: FrozenBackbone,
+    prompts: Sequence[Tensor],
+    targets: Sequence[Target],
+    max_tokens: int | None,
+    rank: int,
+    world: int,
+    names: Sequence[str],
+) -> dict[str, Tensor]:
+    if world > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo" if backbone.device.type == "cpu" else "nccl")
+    try:
+        return over_inputs(backbone, prompts, targets, max_tokens, rank, world, names)
+    finally:
+        if world > 1:
+            torch.distributed.destroy_process_group()
+
+
+@torch.inference_mode()
+def over_inputs(
+    backbone: FrozenBackbone,
+    prompts: Sequence[Tensor],
+    targets: Sequence[Target],
+    max_tokens: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    names: Sequence[str] | None = None,
+) -> dict[str, Tensor]:
+    """Mean of each neuron, and share of inputs in which it is active, at the answer slot of real inputs.
+
+    Args:
+        prompts: N tensors [P, H].
+        targets: the tasks whose rows are read.
+        max_tokens: positions of one forward pass; None: what suits the device.
+        rank, world: processes share the rows of a task; their sums are put together with one exchange a task.
+        names: of the prompts, for messages.
+
+    Raises:
+        UserError: a neuron is NaN or Inf; the line names prompt and rows.
+
+    Returns:
+        `mean/TASK`, `active/TASK`, and `mean`, `active` over all tasks, each of them weighing the same:
+        name -> float32 [N, L, F] on the CPU.
+    """
+    found: dict[str, Tensor] = {}
+    lengths = [len(prompt) for prompt in prompts]
+    for target in targets:
+        captures = {}
+        with progress(rank == 0) as bar:
+            task = bar.add_task(target.task.name, total=len(target) * len(prompts) / world)
+            for length in dict.fromkeys(lengths):
+                mine = [number for number, own in enumerate(lengths) if own == length]
+                capture = NeuronCapture(backbone, len(mine), every_kind=False)
+                some = [prompts[number] for number in mine]
+                inputs = (backbone, some, target, max_tokens, rank, world)
+                with capture:
+                    for bank, batch in behind_all(*inputs):
+                        backbone.answer_states(bank, batch)
+                        bar.advance(task, len(batch["prompt_ids"]))
+                capture.all_reduce()
+                own_names = [names[number] if names else str(number) for number in mine]
+                capture.refuse_broken(own_names, partial(_rows_of, inputs, target.task))
+                captures[tuple(mine)] = capture.means()
+        places = torch.tensor([number for mine in captures for number in mine]).argsort()
+        for name, key in (("mean", "activations"), ("active", "active")):
+            found[f"{name}/{target.task.name}"] = torch.cat([means[key] for means in captures.values()])[places]
+    for name in ("mean", "active"):
+        found[name] = torch.stack([found[f"{name}/{target.task.name}"] for target in targets]).mean(dim=0)
+    return found
+
+
+def _rows_of(inputs: tuple[Any, ...], task: Task, nth: int) -> str:
+    """The rows of the `nth` pass of `behind_all`, for messages."""
+    _, batch = next(islice(behind_all(*inputs), nth, None))
+    return named_rows(batch["ids"].unique().tolist(), [task.name])
+
+
+# What studies of neurons share ---------------------------------------------------------------------------------------
+
+
+def prompts_below(folder: str | Path) -> dict[str, Prompt]:
+    """Path below `folder` without the suffix -> prompt, of all prompt files there, sorted.
+
+    The copy that a run of several prompts makes of its best one is left out.
+
+    Raises:
+        UserError: no such folder, no prompt in it, or a file that cannot be read.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"no folder {folder}: give the folder that holds the prompt files with --prompts")
+    paths = [Path(row["path"]) for row in readable_prompts(folder)]
+    found = {str(path.relative_to(folder).with_suffix("")): Prompt.load(path) for path in paths}
+    if not found:
+        raise UserError(f"no prompt file in {folder}; `fit` makes them")
+    return found
+
+
+def prompt_facts(backbone: FrozenBackbone, prompt: Prompt) -> dict[str, str]:
+    """What a file of neurons must agree in with its prompt and backbone."""
+    return {**facts_of(backbone), "prompt": files.digest(prompt.embeddings), "task": prompt.metadata.get("task", "")}
+
+
+def load_targets(
+    tasks: Sequence[str], data: EvaluationData, split: str, backbone: FrozenBackbone, prompts: Mapping[str, Prompt]
+) -> list[Target]:
+    """The tasks with their rows, with the label words that the prompts were trained with.
+
+    Raises:
+        UserError: an unknown task or one that is there twice, or data that are not what they should be.
+    """
+    known = [get_task(name) for name in tasks]
+    if len({task.name for task in known}) < len(known):
+        raise UserError("--tasks names a task twice")
+    words = agreed(dict(prompts), "data_label_words", data.label_words) or "default"
+    encoder = backbone.encoder(max(len(prompt.embeddings) for prompt in prompts.values()))
+    return [load_target(task, data, words, split, encoder) for task in known]

@@ -1,0 +1,128 @@
+"""`neurons compare`: overlap of activated neurons between the prompts of a folder, as tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prompt_transfer.analysis import indicator_plots, neuron_plots, plots
+from prompt_transfer.analysis.indicators import neuron_overlap, neuron_overlap_per_layer
+from prompt_transfer.prompts.prompt import UNKNOWN
+from prompt_transfer.studies.inputs import PromptSet, load_prompts
+from prompt_transfer.studies.neuron_inputs import read_neurons
+from prompt_transfer.studies.transfer.indicators import mean_over_prompts, pair_table, square_of_tasks
+from prompt_transfer.utils import results
+from prompt_transfer.utils.files import check_writable_dir
+
+SAME_TASK, SAME, DIFFERENT = "same task", "same type", "different type"
+
+
+def compare(prompts: str | Path, neurons: str | Path, output: str | Path, backbone: str | None = None) -> pd.DataFrame:
+    """Write ON of all pairs and draw it.
+
+    Args:
+        prompts, backbone: see `load_prompts`; they say which task each file of neurons belongs to.
+        neurons: see `read_neurons`.
+        output: gets `overlap.parquet` (a row a pair of prompts, and layer or all of them), `overlap.csv` (tasks in rows
+            and columns), `overlap.png` (by task type), `overlap_clustered.png` (with its dendrogram),
+            `activations.png`, `layers.png`, and `starts.csv` (see `start_table`) where the prompts hold their starts.
+
+    Returns:
+        The table of pairs: indicator `neuron_overlap` for all layers, `neuron_overlap_per_layer/00`, ... for each.
+
+    Raises:
+        UserError: inputs that cannot be read or do not go together.
+    """
+    found = load_prompts(prompts, backbone)
+    activations = read_neurons(neurons, found)["neurons"]
+    folder = check_writable_dir(output)
+    whole, layers = neuron_overlap(activations), neuron_overlap_per_layer(activations)
+    parts = {f"neuron_overlap_per_layer/{number:02d}": matrix for number, matrix in enumerate(layers)}
+    pairs = pair_table({"neuron_overlap": whole, **parts}, found)
+    results.write(pairs, folder / "overlap.parquet")
+    tasks = list(dict.fromkeys(found.tasks))
+    types = dict(zip(found.tasks, found.types, strict=True))
+    square = pd.DataFrame(mean_over_prompts(whole, found.tasks), pd.Index(tasks, name="task"), tasks)
+    results.write(square.reset_index(), folder / "overlap.csv")
+    by_layer = layer_table(layers, found)
+    drawn, kinds = square_of_tasks(whole, found.tasks), [types[task] for task in tasks]
+    plots.save(indicator_plots.similarity_matrix(drawn, kinds, "ON"), folder / "overlap.png")
+    plots.save(neuron_plots.overlap_dendrogram(drawn, kinds), folder / "overlap_clustered.png")
+    plots.save(neuron_plots.activation_heatmap(activations, short_names(found.names)), folder / "activations.png")
+    plots.save(neuron_plots.overlap_by_layer(by_layer), folder / "layers.png")
+    starts = start_table(whole, found)
+    if len(starts):
+        results.write(starts, folder / "starts.csv")
+    _print(folder, whole, by_layer, found, starts)
+    return pairs
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Paths without the folders and file names that all of them share at the same place."""
+    parts = [name.split("/") for name in names]
+    if len(parts) < 2 or len({len(path) for path in parts}) > 1:
+        return list(names)
+    told = [place for place, words in enumerate(zip(*parts, strict=True)) if len(set(words)) > 1]
+    return ["/".join(path[place] for place in told) for path in parts]
+
+
+def layer_table(layers: np.ndarray, prompts: PromptSet) -> pd.DataFrame:
+    """ON of pairs of different tasks in each layer, [L, N, N] -> columns layer, value, pair, target, source.
+
+    Several prompts of a task are averaged; each pair of tasks is there once. Tasks of unknown type are like no other.
+    """
+    tasks = list(dict.fromkeys(prompts.tasks))
+    types = dict(zip(prompts.tasks, prompts.types, strict=True))
+    rows: list[dict[str, Any]] = []
+    for layer, matrix in enumerate(layers):
+        means = mean_over_prompts(matrix, prompts.tasks)
+        for left, right in zip(*np.triu_indices(len(tasks), 1), strict=True):
+            same = types[tasks[left]] == types[tasks[right]] != UNKNOWN
+            row = {"layer": layer, "value": means[left, right], "pair": SAME if same else DIFFERENT}
+            rows.append(row | {"target": tasks[left], "source": tasks[right]})
+    return pd.DataFrame(rows)
+
+
+def start_table(whole: np.ndarray, prompts: PromptSet) -> pd.DataFrame:
+    """ON [N, N] by what two prompts have in common: task or type, and the numbers that they started from.
+
+    Prompts that start alike stay alike in part whatever they learn: only pairs of one kind of start are to be compared.
+
+    Returns:
+        Columns pair ("same task", "same type", "different type"), start (shared, separate), value (mean ON), pairs;
+        empty where a prompt does not hold its start.
+    """
+    columns = ["pair", "start", "value", "pairs"]
+    initial = prompts.initial
+    if initial is None:
+        return pd.DataFrame(columns=columns)
+    rows = []
+    for one, other in zip(*np.triu_indices(len(prompts.tasks), 1), strict=True):
+        alike = prompts.types[one] == prompts.types[other] != UNKNOWN
+        kind = SAME_TASK if prompts.tasks[one] == prompts.tasks[other] else SAME if alike else DIFFERENT
+        start = "shared" if bool((initial[one] == initial[other]).all()) else "separate"
+        rows.append({"pair": kind, "start": start, "value": float(whole[one, other])})
+    found = pd.DataFrame(rows).groupby(["pair", "start"])["value"].agg(value="mean", pairs="size")
+    order = [(pair, start) for pair in (SAME_TASK, SAME, DIFFERENT) for start in ("shared", "separate")]
+    return found.loc[[key for key in order if key in found.index]].reset_index()[columns]
+
+
+def _print(folder: Path, whole: np.ndarray, layers: pd.DataFrame, prompts: PromptSet, starts: pd.DataFrame) -> None:
+    means = layers.groupby(["layer", "pair"])["value"].mean().unstack("pair").reindex(columns=[SAME, DIFFERENT])
+    rows: list[dict[str, Any]] = [
+        {"layer": str(layer), **{str(key): float(value) for key, value in row.items()}}
+        for layer, row in means.iterrows()
+    ]
+    tasks = np.asarray(prompts.tasks)
+    own = (tasks[:, None] == tasks) & ~np.eye(len(tasks), dtype=bool)
+    results.show(rows, title=f"ON of {len(prompts.names)} prompts, mean over pairs of tasks")
+    if own.any():
+        print(f"all layers, prompts of one task: {whole[own].mean():.3f}")
+    if starts["start"].nunique() > 1:
+        lines = [{str(key): value for key, value in row.items()} for row in starts.to_dict("records")]
+        results.show(lines, title="ON, all layers, by the start of the prompts: what starts alike stays alike in part")
+    print(f"tables and figures in {folder}")

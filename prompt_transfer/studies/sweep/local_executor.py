@@ -1,0 +1,104 @@
+"""Runs of a sweep on this machine: processes of their own, some at once, retried, watched."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from prompt_transfer.studies.sweep.executor import Outcome, Tell, is_final, note, outcome_of, start, stop
+from prompt_transfer.studies.sweep.plan import Run, State
+
+
+class LocalExecutor:
+    """Starts `fit` once for every run that is not done.
+
+    Args:
+        folder: of the sweep: `runs/`, `configs/`, `logs/` and `state/` lie in it.
+        at_once: runs at a time. On a CPU they share the cores, on GPUs each takes the next one.
+        retries: how often a run that failed is started again.
+        devices: GPUs of this machine.
+    """
+
+    def __init__(self, folder: Path, at_once: int, retries: int, devices: int = 0) -> None:
+        self.folder, self.at_once, self.retries, self.devices = folder, at_once, retries, devices
+        self._children: set[subprocess.Popen[bytes]] = set()
+        self._stopped = threading.Event()
+
+    def execute(self, runs: Sequence[Run], states: Sequence[State], tell: Tell) -> None:
+        """See `Executor`."""
+        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number, state in enumerate(states):
+            if state.status != "done":
+                state.status = "open"
+                waiting.put(number)
+        lock, failures = threading.Lock(), []
+
+        def work(slot: int) -> None:
+            while not self._stopped.is_set():
+                try:
+                    number = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    self._run(runs[number], states[number], slot)
+                    with lock:
+                        tell(runs[number], states[number])
+                except BaseException as error:
+                    failures.append(error)
+                    self._stopped.set()
+
+        threads = [threading.Thread(target=work, args=(slot,), daemon=True) for slot in range(self.at_once)]
+        for thread in threads:
+            thread.start()
+        try:
+            # In short waits, so that Ctrl-C arrives.
+            while any(thread.is_alive() for thread in threads):
+                for thread in threads:
+                    thread.join(0.2)
+        except BaseException:
+            self._stopped.set()
+            stop(list(self._children))
+            raise
+        if failures:
+            raise failures[0]
+
+    def _run(self, run: Run, state: State, slot: int) -> None:
+        for attempt in range(self.retries + 1):
+            outcome = self._attempt(run, slot)
+            if self._stopped.is_set() and outcome.code:
+                return
+            note(self.folder, run, state, outcome)
+            if is_final(outcome, attempt, self.retries):
+                return
+
+    def _attempt(self, run: Run, slot: int) -> Outcome:
+        started = time.monotonic()
+        child = start(self.folder, run.name, self.environment(slot))
+        self._children.add(child)
+        try:
+            code = child.wait()
+        finally:
+            self._children.discard(child)
+        return outcome_of(self.folder, run.name, code, time.monotonic() - started)
+
+    def environment(self, slot: int) -> dict[str, str]:
+        """Variables of the runs of a slot: a GPU of its own, in turn where there are fewer, or a share of the cores."""
+        own = dict(os.environ)
+        if self.devices:
+            visible = own.get("CUDA_VISIBLE_DEVICES")
+            devices = visible.split(",") if visible else [str(number) for number in range(self.devices)]
+            own["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)].strip()
+        elif self.at_once > 1:
+            # Processes that share cores and each start a thread a core are many times slower.
+            own.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.at_once)))
+        return own
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

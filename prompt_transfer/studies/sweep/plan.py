@@ -1,0 +1,262 @@
+"""A sweep: many runs of `fit` from one file, what of them is done, and the commands that follow."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import write_text_atomic
+
+KEYS = ("fit", "grid", "cases", "name", "then")
+# What fills itself in later: the seed of each of several prompts.
+LATER = ("seed",)
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of `fit`.
+
+    Attributes:
+        name: its folder below `runs/`; unique in a sweep.
+        options: its options by dotted name.
+        values: those of the grid, columns of the tables.
+    """
+
+    name: str
+    options: Options
+    values: Options
+
+    def config(self) -> str:
+        """The options as a file for `fit --config`."""
+        nested: dict[str, Any] = {}
+        for name, value in self.options.items():
+            *groups, last = name.split(".")
+            place = nested
+            for group in groups:
+                place = place.setdefault(group, {})
+            place[last] = value
+        return yaml.safe_dump(nested, sort_keys=False)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the options that decide what is trained; where else a run is logged is not one of them."""
+        deciding = {
+            name: value for name, value in self.options.items() if name.split(".")[0] not in ("logger", "wandb")
+        }
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a sweep and the arguments of the commands after them."""
+
+    runs: list[Run]
+    then: list[list[str]] = field(default_factory=list)
+
+
+@dataclass
+class State:
+    """What is known of a run: `done`, `failed` or `open`; kept as JSON beside the runs.
+
+    Attributes:
+        digest: of the options that it was made with.
+        status: `done`, `failed` or `open`.
+        attempts: how often it was started.
+        seconds: of all attempts together.
+        error: last line of a failed one.
+    """
+
+    digest: str
+    status: str = "open"
+    attempts: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+    @classmethod
+    def read(cls, path: Path, run: Run) -> State:
+        """The state of `run`, a new one where nothing is known.
+
+        Raises:
+            UserError: the run was made with other options, or the file is damaged.
+        """
+        if not path.is_file():
+            return cls(run.digest)
+        try:
+            state = cls(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path} is damaged: remove it, and the run is started again") from error
+        if state.digest != run.digest:
+            raise UserError(
+                f"the run {run.name} in {path.parent.parent} was made with other options: give another --output, or "
+                f"remove {path} and its run folder"
+            )
+        return state
+
+    def write(self, path: Path) -> None:
+        """Keep it, as a whole file."""
+        write_text_atomic(path, json.dumps(self.__dict__) + "\n")
+
+
+def read_plan(path: str | Path, output: Path, given: Options) -> Plan:
+    """The runs of a file.
+
+    The file has `fit` (options of every run, nested as in a configuration of `fit`), `grid` (dotted option -> values;
+    every combination is a run), `cases` (a list: `when` names values of the grid, the rest are options of such runs),
+    `name` (of a run, with options in braces) and `then` (a list of command -> options, run after all runs). Strings may
+    hold `{output}`, `{runs}`, `{run}` (number of the run, from 1) and `{option}`; in `then`, an option of the grid is
+    all its values, separated by commas.
+
+    Args:
+        path: the file.
+        output: folder of the sweep.
+        given: options of the command line by dotted name: they win; for an option of the grid they are its values.
+
+    Raises:
+        UserError: the file cannot be read, has an unknown key, or two of its runs have one name.
+    """
+    content = _read(path)
+    grid = {name: _values(name, values) for name, values in (content.get("grid") or {}).items()}
+    for name in set(grid) & set(given):
+        grid[name] = given[name] if isinstance(given[name], list) else [given[name]]
+    fixed = {name: value for name, value in given.items() if name not in grid}
+    common = dict(_flat(content.get("fit") or {})) | fixed
+    places = {"output": str(output), "runs": str(output / "runs")}
+    runs = []
+    for number, combination in enumerate(itertools.product(*grid.values()), start=1):
+        values = dict(zip(grid, combination, strict=True))
+        options = common | values
+        for case in content.get("cases") or []:
+            rest = dict(case)
+            if _matches(rest.pop("when", {}), values, path):
+                options |= dict(_flat(rest)) | fixed
+        options = {name: _fill(value, places | {"run": number} | options, path) for name, value in options.items()}
+        values = {name: _short(options[name]) for name in values}
+        pattern = content.get("name") or "-".join(f"{{{name}}}" for name in grid)
+        name = re.sub(r"[^\w.+-]+", "_", str(_fill(pattern, places | {"run": number} | options | values, path)))
+        runs.append(Run(name, options, values))
+    names = [run.name for run in runs]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise UserError(f"{path}: two runs have the name {double}: let `name` hold every option of the grid")
+    shared = {name: value for name, value in runs[0].options.items() if all(r.options.get(name) == value for r in runs)}
+    words = places | shared | {name: ",".join(map(str, values)) for name, values in grid.items()}
+    return Plan(runs, [_command(step, words, path) for step in content.get("then") or []])
+
+
+def _short(value: Any) -> Any:
+    """Of a class with its options the class alone: enough for a name and a column."""
+    if isinstance(value, dict) and isinstance(value.get("class_path"), str):
+        return value["class_path"].rpartition(".")[2]
+    return value
+
+
+def with_tracking(plan: Plan, study: str, commands: Collection[str]) -> Plan:
+    """Where the runs are logged to W&B: the study as their group, and the commands after them logged as well.
+
+    Args:
+        plan: of a sweep.
+        study: the group, unless the options name one.
+        commands: those that can be logged.
+    """
+    if not any(run.options.get("logger") == "wandb" for run in plan.runs):
+        return plan
+    runs = [replace(run, options={"wandb.group": study} | run.options) for run in plan.runs]
+    where = {name: value for name, value in runs[0].options.items() if name.startswith("wandb.") and value is not None}
+    more = ["--logger", "wandb", *itertools.chain(*((f"--{name}", str(value)) for name, value in where.items()))]
+    then = [
+        [*step, *(more if {step[0], " ".join(step[:2])} & set(commands) and "--logger" not in step else [])]
+        for step in plan.then
+    ]
+    return Plan(runs, then)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, dict) or (not content.get("fit") and not content.get("grid")):
+        raise UserError(f"{path} is no sweep: it needs `fit` and `grid`")
+    unknown = [key for key in content if key not in KEYS]
+    if unknown:
+        raise UserError(f"{path} has the unknown key {unknown[0]!r}: there are {', '.join(KEYS)}")
+    return content
+
+
+def _values(name: str, values: Any) -> list[Any]:
+    if not isinstance(values, list) or not values:
+        raise UserError(f"grid: {name} needs a list of values")
+    return values
+
+
+def _flat(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested options by dotted name; `class_path` with its arguments stays one value."""
+    for name, value in options.items():
+        if isinstance(value, dict) and value and "class_path" not in value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _matches(when: dict[str, Any], values: Options, path: str | Path) -> bool:
+    for name, wanted in when.items():
+        if name not in values:
+            raise UserError(f"{path}: `when` names {name}, which is no option of the grid")
+        if values[name] not in (wanted if isinstance(wanted, list) else [wanted]):
+            return False
+    return True
+
+
+def _fill(value: Any, words: dict[str, Any], path: str | Path) -> Any:
+    """Put words in place of what stands in braces; a string that has become a number is one."""
+    if isinstance(value, list):
+        return [_fill(one, words, path) for one in value]
+    if isinstance(value, dict):
+        return {name: _fill(one, words, path) for name, one in value.items()}
+    if not isinstance(value, str) or "{" not in value:
+        return value
+
+    def word(match: re.Match[str]) -> str:
+        if match[1] in LATER:
+            return match[0]
+        if match[1] not in words:
+            raise UserError(f"{path}: nothing is known of {match[0]}: there are {', '.join(words)}")
+        found = words[match[1]]
+        return "+".join(map(str, found)) if isinstance(found, list) else str(found)
+
+    filled = re.sub(r"\{([\w.]+)\}", word, value)
+    return int(filled) if filled.isdecimal() else filled
+
+
+def _command(step: Any, words: dict[str, Any], path: str | Path) -> list[str]:
+    """`transfer: {backbone: x}` as arguments; a list under `arguments` has those that are no options."""
+    if not isinstance(step, dict) or len(step) != 1:
+        raise UserError(f"{path}: each step of `then` is one command with its options")
+    ((command, options),) = step.items()
+    found = command.split()
+    for name, value in _flat(options or {}):
+        filled = _fill(value, words, path)
+        if name == "arguments":
+            found += map(str, filled if isinstance(filled, list) else [filled])
+        elif filled is not None:
+            found += [f"--{name}", filled if isinstance(filled, str) else json.dumps(filled)]
+    return found
+
+
+def overview(runs: Sequence[Run], states: Sequence[State]) -> list[dict[str, Any]]:
+    """One row a run: values of the grid, status, attempts, seconds, error."""
+    return [
+        {"run": run.name, **run.values, "status": state.status, "attempts": state.attempts}
+        | {"seconds": round(state.seconds, 1), "error": state.error}
+        for run, state in zip(runs, states, strict=True)
+    ]

@@ -1,0 +1,184 @@
+"""Runs of a sweep on a Ray cluster: each a process of its own, started by a worker of Ray where there is room.
+
+All machines see the folder of the sweep, the data and the backbones under the same paths: a shared file system. State
+is kept there by the process that called this; Ray moves nothing but names and exit codes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import signal
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prompt_transfer.studies.sweep.executor import PATIENCE, Outcome, Tell, is_final, note, outcome_of, start, stop
+from prompt_transfer.studies.sweep.plan import Run, State
+from prompt_transfer.utils import paths
+from prompt_transfer.utils.errors import UserError, is_secret
+
+# Variables that runs take along to other machines; the rest is theirs, and so are tokens and keys, which would be
+# readable in the cluster.
+PASSED = re.compile(r"(HF_|PROMPT_TRANSFER_|WANDB_|TOKENIZERS_|OMP_NUM_THREADS$|PYTHONPATH$)")
+# Nothing is kept in Ray's store; its default would be a third of the memory.
+STORE_BYTES = 80 * 2**20
+
+
+class RayExecutor:
+    """Gives every run that is not done to Ray, which starts as many at once as there is room for.
+
+    Args:
+        folder: of the sweep, on a file system that all machines see.
+        retries: how often a run that failed, or whose worker was killed, is started again.
+        cpus: CPUs of a run; its threads, unless OMP_NUM_THREADS says otherwise.
+        gpus: GPUs of a run, parts of one too; None: one where the cluster has any.
+        address: of a cluster (`auto`, `HOST:PORT`, `ray://HOST:PORT`); None: the variable RAY_ADDRESS, else Ray is
+            started on this machine and ends with the sweep.
+        at_once: runs at a time at most.
+
+    Raises:
+        UserError: Ray is not installed, or resources that cannot be.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        retries: int,
+        cpus: float = 1.0,
+        gpus: float | None = None,
+        address: str | None = None,
+        at_once: int | None = None,
+    ) -> None:
+        if cpus <= 0 or (gpus is not None and gpus < 0):
+            raise UserError("--cpus must be above 0, --gpus 0 or more")
+        if importlib.util.find_spec("ray") is None:
+            raise UserError("--executor ray needs an extra: pip install -e '.[ray]'")
+        self.folder, self.retries = folder, retries
+        self.cpus, self.gpus, self.at_once = cpus, gpus, at_once
+        self.address = address or os.environ.get("RAY_ADDRESS")
+
+    def execute(self, runs: Sequence[Run], states: Sequence[State], tell: Tell) -> None:
+        """See `Executor`."""
+        waiting = deque((number, 0) for number, state in enumerate(states) if state.status != "done")
+        if not waiting:
+            return
+        for number, _ in waiting:
+            states[number].status = "open"
+        environment = passed_on(os.environ) | code_path(os.environ)
+        common = environment, str(Path.cwd())
+        with self._cluster() as ray:
+            # Ray would try again by itself, and could not tell a mistake from a crash.
+            remote = ray.remote(attempt).options(
+                max_retries=0, runtime_env={"env_vars": code_path(os.environ)}, **self._resources(ray)
+            )
+            running: dict[Any, tuple[int, int]] = {}
+            try:
+                while waiting or running:
+                    while waiting and len(running) < (self.at_once or len(runs)):
+                        number, tries = waiting.popleft()
+                        running[remote.remote(str(self.folder), runs[number].name, *common)] = number, tries
+                    # In short waits, so that Ctrl-C arrives.
+                    for job in ray.wait(list(running), num_returns=1, timeout=0.5)[0]:
+                        number, tries = running.pop(job)
+                        outcome = _outcome(ray, job)
+                        note(self.folder, runs[number], states[number], outcome)
+                        if is_final(outcome, tries, self.retries):
+                            tell(runs[number], states[number])
+                        else:
+                            waiting.appendleft((number, tries + 1))
+            except BaseException:
+                for job in running:
+                    ray.cancel(job)
+                if running:
+                    ray.wait(list(running), num_returns=len(running), timeout=PATIENCE + 5)
+                raise
+
+    @contextmanager
+    def _cluster(self) -> Iterator[Any]:
+        """Ray, connected to a cluster, or to one that is started here and ends here."""
+        # Ray reports to its makers unless it is told not to; a sweep works without a network.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+
+        here: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE_BYTES}
+        try:
+            ray.init(
+                address=self.address or "local", log_to_driver=False, logging_level="ERROR",
+                **({} if self.address else here),
+            )  # fmt: skip
+        except Exception as error:  # where its processes do not come up, Ray raises nothing more special
+            where = f"at {self.address}" if self.address else "on this machine"
+            raise UserError(f"no Ray cluster {where}: {' '.join(str(error).split())[:200]}") from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+    def _resources(self, ray: Any) -> dict[str, float]:
+        """What a run asks for."""
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = self.gpus
+        if gpus is None:
+            gpus = 1.0 if any(machine.get("GPU") for machine in machines) else 0.0
+        if not any(machine.get("CPU", 0) >= self.cpus and machine.get("GPU", 0) >= gpus for machine in machines):
+            problem = f"no machine of the cluster has {self.cpus:g} CPUs and {gpus:g} GPUs for a run"
+            if self.address is None:
+                raise UserError(f"{problem}: give fewer with --cpus and --gpus")
+            warnings.warn(f"{problem} now: runs wait for one", stacklevel=3)
+        return {"num_cpus": self.cpus, "num_gpus": gpus}
+
+
+def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a run takes along to another machine; no tokens and keys."""
+    return {name: value for name, value in environment.items() if PASSED.match(name) and not is_secret(name)}
+
+
+def code_path(environment: Mapping[str, str]) -> dict[str, str]:
+    """PYTHONPATH with the checkout that this process runs from, so that other machines run the same code.
+
+    Nothing where the package is installed: it is on all machines then.
+    """
+    root = paths.PACKAGE.parent
+    if root.name in ("site-packages", "dist-packages"):
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(root), environment.get("PYTHONPATH"))))}
+
+
+def attempt(folder: str, name: str, environment: dict[str, str], place: str) -> Outcome:
+    """Start a run and wait for its end: what a worker of Ray does. The run ends with the worker."""
+    home = Path(place) / folder
+    if not (home / "configs" / f"{name}.yaml").is_file():
+        raise UserError(f"{home} is not to be seen on {platform.node()}: machines of a sweep need a shared file system")
+    # Ray cancels by an interrupt, which a cluster that was started in the background of a script ignores.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    began = time.monotonic()
+    # Ray says in the environment which GPUs and how many threads are the run's.
+    child = start(Path(folder), name, {**os.environ, **environment}, place)
+    try:
+        # Not `wait` without a limit: it would not hear that the sweep was interrupted.
+        while child.poll() is None:
+            time.sleep(0.1)
+    except BaseException:
+        stop([child])
+        raise
+    return outcome_of(home, name, child.returncode, time.monotonic() - began)
+
+
+def _outcome(ray: Any, job: Any) -> Outcome:
+    """How an attempt ended; a worker that was killed leaves an error of Ray's."""
+    try:
+        outcome: Outcome = ray.get(job)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        return Outcome(1, f"{type(cause).__name__}: {lines[0] if lines else 'no word of why'}"[:300])
+    return outcome

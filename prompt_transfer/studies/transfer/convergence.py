@@ -1,0 +1,188 @@
+"""`analyze convergence`: which runs belong together, and what starting from a transferred prompt saves."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from prompt_transfer.analysis import curves
+from prompt_transfer.analysis.convergence import TOLERANCE, Curve, compare, summarise
+from prompt_transfer.analysis.plots import save
+from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.utils import results
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import check_writable_dir
+from prompt_transfer.utils.progress import steps
+
+LOG, CONFIG = "convergence.csv", "config.yaml"
+# Options in which a pair of runs may differ: their start, and what changes no result.
+FREE = {
+    "model": ("init", "seeds", "learning_rates", "prompts_at_once", "learning_rate"),
+    "data": ("num_workers", "cache_dir", "eval_batch_size", "predict_split", "max_tokens"),
+}
+BUDGET = (
+    *("max_steps", "max_epochs", "val_check_interval", "check_val_every_n_epoch", "limit_train_batches"),
+    *("limit_val_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision"),
+)
+# What the prompt file knows better than the options, which may be left to a default.
+FACTS = ("backbone", "fingerprint", "layout", "attention", "dtype", "head", "reparameterization", "learning_rate")
+
+
+def convergence(runs: Sequence[str | Path], output: str | Path, tolerance: float = TOLERANCE) -> pd.DataFrame:
+    """Compare every transferred run with the vanilla run of the same options and seed.
+
+    A run is transferred when its prompt started with `FromPrompt`. Leaves in `output`: `runs.csv` (one row a prompt),
+    `pairs.csv` (one row a pair, measure and unit), `speedups.csv` (over seeds) and `curves.png`.
+
+    Args:
+        runs: folders of `fit --convergence`, or folders that hold such folders.
+        output: folder for the tables and the figure.
+        tolerance: how near the best score counts as converged, a fraction.
+
+    Returns:
+        The rows of `speedups.csv`; see `prompt_transfer.analysis.convergence` for the definitions.
+
+    Raises:
+        UserError: no runs, runs without an evaluation at step 0, unfinished runs, or a transferred run whose vanilla
+            run is missing; the line names the option in which they differ.
+    """
+    if not 0 <= tolerance < 1:
+        raise UserError(f"--tolerance is {tolerance}: give a fraction, 0.005 for half a point")
+    loaded = [entry for folder in steps(_folders(runs), "runs") for entry in load(folder)]
+    pairs = _pairs(loaded)
+    folder = check_writable_dir(output)
+    found = pd.DataFrame([row for vanilla, other in pairs for row in compare(vanilla, other, tolerance)])
+    overview = pd.DataFrame(summarise(found.to_dict("records")))  # type: ignore[arg-type]
+    used = list(dict.fromkeys(curve for pair in pairs for curve in pair))
+    for name, frame in (
+        ("runs", pd.DataFrame([curve.facts(tolerance) for curve in used])),
+        ("pairs", found),
+        ("speedups", overview),
+    ):
+        results.write(frame, folder / f"{name}.csv")
+    save(curves.convergence(used, tolerance), folder / "curves.png")
+    return overview
+
+
+def _folders(runs: Sequence[str | Path]) -> list[Path]:
+    found: list[Path] = []
+    for run in map(Path, runs):
+        below = [run] if (run / LOG).is_file() else sorted(path.parent for path in run.rglob(LOG))
+        # An analysis of runs leaves tables beside them, but no options.
+        below = [path for path in below if (path / CONFIG).is_file()]
+        if not below:
+            raise UserError(f"{run} holds no run with a {LOG}: train with `prompt-transfer fit --convergence`")
+        found += below
+    if not found:
+        raise UserError("no runs to compare: give the folders of vanilla and transferred runs")
+    return list(dict.fromkeys(path.resolve() for path in found))
+
+
+def load(folder: Path) -> list[tuple[Curve, dict[str, Any]]]:
+    """The curves of a run, one a prompt, each with the options that those it is compared with must share.
+
+    Raises:
+        UserError: the run began without an evaluation, was stopped, or a file of it is missing or damaged.
+    """
+    try:
+        log = pd.read_csv(folder / LOG)
+        config = yaml.safe_load((folder / CONFIG).read_text())
+        names = list(log["prompt"].unique())
+        budget = {name: config["trainer"].get(name) for name in BUDGET}
+        options = {
+            f"{group}.{name}": value
+            for group, free in FREE.items()
+            for name, value in config[group].items()
+            if name not in free
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"{folder} is not the folder of a run ({' '.join(str(error).split())[:100]})") from error
+    steps, interval = budget["max_steps"], budget["val_check_interval"]
+    last = int(log["step"].max())
+    if isinstance(steps, int) and isinstance(interval, int) and steps > 0 and last + interval <= steps:
+        raise UserError(f"{folder} was stopped at step {last} of {steps}: finish it, fit --output {folder} --resume")
+    if config.get("early_stopping") is not None:
+        raise UserError(f"{folder} was trained with --early_stopping: convergence compares runs of one budget")
+    found = []
+    for name in names:
+        prompt = Prompt.load(folder / f"{name}.safetensors")
+        evaluations = log[log["prompt"] == name].sort_values("step").reset_index(drop=True)
+        if evaluations["step"].iloc[0] != 0:
+            raise UserError(f"{folder} was not evaluated at step 0: train it with `prompt-transfer fit --convergence`")
+        if len(evaluations) < 2:
+            raise UserError(f"{folder} was evaluated at step 0 alone: train --trainer.val_check_interval steps or more")
+        facts = prompt.metadata
+        # The last evaluation counts as well: of two runs with other budgets, one had more time to converge.
+        shared = {**options, **{f"trainer.{key}": value for key, value in budget.items()}, "last evaluation": last}
+        shared |= {f"model.{key}": facts[key] for key in FACTS if key in facts}
+        curve = Curve(
+            name=str(folder) if name == "prompt" else f"{folder}/{name}",
+            task=facts.get("task", ""),
+            source=_source(facts) if facts.get("init", "").startswith("FromPrompt") else None,
+            seed=facts.get("seed", ""),
+            evaluations=evaluations[["step", "samples", "seconds", "value"]],
+            majority=float(evaluations["majority"].iloc[0]),
+            metric=str(evaluations["metric"].iloc[0]),
+            at_once=len(names),
+        )
+        found.append((curve, shared))
+    return found
+
+
+def _source(facts: dict[str, str]) -> str:
+    """The tasks of the prompts that a run started from, or what their paths say where these are gone."""
+    names = []
+    for path in facts.get("source_prompt", "").split(","):
+        try:
+            names.append(Prompt.load(path).metadata.get("task") or Path(path).stem)
+        except UserError:
+            folder = Path(path).parent.name if re.fullmatch(r"prompt(-.*)?", Path(path).stem) else Path(path).stem
+            names.append(re.sub(r"-?seed\d+$", "", folder) or path)
+    return "+".join(names)
+
+
+def _pairs(loaded: Sequence[tuple[Curve, dict[str, Any]]]) -> list[tuple[Curve, Curve]]:
+    """Each transferred curve behind its vanilla one."""
+    vanilla: dict[tuple[str, str], Curve] = {}
+    for curve, options in loaded:
+        if curve.source is None:
+            key = (_key(options), curve.seed)
+            if key in vanilla:
+                raise UserError(f"{vanilla[key].name} and {curve.name} are the same run twice: give one of them")
+            vanilla[key] = curve
+    found = []
+    for curve, options in loaded:
+        if curve.source is None:
+            continue
+        partner = vanilla.get((_key(options), curve.seed))
+        if partner is None:
+            raise UserError(f"{curve.name} has no vanilla run to compare with: {_nearest(curve, options, loaded)}")
+        found.append((partner, curve))
+    if not found:
+        raise UserError("none of these runs starts from a prompt (fit --model.init FromPrompt): nothing to compare")
+    return found
+
+
+def _key(options: dict[str, Any]) -> str:
+    return json.dumps(options, sort_keys=True, default=str)
+
+
+def _nearest(curve: Curve, options: dict[str, Any], loaded: Sequence[tuple[Curve, dict[str, Any]]]) -> str:
+    """Why the vanilla run that is most alike is not the one."""
+    best: tuple[list[str], Curve] | None = None
+    for other, others in loaded:
+        if other.source is not None:
+            continue
+        differ = [name for name in {**options, **others} if options.get(name) != others.get(name)]
+        differ += [] if other.seed == curve.seed else ["seed"]
+        if best is None or len(differ) < len(best[0]):
+            best = (differ, other)
+    if best is None:
+        return "all of the runs given start from a prompt"
+    return f"the most similar, {best[1].name}, differs in {', '.join(best[0])}"

@@ -1,0 +1,263 @@
+"""Which indicators tell where a prompt transfers: tables and figures from prompt files and a transfer matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from prompt_transfer.analysis import indicator_plots, plots
+from prompt_transfer.analysis.correlation import MIN_TASKS, correlations
+from prompt_transfer.analysis.indicators import INDICATORS, compute
+from prompt_transfer.analysis.statistics import relative
+from prompt_transfer.prompts.prompt import UNKNOWN
+from prompt_transfer.studies.inputs import PromptSet, load_prompts, read_matrix
+from prompt_transfer.studies.neuron_inputs import read_neurons
+from prompt_transfer.utils import results
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import check_writable_dir
+from prompt_transfer.utils.progress import steps
+
+RANKED_BY = "spearman_per_target"
+_NEED_WORDS = {
+    "initial": "initial prompts in all prompt files",
+    "neurons": "--neurons",
+    "label_words": "label words in the prompt files",
+    "data_sizes": "train_rows in all prompt files",
+    "active": "shares of inputs in the files of neurons (neurons capture --tasks)",
+    "task_active": "shares of their own inputs in the files of neurons (neurons capture --tasks)",
+    "predictivity": "predictivity in the files of neurons (neurons skill)",
+    "fisher": "gradients in the files of neurons (neurons probe)",
+    "leep": "LEEP in the files of neurons (neurons probe)",
+}
+
+
+# Needs that the files of neurons may hold beside the neurons themselves.
+_FROM_FILES = ("active", "task_active", "predictivity", "fisher", "leep")
+
+
+def analyze(
+    prompts: str | Path,
+    output: str | Path,
+    matrix: str | Path | None = None,
+    neurons: str | Path | None = None,
+    backbone: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Work out all indicators that the inputs allow, write tables and figures to `output`, and print the ranking.
+
+    Args:
+        prompts, backbone: see `load_prompts`.
+        output: gets `indicators.parquet`, `correlations.csv`, `similarity.png` and `ranking.png`; with a matrix
+            `scatter.png`, with neurons `layers.png` too.
+        matrix: see `read_matrix`.
+        neurons: see `read_neurons`.
+        resamples, seed: of bootstrap and permutation test.
+
+    Returns:
+        The two tables.
+
+    Raises:
+        UserError: inputs that cannot be read or do not go together.
+    """
+    if resamples < 1:
+        raise UserError(f"--resamples {resamples}: give at least 1, better 1000")
+    found = load_prompts(prompts, backbone)
+    inputs: dict[str, Any] = {
+        "prompts": found.embeddings,
+        "initial": found.initial,
+        "label_words": found.label_words,
+        "data_sizes": found.data_sizes,
+        **({} if neurons is None else read_neurons(neurons, found)),
+    }
+    tasks, types = list(dict.fromkeys(found.tasks)), dict(zip(found.tasks, found.types, strict=True))
+    scores, notes = (None, []) if matrix is None else _scores(read_matrix(matrix), tasks, matrix)
+    folder = check_writable_dir(output)
+    matrices: dict[str, np.ndarray] = {}
+    for name in steps(INDICATORS, "indicators"):
+        matrices |= compute(inputs, [name])
+    pairs = pair_table(matrices, found)
+    results.write(pairs, folder / "indicators.parquet")
+    by_task = {name: mean_over_prompts(values, found.tasks) for name, values in matrices.items()}
+    # A task of unknown type is like no other one, not like the other unknown ones.
+    kinds = [types[task] if types[task] != UNKNOWN else f"{UNKNOWN}: {task}" for task in tasks]
+    transfer = None if scores is None else relative(scores)
+    tables = [
+        correlations({name: values}, kinds, transfer, resamples, seed)
+        for name, values in steps(by_task.items(), "intervals")
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    results.write(table, folder / "correlations.csv")
+    _draw(folder, pairs, table, tasks, transfer, matrices, found)
+    _print(folder, table, found, [*found.notes, *notes, *_missing(inputs)])
+    return pairs, table
+
+
+def pair_table(matrices: Mapping[str, np.ndarray], prompts: PromptSet) -> pd.DataFrame:
+    """Tidy: one row an indicator and pair of prompts; `source` and `target` are tasks.
+
+    Returns:
+        Columns indicator, source, target, value, source_type, target_type, source_prompt, target_prompt.
+    """
+    number = len(prompts.names)
+    target, source = (grid.ravel() for grid in np.mgrid[:number, :number])
+    parts = []
+    for name, values in matrices.items():
+        columns: dict[str, Any] = {"indicator": name}
+        for key, kinds in (("", prompts.tasks), ("_type", prompts.types), ("_prompt", prompts.names)):
+            # Categories: a study of 500 prompts has a quarter of a million pairs.
+            columns[f"source{key}"] = pd.Categorical(np.asarray(kinds, dtype=object)[source])
+            columns[f"target{key}"] = pd.Categorical(np.asarray(kinds, dtype=object)[target])
+        parts.append(pd.DataFrame(columns | {"value": np.asarray(values, dtype=float).ravel()}))
+    order = ["indicator", "source", "target", "value", "source_type", "target_type", "source_prompt", "target_prompt"]
+    return pd.concat(parts, ignore_index=True)[order]
+
+
+def mean_over_prompts(matrix: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
+    """`[N, N]` between prompts -> mean between tasks `[T, T]`, in the order in which tasks first appear.
+
+    A prompt's pair with itself counts only where it is the only one of its task; a NaN is a pair that is not there.
+    """
+    names = list(dict.fromkeys(tasks))
+    member = np.array([[task == name for task in tasks] for name in names], dtype=float)
+    weights = np.where(np.isnan(matrix), 0.0, 1.0)
+    several = [list(tasks).count(task) > 1 for task in tasks]
+    weights[np.diag_indices(len(tasks))] *= [0.0 if many else 1.0 for many in several]
+    sums, counts = member @ (weights * np.nan_to_num(matrix)) @ member.T, member @ weights @ member.T
+    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+
+
+def square_of_tasks(matrix: np.ndarray, tasks: Sequence[str]) -> pd.DataFrame:
+    """`mean_over_prompts` for a figure: NaN where a task has one prompt only, which is but alike to itself."""
+    names = list(dict.fromkeys(tasks))
+    values = mean_over_prompts(matrix, tasks)
+    alone = [place for place, name in enumerate(names) if list(tasks).count(name) == 1]
+    values[alone, alone] = np.nan
+    return pd.DataFrame(values, pd.Index(names, name="task"), names)
+
+
+def _scores(matrix: pd.DataFrame, tasks: list[str], path: str | Path) -> tuple[np.ndarray, list[str]]:
+    """The matrix for these tasks, NaN where it has no such row or column."""
+    shared = [task for task in tasks if task in matrix.index and task in matrix.columns]
+    if len(shared) < MIN_TASKS:
+        there = [str(task) for task in matrix.index if task in matrix.columns]
+        raise UserError(
+            f"{path} has scores between {', '.join(there[:15]) or 'no tasks'}, the prompts are of "
+            f"{', '.join(tasks[:15])}: {len(shared)} in common, {MIN_TASKS} or more are needed; make a matrix of these "
+            "prompts with `prompt-transfer transfer`"
+        )
+    absent = [task for task in tasks if task not in shared]
+    notes = [f"not in the transfer matrix: {', '.join(absent)}"] if absent else []
+    return matrix.reindex(index=tasks, columns=tasks).to_numpy(dtype=float), notes
+
+
+def _missing(inputs: Mapping[str, Any]) -> list[str]:
+    notes = []
+    for need, words in _NEED_WORDS.items():
+        names = [name for name, row in INDICATORS.items() if need in row.needs]
+        if need in _FROM_FILES and inputs.get("neurons") is None:
+            continue  # told once, of --neurons
+        if inputs.get(need) is None:
+            notes.append(f"left out for want of {words}: {', '.join(names)}")
+    return notes
+
+
+def _draw(
+    folder: Path,
+    pairs: pd.DataFrame,
+    table: pd.DataFrame,
+    tasks: list[str],
+    transfer: np.ndarray | None,
+    matrices: Mapping[str, np.ndarray],
+    prompts: PromptSet,
+) -> None:
+    by = "same_type_auc" if transfer is None else RANKED_BY
+    whole = _whole(table)
+    ranked = whole[whole["statistic"] == by].sort_values("value", ascending=False)["indicator"]
+    best = {INDICATORS[name].group: name for name in reversed(list(ranked))}
+    shown = "neuron_overlap" if "neuron_overlap" in set(ranked) else best["embeddings"]
+    types = dict(zip(prompts.tasks, prompts.types, strict=True))
+    square = square_of_tasks(matrices[shown], prompts.tasks)
+    label = indicator_plots.readable(shown)
+    ax = indicator_plots.similarity_matrix(square, [types[task] for task in tasks], label)
+    plots.save(ax, folder / "similarity.png")
+    plots.save(indicator_plots.indicator_ranking(whole, by), folder / "ranking.png")
+    if table["indicator"].str.startswith("neuron_overlap_per_layer/").any():
+        plots.save(indicator_plots.layer_curve(table, by), folder / "layers.png")
+    if transfer is not None:
+        # The best of each kind: what the prompts' rows, their neurons, labelled rows and everything else can tell.
+        chosen = [best[group] for group in ("embeddings", "neurons", "labels", "confounder") if group in best]
+        _scatter(folder, pairs, table, chosen, pd.DataFrame(transfer, index=tasks, columns=tasks))
+
+
+def _scatter(folder: Path, pairs: pd.DataFrame, table: pd.DataFrame, chosen: list[str], transfer: pd.DataFrame) -> None:
+    """One panel an indicator, side by side, a dot a pair of tasks."""
+    size = (0.6 + 2.2 * len(chosen), 2.8)
+    figure, axes = plt.subplots(1, len(chosen), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    scored = transfer.rename_axis("target").reset_index().melt("target", var_name="source", value_name="transfer")
+    keys = ["target", "source", "target_type", "source_type"]
+    rho = table[table["statistic"] == "spearman_pooled"].set_index("indicator")["value"]
+    for name, ax in zip(chosen, axes[0], strict=True):
+        mine = pairs[pairs["indicator"] == name].astype(dict.fromkeys(keys, str))
+        means = mine.groupby(keys)["value"].mean().reset_index().merge(scored, on=["target", "source"])
+        indicator_plots.indicator_against_transfer(means, rho[name], ax)
+        ax.set_xlabel(indicator_plots.readable(name), fontsize=9)
+        ax.get_legend().remove()
+    # Above the panels, where no dot is.
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=8, handletextpad=0.2)
+    plots.save(axes[0][0], folder / "scatter.png")
+
+
+def _whole(table: pd.DataFrame) -> pd.DataFrame:
+    """Without single layers: the best of many is good by chance more easily than a whole indicator."""
+    return table[~table["indicator"].str.contains("/")]
+
+
+def _print(folder: Path, table: pd.DataFrame, prompts: PromptSet, notes: list[str]) -> None:
+    whole = _whole(table)
+    value = whole.pivot(index="indicator", columns="statistic", values="value")
+    spread = whole.set_index(["indicator", "statistic"])
+    by = RANKED_BY if RANKED_BY in value else "same_type_auc"
+    rows: list[dict[str, Any]] = []
+    for name in value[by].sort_values(ascending=False, na_position="last").index:
+        found: Any = spread.loc[(name, by), ["low", "high", "p_value"]]
+        low, high, p_value = found
+        mark = " *" if INDICATORS[name].group == "confounder" else ""
+        row = {"indicator": f"{name}{mark}", _SHORT[by]: value.loc[name, by]}
+        row |= {"95 %": results.interval(low, high, 2), "p": p_value}
+        row |= {short: value.loc[name, label] for label, short in _SHORT.items() if label in value and label != by}
+        rows.append(row)
+    tasks, backbone = len(set(prompts.tasks)), prompts.prompts[0].metadata.get("backbone", UNKNOWN)
+    ranked = indicator_plots.STATISTIC_LABELS[by]
+    title = f"{len(prompts.names)} prompts of {tasks} tasks on {backbone}, by {ranked}"
+    everything: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
+    results.show(rows, title, data=everything, spare=("neighbour", "nDCG", "pooled"))
+    print("* knows nothing of what prompts do: what an indicator has to beat")
+    print("; ".join(f"{short}: {_MEANING[short]}" for label, short in _SHORT.items() if label in value))
+    for note in notes:
+        print(f"note: {note}")
+    print(f"tables and figures in {folder}")
+
+
+_SHORT = {
+    "spearman_per_target": "per target",
+    "spearman_pooled": "pooled",
+    "ndcg": "nDCG",
+    "regret_at_1": "Regret@1",
+    "same_type_auc": "AUC",
+    "nearest_neighbour": "neighbour",
+}
+_MEANING = {
+    "per target": "rank correlation with transfer, mean over targets",
+    "pooled": "the same over all pairs",
+    "nDCG": "of the sources in the indicator's order",
+    "Regret@1": "what its first choice loses",
+    "AUC": "whether pairs of one type come first",
+    "neighbour": "share of tasks whose nearest one is of their type",
+}

@@ -1,0 +1,80 @@
+"""What a transfer matrix says: means by type, best sources, a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from prompt_transfer.analysis import plots
+from prompt_transfer.analysis.heatmaps import summary_figure
+from prompt_transfer.analysis.matrix import Matrix, best_sources, read_matrix, summarize
+from prompt_transfer.utils import results
+from prompt_transfer.utils.files import check_writable_dir
+
+
+def analyze_matrix(file: str | Path, output: str | Path, types: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Write `summary.csv`, `best_sources.csv` and `summary.png`, and print the means.
+
+    Args:
+        file: see `prompt_transfer.analysis.matrix.read_matrix`.
+        output: folder.
+        types: task -> type, for tasks that are not in the registry.
+
+    Returns:
+        The summary (`prompt_transfer.analysis.matrix.summarize`).
+    """
+    matrix = read_matrix(file, types)
+    folder = check_writable_dir(output)
+    summary = write_summary(matrix, folder)
+    show_summary(summary)
+    return summary
+
+
+def write_summary(matrix: Matrix, folder: Path) -> pd.DataFrame:
+    """The three files; returns the summary."""
+    summary = summarize(matrix)
+    results.write(summary, folder / "summary.csv")
+    results.write(best_sources(matrix), folder / "best_sources.csv")
+    if len(summary):
+        plots.save(summary_figure(summary), folder / "summary.png")
+    return summary
+
+
+def show_summary(summary: pd.DataFrame) -> None:
+    """Print the means and intervals: task types in rows, what the prompts are in columns.
+
+    Where all targets were learned, what they alone give is the same table; where some were not, chance-corrected
+    scores of those are quotients of noise. Both are left out, but for programs, and stand in `summary.csv`.
+    """
+    best = "best source of the same type"
+    shown: list[pd.DataFrame] = []
+    for (measure, targets), table in summary.groupby(["measure", "targets"], sort=False):
+        contents = table.drop(columns="targets").reset_index(drop=True)
+        again = any(contents.equals(before) for before in shown)
+        noise = measure == "chance_corrected" and targets == "all" and (summary["targets"] == "learned").any()
+        if not results.keeping() and (again or noise):
+            continue
+        shown.append(contents)
+        rows: dict[str, dict[str, object]] = {}
+        everything: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
+        for row in table[table["kind"] != best].to_dict("records"):
+            ends = "" if pd.isna(row["low"]) else f" [{row['low']:.2f},{results.FIXED}{row['high']:.2f}]"
+            rows.setdefault(row["type"], {"type": row["type"]})[row["kind"]] = f"{row['mean']:.3f}{ends}"
+        if len(rows) == 2 and len({tuple(list(row.values())[1:]) for row in rows.values()}) == 1:
+            # One type: all targets are those of it.
+            rows.pop("all", None)
+        chosen = "" if targets == "all" else ", targets that were learned"
+        few = f" ({table['n_targets'].max()} targets)"
+        interval = ", 95 % interval over targets" if table["low"].notna().any() else few
+        title = f"{str(measure).replace('_', '-')} score{chosen}: mean over pairs{interval}"
+        columns = ["type", *[kind for kind in dict.fromkeys(table["kind"]) if kind != best]]
+        # The mean of the kinds of random prompts says most of them.
+        spare = [column for column in columns if column.startswith("random_")]
+        results.show(list(rows.values()), title, columns, everything, spare)
+        if "different" not in set(table["kind"]):
+            continue  # where all sources are of one type, the best one is too
+        for row in table[(table["kind"] == best) & (table["type"] == "all")].to_dict("records"):
+            print(f"{best} for {round(row['mean'] * row['n_targets'])} of {row['n_targets']} targets")

@@ -1,0 +1,337 @@
+"""Metrics of tasks that choose a class and of tasks that write a text; bootstrap intervals.
+
+Scores of texts are torchmetrics' own functions, applied to one example after the other, so that the metric is the mean
+of what `example_scores` gives. Its metric classes do not suit: `SQuAD` gives percentages, and `ROUGEScore` keeps a list
+entry an example, which processes with different numbers of examples cannot exchange.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.functional.text import rouge_score, squad
+
+from prompt_transfer.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from prompt_transfer.tasks.registry import Task
+
+
+class Matthews(Metric):
+    """Matthews correlation (Gorodkin's R_K for more than two classes), 0 where predictions or labels are constant.
+
+    torchmetrics' own gives a constant prediction another value than 0 when there are two classes, which would let the
+    majority class score on CoLA.
+
+    Args:
+        num_classes: C.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    confusion: Tensor
+
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Count predicted and true classes, both int64 `[B]`."""
+        cells = torch.bincount(target * self.num_classes + preds, minlength=self.num_classes**2)
+        self.confusion += cells.reshape_as(self.confusion)
+
+    def compute(self) -> Tensor:
+        """The correlation, between -1 and 1, float32."""
+        counts = self.confusion.cpu().double()
+        total, right = counts.sum(), counts.trace()
+        true, predicted = counts.sum(1), counts.sum(0)
+        spread = (total**2 - (predicted**2).sum()) * (total**2 - (true**2).sum())
+        value = torch.zeros(()) if spread == 0 else (right * total - (predicted * true).sum()) / spread.sqrt()
+        return value.to(self.confusion.device, torch.float32)
+
+
+def _accuracy(num_classes: int) -> Metric:
+    return MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+
+
+def _f1(num_classes: int) -> Metric:
+    if num_classes == 2:
+        return BinaryF1Score(validate_args=False)
+    return MulticlassF1Score(num_classes, average="macro", validate_args=False)
+
+
+# Of fewer tasks, targets or runs there is no bootstrap interval.
+LEAST_DRAWN = 3
+
+METRICS: dict[str, Callable[[int], Metric]] = {"accuracy": _accuracy, "f1": _f1, "matthews": Matthews}
+
+
+def _squad(key: str) -> Callable[[str, list[str]], float]:
+    def score(prediction: str, references: list[str]) -> float:
+        answers = {"text": references, "answer_start": [0] * len(references)}
+        values = squad({"id": "0", "prediction_text": prediction}, {"id": "0", "answers": answers})
+        return float(values[key]) / 100
+
+    return score
+
+
+def _rouge(key: str) -> Callable[[str, list[str]], float]:
+    # The default keys hold rougeLsum, which needs nltk and its data; these need neither.
+    def score(prediction: str, references: list[str]) -> float:
+        values = rouge_score([prediction], [references], accumulate="best", rouge_keys=key)
+        return float(values[f"{key}_fmeasure"])
+
+    return score
+
+
+TEXT_SCORES: dict[str, Callable[[str, list[str]], float]] = {
+    "exact_match": _squad("exact_match"),
+    "squad_f1": _squad("f1"),
+    "rouge1": _rouge("rouge1"),
+    "rouge2": _rouge("rouge2"),
+    "rougeL": _rouge("rougeL"),
+}
+
+
+def text_scores(name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+    """One score of each text, float64 `[N]`; see `example_scores`.
+
+    Args:
+        name: one of `TEXT_SCORES`.
+        predictions, references: as in `example_scores`.
+    """
+    # A text in place of a list of texts would be taken for a list of letters.
+    sound = all(len(right) and not isinstance(right, str) for right in references)
+    if len(predictions) != len(references) or not sound:
+        raise ValueError(
+            f"{len(predictions)} predictions and {len(references)} references, which must be one list of texts for each"
+        )
+    score, pairs = TEXT_SCORES[name], zip(predictions, references, strict=True)
+    return np.array([score(prediction, list(right)) for prediction, right in pairs], dtype=np.float64)
+
+
+def example_scores(
+    task: Task, predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, NDArray[np.float64]]:
+    """The scores of each text by the names in `task.metrics`, fractions, float64 `[N]`; their mean is the metric.
+
+    `exact_match` and `squad_f1` compare as SQuAD does: lower case, without punctuation and articles. `rouge1`, `rouge2`
+    and `rougeL` are F-measures over lower-cased words and numbers, without stemming. Of several references the best
+    counts, for each metric by itself. An empty prediction scores 0, but 1 in `exact_match` and `squad_f1` where
+    nothing is left of a reference either ("the").
+
+    Args:
+        task: a generation task.
+        predictions: N texts.
+        references: for each of them the texts that are right, at least one.
+
+    Raises:
+        UserError: the task has a metric that texts do not have.
+        ValueError: not as many references as predictions, or an example without one.
+    """
+    _check_text_metrics(task)
+    return {name: text_scores(name, predictions, references) for name in task.metrics}
+
+
+def _check_text_metrics(task: Task) -> None:
+    unknown = [name for name in task.metrics if name not in TEXT_SCORES]
+    if unknown:
+        raise UserError(
+            f"task {task.name}: {', '.join(unknown)} cannot be computed from texts; generation has "
+            f"{', '.join(TEXT_SCORES)}"
+        )
+
+
+class TextScore(Metric):
+    """Mean of a score of texts over all examples, NaN without any.
+
+    Args:
+        name: one of `TEXT_SCORES`.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.name = name
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predictions: Sequence[str], references: Sequence[list[str]]) -> None:
+        """Score `predictions` (B texts) against `references` (for each the texts that are right)."""
+        scores = text_scores(self.name, predictions, references)
+        self.total += float(scores.sum())
+        self.count += len(scores)
+
+    def compute(self) -> Tensor:
+        """The mean, a fraction, float32."""
+        return self.total / self.count
+
+
+def make_metrics(task: Task) -> MetricCollection:
+    """The metrics of a task, by the names in `task.metrics`; all are fractions and add up over processes.
+
+    For classes: `accuracy` is the share of right answers; `f1` that of class 1 for two classes, else the mean over the
+    classes that occur among labels or predictions; `matthews` the correlation. They are fed with predictions and labels
+    as int64 `[B]`. For texts: what `example_scores` tells of; fed with `update(predictions, references)`, B texts and
+    for each of them a list of the texts that are right.
+
+    Raises:
+        UserError: a metric that is none of these.
+    """
+    if task.is_generation:
+        _check_text_metrics(task)
+        return MetricCollection({name: TextScore(name) for name in task.metrics}, compute_groups=False)
+    unknown = [name for name in task.metrics if name not in METRICS]
+    if unknown or task.num_classes < 2:
+        raise UserError(
+            f"task {task.name}: {', '.join(unknown) or 'its metrics'} cannot be computed from "
+            f"{task.num_classes} classes; classification has {', '.join(METRICS)}"
+        )
+    # No two of them have the same states, so there is nothing to share.
+    return MetricCollection({name: METRICS[name](task.num_classes) for name in task.metrics}, compute_groups=False)
+
+
+def bootstrap_interval(
+    correct: Tensor | ArrayLike | Sequence[bool], seed: int, n: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of an accuracy.
+
+    Args:
+        correct: 0/1 or bool `[N]`, whether each example was answered rightly.
+        seed: of the resampling.
+        n: number of resamples.
+        level: the share of resamples within the interval.
+
+    Returns:
+        Lower and upper end, fractions.
+
+    Raises:
+        ValueError: no examples, or values other than 0 and 1.
+    """
+    values = np.asarray(correct, dtype=np.float64)
+    if values.size == 0 or not np.isin(values, (0, 1)).all():
+        raise ValueError("a bootstrap of the accuracy needs one 0 or 1 an example")
+    # How many right answers a resample of N holds is binomial: the same as drawing indices, without an [n, N] array.
+    accuracies = np.random.default_rng(seed).binomial(values.size, values.mean(), size=n) / values.size
+    low, high = np.quantile(accuracies, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_mean_interval(
+    values: Tensor | ArrayLike, seed: int, n: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean of scores of examples (`example_scores`).
+
+    Args:
+        values: `[N]` numbers, one an example.
+        seed: of the resampling.
+        n: number of resamples.
+        level: the share of resamples within the interval.
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: no examples, or values that are not finite.
+    """
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.ndim != 1 or scores.size == 0 or not np.isfinite(scores).all():
+        raise ValueError("a bootstrap of a mean needs one finite number an example")
+    generator = np.random.default_rng(seed)
+    # A million indices at a time: [n, N] of them would be gigabytes for a large split.
+    rows = max(1, 1_000_000 // scores.size)
+    means = np.concatenate(
+        [
+            scores[generator.integers(0, scores.size, (min(rows, n - start), scores.size))].mean(axis=1)
+            for start in range(0, n, rows)
+        ]
+    )
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def interval_over(values: Tensor | ArrayLike, seed: int = 0) -> tuple[float, float]:
+    """`bootstrap_mean_interval` over tasks, targets or runs; NaN for fewer than `LEAST_DRAWN` of them.
+
+    Of two values drawn with replacement the interval is the two themselves, whatever they are.
+    """
+    drawn = np.asarray(values, dtype=np.float64)
+    return bootstrap_mean_interval(drawn, seed) if drawn.size >= LEAST_DRAWN else (math.nan, math.nan)
+
+
+def class_metric(name: str, predictions: ArrayLike, labels: ArrayLike, num_classes: int) -> float:
+    """A metric of `METRICS` from whole arrays, the same number as torchmetrics gives.
+
+    It never talks to other processes, as metrics do wherever there are some.
+
+    Args:
+        name: one of `METRICS`.
+        predictions, labels: int `[N]`.
+        num_classes: C.
+    """
+    return float(_from_confusion(name, _confusion(predictions, labels, num_classes)[None])[0])
+
+
+def bootstrap_metric_interval(
+    name: str,
+    predictions: ArrayLike,
+    labels: ArrayLike,
+    num_classes: int,
+    seed: int,
+    n: int = 1000,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a metric of classes, over examples.
+
+    Args:
+        name: one of `METRICS`.
+        predictions, labels: int `[N]`.
+        num_classes: C.
+        seed: of the resampling.
+        n: number of resamples.
+        level: the share of resamples within the interval.
+    """
+    if name == "accuracy":
+        return bootstrap_interval(np.equal(predictions, labels), seed, n, level)
+    # The others depend on the counts of (true, predicted) alone, and those of a resample are multinomial.
+    counts = _confusion(predictions, labels, num_classes).ravel()
+    drawn = np.random.default_rng(seed).multinomial(int(counts.sum()), counts / counts.sum(), size=n)
+    values = _from_confusion(name, drawn.reshape(n, num_classes, num_classes).astype(np.float64))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _confusion(predictions: ArrayLike, labels: ArrayLike, num_classes: int) -> NDArray[np.float64]:
+    """Counts `[C, C]`, true classes in rows."""
+    predicted, true = np.asarray(predictions, dtype=np.int64), np.asarray(labels, dtype=np.int64)
+    counts = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes).astype(np.float64)
+
+
+def _from_confusion(name: str, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A metric `[n]` of counts `[n, C, C]`, true classes in rows."""
+    right, true, predicted = np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2), counts.sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if name == "accuracy":
+            return right.sum(axis=1) / counts.sum(axis=(1, 2))
+        if name == "f1":
+            each = np.where(true + predicted > 0, 2 * right / (true + predicted), np.nan)
+            return np.nan_to_num(each[:, 1]) if counts.shape[1] == 2 else np.nanmean(each, axis=1)
+        total = counts.sum(axis=(1, 2))
+        spread = (total**2 - (predicted**2).sum(axis=1)) * (total**2 - (true**2).sum(axis=1))
+        return np.where(spread > 0, (right.sum(axis=1) * total - (predicted * true).sum(axis=1)) / np.sqrt(spread), 0.0)

@@ -1,0 +1,274 @@
+"""The registry of tasks: one row a task (``catalogue.py``), or a YAML file of the user's.
+
+A task of your own needs no change of the package::
+
+    name: trec                       # also the folder below --data.root
+    type: topic                      # any word; six are the paper's
+    columns: {text_a: text, text_b: null}
+    label_column: label
+    labels: [0, 1]                   # values in class order; left out: 0..C-1
+    label_words: [terrible, great]
+    label_words_policy: error        # a word of several tokens: error, first token, mean of all
+    metric: accuracy
+    cue: "Answer:"                   # what a causal model reads after the text, before it answers; "" for nothing
+    local: folder                    # optional, relative to this file; wins over --data.root/<name>
+
+A task that is to write a text has, in place of labels and words::
+
+    target_column: summary           # a text, or a list of texts that are all right
+    max_target_length: 32            # tokens of a target, and the most that are generated
+    metric: rougeL                   # exact_match, squad_f1, rouge1, rouge2 or rougeL
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prompt_transfer.tasks.builtin import BUILTIN_TASKS
+from prompt_transfer.tasks.catalogue import ROWS
+from prompt_transfer.tasks.task import (
+    CLASSIFICATION_METRICS,
+    DEFAULT_CUE,
+    GENERATION_METRICS,
+    LABEL_WORDS_POLICIES,
+    HubSource,
+    PaperWords,
+    Task,
+)
+from prompt_transfer.utils.errors import UserError
+
+__all__ = ["HubSource", "PaperWords", "Task", "describe_tasks", "get_task", "register", "task_names"]
+
+LABEL_KEYS = ("label_column", "labels", "label_words", "label_words_policy", "drop_labels")
+TARGET_KEYS = ("target_column", "max_target_length")
+YAML_KEYS = ("name", "type", "columns", *LABEL_KEYS, *TARGET_KEYS, "metric", "metrics", "max_length", "cue", "local")
+_REGISTRY: dict[str, Task] = {row.name: row for row in ROWS}
+_BUILTIN: dict[str, Task] = {row.name: row for row in BUILTIN_TASKS}
+
+
+def register(task: Task) -> Task:
+    """Add `task` to the registry for this process; returns it.
+
+    Raises:
+        UserError: the name is taken.
+    """
+    if task.name in _all_tasks():
+        raise UserError(f"there is a task {task.name} already; choose another name")
+    _REGISTRY[task.name] = task
+    return task
+
+
+def task_names() -> list[str]:
+    """Names of all tasks, in the order of the registry, the built-in ones last."""
+    return list(_all_tasks())
+
+
+def get_task(name: str | Path) -> Task:
+    """The task of that name, or the one that a YAML file describes.
+
+    Args:
+        name: a name of the registry, or the path of a ``.yaml`` file (see the head of this module).
+
+    Raises:
+        UserError: no such task (close names are given), or the file does not describe a task.
+    """
+    text = str(name)
+    if text.endswith((".yaml", ".yml")) or "/" in text:
+        return _load_yaml(Path(text).expanduser())
+    if text in _REGISTRY:
+        return _REGISTRY[text]
+    tasks = _all_tasks()
+    if text in tasks:
+        return tasks[text]
+    close = difflib.get_close_matches(text.lower().replace("-", "_"), tasks, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "see `prompt-transfer tasks list`"
+    if "," in text:
+        hint = f"several tasks are a list: --data.task '[{text}]'"
+    raise UserError(f"unknown task {text!r} ({hint}); a task of your own is given as the path of its YAML file")
+
+
+def describe_tasks() -> list[dict[str, Any]]:
+    """One dict a task for ``tasks list``: name, type, classes, label_words, metric, sources, hub."""
+    return [_describe(task) for task in _all_tasks().values()]
+
+
+def _describe(task: Task) -> dict[str, Any]:
+    sources = ["builtin"] if task.builtin else [*(["hub"] if task.hub else []), "local"]
+    hub = ""
+    if task.hub:
+        hub = "/".join(filter(None, (task.hub.id, task.hub.config))) + ("" if task.hub.verified else " (unverified)")
+    return {
+        "name": task.name,
+        "type": task.type,
+        "classes": task.num_classes,
+        "label_words": list(task.label_words),
+        "metric": task.metric,
+        "sources": sources,
+        "hub": hub,
+    }
+
+
+def _all_tasks() -> dict[str, Task]:
+    return {**_REGISTRY, **_BUILTIN}
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader in which ``no``, ``yes``, ``on`` and ``off`` are words: they are common label words."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rows if tag != "tag:yaml.org,2002:bool"]
+    for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
+def _load_yaml(path: Path) -> Task:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"cannot read the task file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that there is not is a ValueError
+        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    task = _Fields(path, values).task()
+    if task.name in _all_tasks():
+        raise UserError(f"{path}: the name {task.name} is that of a known task; choose another one for `name`")
+    return task
+
+
+class _Fields:
+    """Checks of the values of one task file; every complaint names the file and the key."""
+
+    def __init__(self, path: Path, values: Any) -> None:
+        self.path = path
+        self.values: dict[str, Any] = self._known(values, YAML_KEYS, "the file")
+
+    def task(self) -> Task:
+        answers = self._target() if "target_column" in self.values else self._classes()
+        allowed = GENERATION_METRICS if "target_column" in self.values else CLASSIFICATION_METRICS
+        columns = self._known(self.values.get("columns"), ("text_a", "text_b"), "columns")
+        metric = self._choice("metric", allowed)
+        local = self._string("local", required=False)
+        cue = self.values.get("cue", DEFAULT_CUE)
+        return Task(
+            name=self._name(),
+            type=self._string("type", default="other"),
+            text_a=self._string("text_a", columns),
+            text_b=self._string("text_b", columns, required=False),
+            metric=metric,
+            metrics=self._metrics(metric, allowed),
+            local=None if local is None else self._folder(local),
+            max_length=self._tokens("max_length", 64),
+            cue="" if cue == "" else self._string("cue", default=DEFAULT_CUE),
+            **answers,
+        )
+
+    def _folder(self, local: str) -> str:
+        try:
+            return str((self.path.parent / Path(local).expanduser()).resolve())
+        except (ValueError, RuntimeError, OSError) as error:  # a null byte, no such user
+            raise self._fail(f"local {local!r} is no folder: {error}") from error
+
+    def _classes(self) -> dict[str, Any]:
+        """Fields of a task that chooses a class."""
+        if "max_target_length" in self.values:
+            raise self._fail("max_target_length is for tasks with a target_column")
+        words = tuple(self._words())
+        return {
+            "label_column": self._string("label_column", default="label"),
+            "labels": self._labels(words),
+            "label_words": words,
+            "label_words_policy": self._choice("label_words_policy", LABEL_WORDS_POLICIES),
+            "drop_labels": tuple(self._list("drop_labels") or ()),
+        }
+
+    def _target(self) -> dict[str, Any]:
+        """Fields of a task that writes a text."""
+        wrong = [key for key in LABEL_KEYS if key in self.values]
+        if wrong:
+            raise self._fail(f"a task with a target_column has no labels: leave out {', '.join(wrong)}")
+        return {
+            "label_column": None,
+            "target_column": self._string("target_column"),
+            "max_target_length": self._tokens("max_target_length", 32),
+        }
+
+    def _fail(self, message: str) -> UserError:
+        return UserError(f"{self.path}: {message}")
+
+    def _known(self, values: Any, allowed: tuple[str, ...], what: str) -> dict[str, Any]:
+        if not isinstance(values, dict):
+            raise self._fail(f"{what} must be a mapping with the keys {', '.join(allowed)}")
+        unknown = [str(key) for key in values if key not in allowed]
+        if unknown:
+            raise self._fail(f"unknown key {', '.join(unknown)} in {what}; allowed are {', '.join(allowed)}")
+        return values
+
+    def _string(
+        self, key: str, values: dict[str, Any] | None = None, *, default: str | None = None, required: bool = True
+    ) -> Any:
+        value = (self.values if values is None else values).get(key, default)
+        if value is None and required:
+            raise self._fail(f"{key} is missing")
+        if value is not None and (not isinstance(value, str) or not value):
+            raise self._fail(f"{key} must be a word in quotes, not {value!r}")
+        return value
+
+    def _name(self) -> str:
+        name = self._string("name")
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name.startswith("builtin_"):
+            raise self._fail(f"name {name!r} must be letters, digits, '_', '-' or '.', and not start with builtin_")
+        return name
+
+    def _choice(self, key: str, allowed: tuple[str, ...]) -> str:
+        value = self.values.get(key, allowed[0])
+        if value not in allowed:
+            raise self._fail(f"{key} must be one of {', '.join(allowed)}, not {value!r}")
+        return value
+
+    def _list(self, key: str) -> list[Any] | None:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, list):
+            raise self._fail(f"{key} must be a list, not {value!r}")
+        return value
+
+    def _words(self) -> list[str]:
+        # YAML reads true, false and numbers as such; here they are words like any other.
+        values = self._list("label_words") or []
+        words = [(str(value).lower() if isinstance(value, bool) else str(value)).strip() for value in values]
+        if len(words) < 2 or len(set(words)) != len(words) or not all(words):
+            raise self._fail(f"label_words must be two or more different words, one a class, not {words}")
+        return words
+
+    def _labels(self, words: tuple[str, ...]) -> tuple[Any, ...] | None:
+        labels = self._list("labels")
+        if labels is None:
+            return None
+        if len(labels) != len(words):
+            raise self._fail(
+                f"{len(labels)} labels ({', '.join(map(str, labels))}) and {len(words)} label_words "
+                f"({', '.join(words)}): give each label its word"
+            )
+        if len({str(value) for value in labels}) != len(labels):
+            raise self._fail(f"labels {labels} must be different values")
+        return tuple(labels)
+
+    def _metrics(self, metric: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+        others = self._list("metrics") or []
+        wrong = [str(value) for value in others if value not in allowed]
+        if wrong:
+            raise self._fail(f"metrics must be from {', '.join(allowed)}, not {', '.join(wrong)}")
+        return (metric, *(value for value in dict.fromkeys(others) if value != metric))
+
+    def _tokens(self, key: str, default: int) -> int:
+        value = self.values.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self._fail(f"{key} must be a whole number of tokens, not {value!r}")
+        return value

@@ -1,0 +1,252 @@
+"""From classes to tokens: label -> label word -> token ids, and from token logits back to class logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from prompt_transfer.backbones.tokenization import word_pieces
+from prompt_transfer.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from prompt_transfer.tasks.registry import Task
+
+# `sequence`, the fourth policy of tasks, needs no single tokens: see `label_sequences`.
+POLICIES = ("error", "first", "mean")
+IGNORED = -100
+
+
+@dataclass(frozen=True, eq=False)
+class Verbalizer:
+    """The label words of one task as token ids of one tokenizer.
+
+    Attributes:
+        task_name: the task, for messages and tables.
+        label_words: one word a class.
+        class_ids: the token ids of each class.
+        class_pieces: the same as the tokenizer writes them.
+        policy: what was done with words of several tokens.
+        token_ids: int64 `[U]`, sorted, each once: the logits that are asked of the backbone.
+        weights: float32 `[C, U]`, rows sum to 1: class logits = weighted sums of token logits.
+    """
+
+    task_name: str
+    label_words: tuple[str, ...]
+    class_ids: tuple[tuple[int, ...], ...]
+    class_pieces: tuple[tuple[str, ...], ...]
+    policy: str
+    token_ids: Tensor
+    weights: Tensor
+
+    @classmethod
+    def build(cls, task_name: str, label_words: Sequence[str], tokenizer: Any, policy: str = "error") -> Verbalizer:
+        """Tokenise `label_words` as they stand inside a sentence (" great" where a leading blank matters).
+
+        Args:
+            task_name: for messages.
+            label_words: one word a class, in class order.
+            tokenizer: the backbone's.
+            policy: for words of several tokens: `error`, `first` token only, or `mean` of their logits.
+
+        Raises:
+            UserError: a word of several tokens under `error`, an unknown or empty word, two labels with the same
+                tokens, fewer than two words.
+        """
+        if policy not in POLICIES:
+            raise UserError(f"task {task_name}: label_words_policy is {policy!r}; choose one of {', '.join(POLICIES)}")
+        ids = [_word_ids(task_name, word, tokenizer, policy) for word in label_words]
+        return cls._make(task_name, label_words, ids, tokenizer, policy)
+
+    @classmethod
+    def from_ids(
+        cls, task_name: str, token_ids: Sequence[int], tokenizer: Any, label_words: Sequence[str] | None = None
+    ) -> Verbalizer:
+        """Explicit token ids, one a class (the paper's, some of which are not what their words say).
+
+        `label_words` are names for tables; left out, they are the tokens.
+
+        Raises:
+            UserError: an id outside the vocabulary, two equal ids, fewer than two ids.
+        """
+        for token_id in token_ids:
+            if not 0 <= token_id < len(tokenizer):
+                raise UserError(
+                    f"task {task_name}: the token id {token_id} is not in the vocabulary of {len(tokenizer)} tokens; "
+                    "these ids belong to another backbone, use label words"
+                )
+        words = tokenizer.convert_ids_to_tokens(list(token_ids)) if label_words is None else label_words
+        if len(words) != len(token_ids):
+            raise UserError(f"task {task_name}: {len(token_ids)} token ids, but {len(words)} label words")
+        return cls._make(task_name, words, [[token_id] for token_id in token_ids], tokenizer, "ids")
+
+    @classmethod
+    def for_task(cls, task: Task, tokenizer: Any, family: str) -> Verbalizer:
+        """The verbalizer of a row of the registry: its token ids for `family` where it has them, else its words.
+
+        Raises:
+            UserError: as `build` and `from_ids`; also for a task without classes.
+        """
+        if family in task.token_ids:
+            return cls.from_ids(task.name, task.token_ids[family], tokenizer, task.label_words)
+        return cls.build(task.name, task.label_words, tokenizer, task.label_words_policy)
+
+    @classmethod
+    def _make(
+        cls, name: str, words: Sequence[str], ids: Sequence[Sequence[int]], tokenizer: Any, policy: str
+    ) -> Verbalizer:
+        if len(words) < 2:
+            raise UserError(f"task {name}: {len(words)} label words; a classification task has two or more")
+        seen: dict[frozenset[int], str] = {}
+        for word, own in zip(words, ids, strict=True):
+            if (other := seen.get(frozenset(own))) is not None:
+                pieces = tokenizer.convert_ids_to_tokens(list(own))
+                raise UserError(
+                    f"task {name}: the labels {other!r} and {word!r} are both the token {' '.join(map(repr, pieces))}; "
+                    "choose another label word for one of them, or with a causal or seq2seq backbone score whole "
+                    "labels with label_words_policy sequence"
+                )
+            seen[frozenset(own)] = word
+        token_ids = sorted({token_id for own in ids for token_id in own})
+        weights = torch.zeros(len(words), len(token_ids))
+        for row, own in enumerate(ids):
+            for token_id in own:
+                weights[row, token_ids.index(token_id)] += 1 / len(own)
+        return cls(
+            task_name=name,
+            label_words=tuple(words),
+            class_ids=tuple(tuple(own) for own in ids),
+            class_pieces=tuple(tuple(tokenizer.convert_ids_to_tokens(list(own))) for own in ids),
+            policy=policy,
+            token_ids=torch.tensor(token_ids, dtype=torch.int64),
+            weights=weights,
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.label_words)
+
+    def class_logits(self, token_logits: Tensor) -> Tensor:
+        """Logits of `token_ids` `[..., U]` -> logits of the classes `[..., C]`, float32."""
+        return _mix(token_logits, self.weights)
+
+    def to(self, device: torch.device | str) -> Verbalizer:
+        """The same with its tensors on `device`."""
+        return replace(self, token_ids=self.token_ids.to(device), weights=self.weights.to(device))
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row a class: task, class, label_word, token_ids, pieces, policy."""
+        columns = zip(self.label_words, self.class_ids, self.class_pieces, strict=True)
+        return [
+            {
+                "task": self.task_name,
+                "class": index,
+                "label_word": word,
+                "token_ids": list(ids),
+                "pieces": list(pieces),
+                "policy": self.policy,
+            }
+            for index, (word, ids, pieces) in enumerate(columns)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class VerbalizerStack:
+    """The verbalizers of K tasks in one, for batches that mix tasks.
+
+    Attributes:
+        token_ids: int64 `[U]`, the union, sorted.
+        weights: float32 `[K, C, U]`, C the largest number of classes; zero rows beyond a task's own.
+        class_mask: bool `[K, C]`, True for the classes that a task has.
+    """
+
+    token_ids: Tensor
+    weights: Tensor
+    class_mask: Tensor
+
+    def class_logits(self, token_logits: Tensor, task_ids: Tensor) -> Tensor:
+        """Token logits `[B, U]` and task numbers `[B]` -> class logits `[B, C]`, -inf for classes a task has not."""
+        logits = _mix(token_logits, self.weights[task_ids])
+        return logits.masked_fill(~self.class_mask[task_ids], float("-inf"))
+
+    def to(self, device: torch.device | str) -> VerbalizerStack:
+        """The same with its tensors on `device`."""
+        return VerbalizerStack(self.token_ids.to(device), self.weights.to(device), self.class_mask.to(device))
+
+
+def stack(verbalizers: Sequence[Verbalizer]) -> VerbalizerStack:
+    """Put the verbalizers of several tasks (of one tokenizer) together; their order gives the task numbers."""
+    token_ids = torch.cat([one.token_ids for one in verbalizers]).unique()
+    classes = max(one.num_classes for one in verbalizers)
+    weights = torch.zeros(len(verbalizers), classes, len(token_ids))
+    mask = torch.zeros(len(verbalizers), classes, dtype=torch.bool)
+    for number, one in enumerate(verbalizers):
+        weights[number][: one.num_classes, torch.searchsorted(token_ids, one.token_ids)] = one.weights
+        mask[number, : one.num_classes] = True
+    return VerbalizerStack(token_ids, weights, mask)
+
+
+def label_sequences(tasks: Sequence[Task], encoder: Any) -> tuple[Tensor, Tensor]:
+    """The label words of K tasks as whole texts: in rank classification a class scores the log-probability of its own.
+
+    The end token is left out: a causal model need not stop after its answer. So no label may be the beginning of
+    another one.
+
+    Args:
+        tasks: in the order of their numbers.
+        encoder: a `TextEncoder` of a backbone that writes.
+
+    Returns:
+        Token ids [K, C, S] filled up with -100, and which classes a task has, bool [K, C].
+
+    Raises:
+        UserError: a label without tokens, or one that begins like another and goes on.
+    """
+    rows = [[ids[:-1] for ids in encoder.encode_targets(list(task.label_words), 10**6)] for task in tasks]
+    for task, labels in zip(tasks, rows, strict=True):
+        for word, own in zip(task.label_words, labels, strict=True):
+            if not own:
+                raise UserError(f"task {task.name}: the label {word!r} has no tokens; choose another word")
+            for other, ids in zip(task.label_words, labels, strict=True):
+                if other != word and ids[: len(own)] == own:
+                    raise UserError(
+                        f"task {task.name}: to the backbone the label {other!r} begins with all of {word!r}, so the "
+                        "second is always likelier; choose another word for one of them"
+                    )
+    classes = max(map(len, rows))
+    longest = max(len(ids) for labels in rows for ids in labels)
+    sequences = torch.full((len(rows), classes, longest), IGNORED)
+    mask = torch.zeros(len(rows), classes, dtype=torch.bool)
+    for task_number, labels in enumerate(rows):
+        for index, ids in enumerate(labels):
+            sequences[task_number, index, : len(ids)] = torch.tensor(ids)
+            mask[task_number, index] = True
+    return sequences, mask
+
+
+def _mix(token_logits: Tensor, weights: Tensor) -> Tensor:
+    # No matmul: TF32 and autocast would round the logits, and U is small.
+    return (token_logits.float().unsqueeze(-2) * weights).sum(-1)
+
+
+def _word_ids(task_name: str, word: str, tokenizer: Any, policy: str) -> list[int]:
+    if not isinstance(word, str):
+        raise UserError(f"task {task_name}: the label word {word!r} is no text; YAML needs quotes around such words")
+    ids = word_pieces(tokenizer, word)
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    if not word.strip() or not ids:
+        raise UserError(f"task {task_name}: the label word {word!r} has no tokens; choose another word")
+    unknown = tokenizer.unk_token_id in ids
+    if unknown or set(ids) & set(tokenizer.all_special_ids):
+        kind = "not in the backbone's vocabulary" if unknown else "a special token"
+        raise UserError(f"task {task_name}: the label word {word!r} is {kind} ({pieces}); choose another word")
+    if len(ids) > 1 and policy == "error":
+        raise UserError(
+            f"task {task_name}: the label word {word!r} is {len(ids)} tokens ({', '.join(map(repr, pieces))}); choose "
+            "another word, or set label_words_policy to first, mean or (causal and seq2seq backbones) sequence"
+        )
+    return ids[:1] if policy == "first" else ids

@@ -1,0 +1,198 @@
+"""Files that are whole or absent: write beside the target, sync, rename. Folders that one process writes to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from prompt_transfer.utils.errors import UserError
+
+LOCK = ".lock"
+
+
+def cache_folder() -> Path:
+    """The folder of what can be made again: the variable PROMPT_TRANSFER_CACHE, else ``~/.cache/prompt_transfer``."""
+    return Path(os.environ.get("PROMPT_TRANSFER_CACHE") or "~/.cache/prompt_transfer").expanduser()
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, on an error removed.
+
+    The temporary name keeps the suffix of `path`, since writers such as matplotlib choose the format by it.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner reads; results are shared between people.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it is synced and renamed to `path`, on an error removed.
+
+    If another process made `path` first, that one stays.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from error
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        for place in sorted(temporary.rglob("*"), reverse=True):
+            _sync_folder(place)
+        _sync_folder(temporary)
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring new names (or a file's content) to disk; some file systems do not let a folder be opened, and need not."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def prove_writable_dir(path: str | Path) -> None:
+    """As `check_writable_dir`, and leave nothing behind: for commands that write at their end only.
+
+    Raises:
+        UserError: `path` is a file, or the folder cannot be made or written.
+    """
+    path = Path(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        check_writable_dir(path)
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def check_writable_dir(path: str | Path) -> Path:
+    """Make the folder `path` and prove that a file can be written there.
+
+    Raises:
+        UserError: `path` is a file, or the folder cannot be made or written.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the folder {path}: {error.strerror}; give another one with --output"
+        ) from error
+    return path
+
+
+@contextmanager
+def alone(folder: str | Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
+    """Keep other processes that ask the same out of `folder`, which is made where it is missing.
+
+    The system ends the lock with its process, however that ends, and processes that were forked do not prolong it. It
+    holds over machines as far as their file system has locks (NFS has). Afterwards the folder is as if nobody had
+    been there: no lock file, and no folder that was made and stayed empty.
+
+    Args:
+        folder: where two processes would spoil each other's files.
+        name: of the lock file.
+        wait: for another process to finish, instead of raising.
+
+    Raises:
+        UserError: another process is at work there (without `wait`), or the folder cannot be written.
+    """
+    folder = Path(folder)
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    check_writable_dir(folder)
+    path = folder / name
+    handle = None if sys.platform == "win32" else _locked(path, wait)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            path.unlink(missing_ok=True)
+            os.close(handle)
+        for place in missing:
+            with suppress(OSError):
+                place.rmdir()
+
+
+def _locked(path: Path, wait: bool) -> int | None:
+    """The open and locked file; None where the file system has no locks."""
+    import fcntl
+
+    while True:
+        handle, current = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), False
+        try:
+            # Of the process, not of the open file: worker processes inherit the latter and would keep it locked.
+            fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            holder = os.read(handle, 200).decode(errors="replace")
+            os.close(handle)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                who = f"another process ({holder})" if holder else "another process"
+                raise UserError(f"{who} is at work in {path.parent}: wait for it, or give another --output") from error
+            problem = f"{path.parent} lies on a file system without locks"
+            warnings.warn(f"{problem}: let no second command write there", stacklevel=4)
+            return None
+        # Whoever held it before may have removed the file after it was opened here.
+        with suppress(FileNotFoundError):
+            current = os.fstat(handle).st_ino == path.stat().st_ino
+        if current:
+            os.ftruncate(handle, 0)
+            os.write(handle, f"{os.getpid()} on {platform.node()}".encode())
+            return handle
+        os.close(handle)

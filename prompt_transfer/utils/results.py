@@ -1,0 +1,222 @@
+"""Tidy tables of results: one row a measurement."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.files import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# The columns that every row has, in this order; further ones say how the number was made.
+COLUMNS = ("task", "backbone", "prompt", "seed", "split", "metric", "value", "low", "high", "n")
+
+# The tables that a command has shown, while a program waits for them (`--json`).
+_kept: list[dict[str, Any]] | None = None
+
+
+def table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a frame with the common columns first; what a row lacks is missing.
+
+    Args:
+        rows: `value` in 0..1; `low` and `high` the 95 % bootstrap interval over examples; `n` examples.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame(list(rows))
+    extra = [column for column in frame.columns if column not in COLUMNS]
+    return frame.reindex(columns=[*COLUMNS, *extra])
+
+
+def write(frame: pd.DataFrame, path: str | Path) -> Path:
+    """Write a frame as `.csv` or `.parquet`, whole or not at all.
+
+    Raises:
+        UserError: another suffix, or the place cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in (".csv", ".parquet"):
+        raise UserError(f"cannot write a table to {path}: the name must end in .csv or .parquet")
+    with atomic_path(path) as temporary:
+        if path.suffix == ".csv":
+            frame.to_csv(temporary, index=False)
+        else:
+            frame.to_parquet(temporary, index=False)
+    return path
+
+
+@contextmanager
+def kept() -> Iterator[list[dict[str, Any]]]:
+    """Collects the tables that are shown inside, as `{"title": ..., "rows": [...]}` of JSON values."""
+    global _kept
+    outer, _kept = _kept, []
+    try:
+        yield _kept
+    finally:
+        _kept = outer
+
+
+def keeping() -> bool:
+    """Whether a program waits for the tables."""
+    return _kept is not None
+
+
+def keep(rows: Sequence[dict[str, Any]], title: str | None = None) -> None:
+    """Hand rows to a program that waits for them; people do not see these."""
+    if _kept is not None:
+        _kept.append({"title": title, "rows": [{str(key): plain(value) for key, value in row.items()} for row in rows]})
+
+
+def show(
+    rows: Sequence[dict[str, Any]],
+    title: str | None = None,
+    columns: Sequence[str] | None = None,
+    data: Sequence[dict[str, Any]] | None = None,
+    spare: Sequence[str] = (),
+    common: Sequence[str] = (),
+) -> None:
+    """Print rows as a table for people, or keep them for a program (`--json`).
+
+    Shares have three digits, lists commas. On a narrow terminal cells are broken between words, behind `_`, `/` or `-`;
+    only what fits in no other way is broken elsewhere.
+
+    Args:
+        rows: one dict a row.
+        title: above the table.
+        columns: which are shown; default: all.
+        data: the same for programs (`--json`), where `rows` are put into words; default: `rows` with all columns.
+        spare: columns that are left out where the terminal is too narrow for all, the first of them first.
+        common: columns that are told once, in the title, where they hold the same in all rows.
+    """
+    if keeping():
+        keep(rows if data is None else data, title)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not rows:
+        console.print("(nothing)")
+        return
+    columns = list(columns or dict.fromkeys(key for row in rows for key in row))
+    told = [column for column in common if column in columns and len({_cell(row.get(column)) for row in rows}) == 1]
+    columns = [column for column in columns if column not in told]
+    title = ", ".join([*([title] if title else []), *(_cell(rows[0].get(column)) for column in told)]) or None
+    numeric = {
+        column
+        for column, kinds in ((column, {type(row.get(column)) for row in rows}) for column in columns)
+        if kinds - {type(None)} and kinds <= {int, float, type(None)}
+    }
+    rest = iter(spare)
+    while True:
+        cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+        # Two blanks stand between columns; lines there would cost a narrow terminal another one each.
+        room = console.width - 2 * len(columns)
+        whole = sum(max(map(len, column)) for column in zip(columns, *cells, strict=True))
+        out = next((column for column in rest if column in columns), None) if whole > room else None
+        if out is None:
+            break
+        columns.remove(out)
+    widths = fit_widths([columns, *cells], room)
+    if title:
+        console.print(Text(title, style="italic"))
+    view = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for column, width in zip(columns, widths, strict=True):
+        justify: Any = "right" if column in numeric else "left"
+        view.add_column(Text(fold(column, width), style="bold"), justify=justify, overflow="fold", width=width)
+    for row in cells:
+        # As Text, or the brackets of a path or of a list of words would be read as markup.
+        view.add_row(*(Text(fold(cell, width)) for cell, width in zip(row, widths, strict=True)))
+    console.print(view)
+
+
+def fit_widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Column widths for cells that share `room` characters.
+
+    The widest column with a blank to break at gives way first, then the widest with a mark in its words; once no column
+    has one, simply the widest.
+    """
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    unbroken = [
+        [max((len(part) for cell in column for part in parts(cell)), default=1) for column in columns]
+        for parts in (lambda cell: cell.split(" "), _parts)
+    ]
+    while sum(widths) > room and max(widths) > 1:
+        loose = next(
+            (
+                found
+                for least in unbroken
+                if (found := [index for index, width in enumerate(widths) if width > least[index]])
+            ),
+            range(len(widths)),
+        )
+        widths[max(loose, key=lambda index: widths[index])] -= 1
+    return widths
+
+
+def fold(text: str, width: int) -> str:
+    """Lines of at most `width` characters, broken between words, else behind `_`, `/`, `-`, else wherever need be."""
+    lines = [""]
+    words = re.findall(r"[^ ]+ *", text)
+    for piece in [part for word in words for part in ([word] if len(word.rstrip()) <= width else _parts(word))]:
+        if lines[-1] and len((lines[-1] + piece).rstrip()) > width:
+            lines.append("")
+        while len(piece.rstrip()) > width:
+            lines[-1], piece = piece[:width], piece[width:]
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines).replace(FIXED, " ")
+
+
+# A blank at which no line is broken, as in an interval.
+FIXED = "\N{NO-BREAK SPACE}"
+
+
+def _parts(text: str) -> list[str]:
+    """What stays together, with the blank or mark behind it; a minus stays with its number."""
+    return re.findall(r"[^ _/-]*(?:-(?=\d)[^ _/-]*)*(?: +|[_/-]|$)", text)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it: numbers of numpy as numbers, missing or not finite ones as null, else text."""
+    if isinstance(value, dict):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    # Missing values of pandas.
+    return None if str(value) in ("<NA>", "NaT") else str(value)
+
+
+def interval(low: float, high: float, digits: int) -> str:
+    """Both ends, for a cell of a table."""
+    if math.isnan(low):
+        return "-"
+    # Adding 0 makes 0 of -0.
+    return f"{round(low, digits) + 0.0:.{digits}f}{FIXED}to{FIXED}{round(high, digits) + 0.0:.{digits}f}"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3f}".replace("-0.000", "0.000")
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    # Metadata of a file may hold anything; a cell breaks where the table wants it.
+    return re.sub(r"[^\S\N{NO-BREAK SPACE}]+", " ", str(value)).strip()
