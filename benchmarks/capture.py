@@ -19,7 +19,7 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.neurons.capture import of_prompts
+from prompt_transfer.neurons.capture import capture_prompts
 from prompt_transfer.utils import results
 
 # H, layers, heads, F
@@ -61,7 +61,7 @@ def main() -> None:
     for way, groups in (("one batch", [prompts]), ("one by one", [[prompt] for prompt in prompts])):
         wall, processor = time.perf_counter(), time.process_time()
         for group in groups:
-            of_prompts(backbone, group)
+            capture_prompts(backbone, group)
         seconds, cpu = time.perf_counter() - wall, time.process_time() - processor
         rows.append({"way": way, "seconds": seconds, "processor": cpu})
     title = f"{' x '.join(map(str, shape))}, {options.size}, {options.threads} threads; made in {loading:.1f} s"

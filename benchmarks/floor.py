@@ -128,7 +128,7 @@ class Rates:
 
         # Forward as PyTorch does it; backward with weights that are sorted once, where there is a kernel for them.
         sort = dtype is torch.bfloat16 and device == "cpu" and frozen_linear.has_kernel()
-        turned = [frozen_linear.Turned(sort) for _ in weights]
+        turned = [frozen_linear.TransposedWeight(sort) for _ in weights]
 
         def both() -> None:
             for weight, other in zip(weights, turned, strict=True):

@@ -257,7 +257,7 @@ def run(output: str, kills: int = 20, commands: str = "fit,transfer,sweep", seed
     """
     from common import facts, write
 
-    from prompt_transfer.commands.parsing import words_of
+    from prompt_transfer.commands.parsing import split_list
     from prompt_transfer.utils import results
 
     report = facts("SIGKILL at random moments, then the same command again", kills=kills, seed=seed, threads=threads)
@@ -265,7 +265,7 @@ def run(output: str, kills: int = 20, commands: str = "fit,transfer,sweep", seed
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PROMPT_TRANSFER_CACHE": str(scratch / "cache")}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     generator, rows = random.Random(seed), []
-    for name in words_of(commands):
+    for name in split_list(commands):
         if name == "transfer":
             made = scratch / "prompts"
             made.mkdir()

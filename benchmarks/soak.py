@@ -28,7 +28,7 @@ from common import facts, write
 from lightning.pytorch.callbacks import Callback
 
 from prompt_transfer.callbacks.neurons import CaptureNeurons
-from prompt_transfer.commands.training import Fit
+from prompt_transfer.commands.training import FitCommand
 from prompt_transfer.utils.allocation import keep_memory
 
 MOST_GROWTH = 0.02
@@ -103,7 +103,7 @@ def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train and sample; the report without the machine."""
-    fit = Fit(
+    fit = FitCommand(
         "fit",
         [
             *("--model.backbone", options.backbone, "--data.task", options.task, "--model.prompt_length", "20"),

@@ -61,8 +61,8 @@ def child(started: float, arguments: list[str]) -> None:
     clocked(FrozenBackbone, "__init__", "load")
     clocked(TaskDataModule, "setup", "data")
     # The parser is made of the signatures of all classes before it reads anything.
-    clocked(training.Fit, "setup_parser", "parse")
-    clocked(training.Fit, "parse_arguments", "parse")
+    clocked(training.FitCommand, "setup_parser", "parse")
+    clocked(training.FitCommand, "parse_arguments", "parse")
 
     class FirstStep(L.Callback):
         """Ends the process after the first step; it is put in where the trainer is made."""
@@ -81,8 +81,8 @@ def child(started: float, arguments: list[str]) -> None:
             print(f"\n{MARK}{json.dumps({'total': ended - started, **seconds})}", flush=True)
             os._exit(0)
 
-    own: Callable[[Any], list[L.Callback]] = training.Fit.extra_callbacks
-    training.Fit.extra_callbacks = lambda self: [*own(self), FirstStep()]
+    own: Callable[[Any], list[L.Callback]] = training.FitCommand.extra_callbacks
+    training.FitCommand.extra_callbacks = lambda self: [*own(self), FirstStep()]
     from prompt_transfer.cli import main
 
     sys.exit(main(["fit", *arguments]))

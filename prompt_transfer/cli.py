@@ -12,7 +12,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from prompt_transfer.backbones.builtin import find_shipped
-from prompt_transfer.commands.parsing import value_of
+from prompt_transfer.commands.parsing import find_value
 from prompt_transfer.commands.table import COMMANDS, find, listing
 from prompt_transfer.utils import results
 from prompt_transfer.utils.allocation import keep_memory
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> i
 def _run(arguments: list[str], own_process: bool) -> None:
     if own_process and arguments[0] in ("validate", "test", "predict"):
         # The command would say so too, after the seconds that importing it takes.
-        prompt = value_of(arguments, "--prompt")
+        prompt = find_value(arguments, "--prompt")
         if prompt is not None and not Path(prompt).expanduser().exists():
             raise no_such_file(prompt, "prompt", SEE_PROMPTS)
     find(arguments[0], own_process)(arguments[0], arguments[1:])

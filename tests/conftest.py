@@ -139,13 +139,13 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def occupied() -> Callable[..., Any]:
-    """A context in which another process is at work in a folder, as `files.alone` does it."""
+    """A context in which another process is at work in a folder, as `files.exclusive_lock` does it."""
 
     @contextmanager
     def at_work(folder: Path, name: str = ".lock") -> Iterator[None]:
         script = (
-            "import sys; from prompt_transfer.utils.files import alone\n"
-            "with alone(sys.argv[1], sys.argv[2]): print('there', flush=True); sys.stdin.read()"
+            "import sys; from prompt_transfer.utils.files import exclusive_lock\n"
+            "with exclusive_lock(sys.argv[1], sys.argv[2]): print('there', flush=True); sys.stdin.read()"
         )
         command = [sys.executable, "-c", script, str(folder), name]
         with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:

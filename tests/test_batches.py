@@ -16,8 +16,8 @@ from prompt_transfer.data.batches import (
     BatchRows,
     EvaluationBatchSampler,
     LengthGroupedBatchSampler,
+    batch_bounds,
     collate,
-    cut,
     round_up,
 )
 from prompt_transfer.data.tokens import TokenTable
@@ -53,25 +53,25 @@ def test_collate_pads_to_a_multiple() -> None:
 
 def test_cut_by_hand() -> None:
     # 3 rows a batch; then at most 20 positions: 10 + 10, then 4 * 5, then the rest.
-    assert cut(np.array([5] * 7), 3).tolist() == [0, 3, 6, 7]
-    assert cut(np.array([10, 9, 5, 5, 5, 5, 5]), 9, max_tokens=20).tolist() == [0, 2, 6, 7]
+    assert batch_bounds(np.array([5] * 7), 3).tolist() == [0, 3, 6, 7]
+    assert batch_bounds(np.array([10, 9, 5, 5, 5, 5, 5]), 9, max_tokens=20).tolist() == [0, 2, 6, 7]
     # The longest counts, wherever in the batch it stands.
-    assert cut(np.array([1, 1, 10, 10]), 9, max_tokens=20).tolist() == [0, 2, 4]
+    assert batch_bounds(np.array([1, 1, 10, 10]), 9, max_tokens=20).tolist() == [0, 2, 4]
     # A row above the budget stands alone.
-    assert cut(np.array([30, 4, 4]), 9, max_tokens=20).tolist() == [0, 1, 3]
+    assert batch_bounds(np.array([30, 4, 4]), 9, max_tokens=20).tolist() == [0, 1, 3]
 
 
 def test_cut_leaves_no_process_without_a_row() -> None:
     # Two processes, three rows each: 6 + 1 becomes 5 + 2.
-    assert cut(np.ones(7), 3, world_size=2).tolist() == [0, 5, 7]
+    assert batch_bounds(np.ones(7), 3, world_size=2).tolist() == [0, 5, 7]
     # One row each: 2 + 2 + 1 has none to spare, so the last batch has 3.
-    assert cut(np.ones(5), 1, world_size=2).tolist() == [0, 2, 5]
+    assert batch_bounds(np.ones(5), 1, world_size=2).tolist() == [0, 2, 5]
 
 
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 4), st.integers(40, 200))
 def test_cut_keeps_to_size_and_budget(lengths: np.ndarray, size: int, world_size: int, max_tokens: int) -> None:
     lengths = -np.sort(-lengths)
-    bounds = cut(lengths, size, max_tokens, world_size)
+    bounds = batch_bounds(lengths, size, max_tokens, world_size)
     assert (bounds[0], bounds[-1]) == (0, len(lengths))
     for number, (start, end) in enumerate(pairwise(bounds)):
         assert end - start >= world_size

@@ -17,7 +17,7 @@ import yaml
 from prompt_transfer.backbones.builtin import shipped
 from prompt_transfer.cli import main
 from prompt_transfer.commands.lightning import Command
-from prompt_transfer.commands.pretraining import Pretrain
+from prompt_transfer.commands.pretraining import PretrainCommand
 from prompt_transfer.commands.table import COMMANDS, find
 from prompt_transfer.pretraining.backbone_pretraining import BackbonePretraining
 from prompt_transfer.pretraining.corpus import CorpusDataModule
@@ -400,7 +400,7 @@ def test_every_configuration_file_parses(config: Path, tmp_path: Path) -> None:
         def instantiate_classes(self) -> None:
             pass
 
-    class ParsedPretrain(Pretrain):
+    class ParsedPretrain(PretrainCommand):
         def instantiate_classes(self) -> None:
             pass
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from prompt_transfer.backbones.decoder_attention import OneQueryAttention, OneTokenAttention
+from prompt_transfer.backbones.decoder_attention import AbsorbedKVAttention, SingleTokenAttention
 from prompt_transfer.backbones.frozen import FrozenBackbone
 
 
@@ -30,7 +30,7 @@ def test_output_and_gradients_equal_the_modules_own(padded: bool) -> None:
         output = module(inputs[0], mask=mask, key_value_states=inputs[1])[0]
         return output, *torch.autograd.grad((output * weights).sum(), inputs)
 
-    for found, expected in zip(run(OneQueryAttention(whole).eval()), run(whole), strict=True):
+    for found, expected in zip(run(AbsorbedKVAttention(whole).eval()), run(whole), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -43,7 +43,7 @@ def test_a_token_alone_reads_itself() -> None:
         torch.nn.init.normal_(parameter, std=0.3)
     asked: list[int] = []
     whole.q.register_forward_hook(lambda module, args, output: asked.append(output.shape[1]))
-    alone = OneTokenAttention(whole).eval()
+    alone = SingleTokenAttention(whole).eval()
     for length in (1, 3):
         found = []
         for module in (alone, whole):

@@ -22,7 +22,7 @@ from prompt_transfer.callbacks import convergence
 from prompt_transfer.cli import main
 from prompt_transfer.commands import evaluation
 from prompt_transfer.commands.lightning import Command
-from prompt_transfer.commands.pretraining import Pretrain
+from prompt_transfer.commands.pretraining import PretrainCommand
 from prompt_transfer.commands.table import COMMANDS
 from prompt_transfer.prompts import initializers
 from prompt_transfer.prompts.prompt import Prompt
@@ -67,7 +67,7 @@ def parses_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_roberta: P
     monkeypatch.setattr(evaluation.Prompt, "load", lambda path: Prompt(torch.zeros(2, 32), facts))
     monkeypatch.setattr(jsonargparse.ArgumentParser, "instantiate", stop)
     monkeypatch.setattr(Command, "before_instantiate_classes", stop)
-    monkeypatch.setattr(Pretrain, "before_instantiate_classes", stop)
+    monkeypatch.setattr(PretrainCommand, "before_instantiate_classes", stop)
     monkeypatch.chdir(tmp_path)
     for folder in FOLDERS:
         (tmp_path / folder).mkdir(parents=True)

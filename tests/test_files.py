@@ -19,7 +19,13 @@ from prompt_transfer.cli import main
 from prompt_transfer.data.tokens import tokenise
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.utils.errors import UserError
-from prompt_transfer.utils.files import alone, atomic_path, check_writable_dir, prove_writable_dir, write_text_atomic
+from prompt_transfer.utils.files import (
+    atomic_path,
+    check_writable_dir,
+    exclusive_lock,
+    prove_writable_dir,
+    write_text_atomic,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -149,25 +155,25 @@ def test_a_full_disk_below_the_token_cache_is_told(monkeypatch: pytest.MonkeyPat
 def test_a_folder_belongs_to_one_process(tmp_path: Path, occupied: Callable[..., Any]) -> None:
     folder = tmp_path / "a" / "b"
     with occupied(folder):
-        with pytest.raises(UserError, match=rf"process \(\d+ on .+\) is at work in {folder}"), alone(folder):
+        with pytest.raises(UserError, match=rf"process \(\d+ on .+\) is at work in {folder}"), exclusive_lock(folder):
             pass
         # Another name is another lock.
-        with alone(folder, ".other"):
+        with exclusive_lock(folder, ".other"):
             pass
         assert [path.name for path in folder.iterdir()] == [".lock"]
     assert not list(tmp_path.iterdir())
 
 
 def test_a_lock_leaves_what_was_written(tmp_path: Path) -> None:
-    with alone(tmp_path / "a"):
+    with exclusive_lock(tmp_path / "a"):
         (tmp_path / "a" / "result").write_text("1")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["result"]
 
 
 def test_a_kill_ends_the_lock_though_forked_processes_live(tmp_path: Path) -> None:
     script = (
-        "import os, sys, time; from prompt_transfer.utils.files import alone\n"
-        "with alone(sys.argv[1]):\n"
+        "import os, sys, time; from prompt_transfer.utils.files import exclusive_lock\n"
+        "with exclusive_lock(sys.argv[1]):\n"
         "    child = os.fork()\n"
         "    if child: print(child, flush=True)\n"
         "    time.sleep(600)"
@@ -181,7 +187,7 @@ def test_a_kill_ends_the_lock_though_forked_processes_live(tmp_path: Path) -> No
             holder.kill()
             holder.wait()
             os.kill(child, 0)
-            with alone(tmp_path):
+            with exclusive_lock(tmp_path):
                 pass
         finally:
             os.kill(child, signal.SIGKILL)

@@ -102,7 +102,7 @@ def test_sorted_weights_give_the_same_gradient(transposed: bool) -> None:
     _, weight, _ = tensors(torch.bfloat16, 2, 5)
     weight = weight.t().contiguous().t() if transposed else weight
     gradient = torch.randn(2, frozen_linear.FEWEST_ROWS, 40).bfloat16()
-    turned = frozen_linear.Turned(sort=True)
+    turned = frozen_linear.TransposedWeight(sort=True)
     for scale in (1, 2):
         # Whoever changes the weights gets the product with the new ones, even behind autograd's back.
         weight.data.mul_(scale)
@@ -116,7 +116,7 @@ def test_sorted_weights_give_the_same_gradient(transposed: bool) -> None:
     assert other.sort
     assert other.made is None
     # Few rows are not worth it, nor are those of a model that is large.
-    few = frozen_linear.Turned(sort=True)
+    few = frozen_linear.TransposedWeight(sort=True)
     few.product(gradient[:1, :3], weight)
     assert few.made is None
 
@@ -315,13 +315,16 @@ def test_compiled_layers_share_no_rows(
 
 
 def test_threads_do_not_see_each_others_rows() -> None:
-    seen: list[frozen_linear.Alike | None] = []
-    with frozen_linear.alike(frozen_linear.Alike(0, 2, None, None)):
+    seen: list[frozen_linear.SharedRows | None] = []
+    with frozen_linear.sharing_rows(frozen_linear.SharedRows(0, 2, None, None)):
         thread = threading.Thread(target=lambda: seen.append(frozen_linear._now.rows))
         thread.start()
         thread.join()
         assert frozen_linear._now.rows is not None
     assert seen == [None]
-    with pytest.raises(RuntimeError, match="broken"), frozen_linear.alike(frozen_linear.Alike(0, 2, None, None)):
+    with (
+        pytest.raises(RuntimeError, match="broken"),
+        frozen_linear.sharing_rows(frozen_linear.SharedRows(0, 2, None, None)),
+    ):
         raise RuntimeError("broken")
     assert frozen_linear._now.rows is None

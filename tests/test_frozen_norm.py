@@ -120,5 +120,5 @@ def test_backbones_that_have_such_norms_use_it(
     assert (len(calls) >= 2 * backbone.config.num_hidden_layers) == (family != "roberta")
     # A copy has its own.
     other = copy.deepcopy(backbone)
-    norms = [part for part in other.model.modules() if isinstance(vars(part).get("forward"), frozen_norm.Forward)]
+    norms = [part for part in other.model.modules() if isinstance(vars(part).get("forward"), frozen_norm.NormForward)]
     assert all(norm.forward.norm is norm for norm in norms)  # type: ignore[union-attr]

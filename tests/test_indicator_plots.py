@@ -13,7 +13,7 @@ from prompt_transfer.analysis.indicator_plots import (
     indicator_against_transfer,
     indicator_ranking,
     layer_curve,
-    readable,
+    readable_name,
     similarity_matrix,
 )
 
@@ -50,8 +50,8 @@ def correlations() -> pd.DataFrame:
 
 
 def test_names_for_people() -> None:
-    assert readable("neuron_overlap_per_layer/03") == "neuron overlap, layer 3"
-    assert readable("linear_cka") == "linear CKA"
+    assert readable_name("neuron_overlap_per_layer/03") == "neuron overlap, layer 3"
+    assert readable_name("linear_cka") == "linear CKA"
 
 
 def test_similarity_matrix(pairs: pd.DataFrame) -> None:

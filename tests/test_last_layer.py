@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.backbones.last_layer import taken
+from prompt_transfer.backbones.last_layer import gather_positions
 
 WHOLE = {*SEQ2SEQ, *PLAIN, "albert"}
 """Families whose last layer is computed at all positions: their decoder reads them, the layer is used many times, or
@@ -156,7 +156,7 @@ def test_families_without_the_saving_are_those_named() -> None:
 
 def test_taken_follows_positions_of_each_example() -> None:
     values = torch.arange(12).view(2, 3, 2)
-    assert taken(values, torch.tensor([[2], [0]]), 1).tolist() == [[[4, 5]], [[6, 7]]]
-    assert taken(values, slice(1, 2), 1).tolist() == [[[2, 3]], [[8, 9]]]
+    assert gather_positions(values, torch.tensor([[2], [0]]), 1).tolist() == [[[4, 5]], [[6, 7]]]
+    assert gather_positions(values, slice(1, 2), 1).tolist() == [[[2, 3]], [[8, 9]]]
     masks = torch.arange(6).view(1, 1, 3, 2)
-    assert taken(masks, torch.tensor([[2], [0]]), 2).tolist() == [[[[4, 5]]], [[[0, 1]]]]
+    assert gather_positions(masks, torch.tensor([[2], [0]]), 2).tolist() == [[[[4, 5]]], [[[0, 1]]]]

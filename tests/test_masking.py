@@ -22,7 +22,7 @@ from prompt_transfer.callbacks.neurons import CaptureNeurons, MaskNeurons
 from prompt_transfer.cli import main
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.modules.prompt_tuning import PromptTuning
-from prompt_transfer.neurons.capture import NeuronCapture, of_prompts
+from prompt_transfer.neurons.capture import NeuronCapture, capture_prompts
 from prompt_transfer.neurons.mask import NeuronMask, most_activated
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies import scoring
@@ -56,7 +56,7 @@ def test_files_lie_as_the_prompts_do(prompts: Path, tiny_roberta: Path, tasks: l
     for path in below:
         tensors = load_file(output / path)
         assert {name: values.shape for name, values in tensors.items()} == {"activations": (2, 64), "before": (2, 64)}
-        alone = of_prompts(backbone, [Prompt.load(prompts / path).embeddings])
+        alone = capture_prompts(backbone, [Prompt.load(prompts / path).embeddings])
         torch.testing.assert_close(tensors["activations"], alone["activations"][0], atol=1e-6, rtol=1e-5)
     # Over inputs, into the same files: what they hold stays.
     two = [*command, "--tasks", ",".join(tasks[:2]), "--data.source", "local", "--data.limit_eval", "20"]
@@ -139,7 +139,7 @@ def test_masked_scores_are_those_of_the_prompt_under_the_mask(
     prompt = Prompt.load(prompts / "films-1.safetensors").embeddings
     unmasked = score_alone(backbone, prompt, tasks[0])
     assert films["unmasked"].tolist() == pytest.approx([unmasked] * len(films), abs=1e-6)
-    own = most_activated(of_prompts(backbone, [prompt])["activations"][0], 0.5)
+    own = most_activated(capture_prompts(backbone, [prompt])["activations"][0], 0.5)
     with NeuronMask(backbone, own):
         expected = score_alone(backbone, prompt, tasks[0])
     row = films[(films["mask"] == "own") & (films["ratio"] == 0.5) & (films["method"] == "zero")].iloc[0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from prompt_transfer.backbones import attention
-from prompt_transfer.backbones.kernels.matmul_attention import by_products
+from prompt_transfer.backbones.kernels.matmul_attention import matmul_attention
 
 B, HEADS, T, S, D = 3, 4, 5, 9, 8
 
@@ -52,7 +52,7 @@ CASES: dict[str, tuple[dict[str, Any], Tensor | None, dict[str, Any]]] = {
 def test_it_is_the_attention_of_the_library(case: str) -> None:
     kind, mask, options = CASES[case]
     results = []
-    for function in (by_products, sdpa_attention_forward):
+    for function in (matmul_attention, sdpa_attention_forward):
         tensors = states(HEADS // kind.get("groups", 1))
         output, weights = function(layer(**kind), *tensors, mask, **options)
         assert weights is None
@@ -66,13 +66,13 @@ def test_it_is_the_attention_of_the_library(case: str) -> None:
 def test_one_query_of_a_causal_layer_sees_all_keys() -> None:
     tensors = states(length=1)
     ours, library = (
-        function(layer(causal=True), *tensors, None)[0] for function in (by_products, sdpa_attention_forward)
+        function(layer(causal=True), *tensors, None)[0] for function in (matmul_attention, sdpa_attention_forward)
     )
     torch.testing.assert_close(ours, library)
 
 
 def test_a_query_that_may_look_nowhere_is_no_nan() -> None:
-    output, _ = by_products(layer(), *states(), torch.zeros(B, 1, T, S, dtype=torch.bool))
+    output, _ = matmul_attention(layer(), *states(), torch.zeros(B, 1, T, S, dtype=torch.bool))
     assert output.isfinite().all()
 
 
@@ -81,9 +81,9 @@ def test_dropout_falls_on_the_same_weights_in_both_passes() -> None:
     # Values are the unit vectors: the output is the weights.
     tensors[2] = torch.eye(S).expand(B, HEADS, S, S).clone().requires_grad_()
     torch.manual_seed(0)
-    output, _ = by_products(layer(), *tensors, None, dropout=0.5)
+    output, _ = matmul_attention(layer(), *tensors, None, dropout=0.5)
     weights = output.transpose(1, 2)
-    exact, _ = by_products(layer(), *tensors, None)
+    exact, _ = matmul_attention(layer(), *tensors, None)
     kept = weights != 0
     assert 0.3 < kept.float().mean() < 0.7
     torch.testing.assert_close(weights, exact.transpose(1, 2) * kept * 2)
@@ -106,9 +106,9 @@ def test_it_serves_training_in_bf16_on_a_cpu(
 
     def watched(*arguments: Any, **options: Any) -> Any:
         seen.append(arguments)
-        return by_products(*arguments, **options)
+        return matmul_attention(*arguments, **options)
 
-    monkeypatch.setattr(attention, "by_products", watched)
+    monkeypatch.setattr(attention, "matmul_attention", watched)
     with torch.set_grad_enabled(trained):
         output, _ = attention.attend(layer(), *states(dtype=dtype), padding())
     assert bool(seen) == used

@@ -17,10 +17,10 @@ from torch.nn.functional import gelu, relu, silu
 
 from prompt_transfer.analysis.indicators import neuron_overlap, neuron_overlap_per_layer
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.neurons.capture import NeuronCapture, PromptRows, of_prompts
+from prompt_transfer.neurons.capture import NeuronCapture, PromptRows, capture_prompts
 from prompt_transfer.neurons.mask import NeuronMask, layer_deviation, most_activated, random_like
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.studies.neurons.capture import prompts_below
+from prompt_transfer.studies.neurons.capture import find_prompts
 from prompt_transfer.utils.errors import UserError
 
 Tiny = Callable[[str], Path]
@@ -145,7 +145,7 @@ def test_prompts_alone_are_one_batch(tiny: Tiny, family: str, monkeypatch: pytes
         return original(self, prompt, batch)
 
     monkeypatch.setattr(FrozenBackbone, "answer_states", counted)
-    together = of_prompts(backbone, prompts)
+    together = capture_prompts(backbone, prompts)
     monkeypatch.undo()
     assert batches == [13]
     row = backbone.encoder(P).without_text()
@@ -166,8 +166,8 @@ def test_what_stands_for_no_text(tiny: Tiny) -> None:
 def test_prompts_of_several_lengths_come_back_in_order(tiny_roberta: Path) -> None:
     backbone = FrozenBackbone(str(tiny_roberta), layout="mask_first")
     prompts = [random_prompt(backbone, seed)[: 3 + seed % 2] for seed in range(5)]
-    together = of_prompts(backbone, prompts)["activations"]
-    alone = [of_prompts(backbone, [prompt])["activations"][0] for prompt in prompts]
+    together = capture_prompts(backbone, prompts)["activations"]
+    alone = [capture_prompts(backbone, [prompt])["activations"][0] for prompt in prompts]
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-6, rtol=0)
 
 
@@ -186,11 +186,11 @@ def hand_made(folder: Path, biases: Tensor = BIASES) -> FrozenBackbone:
 
 
 def test_overlap_by_hand_on_two_layers(tiny_roberta: Path) -> None:
-    first = of_prompts(hand_made(tiny_roberta), [torch.zeros(3, 32)])
+    first = capture_prompts(hand_made(tiny_roberta), [torch.zeros(3, 32)])
     torch.testing.assert_close(first["before"][0], BIASES)
     torch.testing.assert_close(first["activations"][0], gelu(BIASES))
     # The other 26 neurons of layer 0, the same 48 of layer 1: 48 in common.
-    second = of_prompts(hand_made(tiny_roberta, BIASES * torch.tensor([[-1], [1]])), [torch.zeros(3, 32)])
+    second = capture_prompts(hand_made(tiny_roberta, BIASES * torch.tensor([[-1], [1]])), [torch.zeros(3, 32)])
     neurons = torch.cat([first["activations"], second["activations"]])
     assert (neurons > 0).sum(dim=2).tolist() == [[38, 48], [26, 48]]
     assert neuron_overlap(neurons).flatten().tolist() == pytest.approx([1, *[48 / (86 * 74) ** 0.5] * 2, 1])
@@ -200,7 +200,7 @@ def test_overlap_by_hand_on_two_layers(tiny_roberta: Path) -> None:
 
 def test_bf16_is_captured_in_float32(tiny_roberta: Path) -> None:
     half, whole = (FrozenBackbone(str(tiny_roberta), dtype=dtype) for dtype in ("bfloat16", "float32"))
-    found, expected = (of_prompts(backbone, [random_prompt(whole)])["activations"] for backbone in (half, whole))
+    found, expected = (capture_prompts(backbone, [random_prompt(whole)])["activations"] for backbone in (half, whole))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=0.1, rtol=0.05)
 
@@ -281,7 +281,7 @@ def test_a_compiled_backbone_is_refused(tiny_roberta: Path) -> None:
     backbone = FrozenBackbone(str(tiny_roberta))
     backbone.model.roberta.encoder.compile()
     with pytest.raises(UserError, match=r"the part model.roberta.encoder of .* is compiled"):
-        of_prompts(backbone, [random_prompt(backbone)])
+        capture_prompts(backbone, [random_prompt(backbone)])
     backbone = FrozenBackbone(str(tiny_roberta))
     backbone.model.roberta = torch.compile(backbone.model.roberta)
     with pytest.raises(UserError, match="is compiled"):
@@ -311,7 +311,7 @@ def test_masking_all_neurons_leaves_the_second_layers_bias(tiny: Tiny, family: s
     """Without neurons an FFN adds a constant, so the first FFN layer has no effect any more."""
     backbone = FrozenBackbone(str(tiny(family)))
     batch, prompt = collated(backbone, text_rows(backbone)), random_prompt(backbone)
-    layers, width = of_prompts(backbone, [prompt])["activations"].shape[1:]
+    layers, width = capture_prompts(backbone, [prompt])["activations"].shape[1:]
     plain = backbone(prompt, batch, words(backbone))
     with NeuronMask(backbone, torch.ones(layers, width)):
         masked = backbone(prompt, batch, words(backbone))
@@ -403,4 +403,4 @@ def test_seq2seq_reads_the_decoder(tiny: Tiny) -> None:
 def test_the_copy_of_a_run_s_best_prompt_is_left_out(tmp_path: Path) -> None:
     for name in ("prompt", "prompt-seed0", "prompt-seed1"):
         Prompt(torch.zeros(2, 4)).save(tmp_path / "run" / f"{name}.safetensors")
-    assert list(prompts_below(tmp_path)) == ["run/prompt-seed0", "run/prompt-seed1"]
+    assert list(find_prompts(tmp_path)) == ["run/prompt-seed0", "run/prompt-seed1"]

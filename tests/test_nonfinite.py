@@ -19,12 +19,12 @@ from prompt_transfer.data.tokens import named_rows
 from prompt_transfer.modules.objectives import Classification
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
-from prompt_transfer.neurons.capture import of_prompts
+from prompt_transfer.neurons.capture import capture_prompts
 from prompt_transfer.studies.neurons.capture import over_inputs
 from prompt_transfer.studies.targets import EvaluationData, load_target
 from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.utils.errors import UserError
-from prompt_transfer.utils.nonfinite import FirstBroken, largest
+from prompt_transfer.utils.nonfinite import FirstNonFinite, largest
 
 NAN, INF = float("nan"), float("inf")
 
@@ -36,20 +36,20 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_first_place_of_each_prompt_by_hand() -> None:
-    seen = FirstBroken(3)
+    seen = FirstNonFinite(3)
     assert seen.found() == {}
-    seen.see("loss", torch.tensor([1.0, 2.0, 3.0]), 4)
-    seen.see("gradient", torch.tensor([1.0, INF, 3.0]), 4)
-    seen.see("loss", torch.tensor([1.0, NAN, -INF]), 5)
-    seen.see("gradient", torch.tensor([1.0, NAN, NAN]), 5)
+    seen.observe("loss", torch.tensor([1.0, 2.0, 3.0]), 4)
+    seen.observe("gradient", torch.tensor([1.0, INF, 3.0]), 4)
+    seen.observe("loss", torch.tensor([1.0, NAN, -INF]), 5)
+    seen.observe("gradient", torch.tensor([1.0, NAN, NAN]), 5)
     assert seen.found() == {1: ("gradient", 4), 2: ("loss", 5)}
     # Of two processes the other one has seen prompt 0 break at place 2.
     other = torch.full((2, 3), 2**62)
     other[0, 0] = 2
     assert seen.found(lambda mine: torch.stack([mine, other]))[0] == ("loss", 2)
     seen.reset()
-    seen.see_rows("loss", torch.tensor([1.0, NAN, INF]), torch.tensor([9, 8, 7]), prompt=2)
-    seen.see_rows("loss", torch.tensor([1.0, 1.0]), torch.tensor([3, 4]), prompt=2)
+    seen.observe_rows("loss", torch.tensor([1.0, NAN, INF]), torch.tensor([9, 8, 7]), prompt=2)
+    seen.observe_rows("loss", torch.tensor([1.0, 1.0]), torch.tensor([3, 4]), prompt=2)
     assert seen.found() == {2: ("loss", 7)}
 
 
@@ -116,9 +116,11 @@ def test_a_run_that_breaks_stops_with_step_and_batch_and_keeps_its_checkpoint(
     what: str, toy: Path, tiny_roberta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    found = FirstBroken.found
+    found = FirstNonFinite.found
     module = PromptTuning(str(tiny_roberta), prompt_length=3)
-    monkeypatch.setattr(FirstBroken, "found", lambda self, gather=None: asked.append(module.global_step) or found(self))
+    monkeypatch.setattr(
+        FirstNonFinite, "found", lambda self, gather=None: asked.append(module.global_step) or found(self)
+    )
     broken_from(module, 3, what)
     trainer, ids = train(module, toy, tmp_path / "run")
     # Noticed in step 3, told before the evaluation after step 4: the batch is still that of step 3.
@@ -235,7 +237,7 @@ def test_broken_neurons_are_told_with_prompt_and_rows(toy: Path, tiny_roberta: P
     backbone = FrozenBackbone(str(tiny_roberta))
     good, bad = torch.zeros(3, 32), torch.full((3, 32), NAN)
     with pytest.raises(UserError, match="neurons behind prompt b are NaN or Inf"):
-        of_prompts(backbone, [good, bad], ["a", "b"])
+        capture_prompts(backbone, [good, bad], ["a", "b"])
     task, data = get_task(str(toy)), EvaluationData("local")
     target = load_target(task, data, "default", "test", backbone.encoder(3))
     with pytest.raises(UserError, match=r"behind prompt b are NaN or Inf, first in rows \d.* of toy"):

@@ -94,7 +94,7 @@ MOST_PARAMETERS = 8
 # classes.
 MANY_PARAMETERS = {
     # The signature of attention functions in transformers.
-    "backbones/kernels/matmul_attention.py": {"by_products"},
+    "backbones/kernels/matmul_attention.py": {"matmul_attention"},
     # Their parameters are the options of a command.
     "commands/neurons.py": {"capture", "mask", "probe", "skill"},
     "commands/projecting.py": {"fit_projector"},

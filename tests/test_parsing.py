@@ -12,7 +12,7 @@ import yaml
 from test_cli import error_of, fit
 
 from prompt_transfer.cli import main
-from prompt_transfer.commands.parsing import named, with_true
+from prompt_transfer.commands.parsing import collect_positionals, expand_flags
 from prompt_transfer.prompts.prompt import Prompt
 
 
@@ -125,20 +125,22 @@ def test_help_says_once_what_options_are(command: str, capsys: pytest.CaptureFix
 
 
 def test_values_without_a_name_stand_anywhere() -> None:
-    arguments = named("--sources", ["a", "--output", "o", "b c", "--overwrite", "d"], flags=["--overwrite"])
+    arguments = collect_positionals(
+        "--sources", ["a", "--output", "o", "b c", "--overwrite", "d"], flags=["--overwrite"]
+    )
     assert arguments == ["--sources", json.dumps(["a", "b c", "d"]), "--output", "o", "--overwrite=true"]
-    assert named("--runs", ["a", "--overwrite", "d"]) == ["--runs", '["a"]', "--overwrite", "d"]
-    assert named("--runs", ["--tolerance=0.1", "a"]) == ["--runs", '["a"]', "--tolerance=0.1"]
-    assert named("--sources", ["--help"]) == ["--help"]
-    assert named("--sources", ["--output"]) == ["--output"]
+    assert collect_positionals("--runs", ["a", "--overwrite", "d"]) == ["--runs", '["a"]', "--overwrite", "d"]
+    assert collect_positionals("--runs", ["--tolerance=0.1", "a"]) == ["--runs", '["a"]', "--tolerance=0.1"]
+    assert collect_positionals("--sources", ["--help"]) == ["--help"]
+    assert collect_positionals("--sources", ["--output"]) == ["--output"]
 
 
 def test_a_flag_alone_is_true() -> None:
-    assert with_true(["--x", "--dry_run", "a"], ["--dry_run"]) == ["--x", "--dry_run=true", "a"]
-    assert with_true(["--dry_run", "false", "a"], ["--dry_run"]) == ["--dry_run=false", "a"]
-    assert with_true(["--dry_run", "True"], ["--dry_run"]) == ["--dry_run=true"]
-    assert with_true(["--dry_run=false", "--dry_run"], ["--dry_run"]) == ["--dry_run=false", "--dry_run=true"]
-    assert named("--sources", ["--overwrite", "a", "--output", "b"], ["--overwrite"]) == [
+    assert expand_flags(["--x", "--dry_run", "a"], ["--dry_run"]) == ["--x", "--dry_run=true", "a"]
+    assert expand_flags(["--dry_run", "false", "a"], ["--dry_run"]) == ["--dry_run=false", "a"]
+    assert expand_flags(["--dry_run", "True"], ["--dry_run"]) == ["--dry_run=true"]
+    assert expand_flags(["--dry_run=false", "--dry_run"], ["--dry_run"]) == ["--dry_run=false", "--dry_run=true"]
+    assert collect_positionals("--sources", ["--overwrite", "a", "--output", "b"], ["--overwrite"]) == [
         "--sources",
         '["a"]',
         "--overwrite=true",

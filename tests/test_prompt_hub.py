@@ -15,7 +15,7 @@ import yaml
 from prompt_transfer import PromptHub, PromptTrainingArguments, UserError
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.commands import training
-from prompt_transfer.neurons.capture import of_prompts
+from prompt_transfer.neurons.capture import capture_prompts
 from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.prompts.prompt import Prompt
 
@@ -191,7 +191,7 @@ def test_a_prompt_that_is_trained_anew_is_looked_at_anew(hub: PromptHub, tiny_ro
     path = hub.train_prompt(overwrite=True).path
     new = hub.activated_neuron()
     assert not torch.equal(old.after, new.after)
-    alone = of_prompts(FrozenBackbone(str(tiny_roberta)), [Prompt.load(path).embeddings])
+    alone = capture_prompts(FrozenBackbone(str(tiny_roberta)), [Prompt.load(path).embeddings])
     torch.testing.assert_close(new.after, alone["activations"][0])
     # Other rows than before: no error about what lies in the folder of the study.
     assert (score.n, hub.eval_prompt().n) == (10, 8)

@@ -22,7 +22,7 @@ import yaml
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.sweep.executor import Outcome
 from prompt_transfer.studies.sweep.plan import Run, State
-from prompt_transfer.studies.sweep.ray_executor import RayExecutor, attempt, code_path, passed_on
+from prompt_transfer.studies.sweep.ray_executor import RayExecutor, attempt, code_path, shared_environment
 from prompt_transfer.utils import paths
 from prompt_transfer.utils.errors import UserError
 
@@ -180,7 +180,7 @@ def test_what_runs_take_along_to_other_machines() -> None:
         "PROMPT_TRANSFER_DATA": "/shared", "OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false", "PATH": "/bin",
     }  # fmt: skip
     kept = {"HF_HOME", "WANDB_MODE", "PROMPT_TRANSFER_DATA", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"}
-    assert set(passed_on(given)) == kept
+    assert set(shared_environment(given)) == kept
 
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from prompt_transfer.cli import main
 from prompt_transfer.commands.parsing import program
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.recommend.candidates import RecommendStudy
-from prompt_transfer.studies.recommend.study import RANKINGS, Recommended, draw_samples, recommend
+from prompt_transfer.studies.recommend.study import RANKINGS, Recommendation, draw_samples, recommend
 from prompt_transfer.studies.targets import EvaluationData, TargetData
 from prompt_transfer.studies.transfer.study import TransferStudy, transfer
 from prompt_transfer.utils.errors import UserError
@@ -95,12 +95,12 @@ def prompts(tmp_path: Path, tasks: dict[str, str], backbone: FrozenBackbone) -> 
     return tmp_path / "prompts"
 
 
-Run = Callable[..., Recommended]
+Run = Callable[..., Recommendation]
 
 
 @pytest.fixture
 def run(tiny_roberta: Path, prompts: Path, tasks: dict[str, str], tmp_path: Path) -> Run:
-    def study(*targets: str, **options: Any) -> Recommended:
+    def study(*targets: str, **options: Any) -> Recommendation:
         options = {"output": str(tmp_path / "out"), "steps": 2, "sample": 0, "accelerator": "cpu"} | options
         data = TargetData("local", max_tokens=600)
         names = [tasks[target] for target in targets]
@@ -109,7 +109,7 @@ def run(tiny_roberta: Path, prompts: Path, tasks: dict[str, str], tmp_path: Path
     return study
 
 
-def column(found: Recommended, name: str, target: str) -> dict[str, float]:
+def column(found: Recommendation, name: str, target: str) -> dict[str, float]:
     part = found.table[found.table["target"] == target]
     return dict(zip(part["prompt"], part[name], strict=True))
 

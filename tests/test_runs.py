@@ -16,7 +16,7 @@ import yaml
 from start_models import byte_level_with_start, save_llama
 from test_cli import FIT, error_of, fit
 
-from prompt_transfer.callbacks.checkpoints import WholeCheckpoints
+from prompt_transfer.callbacks.checkpoints import AtomicCheckpointIO
 from prompt_transfer.cli import main
 from prompt_transfer.commands.parsing import program
 from prompt_transfer.prompts.prompt import Prompt
@@ -197,7 +197,7 @@ def test_a_run_of_another_release_keeps_its_frame(toy: Path, tmp_path: Path) -> 
 
 def test_a_checkpoint_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.ckpt"
-    files = WholeCheckpoints()
+    files = AtomicCheckpointIO()
     files.save_checkpoint({"step": 1}, path)
 
     def half(value: object, target: Path) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from prompt_transfer.backbones import attention
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.backbones.kernels.matmul_attention import by_products
-from prompt_transfer.backbones.kernels.shared_prefix_attention import behind_prompt, pays
+from prompt_transfer.backbones.kernels.matmul_attention import matmul_attention
+from prompt_transfer.backbones.kernels.shared_prefix_attention import is_worthwhile, shared_prefix_attention
 
 P = S - T
 MASKS: dict[str, tuple[int, Tensor | None, Tensor | None]] = {
@@ -42,9 +42,11 @@ def test_it_is_the_attention_over_both(case: str, scaling: float | None) -> None
     groups, mask, bias = MASKS[case]
     module = layer(groups=groups)
     query, key, value, first, second = given = tensors(groups)
-    apart, _ = behind_prompt(module, query, key, value, (first, second), mask, scaling=scaling, position_bias=bias)
+    apart, _ = shared_prefix_attention(
+        module, query, key, value, (first, second), mask, scaling=scaling, position_bias=bias
+    )
     whole = [torch.cat([each.expand(B, -1, -1, -1), own], dim=2) for each, own in ((first, key), (second, value))]
-    together, _ = by_products(module, query, *whole, mask, scaling=scaling, is_causal=False, position_bias=bias)
+    together, _ = matmul_attention(module, query, *whole, mask, scaling=scaling, is_causal=False, position_bias=bias)
     torch.testing.assert_close(apart, together, rtol=0, atol=1e-6)
     assert apart.is_contiguous()
     shape = torch.linspace(-1, 1, apart.numel()).view_as(apart)
@@ -56,16 +58,16 @@ def test_it_is_the_attention_over_both(case: str, scaling: float | None) -> None
 def test_what_needs_no_gradient_gets_none() -> None:
     query, key, value, first, second = tensors(1)
     fixed = [each.detach() for each in (query, key, value)]
-    output, _ = behind_prompt(layer(), *fixed, (first, second), None)
+    output, _ = shared_prefix_attention(layer(), *fixed, (first, second), None)
     output.sum().backward()
     assert first.grad is not None
     assert all(each.grad is None for each in fixed)
 
 
 def test_it_pays_for_a_long_prompt_before_short_texts() -> None:
-    assert pays(100, 14)
-    assert not pays(20, 14)
-    assert not pays(100, 80)
+    assert is_worthwhile(100, 14)
+    assert not is_worthwhile(20, 14)
+    assert not is_worthwhile(100, 80)
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}], ids=["", "checkpointing"])
@@ -81,12 +83,12 @@ def test_a_backbone_computes_the_same(
 
     def watched(*arguments: Any, **kwargs: Any) -> Any:
         used.append(1)
-        return behind_prompt(*arguments, **kwargs)
+        return shared_prefix_attention(*arguments, **kwargs)
 
-    monkeypatch.setattr(attention, "behind_prompt", watched)
+    monkeypatch.setattr(attention, "shared_prefix_attention", watched)
     found = []
     for answer in (True, False):
-        monkeypatch.setattr(attention, "pays", lambda *_, answer=answer: answer)
+        monkeypatch.setattr(attention, "is_worthwhile", lambda *_, answer=answer: answer)
         prompt = random_prompt(backbone).requires_grad_()
         logits = backbone(prompt, batch, words(backbone))
         logits.logsumexp(dim=1).sum().backward()

@@ -21,7 +21,7 @@ from prompt_transfer.projectors.file import ProjectorFile, Side
 from prompt_transfer.projectors.projector import MLP, Linear, Space
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.random_prompts import random_prompt
-from prompt_transfer.studies.projection.study import ProjectionStudy, ReadyProjection, projection
+from prompt_transfer.studies.projection.study import ProjectionRun, ProjectionStudy, projection
 from prompt_transfer.studies.projection.table import CONTROLS, check_controls
 from prompt_transfer.studies.targets import EvaluationData
 from prompt_transfer.utils.errors import UserError
@@ -124,7 +124,7 @@ def test_a_second_time_nothing_is_computed(
 
 
 def test_there_is_no_table_without_controls(study: ProjectionStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    ready = ReadyProjection(study)
+    ready = ProjectionRun(study)
     cells: dict[str, Any] = {**ready.projected["linear"].cells, **ready.common}
     check_controls(cells, ready.targets, {})
     for left_out in cells:

@@ -18,7 +18,7 @@ import yaml
 
 from prompt_transfer.cli import main
 from prompt_transfer.commands.sweep import split_options
-from prompt_transfer.studies.sweep.executor import Outcome, outcome_of, state_file
+from prompt_transfer.studies.sweep.executor import Outcome, read_outcome, state_file
 from prompt_transfer.studies.sweep.local_executor import LocalExecutor, cores
 from prompt_transfer.studies.sweep.plan import Run, State, read_plan
 from prompt_transfer.utils.errors import UserError
@@ -118,7 +118,7 @@ class Scripted(LocalExecutor):
     def _attempt(self, run: Run, slot: int) -> Outcome:
         self.started.append(run.name)
         (self.folder / "logs" / f"{run.name}.log").write_text(f"x\nerror: {run.name} broke\n")
-        return outcome_of(self.folder, run.name, self.codes[run.name].pop(0), 1.5)
+        return read_outcome(self.folder, run.name, self.codes[run.name].pop(0), 1.5)
 
 
 def test_failures_are_tried_again_and_listed(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from prompt_transfer.prompts.initializers import ClassLabels, Text
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.backbones import backbone_options
 from prompt_transfer.tasks.verbalizers import Verbalizer, label_sequences
-from prompt_transfer.utils.errors import OtherKindError, UserError
+from prompt_transfer.utils.errors import LayoutKindError, UserError
 
 P = 3
 NEWLINE = "<0x0A>"
@@ -196,7 +196,7 @@ def test_a_prompt_keeps_its_frame(llama: Callable[[str], Path], tiny: Callable[[
     # In a causal model both attention modes are one function, whatever the frame.
     shared = Prompt(torch.zeros(P, 32), new.metadata | {"attention": "shared"})
     assert backbone_options({"a": new, "b": shared})["attention"] == "full"
-    with pytest.raises(OtherKindError, match=r"needs a tokenizer that adds a start token.*choose one of answer_last"):
+    with pytest.raises(LayoutKindError, match=r"needs a tokenizer that adds a start token.*choose one of answer_last"):
         FrozenBackbone(str(tiny("gpt2")), layout="start_answer_last")
     assert FrozenBackbone(str(tiny("gpt2"))).layout.name == "answer_last"
     assert local_start_ids("nobody/has-this-model") is None

@@ -22,11 +22,11 @@ from wandb_files import OfflineRun
 from prompt_transfer.analysis.convergence import UNITS
 from prompt_transfer.callbacks.tracking import describe_fit, sources_of
 from prompt_transfer.cli import main
-from prompt_transfer.commands.training import Fit
+from prompt_transfer.commands.training import FitCommand
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.sweep.plan import Plan, Run, with_tracking
 from prompt_transfer.tracking import charts
-from prompt_transfer.tracking.artifacts import files_below, prompt_artifact, role, slug
+from prompt_transfer.tracking.artifacts import find_prompt_files, prompt_artifact, role, slug
 from prompt_transfer.tracking.dashboard import SECTIONS, workspace
 from prompt_transfer.tracking.options import HIDDEN, WandbOptions, clean
 from prompt_transfer.tracking.run import Tracker, to_table
@@ -270,7 +270,11 @@ def test_names_and_roles_of_prompts(tmp_path: Path) -> None:
     ]
     for name in ("prompt", "prompt-seed0", "prompt-seed1"):
         save(tmp_path / "several", name)
-    assert [found.stem for found in files_below([tmp_path / "several", path])] == ["prompt-seed0", "prompt-seed1", "x"]
+    assert [found.stem for found in find_prompt_files([tmp_path / "several", path])] == [
+        "prompt-seed0",
+        "prompt-seed1",
+        "x",
+    ]
 
 
 def test_what_a_run_of_fit_is_called() -> None:
@@ -353,7 +357,7 @@ def test_the_wandb_sweep_that_ships_is_taken_by_fit(
         }
         # As an agent writes them, and a small backbone.
         arguments = [*command[3:-1], *(f"--{name}={value}" for name, value in values.items())]
-        parsed = Fit("fit", [*arguments, f"--model.backbone={tiny_roberta}"])
+        parsed = FitCommand("fit", [*arguments, f"--model.backbone={tiny_roberta}"])
         assert parsed.config.output == "runs/sweep-s1/r1"
         assert parsed.model.hparams.learning_rate == values["model.learning_rate"]
         assert parsed.model.prompt_length == values["model.prompt_length"]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prompt_transfer.analysis.pairwise import cosines, of_prompts, symmetric
+from prompt_transfer.analysis.pairwise import accept_arrays, cosines, symmetric
 
 # Of each layer; Wang et al. 2022 look at 0 to 20 %.
 SKILL_SHARE = 0.2
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def neuron_overlap_inputs(active: Tensor) -> Tensor:
     """ON over real inputs: cosine of the shares of inputs in which each neuron is active, `[N, L, F]`, in 0 to 1.
 
@@ -23,7 +23,7 @@ def neuron_overlap_inputs(active: Tensor) -> Tensor:
     return cosines(active.flatten(1).double())
 
 
-@of_prompts(4)
+@accept_arrays(4)
 def neuron_overlap_target_inputs(active: Tensor, own: Tensor) -> Tensor:
     """`neuron_overlap_inputs` on the target's inputs alone: both prompts before the texts of the target.
 
@@ -38,7 +38,7 @@ def neuron_overlap_target_inputs(active: Tensor, own: Tensor) -> Tensor:
     return torch.stack(rows).clamp(-1, 1)
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def neuron_overlap_skill(neurons: Tensor, predictivity: Tensor) -> Tensor:
     """ON on skill neurons alone: those that are among the most predictive of their layer for either of the two tasks.
 
@@ -61,7 +61,7 @@ def neuron_overlap_skill(neurons: Tensor, predictivity: Tensor) -> Tensor:
     return symmetric(torch.where(root > 0, common / root.clamp(min=1e-300), 0.0)).clamp(0, 1)
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def fisher_cosine(fisher: Tensor) -> Tensor:
     """Cosine of the diagonals of two Fisher informations in prompt space, `[N, P, H]`: mean squared gradients.
 
@@ -70,13 +70,13 @@ def fisher_cosine(fisher: Tensor) -> Tensor:
     return cosines(fisher.double().flatten(1))
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def gradient_cosine(gradient: Tensor) -> Tensor:
     """Cosine of the gradients of two tasks' losses at one and the same prompt, `[N, P, H]`; symmetric, in [-1, 1]."""
     return cosines(gradient.double().flatten(1))
 
 
-@of_prompts(2)
+@accept_arrays(2)
 def leep(values: Tensor, own: Tensor) -> Tensor:
     """LEEP of each source (column) on each target (row), nats, at most 0; NaN where one has no classes.
 

@@ -26,7 +26,7 @@ STATISTIC_LABELS = {
 CHANCE = {"spearman_per_target": 0.0, "spearman_pooled": 0.0, "same_type_auc": 0.5}
 
 
-def readable(indicator: str) -> str:
+def readable_name(indicator: str) -> str:
     """An indicator's name for people: `neuron_overlap_per_layer/03` -> `neuron overlap, layer 3`."""
     name, _, part = indicator.partition("/")
     words = name.replace("_", " ").replace("cka", "CKA").replace("leep", "LEEP")
@@ -138,7 +138,7 @@ def indicator_ranking(
     if statistic in CHANCE:
         ax.axvline(CHANCE[statistic], linestyle="--", color="0.5", linewidth=0.8)
     ax.tick_params(axis="x", labelsize=8)
-    ax.set_yticks(places, [readable(name) for name in rows["indicator"]], fontsize=7)
+    ax.set_yticks(places, [readable_name(name) for name in rows["indicator"]], fontsize=7)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     _label(ax, STATISTIC_LABELS.get(statistic, statistic.replace("_", " ")), "")
     # Above the axes: inside, a long list leaves no corner free.
@@ -175,7 +175,7 @@ def layer_curve(
         ax.axhline(CHANCE[statistic], color="0.5", linewidth=0.8)
     for index, name in enumerate(references):
         for value in of.loc[of["indicator"] == name, "value"]:
-            label = "all layers" if name == "neuron_overlap" else readable(name)
+            label = "all layers" if name == "neuron_overlap" else readable_name(name)
             ax.axhline(value, linestyle="--", color=f"C{index + 1}", linewidth=1, label=label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _label(ax, "layer, from the input", STATISTIC_LABELS.get(statistic, statistic))

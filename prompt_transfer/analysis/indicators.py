@@ -27,8 +27,8 @@ from prompt_transfer.analysis.data_indicators import (
     neuron_overlap_target_inputs,
 )
 from prompt_transfer.analysis.pairwise import (
+    accept_arrays,
     cosines,
-    of_prompts,
     overlap_of_groups,
     row_distances,
     row_products,
@@ -38,7 +38,7 @@ from prompt_transfer.analysis.pairwise import (
 # Embeddings of the paper -------------------------------------------------------------------------------------------
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def euclidean_concat(prompts: Tensor) -> Tensor:
     """E_concat: 1 / (1 + |vec(A) - vec(B)|), prompts `[N, P, H]`; symmetric, in (0, 1], 1 for a prompt with itself.
 
@@ -49,7 +49,7 @@ def euclidean_concat(prompts: Tensor) -> Tensor:
     return 1 / (1 + row_distances(flat - flat.mean(dim=0)))
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def euclidean_average(prompts: Tensor) -> Tensor:
     """E_average: 1 / (1 + mean over all i, j of |A_i - B_j|), prompts `[N, P, H]`; symmetric, in (0, 1].
 
@@ -73,7 +73,7 @@ def euclidean_average(prompts: Tensor) -> Tensor:
     return 1 / (1 + symmetric(total))
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def cosine_concat(prompts: Tensor) -> Tensor:
     """C_concat: cos(vec(A), vec(B)), prompts `[N, P, H]`; symmetric, in [-1, 1], 1 for a prompt with itself.
 
@@ -82,7 +82,7 @@ def cosine_concat(prompts: Tensor) -> Tensor:
     return cosines(prompts.flatten(1).double())
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def cosine_average(prompts: Tensor) -> Tensor:
     """C_average: mean over all i, j of cos(A_i, B_j), prompts `[N, P, H]`; symmetric, in [-1, 1], below 1 with itself.
 
@@ -96,7 +96,7 @@ def cosine_average(prompts: Tensor) -> Tensor:
 # Embeddings of later work ------------------------------------------------------------------------------------------
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def max_pairwise(prompts: Tensor) -> Tensor:
     """MAX: mean over target rows i of max over source rows j of <T_i, S_j>, prompts `[N, P, H]`.
 
@@ -110,7 +110,7 @@ def max_pairwise(prompts: Tensor) -> Tensor:
     return matrix
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def task_vector_dot(prompts: Tensor, initial: Tensor) -> Tensor:
     """<mean row of A - A_0, mean row of B - B_0>, prompts and what they started from `[N, P, H]`.
 
@@ -121,7 +121,7 @@ def task_vector_dot(prompts: Tensor, initial: Tensor) -> Tensor:
     return symmetric(means @ means.T)
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def task_vector_cosine(prompts: Tensor, initial: Tensor) -> Tensor:
     """cos(vec(A - A_0), vec(B - B_0)), prompts and what they started from `[N, P, H]`; symmetric, in [-1, 1].
 
@@ -130,7 +130,7 @@ def task_vector_cosine(prompts: Tensor, initial: Tensor) -> Tensor:
     return cosines((prompts.double() - initial.double()).flatten(1))
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def linear_cka(prompts: Tensor) -> Tensor:
     """|A'B|^2 / (|A'A| |B'B|), Frobenius norms of centred prompts `[N, P, H]`, A' the transpose of A.
 
@@ -145,7 +145,7 @@ def linear_cka(prompts: Tensor) -> Tensor:
 # Neurons -----------------------------------------------------------------------------------------------------------
 
 
-@of_prompts(0)
+@accept_arrays(0)
 def neuron_overlap(neurons: Tensor) -> Tensor:
     """ON: |A and B| / sqrt(|A| |B|) of the sets of active neurons, those > 0; neurons `[N, L, F]` or `[N, L * F]`.
 
@@ -155,13 +155,13 @@ def neuron_overlap(neurons: Tensor) -> Tensor:
     return cosines((neurons > 0).flatten(1).double())
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def neuron_overlap_per_layer(neurons: Tensor) -> Tensor:
     """ON in each layer: neurons `[N, L, F]` -> `[L, N, N]`, layer 0 next to the input; see `neuron_overlap`."""
     return overlap_of_groups(neurons, 1)
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def neuron_overlap_per_group(neurons: Tensor) -> Tensor:
     """ON in groups of three layers, the last one smaller where L is no multiple: `[N, L, F]` -> `[ceil(L / 3), N, N]`.
 
@@ -170,19 +170,19 @@ def neuron_overlap_per_group(neurons: Tensor) -> Tensor:
     return overlap_of_groups(neurons, 3)
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def neuron_overlap_bottom(neurons: Tensor) -> Tensor:
     """ON in the three layers next to the input, neurons `[N, L, F]`; see `neuron_overlap`."""
     return cosines((neurons[:, :3] > 0).flatten(1).double())
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def neuron_overlap_top(neurons: Tensor) -> Tensor:
     """ON in the last three layers, neurons `[N, L, F]`; see `neuron_overlap`. The paper's choice for T5-XXL."""
     return cosines((neurons[:, -3:] > 0).flatten(1).double())
 
 
-@of_prompts(0)
+@accept_arrays(0)
 def neuron_overlap_rare(neurons: Tensor) -> Tensor:
     """ON in which a neuron counts log(N / n), n the prompts that activate it: neurons `[N, L, F]` or `[N, L * F]`.
 
@@ -198,7 +198,7 @@ def neuron_overlap_rare(neurons: Tensor) -> Tensor:
 # Confounders: what an indicator must beat --------------------------------------------------------------------------
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def norm_similarity(prompts: Tensor) -> Tensor:
     """1 / (1 + | |A| - |B| |), Frobenius norms of prompts `[N, P, H]`; symmetric, in (0, 1], 1 with itself.
 
@@ -208,7 +208,7 @@ def norm_similarity(prompts: Tensor) -> Tensor:
     return 1 / (1 + (norms[:, None] - norms[None, :]).abs())
 
 
-@of_prompts(3)
+@accept_arrays(3)
 def source_norm(prompts: Tensor) -> Tensor:
     """The Frobenius norm of the source, prompts `[N, P, H]`: the same in each row; 0 and above."""
     return prompts.double().flatten(1).norm(dim=1).expand(len(prompts), -1)

@@ -15,7 +15,7 @@ from prompt_transfer.utils.errors import UserError
 _BLOCK_ROWS = 1024
 
 
-def of_prompts(dimensions: int) -> Callable[[Callable[..., Tensor]], Callable[..., Any]]:
+def accept_arrays(dimensions: int) -> Callable[[Callable[..., Tensor]], Callable[..., Any]]:
     """Arrays or tensors in, the same out; the first argument is checked to have `dimensions` (0: any, from 2)."""
 
     def decorate(function: Callable[..., Tensor]) -> Callable[..., Any]:

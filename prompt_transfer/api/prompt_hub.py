@@ -12,7 +12,7 @@ import torch
 from prompt_transfer.analysis import neuron_plots, plots
 from prompt_transfer.analysis.indicators import neuron_overlap, neuron_overlap_per_layer
 from prompt_transfer.api.arguments import PromptTrainingArguments
-from prompt_transfer.api.returns import Activations, MaskedNeurons, Picture, Score, Similarity, Trained
+from prompt_transfer.api.returns import Activations, MaskedNeurons, Picture, Score, Similarity, TrainingResult
 from prompt_transfer.api.runs import plainly, train
 from prompt_transfer.api.scores import CONTROL, compare_well, masked_score, of_one_mode, score
 from prompt_transfer.api.store import Store
@@ -65,7 +65,9 @@ class PromptHub:
 
     # Prompts ---------------------------------------------------------------------------------------------------
 
-    def train_prompt(self, backbone: str | None = None, task: str | None = None, overwrite: bool = False) -> Trained:
+    def train_prompt(
+        self, backbone: str | None = None, task: str | None = None, overwrite: bool = False
+    ) -> TrainingResult:
         """Train a prompt: `prompts/<backbone>/<task>/`, a run of `fit`.
 
         A run that is done with the same options is taken as it is, one that was stopped goes on.
@@ -108,7 +110,7 @@ class PromptHub:
         target_model: str | None = None,
         task: str | Sequence[str] | None = None,
         overwrite: bool = False,
-    ) -> Trained:
+    ) -> TrainingResult:
         """Train a projector of prompts from one backbone to another: `projectors/<source>-to-<target>/<task>/`.
 
         It maps the source's prompt of the task, and learns by the target's loss on the task's rows. From one prompt it

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """A prompt or projector that was trained.
 
     Attributes:

@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from prompt_transfer.api.returns import Trained
+from prompt_transfer.api.returns import TrainingResult
 from prompt_transfer.commands import training
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, quiet, show_warning
 from prompt_transfer.commands.run_folders import PROJECTOR_FILE, PROMPT_FILE
@@ -33,7 +33,9 @@ def plainly() -> Iterator[None]:
         yield
 
 
-def fit(folder: str | Path, config: Mapping[str, Any], model: str = "PromptTuning", overwrite: bool = False) -> Trained:
+def fit(
+    folder: str | Path, config: Mapping[str, Any], model: str = "PromptTuning", overwrite: bool = False
+) -> TrainingResult:
     """A run of `fit` from Python, for what no verb of a hub does: several seeds, another start, convergence.
 
     A run that is done with the same options is taken as it is, one that was stopped goes on.
@@ -56,7 +58,9 @@ def fit(folder: str | Path, config: Mapping[str, Any], model: str = "PromptTunin
         return train(Path(folder), model, config, f"fit of {model}", f"fit({str(folder)!r}, ...", overwrite)
 
 
-def train(folder: Path, model: str, config: Mapping[str, Any], made_of: str, call: str, overwrite: bool) -> Trained:
+def train(
+    folder: Path, model: str, config: Mapping[str, Any], made_of: str, call: str, overwrite: bool
+) -> TrainingResult:
     """Do the run of `fit` in a folder, unless it is done.
 
     The options lie beside the folder, in a file that `fit --config` reads too; by it a run is known again.
@@ -107,13 +111,13 @@ def train(folder: Path, model: str, config: Mapping[str, Any], made_of: str, cal
     return _trained(folder, model)
 
 
-def _trained(folder: Path, model: str) -> Trained:
+def _trained(folder: Path, model: str) -> TrainingResult:
     path = folder / FILES[model]
     if not path.is_file():
         raise UserError(f"the run in {folder} broke before its first evaluation: lower the learning rate")
     table = pd.read_csv(folder / RESULTS_FILE)
     majority = table["majority"].mean()
-    return Trained(
+    return TrainingResult(
         path=path,
         metric=", ".join(dict.fromkeys(table["metric"])),
         value=float(table["value"].mean()),

@@ -18,7 +18,7 @@ from prompt_transfer.studies.targets import EvaluationData
 from prompt_transfer.studies.transfer.study import TransferStudy, transfer
 from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.utils import results
-from prompt_transfer.utils.errors import MadeOtherwiseError, UserError
+from prompt_transfer.utils.errors import SettingsChangedError, UserError
 
 CONTROL = "constant"
 # Metadata that decide with which words answers are scored.
@@ -40,11 +40,11 @@ def evaluation_data(args: PromptTrainingArguments, task: str) -> EvaluationData:
     )
 
 
-def anew_if_needed(folder: Path, work: Callable[[], Made]) -> Made:
+def recompute_if_changed(folder: Path, work: Callable[[], Made]) -> Made:
     """What a study gives; what lies in its folder is removed where it was made with other data or options."""
     try:
         return work()
-    except MadeOtherwiseError:
+    except SettingsChangedError:
         shutil.rmtree(folder)
         return work()
 
@@ -94,7 +94,7 @@ def score(
         random_prompts=args.random_prompts,
         accelerator=args.accelerator,
     )
-    frame = anew_if_needed(output, lambda: transfer(study))
+    frame = recompute_if_changed(output, lambda: transfer(study))
     this = frame[frame["prompt"] == name].iloc[0]
     controls = frame["prompt"].str.startswith(f"{CONTROL}-")
     drawn = (frame["kind"] == "random") & ~controls
@@ -157,7 +157,7 @@ def masked_score(
         random_seeds=args.random_prompts,
         accelerator=args.accelerator,
     )
-    frame = anew_if_needed(output, lambda: mask(study))
+    frame = recompute_if_changed(output, lambda: mask(study))
     own = frame[frame["mask"] == "own"].iloc[0]
     found = MaskedScore(
         **_common(own, backbone),

@@ -15,11 +15,11 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from prompt_transfer.backbones import writing
-from prompt_transfer.backbones.attention import PromptStates, rows_of
+from prompt_transfer.backbones.attention import PromptStates, select_prompts
 from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.kernels import frozen_linear
 from prompt_transfer.backbones.layouts import Layout
-from prompt_transfer.backbones.stack import Part, Stack
+from prompt_transfer.backbones.stack import InputPart, Stack
 from prompt_transfer.utils.errors import UserError
 
 IGNORED = -100
@@ -62,11 +62,13 @@ class Prompts:
         """The prompt of each example [B, P, H]."""
         return self.rows.expand(count, -1, -1) if self.ids is None else self.rows[self.ids]
 
-    def alike(self, rows: tuple[int, int], batch: dict[str, Tensor], examples: int) -> frozen_linear.Alike | None:
+    def shared_rows(
+        self, rows: tuple[int, int], batch: dict[str, Tensor], examples: int
+    ) -> frozen_linear.SharedRows | None:
         """What so many examples share where they stand at `rows`; None where few share one."""
-        if not self.length or examples < 2 * len(self.rows) or not frozen_linear.serves(self.rows):
+        if not self.length or examples < 2 * len(self.rows) or not frozen_linear.is_supported(self.rows):
             return None
-        return frozen_linear.Alike(*rows, self.ids, batch.get("text_ids"))
+        return frozen_linear.SharedRows(*rows, self.ids, batch.get("text_ids"))
 
     def repeated(self, times: int) -> Prompts:
         """For a batch in which each example stands so many times in a row."""
@@ -151,7 +153,7 @@ class Answers:
         )
 
     @property
-    def prompt_is_alone(self) -> bool:
+    def prompt_sees_only_itself(self) -> bool:
         """Whether the prompt sees only itself, so that what it becomes does not depend on the text."""
         return self.attention == "shared" or self.stack.causal
 
@@ -164,24 +166,24 @@ class Answers:
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
         return embeddings if self.scale == 1 else embeddings * self.scale
 
-    def text_part(self, batch: dict[str, Tensor], offset: int) -> Part:
+    def text_part(self, batch: dict[str, Tensor], offset: int) -> InputPart:
         """The text [B, T] of each example, its first token `offset` positions after the first."""
         embeddings, mask = self.embed(batch["input_ids"]), batch["attention_mask"]
         if "text_ids" in batch:
             embeddings, mask = embeddings[batch["text_ids"]], mask[batch["text_ids"]]
         first = self.first_position + offset
         positions = torch.arange(first, first + mask.shape[1], device=mask.device).expand_as(mask)
-        return Part(embeddings, positions, torch.zeros_like(mask), mask)
+        return InputPart(embeddings, positions, torch.zeros_like(mask), mask)
 
-    def prompt_part(self, rows: Tensor) -> Part:
+    def prompt_part(self, rows: Tensor) -> InputPart:
         """Prompt rows [N, P, H], with positions only where the model cannot do without."""
         size, length = rows.shape[:2]
         mask = torch.ones(size, length, dtype=torch.long, device=rows.device)
         token_types = torch.full_like(mask, self.family.prompt_token_type)
         if self.family.needs_positions:
             positions = torch.arange(self.first_position, self.first_position + length, device=rows.device)
-            return Part(rows, positions.expand(size, -1), token_types, mask)
-        return Part(rows, torch.full_like(mask, -1), token_types, mask)
+            return InputPart(rows, positions.expand(size, -1), token_types, mask)
+        return InputPart(rows, torch.full_like(mask, -1), token_types, mask)
 
 
 class MaskedAnswers(Answers):
@@ -193,7 +195,7 @@ class MaskedAnswers(Answers):
         if self.attention == "shared" and prompts.length:
             _, states = self.record(prompts)
             with self.answering(first, prompts):
-                return self.stack.behind(states, text, prompts.length, prompts.ids, slice(0, 1))[:, 0]
+                return self.stack.run_after_prompt(states, text, prompts.length, prompts.ids, slice(0, 1))[:, 0]
         prompt = self.prompt_part(prompts.of_examples(len(text.mask)))
         if self.layout.answer_first:
             whole = text.between(0, 1).joined(prompt).joined(text.between(1, None))
@@ -202,16 +204,18 @@ class MaskedAnswers(Answers):
         place, start = self.layout.answer_index(prompts.length), int(self.layout.answer_first)
         rows = (start, start + prompts.length)
         with self.answering(first + place, prompts, rows):
-            return self.stack.alone(whole, slice(place, place + 1), prompts.alike(rows, batch, len(first)))[:, 0]
+            return self.stack.run_alone(whole, slice(place, place + 1), prompts.shared_rows(rows, batch, len(first)))[
+                :, 0
+            ]
 
-    def _answer_and_text(self, batch: dict[str, Tensor], prompt_length: int) -> Part:
+    def _answer_and_text(self, batch: dict[str, Tensor], prompt_length: int) -> InputPart:
         bare = not self.family.needs_positions
         offset = self.layout.text_offset(prompt_length) if bare else prompt_length + 1
         text = self.text_part(batch, offset)
         slot = text.between(0, 1)
         assert self.mask_token_id is not None
         ids = torch.full_like(slot.positions, self.mask_token_id)
-        answer = Part(
+        answer = InputPart(
             self.embed(ids),
             torch.full_like(slot.positions, -1) if bare else slot.positions - 1,
             torch.full_like(ids, self.family.prompt_token_type if bare else 0),
@@ -227,14 +231,14 @@ class CausalAnswers(Answers):
         text = self.text_part(batch, prompts.length)
         return self._behind(prompts, text, text.mask.sum(dim=1, keepdim=True) - 1)[:, 0]
 
-    def _behind(self, prompts: Prompts, text: Part, at: Tensor) -> Tensor:
+    def _behind(self, prompts: Prompts, text: InputPart, at: Tensor) -> Tensor:
         """States [B, S, H] of the text at `at` [B, S]; the first one is the answer slot."""
         if not prompts.length:
             with self.answering(at[:, 0], prompts):
-                return self.stack.alone(text, at)
+                return self.stack.run_alone(text, at)
         _, states = self.record(prompts)
         with self.answering(at[:, 0], prompts):
-            return self.stack.behind(states, text, prompts.length, prompts.ids, at)
+            return self.stack.run_after_prompt(states, text, prompts.length, prompts.ids, at)
 
     def target_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         ids, mask, targets = batch["input_ids"], batch["attention_mask"], batch["target_ids"]
@@ -273,7 +277,7 @@ class CausalAnswers(Answers):
     def _fill(cache: DynamicCache, states: PromptStates, prompts: Prompts, examples: int) -> None:
         """Put the recorded keys and values of the prompt of each of `examples` rows into a cache."""
         for index, layer in enumerate(states.layers):
-            keys, values = (rows_of(recorded, prompts.ids, examples) for recorded in layer)
+            keys, values = (select_prompts(recorded, prompts.ids, examples) for recorded in layer)
             cache.update(keys, values, index)
 
 
@@ -287,9 +291,9 @@ class Seq2SeqAnswers(Answers):
         mask = torch.cat([text.mask.new_ones(size, prompts.length), text.mask], dim=1)
         if self.attention == "full" or not prompts.length:
             whole = self.prompt_part(prompts.of_examples(size)).joined(text)
-            return self.stack.alone(whole, same=prompts.alike((0, prompts.length), batch, size)), mask
+            return self.stack.run_alone(whole, same=prompts.shared_rows((0, prompts.length), batch, size)), mask
         of_prompts, states = self.record(prompts)
-        of_text = self.stack.behind(states, text, prompts.length, prompts.ids)
+        of_text = self.stack.run_after_prompt(states, text, prompts.length, prompts.ids)
         return torch.cat([Prompts(of_prompts, prompts.ids).of_examples(size), of_text], dim=1), mask
 
     def _decoded(self, ids: Tensor, encoded: Tensor, mask: Tensor, prompts: Prompts) -> Tensor:
@@ -298,7 +302,7 @@ class Seq2SeqAnswers(Answers):
             output = self.model.get_decoder()(
                 input_ids=ids,
                 encoder_hidden_states=encoded,
-                encoder_attention_mask=self.stack.seen(mask),
+                encoder_attention_mask=self.stack.visible(mask),
                 use_cache=False,
             )
         states = output.last_hidden_state

@@ -17,15 +17,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from prompt_transfer.backbones.kernels.frozen_linear import no_longer_alike
-from prompt_transfer.backbones.kernels.matmul_attention import by_products, scale_of
-from prompt_transfer.backbones.kernels.shared_prefix_attention import behind_prompt, pays
+from prompt_transfer.backbones.kernels.frozen_linear import stop_sharing_rows
+from prompt_transfer.backbones.kernels.matmul_attention import matmul_attention, softmax_scale
+from prompt_transfer.backbones.kernels.shared_prefix_attention import is_worthwhile, shared_prefix_attention
 
 NAME = "prompt_transfer"
 
 
-class KeysKnownError(Exception):
-    """Leaves a layer at its attention function, when nothing but its keys and values is wanted (`OneLayer`)."""
+class StopAfterKV(Exception):  # noqa: N818 - no error, as StopIteration
+    """Leaves a layer at its attention function, when nothing but its keys and values is wanted (`CachedKV`)."""
 
 
 class LayerStates(Protocol):
@@ -36,14 +36,14 @@ class LayerStates(Protocol):
     def exchange(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values that the layer is to attend to, in place of its own."""
 
-    def one_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:
+    def shared_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:
         """In place of `exchange`: keys and values [1, heads, P, D] of a prompt in training that all texts stand behind.
 
         None where there is no such prompt, or where it does not pay to keep them apart: `exchange` is called then.
         """
 
 
-def rows_of(states: Tensor, prompt_ids: Tensor | None, examples: int) -> Tensor:
+def select_prompts(states: Tensor, prompt_ids: Tensor | None, examples: int) -> Tensor:
     """Of [N, ...] the row of each example [B, ...]: the one of its prompt, or the only one."""
     if prompt_ids is not None:
         return states.index_select(0, prompt_ids)
@@ -80,27 +80,27 @@ class PromptStates:
         self.leave(layer)
         return found
 
-    def one_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:
+    def shared_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:
         """Of the next layer that reads."""
         if not self.reading or not _is_apart(self.layers[self._next][0], text_length):
             return None
         return self.enter().recorded
 
-    def enter(self) -> OneCall:
+    def enter(self) -> LayerPromptKV:
         """What the next layer gets: for one call of it, which may be computed anew later."""
         recorded = None
         if self.reading:
             recorded = self.layers[self._next]
             self._next += 1
-        return OneCall(recorded, self.prompt_ids, self.position_bias)
+        return LayerPromptKV(recorded, self.prompt_ids, self.position_bias)
 
-    def leave(self, layer: OneCall) -> None:
+    def leave(self, layer: LayerPromptKV) -> None:
         """Keep what the layer recorded."""
         if layer.kept is not None:
             self.layers.append(layer.kept)
 
 
-class OneCall:
+class LayerPromptKV:
     """Of `PromptStates` what one layer needs: recorded keys and values to put first, or room to keep its own."""
 
     def __init__(
@@ -115,21 +115,21 @@ class OneCall:
             if self.kept is None:
                 self.kept = (key, value)
             return key, value
-        first, second = (rows_of(states, self.prompt_ids, key.shape[0]) for states in self.recorded)
+        first, second = (select_prompts(states, self.prompt_ids, key.shape[0]) for states in self.recorded)
         return torch.cat([first, key], dim=2), torch.cat([second, value], dim=2)
 
-    def one_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:
-        """As `PromptStates.one_prompt`."""
+    def shared_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:
+        """As `PromptStates.shared_prompt`."""
         if self.recorded is None or not _is_apart(self.recorded[0], text_length):
             return None
         return self.recorded
 
 
 def _is_apart(keys: Tensor, text_length: int) -> bool:
-    return keys.shape[0] == 1 and keys.requires_grad and pays(keys.shape[2], text_length)
+    return keys.shape[0] == 1 and keys.requires_grad and is_worthwhile(keys.shape[2], text_length)
 
 
-class OnlyBias:
+class FixedPositionBias:
     """A position bias [1 or B, heads, T, T] in place of a layer's own, and nothing else."""
 
     def __init__(self, position_bias: Tensor) -> None:
@@ -139,14 +139,14 @@ class OnlyBias:
         """As they are."""
         return key, value
 
-    def one_prompt(self, text_length: int) -> None:
+    def shared_prompt(self, text_length: int) -> None:
         """None: the prompt is a part of the text."""
 
 
-class OneLayer:
+class CachedKV:
     """Keys and values of one layer at all positions, for a second call of it at a few (see `last_layer.py`).
 
-    The first call leaves the layer with `KeysKnownError`; all later ones get what it kept.
+    The first call leaves the layer with `StopAfterKV`; all later ones get what it kept.
 
     Args:
         states: of prompts that stand before the layer's own keys and values, or that record them.
@@ -162,15 +162,15 @@ class OneLayer:
         """Of the first call keep them, prompts before them; to a later one hand out what was kept."""
         if self.kept is None:
             self.kept = (key, value) if self.states is None else self.states.exchange(key, value)
-            raise KeysKnownError
+            raise StopAfterKV
         return self.kept
 
-    def one_prompt(self, text_length: int) -> None:
+    def shared_prompt(self, text_length: int) -> None:
         """None: the few positions of a second call have little to gain."""
 
 
 @dataclass(frozen=True)
-class OneQuery:
+class AbsorbedKV:
     """In place of keys and values the states that they are made of, for one query an example.
 
     Attributes:
@@ -185,7 +185,7 @@ class OneQuery:
     def attend(self, module: nn.Module, query: Tensor, attention_mask: Tensor | None, scaling: float | None) -> Tensor:
         """What the queries [B, A, 1, D] read: [B, 1, A, D]."""
         made = (self.key.weight, self.value.weight)
-        values = through_states(module, query, self.states, *made, attention_mask, scaling)
+        values = attend_absorbed(module, query, self.states, *made, attention_mask, scaling)
         return values if self.value.bias is None else values + self.value.bias.view(values.shape[2:])
 
 
@@ -195,12 +195,12 @@ def attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    prompt_states: LayerStates | OneQuery | None = None,
+    prompt_states: LayerStates | AbsorbedKV | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention of transformers, over the keys and values that `prompt_states` hands out."""
-    no_longer_alike()
-    if isinstance(prompt_states, OneQuery):
+    stop_sharing_rows()
+    if isinstance(prompt_states, AbsorbedKV):
         return prompt_states.attend(module, query, attention_mask, kwargs.get("scaling")), None
     trained = torch.is_grad_enabled() and query.device.type == "cpu"
     prompt = None
@@ -208,17 +208,17 @@ def attend(
         if prompt_states.position_bias is not None:
             kwargs["position_bias"] = prompt_states.position_bias
         if trained and not kwargs.get("dropout"):
-            prompt = prompt_states.one_prompt(query.shape[2])
+            prompt = prompt_states.shared_prompt(query.shape[2])
         if prompt is not None:
             options = {name: kwargs.get(name) for name in ("scaling", "position_bias")}
-            return behind_prompt(module, query, key, value, prompt, attention_mask, **options)
+            return shared_prefix_attention(module, query, key, value, prompt, attention_mask, **options)
         key, value = prompt_states.exchange(key, value)
     trained = trained and (query.requires_grad or key.requires_grad or value.requires_grad)
-    forward = by_products if trained and query.dtype is torch.bfloat16 else sdpa_attention_forward
+    forward = matmul_attention if trained and query.dtype is torch.bfloat16 else sdpa_attention_forward
     return forward(module, query, key, value, attention_mask, **kwargs)
 
 
-def through_states(
+def attend_absorbed(
     module: nn.Module,
     query: Tensor,
     states: Tensor,
@@ -247,7 +247,7 @@ def through_states(
     heads, width = query.shape[1], query.shape[3]
     of_keys, of_values = (weight.view(heads, width, -1) for weight in (to_keys, to_values))
     asked = (query.squeeze(2).transpose(0, 1) @ of_keys).transpose(0, 1)
-    scale = scale_of(query, scaling)
+    scale = softmax_scale(query, scaling)
     # Under autocast the states of a norm are float32 beside queries in bf16.
     all_read = states.unsqueeze(1).to(asked.dtype)
     # The heads stand where queries stand: all of them read the same states.

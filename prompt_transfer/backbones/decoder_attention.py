@@ -2,7 +2,7 @@
 
 Keys and values of the encoder's states would be two products of H x H numbers for each of the P + T states, in every
 layer: a seventh of the model's work, for a query that reads each state once. With one query the products can change
-places (`attention.through_states`). And a token that sees nothing but itself reads itself, whatever it asks for. The
+places (`attention.attend_absorbed`). And a token that sees nothing but itself reads itself, whatever it asks for. The
 same function to rounding.
 """
 
@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prompt_transfer.backbones.attention import through_states
+from prompt_transfer.backbones.attention import attend_absorbed
 from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.substitutes import replace
 
 
-class StandIn(nn.Module):
+class AttentionSubstitute(nn.Module):
     """In place of an attention module of a decoder.
 
     Args:
@@ -37,7 +37,7 @@ class StandIn(nn.Module):
         return hidden_states.shape[1] == 1 and past_key_values is None and not self.training
 
 
-class OneQueryAttention(StandIn):
+class AbsorbedKVAttention(AttentionSubstitute):
     """A cross-attention module, but cheaper where there is one query."""
 
     def forward(
@@ -56,11 +56,11 @@ class OneQueryAttention(StandIn):
             )
         size, heads, width = len(hidden_states), whole.n_heads, whole.key_value_proj_dim
         query = whole.q(hidden_states).view(size, heads, 1, width)
-        values = through_states(whole, query, key_value_states, whole.k.weight, whole.v.weight, mask, whole.scaling)
+        values = attend_absorbed(whole, query, key_value_states, whole.k.weight, whole.v.weight, mask, whole.scaling)
         return whole.o(values.reshape(size, 1, heads * width)), kwargs.get("position_bias"), None
 
 
-class OneTokenAttention(StandIn):
+class SingleTokenAttention(AttentionSubstitute):
     """A self-attention module, but without queries and keys where there is one token."""
 
     def forward(
@@ -75,7 +75,10 @@ class OneTokenAttention(StandIn):
 
 def substitute(model: PreTrainedModel, family: Family) -> None:
     """Put them in every layer of the decoder of a sequence-to-sequence model."""
-    for path, stand_in in ((family.cross_attention, OneQueryAttention), (family.self_attention, OneTokenAttention)):
+    for path, stand_in in (
+        (family.cross_attention, AbsorbedKVAttention),
+        (family.self_attention, SingleTokenAttention),
+    ):
         if path is None:
             continue
         for layer in range(model.config.num_decoder_layers):

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from prompt_transfer.backbones.catalogue import File, Row, is_here
 from prompt_transfer.utils.errors import UserError, without_secrets
-from prompt_transfer.utils.files import alone, atomic_folder, check_writable_dir
+from prompt_transfer.utils.files import atomic_folder, check_writable_dir, exclusive_lock
 from prompt_transfer.utils.network import hub_reachable
 from prompt_transfer.utils.progress import progress, waiting
 
@@ -56,7 +56,7 @@ def fetch(row: Row, source: str = "hub", accept_license: bool = False) -> Path:
         check_writable_dir(parent)
     except UserError as error:
         raise UserError(f"cannot write to the cache {parent}: set PROMPT_TRANSFER_CACHE to another folder") from error
-    with alone(parent, f".{row.name}.lock", wait=True):
+    with exclusive_lock(parent, f".{row.name}.lock", wait=True):
         if row.folder.exists():
             return row.folder
         for left in parent.glob(f".{row.name}-*"):  # of a process that was killed: nobody else writes there now

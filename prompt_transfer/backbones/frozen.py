@@ -253,7 +253,7 @@ class FrozenBackbone(nn.Module):
             prompt: [P, H] or [N, P, H].
         """
         rows = (prompt if prompt.ndim == 3 else prompt.unsqueeze(0)).to(self.model.dtype)
-        alone = self._answers.prompt_is_alone
+        alone = self._answers.prompt_sees_only_itself
         return PromptBank(rows, self._answers.record(Prompts(rows, None)) if alone else None)
 
     def answer_states(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
@@ -333,7 +333,7 @@ class FrozenBackbone(nn.Module):
     def text_features(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean of the last hidden states over the text alone, without prompt and answer slot: [B, H] in float32."""
         mask = batch["attention_mask"]
-        states = self._answers.stack.alone(self._answers.text_part(batch, 0)).float()
+        states = self._answers.stack.run_alone(self._answers.text_part(batch, 0)).float()
         weights = mask.unsqueeze(-1).float()
         return (states * weights).sum(dim=1) / weights.sum(dim=1)
 

@@ -24,7 +24,13 @@ from prompt_transfer.backbones import generic
 from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.family import AUTO_CLASSES
 from prompt_transfer.utils.errors import UserError
-from prompt_transfer.utils.files import alone, atomic_folder, cache_folder, check_writable_dir, write_text_atomic
+from prompt_transfer.utils.files import (
+    atomic_folder,
+    cache_folder,
+    check_writable_dir,
+    exclusive_lock,
+    write_text_atomic,
+)
 from prompt_transfer.utils.network import hub_reachable
 
 # Of the converted folders. A new number converts every file again.
@@ -113,7 +119,7 @@ def model_folder(path: Path, name: str) -> Path:
         check_writable_dir(folder.parent)
     except UserError as error:
         raise UserError(f"cannot write to the cache {folder.parent}: {_ELSEWHERE}") from error
-    with alone(folder.parent, f".{digest}.lock", wait=True):
+    with exclusive_lock(folder.parent, f".{digest}.lock", wait=True):
         if not (folder / "config.json").is_file():  # another process may have converted it meanwhile
             # Nobody else writes below this name now: what is there was left by a process that was killed.
             for left in folder.parent.glob(f".{digest}-*"):

@@ -5,7 +5,7 @@ only where something is scored. No model code is copied for that. A hook before 
 positions, left at the registered attention function as soon as keys and values are there, and with the scored
 positions, for which the attention function takes those keys and values. What is wasted are the first call's queries.
 Where an encoder in `full` mode is asked at one position, out of training, and its attention reads what enters the
-layer, one call is enough, and keys and values are not made at all (`attention.OneQuery`). The result is the same
+layer, one call is enough, and keys and values are not made at all (`attention.AbsorbedKV`). The result is the same
 function to rounding, so is its gradient.
 """
 
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prompt_transfer.backbones.attention import KeysKnownError, OneLayer, OneQuery
+from prompt_transfer.backbones.attention import AbsorbedKV, CachedKV, StopAfterKV
 from prompt_transfer.backbones.family import Family
-from prompt_transfer.backbones.kernels.frozen_linear import no_longer_alike
+from prompt_transfer.backbones.kernels.frozen_linear import stop_sharing_rows
 
 # The same positions for all examples, or those of each [B, S].
 Positions = slice | Tensor
@@ -31,7 +31,7 @@ Positions = slice | Tensor
 _DIMENSIONS = {"hidden_states": 1, "position_embeddings": 1, "position_ids": 1, "attention_mask": 2}
 
 
-def taken(values: Tensor, at: Positions, dim: int) -> Tensor:
+def gather_positions(values: Tensor, at: Positions, dim: int) -> Tensor:
     """Of `values` [B or 1, ..., T, ...] those at some positions of dimension `dim`: [B, ..., S, ...]."""
     if isinstance(at, slice):
         # In one piece: a linear layer would take a product an example for states that are not.
@@ -42,7 +42,7 @@ def taken(values: Tensor, at: Positions, dim: int) -> Tensor:
     return values.expand(shape).gather(dim, index.expand(wanted))
 
 
-def is_hooked(modules: Iterable[nn.Module]) -> bool:
+def has_hooks(modules: Iterable[nn.Module]) -> bool:
     """Whether somebody sees or changes what passes through one of them."""
     return any(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
@@ -91,7 +91,7 @@ class LastLayer:
         """The states [B, S, H] among those that the body gave."""
         assert self.at is not None
         if self.length is None:
-            return taken(states, self.at, 1)
+            return gather_positions(states, self.at, 1)
         return states[:, : self._count(self.at)]
 
     @staticmethod
@@ -117,19 +117,19 @@ class LastLayer:
         # Whoever put something else in their place (an adapter, say) wants it to be called.
         plain = bool(makers) and all(type(maker) is nn.Linear for maker in makers)
         if plain and self._count(at) == 1 and given.get("prompt_states") is None and not layer.training:
-            given["prompt_states"] = OneQuery(states, *makers)
+            given["prompt_states"] = AbsorbedKV(states, *makers)
             # Of a model with one layer: the position that is asked for is no row of the prompt.
-            no_longer_alike()
+            stop_sharing_rows()
         else:
-            given["prompt_states"] = OneLayer(given.get("prompt_states"))
-            with suppress(KeysKnownError):
+            given["prompt_states"] = CachedKV(given.get("prompt_states"))
+            with suppress(StopAfterKV):
                 layer.forward(**given)
         for name, dim in _DIMENSIONS.items():
             value = given.get(name)
             if isinstance(value, tuple):
-                given[name] = tuple(taken(part, at, dim) for part in value)
+                given[name] = tuple(gather_positions(part, at, dim) for part in value)
             elif value is not None and value.shape[dim] > 1:
-                given[name] = taken(value, at, dim)
+                given[name] = gather_positions(value, at, dim)
         if self.causal and given["attention_mask"] is None:
             given["attention_mask"] = self._causal_mask(at, length, states.device)
         return (), given
@@ -142,7 +142,7 @@ class LastLayer:
         return keys <= places[:, None, :, None]
 
     def _is_watched(self) -> bool:
-        return is_hooked(module for module in self.layer.modules() if module is not self.layer)
+        return has_hooks(module for module in self.layer.modules() if module is not self.layer)
 
     def _widen(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """As many states as the input had, of which `result` takes the first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prompt_transfer.utils.errors import OtherKindError, UserError
+from prompt_transfer.utils.errors import LayoutKindError, UserError
 
 
 @dataclass(frozen=True)
@@ -89,5 +89,5 @@ def get_layout(name: str | None, kind: str, needs_positions: bool, has_start: bo
     if found not in own:
         needs = "a tokenizer that adds a start token" if found.start_token else "tokens without a position"
         why = f"is for {found.kind} backbones" if found.kind != kind else f"needs {needs}"
-        raise OtherKindError(f"layout {name} {why}, this one is {kind}: choose one of {choices}")
+        raise LayoutKindError(f"layout {name} {why}, this one is {kind}: choose one of {choices}")
     return found

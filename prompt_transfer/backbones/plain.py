@@ -24,9 +24,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from prompt_transfer.backbones import writing
 from prompt_transfer.backbones.answers import KINDS, Answers, CausalAnswers, MaskedAnswers, Prompts, Seq2SeqAnswers
 from prompt_transfer.backbones.family import Family
-from prompt_transfer.backbones.kernels.frozen_linear import Alike
-from prompt_transfer.backbones.last_layer import Positions, taken
-from prompt_transfer.backbones.stack import Part, Stack
+from prompt_transfer.backbones.kernels.frozen_linear import SharedRows
+from prompt_transfer.backbones.last_layer import Positions, gather_positions
+from prompt_transfer.backbones.stack import InputPart, Stack
 from prompt_transfer.utils.errors import UserError
 
 
@@ -73,10 +73,10 @@ class PlainStack(Stack):
         names = inspect.signature(self.body.forward).parameters
         self.options = {"use_cache": False} if "use_cache" in names else {}
 
-    def alone(self, part: Part, at: Positions | None = None, same: Alike | None = None) -> Tensor:
-        """As `Stack.alone`; `same` saves nothing here."""
+    def run_alone(self, part: InputPart, at: Positions | None = None, same: SharedRows | None = None) -> Tensor:
+        """As `Stack.run_alone`; `same` saves nothing here."""
         found = self.body(inputs_embeds=part.embeddings, attention_mask=part.mask, **self.options).last_hidden_state
-        return found if at is None else taken(found, at, 1)
+        return found if at is None else gather_positions(found, at, 1)
 
 
 class PlainAnswers(Answers):
@@ -85,7 +85,7 @@ class PlainAnswers(Answers):
     stack_type = PlainStack
 
     @property
-    def prompt_is_alone(self) -> bool:
+    def prompt_sees_only_itself(self) -> bool:
         """False: prompts are computed with each batch."""
         return False
 
@@ -110,11 +110,11 @@ class PlainMaskedAnswers(PlainAnswers, MaskedAnswers):
 class PlainCausalAnswers(PlainAnswers, CausalAnswers):
     """A causal model whose prompt is computed with each text: the same function as from recorded prompts."""
 
-    def _behind(self, prompts: Prompts, text: Part, at: Tensor) -> Tensor:
+    def _behind(self, prompts: Prompts, text: InputPart, at: Tensor) -> Tensor:
         places = at + prompts.length
         whole = self.prompt_part(prompts.of_examples(len(text.mask))).joined(text)
         with self.answering(places[:, 0], prompts):
-            return self.stack.alone(whole, places)
+            return self.stack.run_alone(whole, places)
 
     def generate(self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int) -> Tensor:
         text = self.text_part(batch, prompts.length)

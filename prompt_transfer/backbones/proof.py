@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.backbones.stack import Part
+from prompt_transfer.backbones.stack import InputPart
 from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _causal(backbone: FrozenBackbone) -> str | None:
     short = _answers(backbone, embedded, [row[:4]])[0]
     whole = torch.cat([embedded, _embedded(backbone, row)])[None]
     mask = torch.ones(whole.shape[:2], dtype=torch.long)
-    states = backbone._answers.stack.alone(Part(whole, mask, mask, mask))
+    states = backbone._answers.stack.run_alone(InputPart(whole, mask, mask, mask))
     return _differ(backbone, backbone._logits(states[:, len(prompt) + 3])[0], short)
 
 

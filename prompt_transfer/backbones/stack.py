@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prompt_transfer.backbones.attention import LayerStates, OnlyBias, PromptStates
+from prompt_transfer.backbones.attention import FixedPositionBias, LayerStates, PromptStates
 from prompt_transfer.backbones.family import Family
-from prompt_transfer.backbones.kernels.frozen_linear import Alike, alike
-from prompt_transfer.backbones.last_layer import LastLayer, Positions, is_hooked, taken
+from prompt_transfer.backbones.kernels.frozen_linear import SharedRows, sharing_rows
+from prompt_transfer.backbones.last_layer import LastLayer, Positions, gather_positions, has_hooks
 
 
 @dataclass(frozen=True)
-class Part:
+class InputPart:
     """A stretch of the input: embeddings [B, T, H], positions and token types [B, T] (-1: none), mask [B, T]."""
 
     embeddings: Tensor
@@ -24,19 +24,19 @@ class Part:
     token_types: Tensor
     mask: Tensor
 
-    def joined(self, other: Part) -> Part:
+    def joined(self, other: InputPart) -> InputPart:
         """This part, then the other."""
-        return Part(
+        return InputPart(
             torch.cat([self.embeddings, other.embeddings], dim=1),
             torch.cat([self.positions, other.positions], dim=1),
             torch.cat([self.token_types, other.token_types], dim=1),
             torch.cat([self.mask, other.mask], dim=1),
         )
 
-    def between(self, start: int, end: int | None) -> Part:
+    def between(self, start: int, end: int | None) -> InputPart:
         """The tokens from `start` to before `end`."""
         cut = slice(start, end)
-        return Part(self.embeddings[:, cut], self.positions[:, cut], self.token_types[:, cut], self.mask[:, cut])
+        return InputPart(self.embeddings[:, cut], self.positions[:, cut], self.token_types[:, cut], self.mask[:, cut])
 
 
 class Stack:
@@ -55,7 +55,7 @@ class Stack:
         # Compiled layers (`layer_calls.py`) do not tell when rows are alike no longer.
         self.compiled = False
 
-    def alone(self, part: Part, at: Positions | None = None, same: Alike | None = None) -> Tensor:
+    def run_alone(self, part: InputPart, at: Positions | None = None, same: SharedRows | None = None) -> Tensor:
         """States [B, T, H] of a part by itself; with `at` only those there [B, S, H].
 
         Args:
@@ -63,15 +63,15 @@ class Stack:
             at: see above.
             same: rows that many examples share, if there are any.
         """
-        masks, bias = self._sight(part.mask, 0)
-        with alike(None if same is None or self._may_differ() else same):
-            return self._run(part, masks, None if bias is None else OnlyBias(bias), at)
+        masks, bias = self._attention_masks(part.mask, 0)
+        with sharing_rows(None if same is None or self._may_differ() else same):
+            return self._run(part, masks, None if bias is None else FixedPositionBias(bias), at)
 
     def _may_differ(self) -> bool:
         """Whether rows that enter alike may differ in front of the first attention: by dropout, by a hook."""
-        return self.compiled or self.body.training or is_hooked(self.body.modules())
+        return self.compiled or self.body.training or has_hooks(self.body.modules())
 
-    def record(self, prompts: Part) -> tuple[Tensor, PromptStates]:
+    def record(self, prompts: InputPart) -> tuple[Tensor, PromptStates]:
         """States [N, P, H] of prompts that see only themselves, and their keys and values.
 
         Where the text reads keys and values alone (all but sequence-to-sequence models), the states of all but the
@@ -81,19 +81,19 @@ class Stack:
         at = slice(0, 1) if self.last is not None else None
         return self._run(prompts, None, states, at), states
 
-    def behind(
+    def run_after_prompt(
         self,
         states: PromptStates,
-        text: Part,
+        text: InputPart,
         prompt_length: int,
         prompt_ids: Tensor | None,
         at: Positions | None = None,
     ) -> Tensor:
         """States [B, T, H] of texts that see recorded prompts too; with `at` only those there [B, S, H]."""
-        masks, bias = self._sight(text.mask, prompt_length)
+        masks, bias = self._attention_masks(text.mask, prompt_length)
         return self._run(text, masks, states.read(prompt_ids, bias), at)
 
-    def _run(self, part: Part, masks: Any, states: LayerStates | None, at: Positions | None) -> Tensor:
+    def _run(self, part: InputPart, masks: Any, states: LayerStates | None, at: Positions | None) -> Tensor:
         options: dict[str, Any] = {} if states is None else {"prompt_states": states}
         if self.family.position_ids:
             options["position_ids"] = part.positions
@@ -103,12 +103,12 @@ class Stack:
             options["use_cache"] = False
         if at is None or self.last is None:
             found = self.body(inputs_embeds=part.embeddings, attention_mask=masks, **options).last_hidden_state
-            return found if at is None else taken(found, at, 1)
+            return found if at is None else gather_positions(found, at, 1)
         with self.last.only(at):
             found = self.body(inputs_embeds=part.embeddings, attention_mask=masks, **options).last_hidden_state
             return self.last.result(found)
 
-    def _sight(
+    def _attention_masks(
         self, mask: Tensor, prompt_length: int
     ) -> tuple[Tensor | dict[str, Tensor | None] | None, Tensor | None]:
         """Who sees whom among texts [B, T] behind prompts: masks, and T5's bias over prompt and text.
@@ -118,7 +118,7 @@ class Stack:
         layers would put the two together each for itself.
         """
         length, device = mask.shape[1], mask.device
-        seen = self.seen(mask, prompt_length)
+        seen = self.visible(mask, prompt_length)
         if not self.family.position_ids:
             first: Any = self.body.get_submodule("block.0.layer.0.SelfAttention")
             bias = first.compute_bias(length, prompt_length + length, past_seen_tokens=prompt_length)
@@ -140,7 +140,7 @@ class Stack:
         near = full & (keys > queries - window)
         return near if self.family.one_mask else {"full_attention": full, "sliding_attention": near}, None
 
-    def seen(self, mask: Tensor, prompt_length: int = 0) -> Tensor | None:
+    def visible(self, mask: Tensor, prompt_length: int = 0) -> Tensor | None:
         """Which of prompt and text are no padding, bool [B, 1, 1, P + T]; None where nobody has to be told."""
         # The padding of a causal model stands behind all that is read: its text never sees it.
         if self.causal:

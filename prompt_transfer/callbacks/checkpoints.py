@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from prompt_transfer.utils.files import atomic_path
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint files that are whole or absent.
 
     Lightning writes to the system's temporary folder and moves: across file systems that is a copy, and a kill in the
@@ -25,7 +25,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-class EndOfRun(Callback):
+class FinalValidation(Callback):
     """Evaluates after the last step, also where it is no multiple of the interval between evaluations.
 
     Otherwise the steps behind the last evaluation would be trained, but neither scored nor kept.
@@ -42,7 +42,7 @@ class EndOfRun(Callback):
             trainer.should_stop = True
 
 
-class OptionsWin(Callback):
+class GivenOptimizerOptions(Callback):
     """After a resume, the options of the optimizer are those given now, not those of the checkpoint.
 
     Restoring an optimizer restores its learning rate as well, so that `--resume --model.learning_rate X` would be

@@ -73,7 +73,7 @@ class RunLog(CSVLogger):
         return self._experiment
 
 
-class KeepLog(Callback):
+class LogFlush(Callback):
     """Begins the log where training begins, and brings it to disk before each checkpoint."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -19,7 +19,7 @@ from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import check_writable_dir
 
 
-class _DuringEvaluation(Callback):
+class _EvaluationHooks(Callback):
     """Hooks that are on from the start to the end of each evaluation, and off whatever ends it."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class _DuringEvaluation(Callback):
         self._stop()
 
 
-class CaptureNeurons(_DuringEvaluation):
+class CaptureNeurons(_EvaluationHooks):
     """Writes what the neurons do at the answer slot of every evaluated example, as `neurons capture --tasks` does.
 
     `STEP.safetensors` holds `mean`, `active` (the share of examples) [L, F], `before` and for gated FFNs `gate`. With
@@ -106,7 +106,7 @@ class CaptureNeurons(_DuringEvaluation):
         files.add(path, means, facts)
 
 
-class MaskNeurons(_DuringEvaluation):
+class MaskNeurons(_EvaluationHooks):
     """Masks neurons while a prompt is validated or tested; training goes on with all of them.
 
     Args:

@@ -21,7 +21,7 @@ class WandbLog(Logger):
     """Hands metrics to a tracker. Lightning's own logger begins a run before data and options have been checked.
 
     Args:
-        tracker: begun by `TrackRun`.
+        tracker: begun by `RunTracking`.
     """
 
     def __init__(self, tracker: Tracker) -> None:
@@ -44,7 +44,7 @@ class WandbLog(Logger):
         """The resolved configuration is there from the start."""
 
 
-class TrackRun(Callback):
+class RunTracking(Callback):
     """Begins the run with the training, and logs every evaluation with what it had cost.
 
     Logs `convergence/score`, `/majority`, `/samples`, `/seconds`, `best/score`, `best/above_majority` and `best/step`;
@@ -74,7 +74,7 @@ class TrackRun(Callback):
                 self.tracker.run.define_metric(STEP)
                 self.tracker.run.define_metric("*", step_metric=STEP, step_sync=True)
             with self.tracker.shielded("the prompts that the run starts from were not linked"):
-                for path in artifacts.files_below(self.sources):
+                for path in artifacts.find_prompt_files(self.sources):
                     self.tracker.use(artifacts.prompt_artifact(path))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -123,7 +123,7 @@ def _artifact(path: Path) -> Any:
     """The artifact of a prompt or projector; None of a copy of the best of several."""
     if path.stem == "projector":
         return artifacts.projector_artifact(path)
-    if path.stem.startswith("prompt") and path in artifacts.files_below([path.parent]):
+    if path.stem.startswith("prompt") and path in artifacts.find_prompt_files([path.parent]):
         return artifacts.prompt_artifact(path)
     return None
 

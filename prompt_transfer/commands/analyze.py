@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from prompt_transfer.commands.parsing import named, subcommand, with_true
+from prompt_transfer.commands.parsing import collect_positionals, expand_flags, subcommand
 from prompt_transfer.tracking.options import WandbOptions
 from prompt_transfer.utils import results
 
@@ -107,12 +107,12 @@ POSITIONAL = {"convergence": "--runs", "projection": "--projectors"}
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer analyze`."""
     if arguments[:1] == ["dashboard"]:
-        arguments = with_true(arguments, ["--dry_run"])
+        arguments = expand_flags(arguments, ["--dry_run"])
     # One file reads best without its option's name.
     if arguments[:1] == ["matrix"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments = ["matrix", "--file", *arguments[1:]]
     if arguments and arguments[0] in POSITIONAL:
-        arguments = [arguments[0], *named(POSITIONAL[arguments[0]], arguments[1:])]
+        arguments = [arguments[0], *collect_positionals(POSITIONAL[arguments[0]], arguments[1:])]
     table = dict(SUBCOMMANDS)
     if not arguments or arguments[0] not in table:
         # Its options are of types that take seconds to import, which the others do without.

@@ -71,7 +71,7 @@ def find_configs(arguments: list[str]) -> list[str]:
     return found
 
 
-def put_text_aside(arguments: list[str]) -> tuple[list[str], str | None]:
+def extract_init_text(arguments: list[str]) -> tuple[list[str], str | None]:
     """Remove the value of `--model.init.text`, which the parser would read as a mapping where it has a ": "."""
     kept, text = list(arguments), None
     for position, argument in enumerate(arguments):
@@ -83,7 +83,7 @@ def put_text_aside(arguments: list[str]) -> tuple[list[str], str | None]:
     return kept, text
 
 
-def names_model_option(arguments: Sequence[str], options: Sequence[str]) -> bool:
+def sets_model_option(arguments: Sequence[str], options: Sequence[str]) -> bool:
     """Whether options, or files of options, give one of these options of the model."""
     if any(argument.split("=")[0].rstrip("+") in [f"--model.{name}" for name in options] for argument in arguments):
         return True

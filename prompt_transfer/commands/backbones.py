@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prompt_transfer.commands.parsing import program, subcommand, with_true
+from prompt_transfer.commands.parsing import expand_flags, program, subcommand
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
 
@@ -137,4 +137,4 @@ def run(command: str, arguments: list[str]) -> None:
     if len(arguments) > 1 and arguments[0] in UNNAMED and not arguments[1].startswith("-"):
         arguments = [arguments[0], "--name", *arguments[1:]]
     table: dict[str, Callable[..., Any]] = {"list": list_backbones, "fetch": fetch, "inspect": inspect}
-    subcommand(command, table, with_true(arguments, ["--accept_license", "--trust_remote_code"]), UNNAMED)
+    subcommand(command, table, expand_flags(arguments, ["--accept_license", "--trust_remote_code"]), UNNAMED)

@@ -6,12 +6,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from prompt_transfer.commands.training import Fit
+from prompt_transfer.commands.training import FitCommand
 from prompt_transfer.studies.sweep.plan import Run
 from prompt_transfer.utils.errors import UserError
 
 
-class Parsed(Fit):
+class FitOptions(FitCommand):
     """The options of a `fit`, checked; nothing is made, loaded or written."""
 
     def _set_seed(self) -> None:
@@ -35,6 +35,6 @@ def check_runs(runs: Sequence[Run]) -> None:
         for run in runs:
             file.write_text(run.config(), encoding="utf-8")
             try:
-                Parsed("fit", ["--config", str(file)])
+                FitOptions("fit", ["--config", str(file)])
             except UserError as error:
                 raise UserError(f"run {run.name}: {error}") from error

@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
-from prompt_transfer.commands.parsing import program, value_of
-from prompt_transfer.data.baselines import commonest_class, trivial_answers
+from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, as_user_error
+from prompt_transfer.commands.parsing import find_value, program
+from prompt_transfer.data.baselines import majority_class, trivial_answers
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.texts import load_texts
 from prompt_transfer.data.tokens import ID_BITS
@@ -29,7 +29,7 @@ from prompt_transfer.tasks.registry import Task
 from prompt_transfer.tracking.options import WandbOptions
 from prompt_transfer.tracking.studies import publish
 from prompt_transfer.utils import results
-from prompt_transfer.utils.errors import OtherKindError, UserError
+from prompt_transfer.utils.errors import LayoutKindError, UserError
 from prompt_transfer.utils.files import check_writable_dir, prove_writable_dir
 from prompt_transfer.utils.provenance import write_provenance
 
@@ -39,7 +39,7 @@ MOST_LINES = 20
 
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer validate | test | predict`."""
-    path = value_of(arguments, "--prompt")
+    path = find_value(arguments, "--prompt")
     if path is None:
         if {"-h", "--help"} & set(arguments):
             Command(command, arguments)
@@ -47,9 +47,9 @@ def run(command: str, arguments: list[str]) -> None:
     prompt = Prompt.load(path)
     try:
         parsed = Command(command, _with_prompt(arguments, prompt, path))
-    except OtherKindError as error:
-        other = value_of(arguments, "--model.backbone")
-        if other is None or value_of(arguments, "--model.layout") is not None:
+    except LayoutKindError as error:
+        other = find_value(arguments, "--model.backbone")
+        if other is None or find_value(arguments, "--model.layout") is not None:
             raise
         own = prompt.metadata.get("backbone", "another backbone")
         raise UserError(
@@ -102,7 +102,7 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
         if facts.get(key):
             first += [f"--model.{key}={facts[key]}"]
     tasks = _stored(prompt, "data_task", list) or [task for task in facts.get("task", "").split(",") if task]
-    if not tasks and not any(value_of(arguments, option) for option in ("--data.task", "--config", "-c", "--data")):
+    if not tasks and not any(find_value(arguments, option) for option in ("--data.task", "--config", "-c", "--data")):
         raise UserError(f"{path} does not say for which task it was trained: name one with --data.task")
     if tasks:
         first += ["--data.task", tasks[0] if len(tasks) == 1 else json.dumps(tasks)]
@@ -113,13 +113,13 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
         first += ["--model.revision", facts["revision"]]
     if facts.get("data_source"):
         first += ["--data.source", facts["data_source"]]
-    elif value_of(arguments, "--input") and not all(task.startswith("builtin_") for task in tasks):
+    elif find_value(arguments, "--input") and not all(task.startswith("builtin_") for task in tasks):
         # Texts of the user's come from nowhere else; of the task its label words are needed alone.
         first += ["--data.source", "hub"]
     if (
         facts.get("data_revision")
-        and not value_of(arguments, "--data.task")
-        and not value_of(arguments, "--data.source")
+        and not find_value(arguments, "--data.task")
+        and not find_value(arguments, "--data.source")
     ):
         first += ["--data.revision", facts["data_revision"]]
     if facts.get("data_root") and Path(facts["data_root"]).is_dir():
@@ -127,10 +127,10 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
     length = str(prompt.embeddings.shape[0])
     # As a list: the parser would take the path "7" for a number and "a: b" for a mapping.
     last = ["--model.prompt_length", length, "--model.init", "FromPrompt", "--model.init.prompt", json.dumps([path])]
-    task = value_of(arguments, "--data.task")
+    task = find_value(arguments, "--data.task")
     if task and task.startswith("builtin_"):
         for option, value in (("--data.source", "builtin"), ("--data.label_words", "default")):
-            last += [] if value_of(arguments, option) else [option, value]
+            last += [] if find_value(arguments, option) else [option, value]
     return [*first, *arguments, *last]
 
 
@@ -158,7 +158,7 @@ def _score(command: str, parsed: Command, model: PromptTuning, path: str) -> Non
             model.reparameterization = Plain()
             model.build(random_prompt(model.backbone, shape, number), torch.Generator())
         model.records = []
-        with told_in_one_line(command):
+        with as_user_error(command):
             verb(model, datamodule=data, verbose=False)
         _check_records(model)
         rows += _rows(parsed, model, split, name, path if not number else f"random {number}")
@@ -187,7 +187,7 @@ def _baseline(data: TaskDataModule, split: str, index: int, common: dict[str, An
     task = data.tasks[index]
     if not task.is_generation:
         row = {**common, "what": "majority class", "n": sum(data.label_counts(split, index))}
-        found = commonest_class(data, split, index)
+        found = majority_class(data, split, index)
         return [{**row, "metric": name, "value": value} for name, value in found.items()]
     rows = data.selection.rows(split, index)
     scores = example_scores(task, trivial_answers(data.data[index], rows), rows["target"][:])
@@ -281,7 +281,7 @@ def _predict(parsed: Command, model: PromptTuning) -> None:
     if config.input:
         data.set_predict_texts(load_texts(config.input, data.tasks[0]))
     model.keep_records = True
-    with told_in_one_line("predict"):
+    with as_user_error("predict"):
         parsed.trainer.predict(model, datamodule=data, return_predictions=False)
     _check_records(model)
     if not parsed.trainer.is_global_zero:

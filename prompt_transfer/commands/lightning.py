@@ -22,10 +22,10 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from prompt_transfer.backbones.loading import resolve
-from prompt_transfer.callbacks.checkpoints import WholeCheckpoints
+from prompt_transfer.callbacks.checkpoints import AtomicCheckpointIO
 from prompt_transfer.callbacks.logs import RunLog
 from prompt_transfer.callbacks.progress import StepProgress
-from prompt_transfer.commands.arguments import find_configs, names_model_option, put_text_aside, take_class
+from prompt_transfer.commands.arguments import extract_init_text, find_configs, sets_model_option, take_class
 from prompt_transfer.commands.parsing import one_line, options_of
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.readers import data_root
@@ -93,7 +93,7 @@ def show_warning(message: Warning | str, category: type[Warning], *args: Any, **
 
 
 @contextmanager
-def told_in_one_line(verb: str, options: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
+def as_user_error(verb: str, options: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
     """Turn what parser, Lightning and loggers raise for a user's mistake into a `UserError`.
 
     Args:
@@ -127,7 +127,7 @@ def told_in_one_line(verb: str, options: Callable[[], Sequence[str]] = tuple) ->
         raise
 
 
-def absolute(path: str) -> str:
+def absolute_path(path: str) -> str:
     """The path from the root, `~` resolved."""
     return str(Path(path).expanduser().resolve())
 
@@ -138,7 +138,7 @@ def settle_prompts(options: Namespace) -> None:
     So a run goes on from the same prompts, whatever becomes of the recommendation.
     """
     if options.recommendation is not None:
-        options.recommendation = absolute(options.recommendation)
+        options.recommendation = absolute_path(options.recommendation)
         chosen = FromPrompt(**vars(options))
         options.prompt, options.weights = chosen.prompt, chosen.weights
         options.recommendation = options.by = options.target = None
@@ -148,7 +148,7 @@ def settle_prompts(options: Namespace) -> None:
         return  # the initializer has the right words for it
     files = [given] if isinstance(given, str) and Path(given).exists() else given
     files = files.split(",") if isinstance(files, str) else files
-    options.prompt = [absolute(str(file).strip()) if str(file).strip() else "" for file in files]
+    options.prompt = [absolute_path(str(file).strip()) if str(file).strip() else "" for file in files]
 
 
 class Command(LightningCLI):
@@ -163,10 +163,10 @@ class Command(LightningCLI):
         self.verb = verb
         model, rest = take_class(list(arguments), "--model", MODELS)
         data, rest = take_class(rest, "--data", DATA)
-        rest, self.text = put_text_aside(find_configs(rest))
-        several = names_model_option(rest, ("seeds", "learning_rates"))
+        rest, self.text = extract_init_text(find_configs(rest))
+        several = sets_model_option(rest, ("seeds", "learning_rates"))
         # A stored configuration names no class, but only a projector is trained on prompts.
-        if model is PromptTuning and names_model_option(rest, ("prompts",)):
+        if model is PromptTuning and sets_model_option(rest, ("prompts",)):
             model = CrossModelProjector
         if model is CrossModelProjector and verb != "fit":
             raise UserError(
@@ -180,7 +180,7 @@ class Command(LightningCLI):
             model = PromptEnsemble
         quiet()
         warnings.showwarning = show_warning
-        with told_in_one_line(verb, lambda: options_of(self.parser)):
+        with as_user_error(verb, lambda: options_of(self.parser)):
             super().__init__(
                 model,
                 data,
@@ -260,19 +260,23 @@ class Command(LightningCLI):
         """A stored configuration, and a prompt that names its backbone, are used from other folders too."""
         data, model = self.config.data, self.config.model
         root = data_root(data.root) if data.source == "local" else data.root
-        data.root = None if root is None else absolute(str(root))
-        data.cache_dir = None if data.cache_dir is None else absolute(data.cache_dir)
+        data.root = None if root is None else absolute_path(str(root))
+        data.cache_dir = None if data.cache_dir is None else absolute_path(data.cache_dir)
         tasks = [data.task] if isinstance(data.task, str) else data.task
-        tasks = [absolute(task) if task.endswith((".yaml", ".yml")) else task for task in tasks]
+        tasks = [absolute_path(task) if task.endswith((".yaml", ".yml")) else task for task in tasks]
         data.task = tasks[0] if isinstance(data.task, str) else tasks
         if data.held_out is not None:
-            data.held_out = [absolute(task) if task.endswith((".yaml", ".yml")) else task for task in data.held_out]
+            data.held_out = [
+                absolute_path(task) if task.endswith((".yaml", ".yml")) else task for task in data.held_out
+            ]
         for key in ("backbone", "source_backbone"):
             if model.get(key) is not None and resolve(model[key])[1] in ("folder", "gguf"):
-                model[key] = absolute(model[key])
+                model[key] = absolute_path(model[key])
         for key in ("prompts", "target_prompts"):
             if model.get(key) is not None:
-                model[key] = [absolute(path) for path in ([model[key]] if isinstance(model[key], str) else model[key])]
+                model[key] = [
+                    absolute_path(path) for path in ([model[key]] if isinstance(model[key], str) else model[key])
+                ]
         if model.get("init") is not None and "prompt" in (model.init.get("init_args") or {}):
             settle_prompts(model.init.init_args)
 
@@ -288,7 +292,7 @@ class Command(LightningCLI):
         init = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         trainer = self._instantiate_trainer(init, callbacks)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = WholeCheckpoints()
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
     def extra_callbacks(self) -> list[Callback]:

@@ -8,11 +8,11 @@ from contextlib import nullcontext
 from typing import Any
 
 from prompt_transfer.commands.lightning import quiet, show_warning
-from prompt_transfer.commands.parsing import program, subcommand, words_of
+from prompt_transfer.commands.parsing import program, split_list, subcommand
 from prompt_transfer.studies.targets import EvaluationData
 from prompt_transfer.utils import results
-from prompt_transfer.utils.distributed import torchrun_place
-from prompt_transfer.utils.files import alone
+from prompt_transfer.utils.distributed import torchrun_rank
+from prompt_transfer.utils.files import exclusive_lock
 
 FEW = EvaluationData(limit_eval=200)
 MANY = EvaluationData(limit_eval=500)
@@ -52,10 +52,10 @@ def capture(
     from prompt_transfer.studies.neurons.capture import capture as study
 
     options = CaptureStudy(
-        backbone, prompts, output, words_of(tasks), data, split, attention, layout, dtype, accelerator
+        backbone, prompts, output, split_list(tasks), data, split, attention, layout, dtype, accelerator
     )
     # Of several processes that torchrun started the first one writes.
-    with nullcontext() if torchrun_place().rank else alone(output):
+    with nullcontext() if torchrun_rank().rank else exclusive_lock(output):
         paths = study(options)
     if paths:
         print(f"neurons of {len(paths)} prompts")
@@ -117,10 +117,10 @@ def mask(
     from prompt_transfer.studies.neurons import masking
 
     study = masking.MaskStudy(
-        backbone, prompts, words_of(tasks), output, neurons, by, data, split, ratios, scope, methods, masks, sources,
+        backbone, prompts, split_list(tasks), output, neurons, by, data, split, ratios, scope, methods, masks, sources,
         random_seeds, noise, attention, layout, dtype, label_words_policy, accelerator,
     )  # fmt: skip
-    with alone(output):
+    with exclusive_lock(output):
         frame = masking.mask(study)
     masking.show(frame, output)
 
@@ -157,9 +157,9 @@ def skill(
     from prompt_transfer.studies.neurons import probing
 
     study = probing.ProbingStudy(
-        backbone, prompts, output, words_of(tasks), data, attention, layout, dtype, label_words_policy, accelerator
+        backbone, prompts, output, split_list(tasks), data, attention, layout, dtype, label_words_policy, accelerator
     )
-    with alone(output):
+    with exclusive_lock(output):
         best = probing.best_neurons(probing.skill(study), output)
     results.show(best, "the neuron of each prompt that tells most by itself, accuracy on development rows")
     print(f"predictivity of all neurons in {output}")
@@ -196,9 +196,9 @@ def probe(
     from prompt_transfer.studies.neurons import probing
 
     study = probing.ProbingStudy(
-        backbone, prompts, output, words_of(tasks), data, attention, layout, dtype, label_words_policy, accelerator
+        backbone, prompts, output, split_list(tasks), data, attention, layout, dtype, label_words_policy, accelerator
     )
-    with alone(output):
+    with exclusive_lock(output):
         print(f"labelled rows behind {len(probing.probe(study))} prompts")
     print(output)
 

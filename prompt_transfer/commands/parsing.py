@@ -164,7 +164,7 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], u
     return result
 
 
-def named(option: str, arguments: Sequence[str], flags: Sequence[str] = ()) -> list[str]:
+def collect_positionals(option: str, arguments: Sequence[str], flags: Sequence[str] = ()) -> list[str]:
     """What stands without an option's name, anywhere, as the list `option`.
 
     Args:
@@ -172,7 +172,7 @@ def named(option: str, arguments: Sequence[str], flags: Sequence[str] = ()) -> l
         arguments: of a subcommand.
         flags: options that need no value: alone they mean true.
     """
-    values, rest, left = [], [], iter(with_true(arguments, flags))
+    values, rest, left = [], [], iter(expand_flags(arguments, flags))
     for argument in left:
         if not argument.startswith("-"):
             values.append(argument)
@@ -182,7 +182,7 @@ def named(option: str, arguments: Sequence[str], flags: Sequence[str] = ()) -> l
     return [option, json.dumps(values), *rest] if values else rest
 
 
-def with_true(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
+def expand_flags(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
     """The arguments with `true` for each of `flags` that has no value of its own."""
     found: list[str] = []
     for position, argument in enumerate(arguments):
@@ -196,7 +196,7 @@ def with_true(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
     return found
 
 
-def value_of(arguments: Sequence[str], option: str) -> str | None:
+def find_value(arguments: Sequence[str], option: str) -> str | None:
     """The value of an option as it was written, before anything parses it; None where it is not given."""
     for position, argument in enumerate(arguments):
         if argument == option:
@@ -208,7 +208,7 @@ def value_of(arguments: Sequence[str], option: str) -> str | None:
     return None
 
 
-def words_of(text: str | None) -> list[str]:
+def split_list(text: str | None) -> list[str]:
     """What stands between commas, without spaces around it; nothing of None."""
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 

@@ -13,15 +13,15 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from prompt_transfer.callbacks.checkpoints import WholeCheckpoints
-from prompt_transfer.callbacks.logs import KeepLog, RunLog
+from prompt_transfer.callbacks.checkpoints import AtomicCheckpointIO
+from prompt_transfer.callbacks.logs import LogFlush, RunLog
 from prompt_transfer.commands.arguments import find_configs
-from prompt_transfer.commands.lightning import quiet, told_in_one_line
+from prompt_transfer.commands.lightning import as_user_error, quiet
 from prompt_transfer.pretraining.backbone_pretraining import READING, BackbonePretraining
 from prompt_transfer.pretraining.corpus import CorpusDataModule
 from prompt_transfer.pretraining.informed_init import frequencies
 from prompt_transfer.utils.errors import UserError
-from prompt_transfer.utils.files import alone, prove_writable_dir, write_text_atomic
+from prompt_transfer.utils.files import exclusive_lock, prove_writable_dir, write_text_atomic
 
 DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
@@ -37,7 +37,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-class Pretrain(LightningCLI):
+class PretrainCommand(LightningCLI):
     """The parsed `pretrain`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -61,11 +61,11 @@ class Pretrain(LightningCLI):
         )
         kwargs["logger"] = RunLog(folder)
         init = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        callbacks = [KeepLog(), checkpoint]
+        callbacks = [LogFlush(), checkpoint]
         if init.get("enable_progress_bar") is not False:
             callbacks.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
         trainer = self._instantiate_trainer(init, callbacks)
-        trainer.strategy.checkpoint_io = WholeCheckpoints()
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
 
@@ -73,8 +73,8 @@ def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer pretrain`."""
     quiet()
     arguments = [_one_file(before, argument) for before, argument in zip(["", *arguments], arguments, strict=False)]
-    with told_in_one_line(command):
-        cli = Pretrain(
+    with as_user_error(command):
+        cli = PretrainCommand(
             BackbonePretraining,
             CorpusDataModule,
             args=find_configs(arguments),
@@ -88,10 +88,10 @@ def run(command: str, arguments: list[str]) -> None:
         )
     folder = Path(cli.config.output)
     # Of several processes the first one writes.
-    with alone(folder) if cli.trainer.is_global_zero else nullcontext():
+    with exclusive_lock(folder) if cli.trainer.is_global_zero else nullcontext():
         last = folder / "last.ckpt"
         resume = str(last) if cli.config.resume and last.is_file() else None
-        with told_in_one_line(command):
+        with as_user_error(command):
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
         options = cli.parser.dump(cli.config, skip_unset=False, skip_validation=True)
         write_text_atomic(folder / "pretraining.yaml", options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 from prompt_transfer.commands.lightning import quiet, show_warning
-from prompt_transfer.commands.parsing import words_of
+from prompt_transfer.commands.parsing import split_list
 from prompt_transfer.studies.projection.study import CLOSED_FORMS, ProjectionStudy
 from prompt_transfer.studies.projection.study import projection as run_study
 from prompt_transfer.studies.targets import EvaluationData
@@ -54,13 +54,13 @@ def projection(
             projectors=projectors,
             sources=[sources] if isinstance(sources, str) else sources,
             own=[own] if isinstance(own, str) else own,
-            tasks=words_of(tasks),
+            tasks=split_list(tasks),
             output=output,
             data=data,
             split=split,
             random_prompts=random_prompts,
             shuffles=shuffles,
-            closed_forms=words_of(closed_forms),
+            closed_forms=split_list(closed_forms),
             seed=seed,
             accelerator=accelerator,
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from prompt_transfer.commands.arithmetic import SUBCOMMANDS
 from prompt_transfer.commands.exchange import SUBCOMMANDS as EXCHANGE
-from prompt_transfer.commands.parsing import named, subcommand
+from prompt_transfer.commands.parsing import collect_positionals, subcommand
 from prompt_transfer.commands.projecting import SUBCOMMANDS as PROJECTING
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
@@ -174,7 +174,7 @@ def run(command: str, arguments: list[str]) -> None:
     if len(arguments) > 1 and arguments[0] in options and not arguments[1].startswith("-"):
         arguments = [arguments[0], options[arguments[0]], *arguments[1:]]
     if arguments and arguments[0] in ("import", *SUBCOMMANDS, *PROJECTING, *EXCHANGE):
-        arguments = [arguments[0], *named("--sources", arguments[1:], flags=["--overwrite", "--private"])]
+        arguments = [arguments[0], *collect_positionals("--sources", arguments[1:], flags=["--overwrite", "--private"])]
     table: dict[str, Callable[..., Any]] = {
         "list": list_prompts,
         "inspect": inspect,

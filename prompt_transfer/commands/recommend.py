@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prompt_transfer.analysis.selection import RANDOM_ORDER
-from prompt_transfer.commands.lightning import absolute, quiet, show_warning
-from prompt_transfer.commands.parsing import program, words_of
+from prompt_transfer.commands.lightning import absolute_path, quiet, show_warning
+from prompt_transfer.commands.parsing import program, split_list
 from prompt_transfer.data.readers import data_root
 from prompt_transfer.prompts.arithmetic import average
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.studies.recommend.candidates import RecommendStudy
-from prompt_transfer.studies.recommend.study import Recommended
+from prompt_transfer.studies.recommend.study import Recommendation
 from prompt_transfer.studies.recommend.study import recommend as run_study
 from prompt_transfer.studies.targets import TargetData
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
-from prompt_transfer.utils.files import alone
+from prompt_transfer.utils.files import exclusive_lock
 
 DATA = TargetData()
 # Of the rankings beside the one that recommends, those that the table of sources shows.
@@ -82,12 +82,12 @@ def recommend(
         raise UserError("--rows must be 1 or more")
     quiet()
     warnings.showwarning = show_warning
-    names = words_of(task)
+    names = split_list(task)
     study = RecommendStudy(
         backbone, prompts, names, output, data, target, steps, sample, sample_seeds, neurons, matrix, by, dtype,
         accelerator, seed,
     )  # fmt: skip
-    with alone(output):
+    with exclusive_lock(output):
         found = run_study(study)
     show(found, rows)
     for line in next_steps(study, found, use, k):
@@ -95,7 +95,7 @@ def recommend(
     print(output)
 
 
-def show(found: Recommended, limit: int) -> None:
+def show(found: Recommendation, limit: int) -> None:
     """The best sources of each target, `limit` of them, and what each ranking costs and was worth."""
     same = (found.table["source"] == found.table["prompt"]).all()
     names = [found.by, *(name for name in COLUMNS if name in found.table and name != found.by)]
@@ -127,7 +127,7 @@ def show(found: Recommended, limit: int) -> None:
     print(f"sources by all {len(found.costs)} rankings: recommendation.csv")
 
 
-def next_steps(study: RecommendStudy, found: Recommended, use: str, k: int) -> list[str]:
+def next_steps(study: RecommendStudy, found: Recommendation, use: str, k: int) -> list[str]:
     """What to do with the recommendation, as lines to print; `average` writes its prompts."""
     lines = []
     for task, (target, part) in zip(study.tasks, found.table.groupby("target", sort=False), strict=True):
@@ -154,7 +154,7 @@ def _mixture(study: RecommendStudy, target: str, task: str, prompts: Sequence[Pr
     """One prompt is trained on the sources' tasks and the target, and from it another on the target alone."""
     places = {(one.metadata.get("data_source", ""), one.metadata.get("data_root", "")) for one in prompts}
     root = data_root(study.data.root) if study.data.source == "local" else None
-    place = study.data.source, "" if root is None else absolute(str(root))
+    place = study.data.source, "" if root is None else absolute_path(str(root))
     if places != {place}:
         where = " ".join(place).strip()
         return [f"{target}: no mixture, since a run has one place of data and not all sources were trained on {where}"]

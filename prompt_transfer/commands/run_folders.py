@@ -54,7 +54,7 @@ class RunFolder(Callback):
         write_provenance(self.folder, "fit", config, digests, goes_on, step=trainer.global_step, **facts)
 
 
-def holds_files(folder: Path) -> bool:
+def has_files(folder: Path) -> bool:
     """Whether anything lies in `folder` but the lock of a process."""
     return folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pandas as pd
 import yaml
 
-from prompt_transfer.commands.parsing import call, with_true
+from prompt_transfer.commands.parsing import call, expand_flags
 from prompt_transfer.studies.sweep.executor import Executor, state_file
 from prompt_transfer.studies.sweep.local_executor import LocalExecutor
 from prompt_transfer.studies.sweep.plan import Run, State, overview, read_plan, with_tracking
@@ -23,7 +23,7 @@ from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.tracking.studies import STUDIES
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
-from prompt_transfer.utils.files import alone, check_writable_dir, write_text_atomic
+from prompt_transfer.utils.files import check_writable_dir, exclusive_lock, write_text_atomic
 from prompt_transfer.utils.provenance import write_provenance
 
 GROUPS = (
@@ -98,7 +98,7 @@ def _sweep(
         devices = _gpus()
         engine = LocalExecutor(folder, at_once or max(1, devices), retries, devices)
     # A lock of its own: a command that follows may have the same folder as its output.
-    with alone(folder, ".sweep.lock"):
+    with exclusive_lock(folder, ".sweep.lock"):
         states = [State.read(state_file(folder, run), run) for run in plan.runs]
         for place in ("runs", "configs", "logs", "state"):
             check_writable_dir(folder / place)
@@ -182,7 +182,7 @@ def _gpus() -> int:
 def split_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     """Arguments of the sweep itself, and the options of `fit` among them by dotted name."""
     own, given = [], {}
-    rest = iter(with_true(arguments, ["--dry_run"]))
+    rest = iter(expand_flags(arguments, ["--dry_run"]))
     for argument in rest:
         if not argument.startswith(GROUPS):
             own.append(argument)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from prompt_transfer.commands.parsing import subcommand, words_of
+from prompt_transfer.commands.parsing import split_list, subcommand
 from prompt_transfer.utils import results
 
 
@@ -35,7 +35,7 @@ def download(tasks: str, output: str, revision: str | None = None) -> None:
     """
     from prompt_transfer.data.download import download_tasks
 
-    results.show(download_tasks(words_of(tasks), output, revision=revision))
+    results.show(download_tasks(split_list(tasks), output, revision=revision))
 
 
 def run(command: str, arguments: list[str]) -> None:

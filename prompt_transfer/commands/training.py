@@ -20,13 +20,13 @@ import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
-from prompt_transfer.callbacks.checkpoints import EndOfRun, OptionsWin
+from prompt_transfer.callbacks.checkpoints import FinalValidation, GivenOptimizerOptions
 from prompt_transfer.callbacks.convergence import ConvergenceSpeed
 from prompt_transfer.callbacks.export import ProjectorExport, PromptExport
-from prompt_transfer.callbacks.logs import KeepLog, RunLog
+from prompt_transfer.callbacks.logs import LogFlush, RunLog
 from prompt_transfer.callbacks.stopping import StopEach
-from prompt_transfer.callbacks.tracking import TrackRun, WandbLog, describe_fit, finish_fit, sources_of
-from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, told_in_one_line
+from prompt_transfer.callbacks.tracking import RunTracking, WandbLog, describe_fit, finish_fit, sources_of
+from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, as_user_error
 from prompt_transfer.commands.parsing import program
 from prompt_transfer.commands.run_folders import (
     CONVERGENCE_FILE,
@@ -34,7 +34,7 @@ from prompt_transfer.commands.run_folders import (
     PROJECTOR_FILE,
     PROMPT_FILE,
     RunFolder,
-    holds_files,
+    has_files,
     is_run,
 )
 from prompt_transfer.data.baselines import trivial_score
@@ -48,14 +48,14 @@ from prompt_transfer.tracking.options import WandbOptions
 from prompt_transfer.tracking.run import Tracker
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
-from prompt_transfer.utils.files import LOCK, alone, check_writable_dir
+from prompt_transfer.utils.files import LOCK, check_writable_dir, exclusive_lock
 
 # Options of the model that cannot change on the way.
 BEGINNING = ("init", "reparameterization", "layout", "attention", "head")
 PROJECTION = ("projector", "objective", "source_prompts", "select")
 
 
-class Fit(Command):
+class FitCommand(Command):
     """The parsed `fit`."""
 
     def __init__(self, *args: Any) -> None:
@@ -81,12 +81,12 @@ class Fit(Command):
     def claim(self, folder: Path) -> None:
         """Make sure that nothing of another run is lost or mixed up."""
         self.made_folders = [place for place in (folder, *folder.parents) if not place.exists()]
-        self.occupied = holds_files(folder)
+        self.occupied = has_files(folder)
         self.check_free(folder)
 
     def check_free(self, folder: Path) -> None:
         """A UserError where `folder` holds what the options do not say to go on with, or to replace."""
-        config, occupied = self.config, holds_files(folder)
+        config, occupied = self.config, has_files(folder)
         if config.resume and config.overwrite:
             raise UserError("--resume goes on with a run and --overwrite starts it anew: give one of them")
         if occupied and not config.resume and not config.overwrite:
@@ -106,7 +106,7 @@ class Fit(Command):
             raise
         if trainer.is_global_zero:
             with ExitStack() as lock:
-                lock.enter_context(alone(self.output))
+                lock.enter_context(exclusive_lock(self.output))
                 # Another run may have begun, and ended, since the folder was looked at.
                 self.check_free(self.output)
                 self.lock = lock.pop_all()
@@ -144,9 +144,9 @@ class Fit(Command):
         }
         callbacks: list[Callback] = [
             RunFolder(folder, self.config_text(), bool(config.overwrite)),
-            KeepLog(),
-            OptionsWin(),
-            EndOfRun(),
+            LogFlush(),
+            GivenOptimizerOptions(),
+            FinalValidation(),
             self._export(folder, facts),
             (convergence := ConvergenceSpeed(folder / CONVERGENCE_FILE, bool(config.convergence), self.started)),
             # After each validation: Lightning loses a validation that was due when a checkpoint was written before it.
@@ -159,7 +159,9 @@ class Fit(Command):
             ),
         ]
         if self.tracker is not None:
-            callbacks.append(TrackRun(self.tracker, convergence, sources_of(self.plain_config()), bool(config.resume)))
+            callbacks.append(
+                RunTracking(self.tracker, convergence, sources_of(self.plain_config()), bool(config.resume))
+            )
         if config.early_stopping is not None:
             several = isinstance(self.model, PromptEnsemble)
             one = EarlyStopping("validation/score", mode="max", patience=config.early_stopping)
@@ -191,12 +193,12 @@ class Fit(Command):
 
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer fit`."""
-    fit = Fit(command, _with_stored_config(arguments))
+    fit = FitCommand(command, _with_stored_config(arguments))
     with fit.lock:
         _train(fit, command)
 
 
-def _train(fit: Fit, command: str) -> None:
+def _train(fit: FitCommand, command: str) -> None:
     folder = fit.output
     assert folder is not None
     last = folder / LAST
@@ -206,7 +208,7 @@ def _train(fit: Fit, command: str) -> None:
         resume = str(last) if fit.config.resume and last.is_file() else None
         if resume:
             _check_resumable(fit, folder)
-        with told_in_one_line(command):
+        with as_user_error(command):
             fit.trainer.fit(fit.model, datamodule=fit.datamodule, ckpt_path=resume, weights_only=True)
     except BaseException as error:
         if fit.tracker is not None:
@@ -226,7 +228,7 @@ def _read(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"the checkpoint {checkpoint} is damaged: start the run anew with --overwrite") from error
 
 
-def _check_resumable(fit: Fit, folder: Path) -> None:
+def _check_resumable(fit: FitCommand, folder: Path) -> None:
     """Options that decided how the run began, or what it trains, cannot change on the way."""
     checkpoint = _read(folder / LAST)
     begun, now = checkpoint["hyper_parameters"], fit.model.hparams
@@ -278,7 +280,7 @@ def _begun_with(folder: Path) -> list[str]:
     return [f"--model.layout={layout}"] if layout else []
 
 
-def _report(fit: Fit, folder: Path) -> None:
+def _report(fit: FitCommand, folder: Path) -> None:
     model, data = fit.model, fit.datamodule
     assert isinstance(model, PromptTuning | CrossModelProjector)
     files = model.files if isinstance(model, PromptTuning) else ["projector"]
@@ -302,7 +304,7 @@ def baselines_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _rows(
-    fit: Fit, model: PromptTuning | CrossModelProjector, data: TaskDataModule, path: Path
+    fit: FitCommand, model: PromptTuning | CrossModelProjector, data: TaskDataModule, path: Path
 ) -> list[dict[str, Any]]:
     """One row a task of a prompt or projector; nothing of one that broke before its first evaluation."""
     if not path.is_file():

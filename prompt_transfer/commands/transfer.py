@@ -9,7 +9,7 @@ import pandas as pd
 
 from prompt_transfer.analysis.matrix import BASELINES, from_results
 from prompt_transfer.commands.lightning import quiet, show_warning
-from prompt_transfer.commands.parsing import call, words_of
+from prompt_transfer.commands.parsing import call, split_list
 from prompt_transfer.studies.targets import EvaluationData
 from prompt_transfer.studies.transfer.matrix import show_summary, write_summary
 from prompt_transfer.studies.transfer.study import TransferStudy
@@ -51,7 +51,7 @@ def transfer(
         accelerator: auto, cpu or cuda.
         devices: processes; each takes a share of every task's rows.
     """
-    names = words_of(tasks)
+    names = split_list(tasks)
     study = TransferStudy(
         backbone, prompts, names, output, data, split, random_prompts, attention, layout, dtype,
         label_words_policy, accelerator, devices,

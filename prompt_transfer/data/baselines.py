@@ -49,10 +49,10 @@ def trivial_score(data: TaskDataModule, split: str, index: int = 0) -> float:
         rows = data.selection.rows(split, index)
         answers = trivial_answers(data.data[index], rows)
         return float(example_scores(task, answers, rows["target"][:])[task.metric].mean())
-    return commonest_class(data, split, index)[task.metric]
+    return majority_class(data, split, index)[task.metric]
 
 
-def commonest_class(data: TaskDataModule, split: str, index: int = 0) -> dict[str, float]:
+def majority_class(data: TaskDataModule, split: str, index: int = 0) -> dict[str, float]:
     """What answering the commonest class of a split scores there, in every metric of the task; options as above."""
     counts = np.array(data.label_counts(split, index))
     labels = np.arange(len(counts)).repeat(counts)

@@ -82,7 +82,7 @@ def round_up(lengths: np.ndarray, multiple: int) -> np.ndarray:
     return -(-lengths // multiple) * multiple
 
 
-def cut(positions: np.ndarray, size: int, max_tokens: int | None = None, world_size: int = 1) -> np.ndarray:
+def batch_bounds(positions: np.ndarray, size: int, max_tokens: int | None = None, world_size: int = 1) -> np.ndarray:
     """Bounds of consecutive batches: batch i is rows ``bounds[i]:bounds[i + 1]``, divided among the processes.
 
     A process gets at most `size` rows of a batch and, padded to the longest, at most `max_tokens` positions, and at
@@ -228,7 +228,7 @@ class EvaluationBatchSampler(Sampler[BatchRows]):
             _check_rows(len(rows), world_size, "examples to evaluate")
             if sort:
                 rows = rows[np.argsort(-lengths[rows], kind="stable")]
-            bounds = cut(positions[rows], batch_size, max_tokens, world_size)
+            bounds = batch_bounds(positions[rows], batch_size, max_tokens, world_size)
             self.batches += [rows[start:end] for start, end in pairwise(bounds)]
 
     def __len__(self) -> int:
@@ -282,7 +282,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
         longest_first = np.argsort(-lengths, kind="stable")
         rows = request.rows[longest_first]
         positions = round_up(lengths[longest_first], self.pad_multiple) + self.extra_positions
-        bounds = cut(positions, max(len(rows), 1), self.max_tokens)
+        bounds = batch_bounds(positions, max(len(rows), 1), self.max_tokens)
         return {
             "micro_batches": [self._tensors(rows[start:end]) for start, end in pairwise(bounds)],
             "position": request.position,
@@ -296,12 +296,12 @@ class BatchDataset(Dataset[dict[str, Any]]):
         return collate(self.table, rows, self.pad_token_id, self.pad_multiple)
 
 
-def as_is(batch: dict[str, Any]) -> dict[str, Any]:
+def identity_collate(batch: dict[str, Any]) -> dict[str, Any]:
     """The loader's collate function: the data set has made the batch already."""
     return batch
 
 
-def crossed(batch: dict[str, Tensor], prompts: Tensor) -> dict[str, Tensor]:
+def cross_prompts(batch: dict[str, Tensor], prompts: Tensor) -> dict[str, Tensor]:
     """Each of D texts behind each of K prompts: K * D examples, prompt by prompt, whose texts are embedded once."""
     size = len(batch["ids"])
     texts = torch.arange(size, device=prompts.device).repeat(len(prompts))

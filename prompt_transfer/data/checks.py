@@ -25,7 +25,7 @@ SpecialTokens = Literal["keep", "split"]
 MOST_TOKENS = 6
 
 
-class Rows(Protocol):
+class SplitRows(Protocol):
     """Rows of a split; `answers` are class indices or lists of texts."""
 
     @property
@@ -38,7 +38,7 @@ class Rows(Protocol):
     def answers(self) -> Any: ...
 
 
-def check_rows(task: Task, made: Mapping[str, Rows]) -> None:
+def check_rows(task: Task, made: Mapping[str, SplitRows]) -> None:
     """Refuse rows that teach nothing; warn of those that say less than it seems.
 
     Warnings are about texts that are in train and in an evaluation split, classes without a training row, evaluation
@@ -54,7 +54,7 @@ def check_rows(task: Task, made: Mapping[str, Rows]) -> None:
     _warn_of_overlap(task, made)
 
 
-def _check_classes(task: Task, made: Mapping[str, Rows]) -> None:
+def _check_classes(task: Task, made: Mapping[str, SplitRows]) -> None:
     train = made["train"]
     present = np.unique(train.answers)
     if len(present) < 2:
@@ -75,7 +75,7 @@ def _check_classes(task: Task, made: Mapping[str, Rows]) -> None:
             )
 
 
-def _warn_of_overlap(task: Task, made: Mapping[str, Rows]) -> None:
+def _warn_of_overlap(task: Task, made: Mapping[str, SplitRows]) -> None:
     train = set(zip(made["train"].text_a, made["train"].text_b, strict=True))
     found = []
     for name in ("validation", "test"):

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from prompt_transfer.data.batches import BatchDataset, as_is, round_up
+from prompt_transfer.data.batches import BatchDataset, identity_collate, round_up
 from prompt_transfer.data.tokens import TokenTable
 from prompt_transfer.utils.errors import UserError
 
@@ -34,7 +34,7 @@ def batch_loader(
     return DataLoader(
         batches,
         **which,
-        collate_fn=as_is,  # type: ignore[arg-type]  # samplers give whole batches
+        collate_fn=identity_collate,  # type: ignore[arg-type]  # samplers give whole batches
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -136,7 +136,7 @@ class CrossModelProjector(TrainedModule):
         )
 
     @property
-    def usual_rate(self) -> float:
+    def default_learning_rate(self) -> float:
         # A prompt's rate (0.3 for T5) would throw the weights of a network about; release 1.0 has 5e-3.
         return 1e-3
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from prompt_transfer.data.batches import crossed
+from prompt_transfer.data.batches import cross_prompts
 from prompt_transfer.modules.objectives import Objective, make_objective
 from prompt_transfer.modules.prompt_tuning import PromptTuning, norms
 from prompt_transfer.modules.trained import Pass
@@ -21,7 +21,7 @@ from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.reparameterizations import Reparameterization
 from prompt_transfer.tasks.registry import Task
 from prompt_transfer.utils.errors import UserError
-from prompt_transfer.utils.nonfinite import FirstBroken, largest
+from prompt_transfer.utils.nonfinite import FirstNonFinite, largest
 
 
 class PromptEnsemble(PromptTuning):
@@ -69,7 +69,7 @@ class PromptEnsemble(PromptTuning):
         self.active = list(range(len(grid)))
         # Scored in the last evaluation.
         self.evaluated: list[int] = []
-        self.watched, self.answered = FirstBroken(len(grid)), FirstBroken(len(grid))
+        self.watched, self.answered = FirstNonFinite(len(grid)), FirstNonFinite(len(grid))
 
     # Set-up ----------------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class PromptEnsemble(PromptTuning):
 
     def repeated(self, batch: dict[str, Tensor], times: int) -> dict[str, Tensor]:
         """A batch [B, ...] once for each of so many prompts, [N * B, ...], prompt after prompt; the texts once."""
-        return crossed(batch, torch.arange(times, device=batch["input_ids"].device))
+        return cross_prompts(batch, torch.arange(times, device=batch["input_ids"].device))
 
     def summed_losses(self, batch: dict[str, Tensor], members: list[int]) -> Tensor:
         losses = self.objective.losses(self.stacked(members), self.repeated(batch, len(members)))
@@ -205,7 +205,7 @@ class PromptEnsemble(PromptTuning):
             for place, number in enumerate(members):
                 own = {name: values[place * size : (place + 1) * size] for name, values in outputs.items()}
                 losses, record = self._objective(number).count(own, batch, split, references, self.keep_records)
-                self.answered.see_rows("loss", losses, batch["ids"], number)
+                self.answered.observe_rows("loss", losses, batch["ids"], number)
                 self._keep({**record, "prompt": self.names[number]})
 
     def _objective(self, number: int) -> Objective:
@@ -236,15 +236,15 @@ class PromptEnsemble(PromptTuning):
             finite = torch.isfinite(self.stacked(self.active)).all(dim=-1).all(dim=-1).tolist()
         return [number for number, fine in zip(self.active, finite, strict=True) if not fine]
 
-    def called(self, number: int) -> str:
+    def prompt_label(self, number: int) -> str:
         return f"prompt {self.names[number]}"
 
-    def broke(self, number: int, trouble: str) -> None:
+    def handle_nonfinite(self, number: int, trouble: str) -> None:
         """Stop a prompt and say so; the others go on, as if it had never been."""
         if number not in self.active:
             return
         if len(self.active) == 1:
-            super().broke(number, f"{trouble}, and it was the last one")
+            super().handle_nonfinite(number, f"{trouble}, and it was the last one")
         self.stop(number)
         if self.trainer.is_global_zero:
             warnings.warn(f"{trouble}; it is stopped, its best until then is kept", stacklevel=2)

@@ -15,7 +15,7 @@ from prompt_transfer.data.tokens import named_rows
 from prompt_transfer.modules.objectives import Classification, Objective, make_objective
 from prompt_transfer.tasks.registry import Task
 from prompt_transfer.utils.errors import UserError
-from prompt_transfer.utils.nonfinite import FirstBroken
+from prompt_transfer.utils.nonfinite import FirstNonFinite
 
 
 class PromptedModule(L.LightningModule):
@@ -39,7 +39,7 @@ class PromptedModule(L.LightningModule):
         self.tasks: list[Task] = []
         self.keep_records = False
         self.records: list[dict[str, Any]] = []
-        self.answered = FirstBroken()
+        self.answered = FirstNonFinite()
 
     def current_prompt(self) -> Tensor:
         """The prompt [P, H] that is scored."""
@@ -59,7 +59,7 @@ class PromptedModule(L.LightningModule):
         references = self.trainer.datamodule.targets
         keep = self.keep_records
         losses, record = self.objective.evaluate(self.current_prompt(), batch, split, references, keep)
-        self.answered.see_rows("loss", losses, batch["ids"])
+        self.answered.observe_rows("loss", losses, batch["ids"])
         self._keep(record)
         self.observe(record, batch, split)
 
@@ -82,16 +82,18 @@ class PromptedModule(L.LightningModule):
         self.gather_records()
 
     def check_answers(self, split: str) -> None:
-        """Call `broke` for each prompt whose answers were not finite; the largest of NaNs is a class like any other."""
+        """Call `handle_nonfinite` for each prompt whose answers were not finite: the argmax of NaNs is a class too."""
         for number, (what, example) in self.answered.found(self.gather).items():
-            self.broke(number, f"the {what} on the {split} split is NaN or Inf, first in {self.rows_named([example])}")
+            self.handle_nonfinite(
+                number, f"the {what} on the {split} split is NaN or Inf, first in {self.row_numbers([example])}"
+            )
         self.answered.reset()
 
-    def rows_named(self, examples: Sequence[int]) -> str:
+    def row_numbers(self, examples: Sequence[int]) -> str:
         """Example ids as row numbers of their tasks, for messages."""
         return named_rows(examples, [task.name for task in self.tasks])
 
-    def broke(self, number: int, trouble: str) -> None:
+    def handle_nonfinite(self, number: int, trouble: str) -> None:
         """What becomes of prompt `number`, of which something is not finite any more.
 
         Raises:
@@ -177,7 +179,7 @@ class PromptedModule(L.LightningModule):
         """`ids`, `task_ids` [B] and `probabilities` [B, C], or `texts` where the task is to write."""
         output = self.objective.predict(self.current_prompt(), batch)
         if "probabilities" in output:
-            self.answered.see_rows("answer", output["probabilities"].sum(dim=1), batch["ids"])
+            self.answered.observe_rows("answer", output["probabilities"].sum(dim=1), batch["ids"])
         self._keep(output)
         return output
 

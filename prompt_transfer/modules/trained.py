@@ -15,7 +15,7 @@ from prompt_transfer.backbones.frozen import FrozenBackbone, is_emulated
 from prompt_transfer.modules.prompted import PromptedModule
 from prompt_transfer.tasks.task import LABEL_WORDS_POLICIES
 from prompt_transfer.utils.errors import UserError
-from prompt_transfer.utils.nonfinite import FirstBroken, largest
+from prompt_transfer.utils.nonfinite import FirstNonFinite, largest
 
 # A batch, and the numbers of the prompts that see it.
 Pass = tuple[dict[str, Tensor], list[int]]
@@ -35,7 +35,7 @@ class TrainedModule(PromptedModule):
             where it adds one) or `answer_last` (no start token).
         attention: `full` (the prompt sees the text) or `shared` (it sees only itself; faster).
         optimizer: default AdamW without weight decay.
-        learning_rate: of the default optimizer; default: `usual_rate`.
+        learning_rate: of the default optimizer; default: `default_learning_rate`.
         schedule: name of a transformers schedule (`linear`, `constant_with_warmup`, `cosine`, ...) over all steps.
         warmup_steps: optimizer steps of that schedule's warm-up.
         scheduler: a scheduler of your own, stepped every optimizer step, in place of `schedule`.
@@ -93,7 +93,7 @@ class TrainedModule(PromptedModule):
             raise UserError(f"num_beams is {num_beams}: 1 writes greedily, more search")
         self._optimizer, self._scheduler = optimizer, scheduler
         # Places are positions of training batches.
-        self.watched = FirstBroken()
+        self.watched = FirstNonFinite()
         # The batch at hand, and the number from 1 of its optimizer step.
         self._position = self._step = 0
         self.backbone = FrozenBackbone(
@@ -114,7 +114,7 @@ class TrainedModule(PromptedModule):
                 "backbone": backbone,
                 "layout": self.backbone.layout.name,
                 "attention": attention,
-                "learning_rate": learning_rate or self.usual_rate,
+                "learning_rate": learning_rate or self.default_learning_rate,
                 "schedule": schedule,
                 "warmup_steps": warmup_steps,
                 "dtype": dtype,
@@ -131,7 +131,7 @@ class TrainedModule(PromptedModule):
         self.strict_loading = False
 
     @property
-    def usual_rate(self) -> float:
+    def default_learning_rate(self) -> float:
         """Learning rate where none is given."""
         return self.backbone.family.learning_rate
 
@@ -211,7 +211,7 @@ class TrainedModule(PromptedModule):
         self._position, self._step = batch["position"], self.trainer.global_step + 1
         self.trainer.datamodule.batch_done(self._position)
         whole = torch.stack(totals).sum(dim=0)
-        self.watched.see("loss", whole, self._position)
+        self.watched.observe("loss", whole, self._position)
         self.log_losses(whole, batch["global_count"])
         return loss
 
@@ -239,33 +239,37 @@ class TrainedModule(PromptedModule):
     def on_after_backward(self) -> None:
         # In fp16 an overflow is nothing unusual: the step is skipped and the loss scaled down.
         if self.trainer.precision != "16-mixed":
-            self.watched.see("gradient", self.largest_gradients(), self._position)
+            self.watched.observe("gradient", self.largest_gradients(), self._position)
         if self.logs_this_step:
-            self.stop_what_broke()
+            self.stop_nonfinite()
 
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == "fit":
-            self.stop_what_broke()
+            self.stop_nonfinite()
             for number in self.broken_prompts():
-                self.broke(number, f"step {self.trainer.global_step}: the {self.called(number)} holds NaN or Inf")
+                self.handle_nonfinite(
+                    number, f"step {self.trainer.global_step}: the {self.prompt_label(number)} holds NaN or Inf"
+                )
 
     def on_train_end(self) -> None:
-        self.stop_what_broke()
+        self.stop_nonfinite()
 
-    def stop_what_broke(self) -> None:
-        """Call `broke` for all whose loss or gradient was not finite in any step until now."""
+    def stop_nonfinite(self) -> None:
+        """Call `handle_nonfinite` for all whose loss or gradient was not finite in any step until now."""
         for number, (what, position) in self.watched.found(self.gather).items():
-            rows = self.rows_named(self.trainer.datamodule.trained_examples(position))
+            rows = self.row_numbers(self.trainer.datamodule.trained_examples(position))
             step = self._step - (self._position - position)
-            self.broke(number, f"step {step}: the {what} of the {self.called(number)} is NaN or Inf (training {rows})")
+            self.handle_nonfinite(
+                number, f"step {step}: the {what} of the {self.prompt_label(number)} is NaN or Inf (training {rows})"
+            )
 
-    def called(self, number: int) -> str:
+    def prompt_label(self, number: int) -> str:
         """What is trained as number `number`, for messages."""
         return self.what
 
-    def broke(self, number: int, trouble: str) -> None:
+    def handle_nonfinite(self, number: int, trouble: str) -> None:
         if self.trainer.state.fn != "fit":
-            super().broke(number, trouble)
+            super().handle_nonfinite(number, trouble)
         kept = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         more = f"; the last good checkpoint is kept: {kept}" if kept else ""
         raise UserError(f"{trouble}: lower --model.learning_rate, or try --model.dtype float32{more}")
@@ -302,7 +306,7 @@ class TrainedModule(PromptedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # So that no checkpoint is replaced by one that cannot go on.
-        self.stop_what_broke()
+        self.stop_nonfinite()
         checkpoint["rng"] = torch.get_rng_state()
         if torch.cuda.is_available():
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state_all()

@@ -12,7 +12,7 @@ from prompt_transfer.backbones.answers import AnswerSlot
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.neurons.hooks import FfnHooks, Visit
 from prompt_transfer.utils.errors import UserError
-from prompt_transfer.utils.nonfinite import FirstBroken
+from prompt_transfer.utils.nonfinite import FirstNonFinite
 
 # Positions of one forward pass over prompts alone: 13 prompts of 100 rows are 1,326.
 MAX_POSITIONS = 32_768
@@ -48,7 +48,7 @@ class NeuronCapture(FfnHooks):
         self._sums: dict[str, Tensor] = {}
         self._counts: Tensor | None = None
         # Places are passes from 0.
-        self._watched, self._passes = FirstBroken(), 0
+        self._watched, self._passes = FirstNonFinite(), 0
 
     def visits(self) -> dict[str, Visit]:
         names = ["activations"]
@@ -70,7 +70,7 @@ class NeuronCapture(FfnHooks):
                     self._passes += 1
                     self._count(owners)
                 places = torch.full_like(owners, self._passes - 1)
-                self._watched.see_rows("neurons", values.sum(dim=-1), places)
+                self._watched.observe_rows("neurons", values.sum(dim=-1), places)
 
         return add
 
@@ -131,7 +131,7 @@ class NeuronCapture(FfnHooks):
 
     def reset(self) -> Self:
         """Begin anew."""
-        self._watched, self._passes = FirstBroken(), 0
+        self._watched, self._passes = FirstNonFinite(), 0
         self._sums, self._counts = {}, None
         return self
 
@@ -151,14 +151,14 @@ class NeuronCapture(FfnHooks):
     def _zeros(self) -> dict[str, Tensor]:
         """Sums of a process that has seen no example; their sizes are found out with one."""
         rows = torch.zeros(1, self.backbone.hidden_size, device=self.backbone.device)
-        found = of_prompts(self.backbone, [rows])
+        found = capture_prompts(self.backbone, [rows])
         names = [*(name for name in found if name in self.visits()), "active"]
         shape = (self.prompts, *found["activations"].shape[1:])
         return {name: torch.zeros(shape, device=rows.device) for name in names}
 
 
 @torch.inference_mode()
-def of_prompts(
+def capture_prompts(
     backbone: FrozenBackbone, prompts: Sequence[Tensor], names: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
     """The neurons that prompts activate by themselves, without any data: the way of Su et al.

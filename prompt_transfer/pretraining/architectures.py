@@ -22,7 +22,7 @@ from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ModelSizes:
     """Sizes of a model: H, layers (of each stack), attention heads, F, V, positions of text, numbers of a head (T5)."""
 
     hidden_size: int
@@ -48,14 +48,14 @@ class Architecture:
             first is what the held-out loss is given for.
     """
 
-    build: Callable[[Sizes], PreTrainedModel]
+    build: Callable[[ModelSizes], PreTrainedModel]
     body: str
     head: str
     transform: str | None
     objectives: tuple[str, ...]
 
 
-def _encoder(sizes: Sizes) -> dict[str, Any]:
+def _encoder(sizes: ModelSizes) -> dict[str, Any]:
     return {
         "vocab_size": sizes.vocab_size,
         "hidden_size": sizes.hidden_size,
@@ -67,20 +67,20 @@ def _encoder(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _roberta(sizes: Sizes) -> PreTrainedModel:
+def _roberta(sizes: ModelSizes) -> PreTrainedModel:
     # Positions count from the padding index, 1.
     config = RobertaConfig(**_encoder(sizes), max_position_embeddings=sizes.max_positions + 2, type_vocab_size=1)
     return RobertaForMaskedLM(config)
 
 
-def _bert(sizes: Sizes) -> PreTrainedModel:
+def _bert(sizes: ModelSizes) -> PreTrainedModel:
     model = BertForMaskedLM(BertConfig(**_encoder(sizes), max_position_embeddings=sizes.max_positions))
     # On a CPU a sixth faster at 64 tokens than the fused kernel, whose backward pass is slow.
     model.set_attn_implementation("eager")
     return model
 
 
-def _gpt2(sizes: Sizes) -> PreTrainedModel:
+def _gpt2(sizes: ModelSizes) -> PreTrainedModel:
     config = GPT2Config(
         vocab_size=sizes.vocab_size,
         n_positions=sizes.max_positions,
@@ -97,7 +97,7 @@ def _gpt2(sizes: Sizes) -> PreTrainedModel:
     return GPT2LMHeadModel(config)
 
 
-def _t5(sizes: Sizes) -> PreTrainedModel:
+def _t5(sizes: ModelSizes) -> PreTrainedModel:
     config = T5Config(
         vocab_size=sizes.vocab_size,
         d_model=sizes.hidden_size,

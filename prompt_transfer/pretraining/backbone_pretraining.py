@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from prompt_transfer.pretraining.architectures import ARCHITECTURES, Sizes
+from prompt_transfer.pretraining.architectures import ARCHITECTURES, ModelSizes
 from prompt_transfer.pretraining.corpus_batches import IGNORED
 from prompt_transfer.pretraining.evidence import Evidence
 from prompt_transfer.pretraining.informed_init import decoder_from_encoder
@@ -120,7 +120,7 @@ class BackbonePretraining(L.LightningModule):
             raise UserError("--model.grow_from and --model.start_from are two starts: give one of them")
         self.save_hyperparameters()
         self.architecture = ARCHITECTURES[architecture]
-        sizes = Sizes(hidden_size, num_layers, num_heads, intermediate_size, vocab_size, max_positions, head_size)
+        sizes = ModelSizes(hidden_size, num_layers, num_heads, intermediate_size, vocab_size, max_positions, head_size)
         self.model = self.architecture.build(sizes)
         # Thrown away when the model is written.
         self.evidence = Evidence(hidden_size, num_layers) if evidence else None

@@ -27,7 +27,7 @@ SENTINELS = 32
 
 
 @dataclass(frozen=True)
-class Kind:
+class TokenizerKind:
     """A kind of tokenizer with its special tokens, as the family that it belongs to has them.
 
     Attributes:
@@ -105,9 +105,9 @@ def _unigram(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 _ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, TokenizerKind] = {
     # A mask takes the space before it with it, as RoBERTa's does, so that "a <mask> film" has three words.
-    "roberta": Kind(
+    "roberta": TokenizerKind(
         _ROBERTA,
         _byte_bpe(_ROBERTA),
         ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
@@ -121,7 +121,7 @@ KINDS: dict[str, Kind] = {
             "mask_token": "<mask>",
         },
     ),
-    "bert": Kind(
+    "bert": TokenizerKind(
         ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
         _word_piece,
         ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]"),
@@ -133,13 +133,13 @@ KINDS: dict[str, Kind] = {
             "mask_token": "[MASK]",
         },
     ),
-    "gpt2": Kind(
+    "gpt2": TokenizerKind(
         ("<|endoftext|>",),
         _byte_bpe(("<|endoftext|>",)),
         None,
         {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
     ),
-    "t5": Kind(
+    "t5": TokenizerKind(
         ("<pad>", "</s>", "<unk>"),
         _unigram,
         ("$A </s>", "$A </s> $B </s>"),

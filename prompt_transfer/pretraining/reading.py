@@ -77,7 +77,7 @@ def make_store(
 
 
 @dataclass(frozen=True)
-class Sequence3:
+class ReadingSequence:
     """Token ids of what is read, of a question or cue behind it, of what is to be written, and of what comes first."""
 
     text: np.ndarray
@@ -129,7 +129,7 @@ class ReadingBatches(IterableDataset):
                 batch |= {f"{name}_{key}": torch.from_numpy(array) for key, array in arrays.items()}
             yield batch
 
-    def copies(self, rng: np.random.Generator) -> list[Sequence3]:
+    def copies(self, rng: np.random.Generator) -> list[ReadingSequence]:
         """Texts of one length that are to be written again, some behind a few words more."""
         size = int(rng.integers(*COPIED, endpoint=True))
         rows = []
@@ -137,10 +137,10 @@ class ReadingBatches(IterableDataset):
             copied = self._random(rng, size) if rng.random() < OF_RANDOM else self.plain.sequence(rng, size)
             before = self.plain.sequence(rng, int(rng.integers(6, 12))) if rng.random() < 0.5 else copied[:0]
             between = self.cue(rng) if rng.random() < 0.75 else self.plain.sequence(rng, int(rng.integers(6, 10)))
-            rows.append(Sequence3(np.concatenate([before, copied]), between, copied))
+            rows.append(ReadingSequence(np.concatenate([before, copied]), between, copied))
         return rows
 
-    def clozes(self, rng: np.random.Generator, step: int) -> list[Sequence3]:
+    def clozes(self, rng: np.random.Generator, step: int) -> list[ReadingSequence]:
         """Neighbours in the order by length, so that little is padded."""
         count = len(self.ends)
         grown = min(1.0, 0.1 + step / max(1, self.growth))
@@ -153,20 +153,20 @@ class ReadingBatches(IterableDataset):
             lengths = self.store["lengths"][row]
             stretch = self.store["tokens"][self.ends[row] - lengths.sum() : self.ends[row]].astype(np.int64)
             text, question, answer = np.split(stretch, lengths[:2].cumsum())
-            rows.append(Sequence3(text, np.concatenate([self.newline, question, self.cue(rng)]), answer))
+            rows.append(ReadingSequence(text, np.concatenate([self.newline, question, self.cue(rng)]), answer))
         return rows
 
     def _random(self, rng: np.random.Generator, size: int) -> np.ndarray:
         tokens = self.plain.tokens
         return rng.integers(tokens.ordinary, tokens.vocab_size - tokens.reserved, size)
 
-    def _asked(self, rng: np.random.Generator, row: Sequence3, kind: str) -> Sequence3:
+    def _asked(self, rng: np.random.Generator, row: ReadingSequence, kind: str) -> ReadingSequence:
         """The row behind tokens that ask for its answer; of clozes a share behind others, or none, that do not."""
         before = self._random(rng, int(rng.integers(1, BEFORE, endpoint=True)))
         if kind == "cloze" and rng.random() < (self.unasked or 0):
             before = before[: len(before) * (rng.random() < 0.75)]
             rest = max(1, len(row.text) - min(CONTINUED, len(row.text) // 3))
-            return Sequence3(row.text[:rest], row.question, row.text[rest:], before)
+            return ReadingSequence(row.text[:rest], row.question, row.text[rest:], before)
         asks = rng.random(len(before)) < rng.uniform(ASKING, 1)
         asks[rng.integers(len(before))] = True
         before[asks] = self.plain.tokens.vocab_size - 1 - rng.choice(ASKS[kind], int(asks.sum()))
@@ -176,7 +176,7 @@ class ReadingBatches(IterableDataset):
         """What stands before that which is to be written: nothing or a line break, so that no cue is the one."""
         return self.newline if rng.random() < 0.5 else self.newline[:0]
 
-    def _causal(self, rng: np.random.Generator, rows: list[Sequence3]) -> dict[str, np.ndarray]:
+    def _causal(self, rng: np.random.Generator, rows: list[ReadingSequence]) -> dict[str, np.ndarray]:
         tokens = self.plain.tokens
         end = np.array([tokens.end], dtype=np.int64)
         ids, present = padded([np.concatenate([r.text, r.question, r.answer, end]) for r in rows], tokens.pad)
@@ -199,7 +199,7 @@ class ReadingBatches(IterableDataset):
             "weights": weights.astype(np.float32),
         }
 
-    def _seq2seq(self, rows: list[Sequence3], kind: str) -> dict[str, np.ndarray]:
+    def _seq2seq(self, rows: list[ReadingSequence], kind: str) -> dict[str, np.ndarray]:
         tokens = self.plain.tokens
         end = np.array([tokens.end], dtype=np.int64)
         read = [np.concatenate([r.before, r.text, end, r.question, end]) for r in rows]
@@ -213,14 +213,14 @@ class ReadingBatches(IterableDataset):
             arrays["begins"], _ = padded([_begins(r) for r in rows], IGNORED, width)
         return arrays
 
-    def _repeated(self, row: Sequence3) -> np.ndarray:
+    def _repeated(self, row: ReadingSequence) -> np.ndarray:
         """1 for each token of a text that its question has too, 0 for others; `IGNORED` for very frequent ones."""
         found = np.isin(row.text, row.question).astype(np.int64)
         found[np.isin(row.text, self.common)] = IGNORED
         return np.concatenate([np.full(len(row.before), IGNORED), found])
 
 
-def _begins(row: Sequence3) -> np.ndarray:
+def _begins(row: ReadingSequence) -> np.ndarray:
     """1 for each token of a text at which its answer begins, 0 for others; `IGNORED` for what stands before."""
     found = np.zeros(len(row.text), dtype=np.int64)
     if 0 < len(row.answer) <= len(row.text):

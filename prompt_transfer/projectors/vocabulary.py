@@ -96,7 +96,7 @@ def _spaced(token: str, tokenizer: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Fit:
+class RidgeFit:
     """A map and how well it does on tokens that it was not fitted on.
 
     Attributes:
@@ -110,7 +110,7 @@ class Fit:
     error: float
 
 
-def fit_ridge(source: Tensor, target: Tensor, ridge: float | None = None, center: bool = False) -> Fit:
+def fit_ridge(source: Tensor, target: Tensor, ridge: float | None = None, center: bool = False) -> RidgeFit:
     """The map x -> x W + b with the least squared error between two tables of embeddings.
 
     With penalty r, W = (S'S + r m I)^-1 S'T, m the mean of S'S's diagonal. It is also the map of the minimum-norm
@@ -137,7 +137,7 @@ def fit_ridge(source: Tensor, target: Tensor, ridge: float | None = None, center
     weight, bias = _solve(source, target, best, center)
     # A solver hands out columns; a file holds rows, and products differ in the last digit between the two.
     affine = AffineMap(weight.float().contiguous(), bias.float())
-    return Fit(affine, best, tried[best])
+    return RidgeFit(affine, best, tried[best])
 
 
 def _solve(source: Tensor, target: Tensor, ridge: float, center: bool) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.layouts import is_causal
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.studies.entries import agreed, check_all
+from prompt_transfer.studies.entries import check_all, common_value
 from prompt_transfer.utils.errors import UserError
 
 
@@ -25,16 +25,16 @@ def backbone_options(
     found = dict(prompts)
     return {
         "attention": _attention(found, attention),
-        "layout": agreed(found, "layout", layout),
-        "dtype": agreed(found, "dtype", dtype) or "float32",
-        "head": agreed(found, "head") or "lm",
-        "revision": agreed(found, "revision"),
+        "layout": common_value(found, "layout", layout),
+        "dtype": common_value(found, "dtype", dtype) or "float32",
+        "head": common_value(found, "head") or "lm",
+        "revision": common_value(found, "revision"),
     }
 
 
 def _attention(prompts: dict[str, Prompt], given: str | None) -> str:
     try:
-        return agreed(prompts, "attention", given) or "full"
+        return common_value(prompts, "attention", given) or "full"
     except UserError:
         # For causal models both are one function, and a folder may hold both.
         if all(is_causal(prompt.metadata.get("layout")) for prompt in prompts.values()):
@@ -78,7 +78,7 @@ def choose_device(accelerator: str, rank: int = 0) -> torch.device:
     return torch.device("cuda", rank % torch.cuda.device_count())
 
 
-def facts_of(backbone: FrozenBackbone) -> dict[str, str]:
+def describe_backbone(backbone: FrozenBackbone) -> dict[str, str]:
     """What decides all that is computed with a backbone, beside prompt and task."""
     return {
         "backbone": backbone.fingerprint,

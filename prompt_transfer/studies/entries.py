@@ -90,7 +90,7 @@ def _wanted(attention: str | None, layout: str | None) -> tuple[tuple[str, str |
     return ("attention", attention), ("layout", layout)
 
 
-def agreed(prompts: dict[str, Prompt], key: str, given: str | None = None) -> str | None:
+def common_value(prompts: dict[str, Prompt], key: str, given: str | None = None) -> str | None:
     """What all prompts that say something of `key` say; None where none does.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.data.batches import collate, crossed, cut
+from prompt_transfer.data.batches import batch_bounds, collate, cross_prompts
 from prompt_transfer.studies.scoring import MAX_TEXTS, MAX_TOKENS
 from prompt_transfer.studies.targets import Target
 
@@ -28,21 +28,21 @@ def row_batches(
     budget = max_tokens or MAX_TOKENS[backbone.device.type]
     positions = target.table.lengths + backbone.encoder(prompt_length).extra_positions
     order = np.argsort(-target.table.lengths, kind="stable")
-    return [order[start:end] for start, end in pairwise(cut(positions[order] * count, MAX_TEXTS, budget))]
+    return [order[start:end] for start, end in pairwise(batch_bounds(positions[order] * count, MAX_TEXTS, budget))]
 
 
 def tensors_of(backbone: FrozenBackbone, target: Target, rows: NDArray[np.int64]) -> dict[str, Tensor]:
     """Some rows of a task as a batch on the backbone's device."""
     device = backbone.device
-    return {name: value.to(device) for name, value in collate(target.table, rows, pad_of(backbone)).items()}
+    return {name: value.to(device) for name, value in collate(target.table, rows, pad_token_of(backbone)).items()}
 
 
-def pad_of(backbone: FrozenBackbone) -> int:
+def pad_token_of(backbone: FrozenBackbone) -> int:
     """What fills up a batch."""
     return backbone.encoder(1).pad_token_id
 
 
-def behind_all(
+def batches_with_prompts(
     backbone: FrozenBackbone,
     prompts: Sequence[Tensor],
     target: Target,
@@ -64,4 +64,4 @@ def behind_all(
     for rows in batches[rank::world]:
         texts = tensors_of(backbone, target, rows)
         for some in numbers.split(together):
-            yield bank, crossed(texts, some)
+            yield bank, cross_prompts(texts, some)

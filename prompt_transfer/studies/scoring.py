@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.data.batches import collate, crossed, cut
+from prompt_transfer.data.batches import batch_bounds, collate, cross_prompts
 from prompt_transfer.data.tokens import named_rows
 from prompt_transfer.modules.objectives import Classification, make_objective
 from prompt_transfer.studies.entries import Entry
 from prompt_transfer.studies.targets import Target
 from prompt_transfer.tasks.metrics import text_scores
-from prompt_transfer.utils.errors import MadeOtherwiseError, UserError
+from prompt_transfer.utils.errors import SettingsChangedError, UserError
 from prompt_transfer.utils.files import atomic_path
 
 # Positions of a forward pass. On a CPU more of them leave the cache and cost 10 % (roberta-nano, 4,000 against 16,000).
@@ -77,7 +77,7 @@ class Scorer:
             if not len(prompts):
                 continue
             rows = rows[np.argsort(-target.table.lengths[rows], kind="stable")]
-            for start, end in pairwise(cut(positions[rows] * len(prompts), MAX_TEXTS, max_tokens)):
+            for start, end in pairwise(batch_bounds(positions[rows] * len(prompts), MAX_TEXTS, max_tokens)):
                 texts = rows[start:end]
                 together = max(1, int(max_tokens // (len(texts) * positions[texts].max())))
                 found += [(prompts[first : first + together], texts) for first in range(0, len(prompts), together)]
@@ -99,7 +99,7 @@ class Scorer:
                 here, places = _overlap(prompts, mine)
                 if not len(here):
                     continue
-                batch = crossed(texts, torch.from_numpy(places).to(self.device))
+                batch = cross_prompts(texts, torch.from_numpy(places).to(self.device))
                 if isinstance(objective, Classification):
                     chosen = objective.choices(bank, batch).cpu().numpy()
                     self._refuse_broken(target, prompts[here], rows, chosen.reshape(len(here), len(rows)) < 0)
@@ -162,7 +162,7 @@ class AnswerFile:
             raise UserError(f"{path} cannot be read ({error}); remove it, and its cells are computed again") from error
         other = sorted(key for key in facts | self.facts if facts.get(key) != self.facts.get(key))
         if other:
-            raise MadeOtherwiseError(
+            raise SettingsChangedError(
                 f"{self.folder.parent} holds scores of {self.target.task.name} that were made otherwise (other "
                 f"{', '.join(other)}): give another --output, or remove that folder"
             )

@@ -82,7 +82,7 @@ def results_artifact(name: str, files: Iterable[Path]) -> Any:
     return artifact
 
 
-def files_below(places: Iterable[str | Path]) -> Iterator[Path]:
+def find_prompt_files(places: Iterable[str | Path]) -> Iterator[Path]:
     """Prompt files that are named, or lie below folders that are named; of equal copies in a run folder one."""
     for place in map(Path, places):
         if place.is_file():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prompt_transfer.tracking import charts
 from prompt_transfer.tracking.options import WandbOptions
 from prompt_transfer.tracking.run import Tracker, to_table
-from prompt_transfer.utils.distributed import torchrun_place
+from prompt_transfer.utils.distributed import torchrun_rank
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +97,7 @@ def publish(command: str, values: Mapping[str, Any], options: WandbOptions) -> N
         values: its options, `output` among them.
         options: where W&B keeps the run.
     """
-    if torchrun_place().rank:
+    if torchrun_rank().rank:
         return
     study, output = STUDIES[command], Path(values["output"]).expanduser()
     folder = output if output.is_dir() else output.parent
@@ -127,12 +127,12 @@ def _plain(value: Any) -> Any:
 def _send(tracker: Tracker, command: str, study: Study, values: Mapping[str, Any], output: Path) -> None:
     from prompt_transfer.tracking import artifacts
 
-    for path in artifacts.files_below(_places(values, study.inputs)):
+    for path in artifacts.find_prompt_files(_places(values, study.inputs)):
         tracker.use(artifacts.prompt_artifact(path))
     for place in _places(values, study.projectors):
         tracker.use(artifacts.projector_artifact(place))
     if study.prompts:
-        for path in artifacts.files_below([output]):
+        for path in artifacts.find_prompt_files([output]):
             tracker.add(artifacts.prompt_artifact(path))
     frames, figures = read(study, output)
     if not frames:

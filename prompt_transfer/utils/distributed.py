@@ -6,13 +6,13 @@ import os
 from typing import NamedTuple
 
 
-class Place(NamedTuple):
+class TorchrunRank(NamedTuple):
     """`rank` of this process, and how many there are (`world`)."""
 
     rank: int
     world: int
 
 
-def torchrun_place() -> Place:
+def torchrun_rank() -> TorchrunRank:
     """This process among those that torchrun started; the only one where it started none."""
-    return Place(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    return TorchrunRank(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))

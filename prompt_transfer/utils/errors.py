@@ -23,11 +23,11 @@ class UserError(Exception):
         return [f"error: {' '.join(str(self).split())}"]
 
 
-class OtherKindError(UserError):
+class LayoutKindError(UserError):
     """A layout that is for another kind of backbone."""
 
 
-class MadeOtherwiseError(UserError):
+class SettingsChangedError(UserError):
     """What lies in an output folder was made with other data, options or backbone than what shall be added to it."""
 
 

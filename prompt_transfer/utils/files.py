@@ -139,7 +139,7 @@ def check_writable_dir(path: str | Path) -> Path:
 
 
 @contextmanager
-def alone(folder: str | Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
+def exclusive_lock(folder: str | Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
     """Keep other processes that ask the same out of `folder`, which is made where it is missing.
 
     The system ends the lock with its process, however that ends, and processes that were forked do not prolong it. It

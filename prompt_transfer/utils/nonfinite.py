@@ -11,7 +11,7 @@ from torch import Tensor
 NEVER = 2**62
 
 
-class FirstBroken:
+class FirstNonFinite:
     """For each of N prompts the first place at which a number was NaN or Inf; a place is a number from 0.
 
     What is seen stays on the device: a few small kernels a step, and no waiting before `found` is called.
@@ -26,11 +26,11 @@ class FirstBroken:
         self.prompts = prompts
         self._first: dict[str, Tensor] = {}
 
-    def see(self, what: str, values: Tensor, place: int) -> None:
+    def observe(self, what: str, values: Tensor, place: int) -> None:
         """Take numbers [N], one a prompt, that all belong to one place."""
         self._merge(what, torch.where(torch.isfinite(values), NEVER, place))
 
-    def see_rows(self, what: str, values: Tensor, places: Tensor, prompt: int = 0) -> None:
+    def observe_rows(self, what: str, values: Tensor, places: Tensor, prompt: int = 0) -> None:
         """Take numbers [B] of one prompt, each with its own place [B]."""
         first = torch.where(torch.isfinite(values), NEVER, places).amin()
         whole = torch.full((self.prompts,), NEVER, device=first.device)

@@ -8,7 +8,7 @@ adds it on the way out. It knows no gradients, but a frozen layer needs only tha
 are sorted once: products of 3,712 rows take 5 to 10 % less (two cores with AVX-512), for as many bytes as the weights.
 
 *Rows that are alike.* Where many examples stand behind one prompt that sees the text, its rows in front of the first
-attention are the same in all of them (`Alike`): they are multiplied once, and so is the sum of their gradients.
+attention are the same in all of them (`SharedRows`): they are multiplied once, and so is the sum of their gradients.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def has_kernel() -> bool:
     return _kernel() is not None
 
 
-def serves(x: Tensor) -> bool:
+def is_supported(x: Tensor) -> bool:
     """Whether states of this dtype and place are computed here, if they lie in one piece."""
     return x.dtype is DTYPE and x.device.type == "cpu" and has_kernel()
 
@@ -55,7 +55,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return output
 
 
-class Group:
+class UniqueIndex:
     """Which examples have which of some things: of each an example that has it, and what each example has.
 
     Args:
@@ -68,11 +68,11 @@ class Group:
             found, self.which = torch.unique(ids, return_inverse=True)
             self.examples = torch.zeros_like(found).scatter_(0, self.which, torch.arange(len(ids)))
 
-    def to_all(self, rows: Tensor) -> Tensor:
+    def expand(self, rows: Tensor) -> Tensor:
         """Of [U, ...] what each example has: [B or 1, ...]."""
         return rows if self.which is None else rows[self.which]
 
-    def summed(self, x: Tensor) -> Tensor:
+    def sum_by_item(self, x: Tensor) -> Tensor:
         """Of [B, T, O] the sums over the examples of each: [U, T, O], kept in float32 on the way."""
         if self.which is None:
             return x.sum(dim=0, keepdim=True)
@@ -81,7 +81,7 @@ class Group:
         return sums.index_add_(0, self.which, x.float()).to(x.dtype)
 
 
-class Alike:
+class SharedRows:
     """Rows of a batch [B, T, ...] that are the same in many examples: those of prompts, maybe those of texts.
 
     Args:
@@ -92,27 +92,27 @@ class Alike:
 
     def __init__(self, start: int, end: int, prompt_ids: Tensor | None, text_ids: Tensor | None) -> None:
         self.start, self.end = start, end
-        self.prompts, self.texts = Group(prompt_ids), None if text_ids is None else Group(text_ids)
+        self.prompts, self.texts = UniqueIndex(prompt_ids), None if text_ids is None else UniqueIndex(text_ids)
 
-    def texts_of(self, x: Tensor) -> Tensor:
+    def unique_texts(self, x: Tensor) -> Tensor:
         """Of [B, T, ...] each text's rows once, in one piece."""
         return x.contiguous() if self.texts is None else x[self.texts.examples]
 
-    def texts_to_all(self, rows: Tensor) -> Tensor:
+    def expand_texts(self, rows: Tensor) -> Tensor:
         """The rows of each example."""
-        return rows if self.texts is None else self.texts.to_all(rows)
+        return rows if self.texts is None else self.texts.expand(rows)
 
 
-class _Now(threading.local):
-    rows: Alike | None = None
+class _Active(threading.local):
+    rows: SharedRows | None = None
 
 
-_now = _Now()
+_now = _Active()
 
 
 @contextmanager
-def alike(rows: Alike | None) -> Iterator[None]:
-    """Inside, until the first attention (`no_longer_alike`), they are so."""
+def sharing_rows(rows: SharedRows | None) -> Iterator[None]:
+    """Inside, until the first attention (`stop_sharing_rows`), they are so."""
     _now.rows = rows
     try:
         yield
@@ -120,13 +120,13 @@ def alike(rows: Alike | None) -> Iterator[None]:
         _now.rows = None
 
 
-def no_longer_alike() -> None:
+def stop_sharing_rows() -> None:
     """Attention has mixed the rows of each example."""
     if not torch.compiler.is_compiling():
         _now.rows = None
 
 
-class Turned:
+class TransposedWeight:
     """A layer's weights [out, in] the other way round, sorted for `_product`: made when they are first asked for."""
 
     def __init__(self, sort: bool) -> None:
@@ -154,45 +154,47 @@ class _FrozenLinear(torch.autograd.Function):
     """`x W' + b` with a gradient for x alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, turned: Turned, same: Alike | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, turned: TransposedWeight, same: SharedRows | None
+    ) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.turned, ctx.same = turned, same
         if same is None:
             return _product(x, weight, bias)
         output = x.new_empty(*x.shape[:2], len(weight))
         prompts = x[same.prompts.examples, same.start : same.end]
-        output[:, same.start : same.end] = same.prompts.to_all(_product(prompts, weight, bias))
+        output[:, same.start : same.end] = same.prompts.expand(_product(prompts, weight, bias))
         for part in (slice(0, same.start), slice(same.end, None)):
             if x[0, part].numel():
-                output[:, part] = same.texts_to_all(_product(same.texts_of(x[:, part]), weight, bias))
+                output[:, part] = same.expand_texts(_product(same.unique_texts(x[:, part]), weight, bias))
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        same: Alike | None = ctx.same
+        same: SharedRows | None = ctx.same
         if same is None:
             return ctx.turned.product(gradient, weight), None, None, None, None
         # Nothing is trained in front of the text. What a prompt's rows are to one example they are to all that have it,
         # so one of them may bring the gradients of all.
         found = gradient.new_zeros(*gradient.shape[:2], weight.shape[1])
         rows = slice(same.start, same.end)
-        found[same.prompts.examples, rows] = ctx.turned.product(same.prompts.summed(gradient[:, rows]), weight)
+        found[same.prompts.examples, rows] = ctx.turned.product(same.prompts.sum_by_item(gradient[:, rows]), weight)
         return found, None, None, None, None
 
 
-def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, turned: Turned | None = None) -> Tensor:
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, turned: TransposedWeight | None = None) -> Tensor:
     """As `torch.nn.functional.linear`: x [..., in], weight [out, in] and bias [out] give [..., out]."""
-    fits = serves(x) and x.dtype is weight.dtype and x.is_contiguous()
+    fits = is_supported(x) and x.dtype is weight.dtype and x.is_contiguous()
     if not fits or weight.requires_grad or torch.compiler.is_compiling():
         return functional.linear(x, weight, bias)
     same = _now.rows if x.ndim == 3 else None
-    output: Tensor = _FrozenLinear.apply(x, weight, bias, turned or Turned(sort=False), same)
+    output: Tensor = _FrozenLinear.apply(x, weight, bias, turned or TransposedWeight(sort=False), same)
     return output
 
 
-class Forward:
+class LinearForward:
     """In place of a layer's `forward`; `Conv1D` is the layer of GPT-2, whose weight lies the other way.
 
     Args:
@@ -202,7 +204,7 @@ class Forward:
 
     def __init__(self, layer: nn.Linear | Conv1D, sort: bool) -> None:
         self.layer, self.transposed = layer, isinstance(layer, Conv1D)
-        self.turned = Turned(sort)
+        self.turned = TransposedWeight(sort)
 
     def __call__(self, x: Tensor) -> Tensor:
         weight = self.layer.weight
@@ -215,4 +217,4 @@ def substitute(model: nn.Module) -> None:
     found = [layer for layer in model.modules() if type(layer) in (nn.Linear, Conv1D)]
     size = sum(weight.nbytes for layer in found for weight in layer.parameters(recurse=False))
     for layer in found:
-        layer.forward = Forward(layer, sort=size <= MOST_SORTED)
+        layer.forward = LinearForward(layer, sort=size <= MOST_SORTED)

@@ -52,21 +52,21 @@ def frozen_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The RMS norm of x [..., H] with weight [H] (Zhang and Sennrich 2019).
 
     Raises:
-        ValueError: see `fits`.
+        ValueError: see `is_supported`.
     """
-    if not fits(x, weight):
+    if not is_supported(x, weight):
         raise ValueError("states and weight must be of one dtype (bf16, float32) on a CPU, and the weight frozen")
     output: Tensor = _FrozenNorm.apply(x, weight, eps)
     return output
 
 
-def fits(x: Tensor, weight: Tensor) -> bool:
+def is_supported(x: Tensor, weight: Tensor) -> bool:
     """Whether `frozen_norm` can take these."""
     alike = x.dtype is weight.dtype and x.dtype in DTYPES and x.device.type == weight.device.type == "cpu"
     return alike and x.is_contiguous() and x.numel() > 0 and not weight.requires_grad
 
 
-class Forward:
+class NormForward:
     """In place of a norm's `forward`."""
 
     def __init__(self, norm: nn.Module) -> None:
@@ -74,7 +74,7 @@ class Forward:
 
     def __call__(self, x: Tensor) -> Tensor:
         weight: Any = self.norm.weight
-        if torch.compiler.is_compiling() or not fits(x, weight):
+        if torch.compiler.is_compiling() or not is_supported(x, weight):
             return self.usual(x)
         return frozen_norm(x, weight, self.norm.variance_epsilon)  # type: ignore[arg-type]
 
@@ -83,7 +83,7 @@ def substitute(model: nn.Module) -> None:
     """Let all RMS norms that are as T5's and Llama's be computed so."""
     for part in model.modules():
         if is_rms_norm(part):
-            part.forward = Forward(part)
+            part.forward = NormForward(part)
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def is_rms_norm(part: nn.Module) -> bool:
     if not isinstance(weight, Tensor) or eps is None or len(list(part.parameters())) != 1 or weight.ndim != 1:
         return False
     x = torch.linspace(-1, 2, 2 * len(weight), dtype=weight.dtype, device=weight.device).view(2, -1)
-    if not fits(x, weight.detach()):
+    if not is_supported(x, weight.detach()):
         return False
     given, expected = part(x), frozen_norm(x, weight.detach(), eps)
     return bool(given.shape == expected.shape and torch.allclose(given.float(), expected.float(), rtol=0.02, atol=1e-3))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import repeat_kv
 
 
-def by_products(
+def matmul_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -42,7 +42,7 @@ def by_products(
     Returns:
         [B, T, heads, D], and no attention weights.
     """
-    key, value = repeated(module, key), repeated(module, value)
+    key, value = repeat_heads(module, key), repeat_heads(module, value)
     length = query.shape[2]
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     if causal and length > 1 and attention_mask is None:
@@ -51,22 +51,22 @@ def by_products(
         if position_bias is not None:
             position_bias = position_bias[..., :length]
         attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()[None, None]
-    added = numbers_to_add(query.dtype, attention_mask, position_bias)
-    output: Tensor = _Products.apply(query, key, value, added, scale_of(query, scaling), dropout)
+    added = additive_mask(query.dtype, attention_mask, position_bias)
+    output: Tensor = _MatmulAttention.apply(query, key, value, added, softmax_scale(query, scaling), dropout)
     return output, None
 
 
-def scale_of(query: Tensor, scaling: float | None) -> float:
+def softmax_scale(query: Tensor, scaling: float | None) -> float:
     """Of the scores of queries [..., D]: 1 / sqrt(D) where nothing else is said."""
     return query.shape[-1] ** -0.5 if scaling is None else scaling
 
 
-def repeated(module: nn.Module, states: Tensor) -> Tensor:
+def repeat_heads(module: nn.Module, states: Tensor) -> Tensor:
     """Keys or values [B, key heads, S, D] for all heads of the layer."""
     return repeat_kv(states, getattr(module, "num_key_value_groups", 1))
 
 
-def numbers_to_add(dtype: torch.dtype, attention_mask: Tensor | None, position_bias: Tensor | None) -> Tensor | None:
+def additive_mask(dtype: torch.dtype, attention_mask: Tensor | None, position_bias: Tensor | None) -> Tensor | None:
     """What is added to the scores for a mask (bool or numbers) and a bias; None where there is neither."""
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         # Adding is several times as fast as filling in. Not minus infinity: a query that may look nowhere would become
@@ -80,7 +80,7 @@ def numbers_to_add(dtype: torch.dtype, attention_mask: Tensor | None, position_b
     return position_bias + attention_mask
 
 
-class _Products(torch.autograd.Function):
+class _MatmulAttention(torch.autograd.Function):
     """The two products and what is between them, with a backward pass that copies each tensor at most once."""
 
     @staticmethod

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.backbones.kernels.matmul_attention import numbers_to_add, repeated, scale_of
+from prompt_transfer.backbones.kernels.matmul_attention import additive_mask, repeat_heads, softmax_scale
 
 
-def pays(prompt_length: int, text_length: int) -> bool:
+def is_worthwhile(prompt_length: int, text_length: int) -> bool:
     """Whether the prompt's part of the work outweighs that the two parts have to be put together (measured)."""
     return prompt_length >= 48 and prompt_length >= 2 * text_length
 
 
-def behind_prompt(
+def shared_prefix_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -31,7 +31,7 @@ def behind_prompt(
     scaling: float | None = None,
     position_bias: Tensor | None = None,
 ) -> tuple[Tensor, None]:
-    """As `by_products`, with the prompt's keys and values by themselves.
+    """As `matmul_attention`, with the prompt's keys and values by themselves.
 
     Args:
         module: the attention layer; says how many heads share a key.
@@ -45,10 +45,12 @@ def behind_prompt(
     Returns:
         [B, T, heads, D], and no attention weights.
     """
-    first, second = (repeated(module, states) for states in prompt)
-    key, value = repeated(module, key), repeated(module, value)
-    added = numbers_to_add(query.dtype, attention_mask, position_bias)
-    output: Tensor = _Behind.apply(query, key, value, first, second, added, scale_of(query, scaling))
+    first, second = (repeat_heads(module, states) for states in prompt)
+    key, value = repeat_heads(module, key), repeat_heads(module, value)
+    added = additive_mask(query.dtype, attention_mask, position_bias)
+    output: Tensor = _SharedPrefixAttention.apply(
+        query, key, value, first, second, added, softmax_scale(query, scaling)
+    )
     return output, None
 
 
@@ -62,7 +64,7 @@ def _both(all_rows: Tensor, a_row_each: Tensor, shared: Tensor, own: Tensor) -> 
     return torch.bmm(all_rows, shared), torch.bmm(a_row_each, own)
 
 
-class _Behind(torch.autograd.Function):
+class _SharedPrefixAttention(torch.autograd.Function):
     """Heads stand first in all that is kept, so that the rows of all examples lie one behind the other."""
 
     @staticmethod

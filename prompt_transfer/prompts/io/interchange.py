@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from prompt_transfer.prompts.io import peft_adapter
-from prompt_transfer.prompts.io.published import BACKBONES, parse_name, says_what_it_is
+from prompt_transfer.prompts.io.published import BACKBONES, has_published_name, parse_name
 from prompt_transfer.prompts.io.torch_file import read_torch_file
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.prompts.tensor_file import check_shape, sizes
@@ -112,7 +112,7 @@ def _read_whole(path: Path) -> Prompt:
 
 def source_name(path: Path) -> str:
     """The name that says what a file is: its own where that says it (`IMDBPromptRoberta.pt`), else its folder's."""
-    return path.stem if says_what_it_is(path.stem) else path.absolute().parent.name
+    return path.stem if has_published_name(path.stem) else path.absolute().parent.name
 
 
 def import_sources(sources: Sequence[str | Path], output: str | Path, overwrite: bool = False) -> list[Outcome]:
@@ -197,7 +197,7 @@ def _find(sources: Sequence[str | Path]) -> list[tuple[Path, str | None]]:
                 f"{peft_adapter.CONFIG_FILE}"
             )
         for folder in sorted(folders, key=lambda path: (len(path.parts), str(path))):
-            named = [file for file in sorted(folders[folder]) if says_what_it_is(file.stem)]
+            named = [file for file in sorted(folders[folder]) if has_published_name(file.stem)]
             others = [file for file in folders[folder] if file not in named]
             chosen = [file for file in others if file.name == FILE_NAME] or others
             if len(chosen) > 1:

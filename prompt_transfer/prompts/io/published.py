@@ -63,7 +63,7 @@ _NAME = re.compile(
 )
 
 
-def says_what_it_is(name: str) -> bool:
+def has_published_name(name: str) -> bool:
     """Whether `name` has the form of a published folder's."""
     return _NAME.fullmatch(name) is not None
 

@@ -46,7 +46,7 @@ _LOCAL_PATH = re.compile(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\",\]/\\]+
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """Where prompts are now: the repository's address, the commit, the files in it, and what the user should know."""
 
     url: str
@@ -56,7 +56,7 @@ class Pushed:
 
 
 @dataclass(frozen=True)
-class Pulled:
+class PullResult:
     """What came: the commit, prompts by their place here, and what was refused with the reason."""
 
     commit: str
@@ -74,7 +74,7 @@ def push(
     license: str | None = None,
     backbone: str | None = None,
     builtin: frozenset[str] = frozenset(),
-) -> Pushed:
+) -> PushResult:
     """Put prompts and a card into a repository of the hub, in one commit.
 
     Prompts that are there already stay, and are in the card too. Paths of this machine in the metadata are cut down to
@@ -108,7 +108,7 @@ def push(
     if get_token() is None:
         raise UserError("push needs a token that may write: `hf auth login`, or the environment variable HF_TOKEN")
     api, notes = _api(), []
-    with _told(repo), tempfile.TemporaryDirectory() as folder:
+    with _as_user_error(repo), tempfile.TemporaryDirectory() as folder:
         url = api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.model_info(repo).private:
             raise UserError(f"{repo} is there already and public: nothing was pushed; make it private, or another one")
@@ -126,10 +126,10 @@ def push(
         commit = api.create_commit(
             repo, operations, commit_message=f"Add {', '.join(entries)}"[:200], revision=revision
         )
-    return Pushed(str(url), commit.oid, list(entries), notes)
+    return PushResult(str(url), commit.oid, list(entries), notes)
 
 
-def pull(repo: str, output: str | Path, *, revision: str | None = None, overwrite: bool = False) -> Pulled:
+def pull(repo: str, output: str | Path, *, revision: str | None = None, overwrite: bool = False) -> PullResult:
     """Take all prompts of a repository: prompt files and PEFT adapters.
 
     They are read from the hub's cache and checked; the good ones are put into place when all have been looked at.
@@ -147,9 +147,9 @@ def pull(repo: str, output: str | Path, *, revision: str | None = None, overwrit
     """
     _check_repo(repo)
     _check_online("pull")
-    with _told(repo):
+    with _as_user_error(repo):
         folder, commit, names = _download(_api(), repo, revision)
-    found = Pulled(commit)
+    found = PullResult(commit)
     for name in names:
         place = PurePosixPath(name)
         is_adapter = place.name == peft_adapter.CONFIG_FILE
@@ -263,7 +263,7 @@ def _check_online(verb: str) -> None:
 
 
 @contextmanager
-def _told(repo: str) -> Iterator[None]:
+def _as_user_error(repo: str) -> Iterator[None]:
     """What the hub says, in one line and without a token; for files this small its bars say nothing."""
     bars = not are_progress_bars_disabled()
     disable_progress_bars()

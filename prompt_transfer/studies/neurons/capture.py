@@ -15,15 +15,15 @@ from torch import Tensor
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.data.tokens import named_rows
 from prompt_transfer.neurons import files
-from prompt_transfer.neurons.capture import NeuronCapture, of_prompts
+from prompt_transfer.neurons.capture import NeuronCapture, capture_prompts
 from prompt_transfer.prompts.prompt import Prompt, readable_prompts
-from prompt_transfer.studies.backbones import facts_of, load_backbone
-from prompt_transfer.studies.entries import agreed
-from prompt_transfer.studies.passes import behind_all
+from prompt_transfer.studies.backbones import describe_backbone, load_backbone
+from prompt_transfer.studies.entries import common_value
+from prompt_transfer.studies.passes import batches_with_prompts
 from prompt_transfer.studies.targets import EvaluationData, Target, load_target
 from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.tasks.task import Task
-from prompt_transfer.utils.distributed import torchrun_place
+from prompt_transfer.utils.distributed import torchrun_rank
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import check_writable_dir
 from prompt_transfer.utils.progress import progress
@@ -67,8 +67,8 @@ def capture(study: CaptureStudy) -> list[Path]:
     Raises:
         UserError: a prompt, task or folder that cannot be used, before anything is computed.
     """
-    rank, world = torchrun_place()
-    prompts = prompts_below(study.prompts)
+    rank, world = torchrun_rank()
+    prompts = find_prompts(study.prompts)
     backbone = load_backbone(
         study.backbone, prompts, study.attention, study.layout, study.dtype, study.accelerator, rank
     )
@@ -79,7 +79,7 @@ def capture(study: CaptureStudy) -> list[Path]:
         files.check(path, facts[name])
     targets = load_targets(study.tasks, study.data, study.split, backbone, prompts)
     rows = [prompt.embeddings for prompt in prompts.values()]
-    found = of_prompts(backbone, rows, list(prompts))
+    found = capture_prompts(backbone, rows, list(prompts))
     if targets:
         found |= _over_inputs(backbone, rows, targets, study.data.max_tokens, rank, world, list(prompts))
     if rank:
@@ -146,7 +146,7 @@ def over_inputs(
                 some = [prompts[number] for number in mine]
                 inputs = (backbone, some, target, max_tokens, rank, world)
                 with capture:
-                    for bank, batch in behind_all(*inputs):
+                    for bank, batch in batches_with_prompts(*inputs):
                         backbone.answer_states(bank, batch)
                         bar.advance(task, len(batch["prompt_ids"]))
                 capture.all_reduce()
@@ -162,15 +162,15 @@ def over_inputs(
 
 
 def _rows_of(inputs: tuple[Any, ...], task: Task, nth: int) -> str:
-    """The rows of the `nth` pass of `behind_all`, for messages."""
-    _, batch = next(islice(behind_all(*inputs), nth, None))
+    """The rows of the `nth` pass of `batches_with_prompts`, for messages."""
+    _, batch = next(islice(batches_with_prompts(*inputs), nth, None))
     return named_rows(batch["ids"].unique().tolist(), [task.name])
 
 
 # What studies of neurons share ---------------------------------------------------------------------------------------
 
 
-def prompts_below(folder: str | Path) -> dict[str, Prompt]:
+def find_prompts(folder: str | Path) -> dict[str, Prompt]:
     """Path below `folder` without the suffix -> prompt, of all prompt files there, sorted.
 
     The copy that a run of several prompts makes of its best one is left out.
@@ -189,7 +189,11 @@ def prompts_below(folder: str | Path) -> dict[str, Prompt]:
 
 def prompt_facts(backbone: FrozenBackbone, prompt: Prompt) -> dict[str, str]:
     """What a file of neurons must agree in with its prompt and backbone."""
-    return {**facts_of(backbone), "prompt": files.digest(prompt.embeddings), "task": prompt.metadata.get("task", "")}
+    return {
+        **describe_backbone(backbone),
+        "prompt": files.digest(prompt.embeddings),
+        "task": prompt.metadata.get("task", ""),
+    }
 
 
 def load_targets(
@@ -203,6 +207,6 @@ def load_targets(
     known = [get_task(name) for name in tasks]
     if len({task.name for task in known}) < len(known):
         raise UserError("--tasks names a task twice")
-    words = agreed(dict(prompts), "data_label_words", data.label_words) or "default"
+    words = common_value(dict(prompts), "data_label_words", data.label_words) or "default"
     encoder = backbone.encoder(max(len(prompt.embeddings) for prompt in prompts.values()))
     return [load_target(task, data, words, split, encoder) for task in known]

@@ -16,10 +16,10 @@ from prompt_transfer.analysis import neuron_plots, plots
 from prompt_transfer.analysis.masking import KINDS, summarize
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.neurons.mask import METHODS, SCOPES, NeuronMask, layer_deviation
-from prompt_transfer.studies.backbones import facts_of, load_backbone
-from prompt_transfer.studies.entries import agreed, warn_of_other_words
-from prompt_transfer.studies.neurons.capture import load_targets, prompts_below
-from prompt_transfer.studies.neurons.masks import Masked, masked_entries, neurons_of
+from prompt_transfer.studies.backbones import describe_backbone, load_backbone
+from prompt_transfer.studies.entries import common_value, warn_of_other_words
+from prompt_transfer.studies.neurons.capture import find_prompts, load_targets
+from prompt_transfer.studies.neurons.masks import MaskedEntry, masked_entries, neurons_of
 from prompt_transfer.studies.scoring import MAX_TOKENS, AnswerFile, Scorer
 from prompt_transfer.studies.targets import EvaluationData, Target, digests_of
 from prompt_transfer.utils import results
@@ -100,9 +100,9 @@ def mask(study: MaskStudy) -> pd.DataFrame:
     Raises:
         UserError: anything that does not fit, before any score is computed.
     """
-    prompts = prompts_below(study.prompts)
+    prompts = find_prompts(study.prompts)
     backbone = load_backbone(study.backbone, prompts, study.attention, study.layout, study.dtype, study.accelerator)
-    policy = agreed(prompts, "label_words_policy", study.label_words_policy)
+    policy = common_value(prompts, "label_words_policy", study.label_words_policy)
     targets = load_targets(study.tasks, study.data, study.split, backbone, prompts)
     if policy is not None:
         targets = [target if target.task.is_generation else _with_policy(target, policy) for target in targets]
@@ -111,7 +111,7 @@ def mask(study: MaskStudy) -> pd.DataFrame:
     neurons = neurons_of(backbone, prompts, study.neurons, study.by)
     types = {target.task.name: target.task.type for target in targets}
     plans = {target.task.name: masked_entries(study, target.task, prompts, neurons, types) for target in targets}
-    answers = [AnswerFile(folder / ANSWERS, target, facts_of(backbone)) for target in targets]
+    answers = [AnswerFile(folder / ANSWERS, target, describe_backbone(backbone)) for target in targets]
     effects = _Effects(backbone, list(neurons[1].values()), study)
     rows: list[dict[str, Any]] = []
     with progress() as bar:
@@ -139,7 +139,7 @@ def _with_policy(target: Target, policy: str) -> Target:
 
 
 def _common(backbone: FrozenBackbone) -> dict[str, str]:
-    return {key: value for key, value in facts_of(backbone).items() if key in ("layout", "attention", "dtype")}
+    return {key: value for key, value in describe_backbone(backbone).items() if key in ("layout", "attention", "dtype")}
 
 
 class _Effects:
@@ -150,7 +150,7 @@ class _Effects:
         self.means = sum(activations[1:], activations[0]) / len(activations)
         self.deviation = layer_deviation(activations) * study.noise
 
-    def score(self, entry: Masked, target: Target, file: AnswerFile) -> None:
+    def score(self, entry: MaskedEntry, target: Target, file: AnswerFile) -> None:
         """Fill in the answers of an entry that are missing."""
         missing = np.isnan(file.matrix([entry]))
         if not missing.any():
@@ -170,7 +170,7 @@ class _Effects:
 
 
 def _rows(
-    target: Target, entries: Sequence[Masked], file: AnswerFile, common: Mapping[str, Any]
+    target: Target, entries: Sequence[MaskedEntry], file: AnswerFile, common: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     found = []
     unmasked: dict[str, float] = {}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.neurons import files
-from prompt_transfer.neurons.capture import of_prompts
+from prompt_transfer.neurons.capture import capture_prompts
 from prompt_transfer.neurons.mask import most_activated, random_like
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.entries import MADE, Entry
@@ -28,7 +28,7 @@ Neurons = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Masked(Entry):
+class MaskedEntry(Entry):
     """A prompt that is scored while neurons are masked; its answers are kept under prompt and mask together.
 
     Attributes:
@@ -57,7 +57,7 @@ class Masked(Entry):
         object.__setattr__(self, "digest", hashlib.sha256(content).hexdigest())
 
 
-class Plan(Protocol):
+class MaskPlan(Protocol):
     """What of a study decides its masks; see `MaskStudy`."""
 
     @property
@@ -89,7 +89,9 @@ def neurons_of(backbone: FrozenBackbone, prompts: Mapping[str, Prompt], folder: 
     if folder is None:
         if by != "activations":
             raise UserError(f"--by {by} is read from files: give their folder with --neurons")
-        found = of_prompts(backbone, [prompt.embeddings for prompt in prompts.values()], list(prompts))["activations"]
+        found = capture_prompts(backbone, [prompt.embeddings for prompt in prompts.values()], list(prompts))[
+            "activations"
+        ]
         activations = dict(zip(prompts, found, strict=True))
         return activations, activations
     values, activations = {}, {}
@@ -105,8 +107,8 @@ def neurons_of(backbone: FrozenBackbone, prompts: Mapping[str, Prompt], folder: 
 
 
 def masked_entries(
-    plan: Plan, task: Task, prompts: Mapping[str, Prompt], neurons: Neurons, types: Mapping[str, str]
-) -> list[Masked]:
+    plan: MaskPlan, task: Task, prompts: Mapping[str, Prompt], neurons: Neurons, types: Mapping[str, str]
+) -> list[MaskedEntry]:
     """Each own prompt of a task without a mask, then with every mask.
 
     Args:
@@ -116,7 +118,7 @@ def masked_entries(
         UserError: no prompt of the folder was trained on the task.
     """
     values, activations = neurons
-    own = [name for name, prompt in prompts.items() if trained_on(prompt) == task.name]
+    own = [name for name, prompt in prompts.items() if training_task(prompt) == task.name]
     if not own:
         raise UserError(f"no prompt here was trained on {task.name}: masking its neurons needs one")
     mean = torch.stack(list(activations.values())).mean(dim=0)
@@ -126,7 +128,7 @@ def masked_entries(
         facts = prompts[name].metadata
         seed = int(facts["seed"]) if facts.get("seed", "").isdecimal() else None
         about = (name, "trained", task.name, seed, prompts[name].embeddings)
-        entries.append(Masked(*about, mask=torch.zeros_like(values[name], dtype=torch.bool)))
+        entries.append(MaskedEntry(*about, mask=torch.zeros_like(values[name], dtype=torch.bool)))
         others = _other_sources(plan, task, prompts, seed, types)
         for ratio in plan.ratios:
             mine = most_activated(values[name], ratio, plan.scope)
@@ -140,7 +142,7 @@ def masked_entries(
                 ("random", name, number, random_like(mine, number)) for number in range(1, plan.random_seeds + 1)
             ]
             entries += [
-                Masked(
+                MaskedEntry(
                     *about, mask=where, kind_of_mask=kind, mask_source=source, mask_seed=number, ratio=ratio,
                     method=method, effect=effects[method],
                 )
@@ -151,7 +153,7 @@ def masked_entries(
     return entries
 
 
-def trained_on(prompt: Prompt) -> str | None:
+def training_task(prompt: Prompt) -> str | None:
     """The one task that a prompt was trained on."""
     facts = prompt.metadata
     made = facts.get("random") == "true" or any(facts.get(mark, "false") != "false" for mark in MADE)
@@ -160,12 +162,12 @@ def trained_on(prompt: Prompt) -> str | None:
 
 
 def _other_sources(
-    plan: Plan, task: Task, prompts: Mapping[str, Prompt], seed: int | None, types: Mapping[str, str]
+    plan: MaskPlan, task: Task, prompts: Mapping[str, Prompt], seed: int | None, types: Mapping[str, str]
 ) -> dict[str, list[str]]:
     """Prompts of other tasks, of the same type and of other types; of each task the one with the same seed if any."""
     by_task: dict[str, list[str]] = {}
     for name, prompt in prompts.items():
-        source = trained_on(prompt)
+        source = training_task(prompt)
         if source is not None and source != task.name and (source in types or source in task_names()):
             by_task.setdefault(source, []).append(name)
     found: dict[str, list[str]] = {"same_type": [], "different_type": []}

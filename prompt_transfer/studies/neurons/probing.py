@@ -18,9 +18,9 @@ from prompt_transfer.neurons.skill import ClassSums, baselines, predictivity
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.studies.backbones import load_backbone
-from prompt_transfer.studies.entries import agreed
-from prompt_transfer.studies.neurons.capture import load_targets, prompt_facts, prompts_below
-from prompt_transfer.studies.neurons.masks import trained_on
+from prompt_transfer.studies.entries import common_value
+from prompt_transfer.studies.neurons.capture import find_prompts, load_targets, prompt_facts
+from prompt_transfer.studies.neurons.masks import training_task
 from prompt_transfer.studies.passes import row_batches, tensors_of
 from prompt_transfer.studies.targets import EvaluationData, Target
 from prompt_transfer.tasks.registry import get_task, task_names
@@ -52,7 +52,7 @@ class ProbingStudy:
     accelerator: str = "auto"
 
 
-class Probed:
+class ProbingRun:
     """A study whose prompts, backbone and tasks have been read and checked.
 
     Args:
@@ -64,7 +64,7 @@ class Probed:
 
     def __init__(self, study: ProbingStudy) -> None:
         self.study = study
-        self.prompts = prompts_below(study.prompts)
+        self.prompts = find_prompts(study.prompts)
         self.backbone = load_backbone(
             study.backbone, self.prompts, study.attention, study.layout, study.dtype, study.accelerator
         )
@@ -72,14 +72,14 @@ class Probed:
         # Task -> what `get_task` takes, of all tasks that prompts were trained on.
         self.tasks: dict[str, str] = {}
         for prompt in self.prompts.values():
-            task = trained_on(prompt)
+            task = training_task(prompt)
             if task is not None and (task in extra or task in task_names()):
                 self.tasks[task] = extra.get(task, task)
         if not self.tasks:
             raise UserError(
                 f"no prompt in {study.prompts} was trained on a known task (tasks of your own: --tasks FILE.yaml)"
             )
-        self.policy = agreed(self.prompts, "label_words_policy", study.label_words_policy)
+        self.policy = common_value(self.prompts, "label_words_policy", study.label_words_policy)
         self.folder = check_writable_dir(study.output)
         for name in self.prompts:
             files.check(self.path(name), self.facts(name))
@@ -102,7 +102,7 @@ class Probed:
 
     def own(self, task: str) -> dict[str, Prompt]:
         """The prompts that were trained on a task."""
-        return {name: prompt for name, prompt in self.prompts.items() if trained_on(prompt) == task}
+        return {name: prompt for name, prompt in self.prompts.items() if training_task(prompt) == task}
 
     def add(self, name: str, tensors: Mapping[str, Tensor], **notes: str) -> None:
         """Put tensors into the file of a prompt."""
@@ -119,9 +119,9 @@ def skill(study: ProbingStudy) -> list[Path]:
         The files.
 
     Raises:
-        UserError: see `Probed`; also no prompt of a classification task.
+        UserError: see `ProbingRun`; also no prompt of a classification task.
     """
-    ready = Probed(study)
+    ready = ProbingRun(study)
     paths = []
     for train, development in zip(ready.targets("train"), ready.targets("validation"), strict=True):
         if train.task.is_generation:
@@ -186,9 +186,9 @@ def probe(study: ProbingStudy) -> list[Path]:
         The files.
 
     Raises:
-        UserError: see `Probed`.
+        UserError: see `ProbingRun`.
     """
-    ready = Probed(study)
+    ready = ProbingRun(study)
     backbone, data = ready.backbone, study.data
     start = {
         length: random_prompt(backbone, (length, backbone.hidden_size), 1)

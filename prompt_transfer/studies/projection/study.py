@@ -21,14 +21,14 @@ from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.projectors.pairs import PromptsByTask, load_by_task
 from prompt_transfer.prompts.prompt import UNKNOWN
 from prompt_transfer.prompts.random_prompts import DRAWS, random_prompt
-from prompt_transfer.studies.entries import Entry, agreed
-from prompt_transfer.studies.projection.table import Cell, Projected, rows
+from prompt_transfer.studies.entries import Entry, common_value
+from prompt_transfer.studies.projection.table import Cell, ProjectorCells, rows
 from prompt_transfer.studies.scoring import MAX_TOKENS, AnswerFile, Scorer
 from prompt_transfer.studies.targets import EvaluationData, Target, digests_of, load_target
 from prompt_transfer.tasks.registry import get_task, task_names
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
-from prompt_transfer.utils.files import alone, check_writable_dir
+from prompt_transfer.utils.files import check_writable_dir, exclusive_lock
 from prompt_transfer.utils.progress import steps
 from prompt_transfer.utils.provenance import write_provenance
 
@@ -90,7 +90,7 @@ class ProjectionStudy:
             raise UserError("give projector files: analyze projection FILE... --sources DIR --own DIR --tasks a,b")
 
 
-class ReadyProjection:
+class ProjectionRun:
     """A study whose files, backbones and data have been read and checked, with all prompts that are scored.
 
     Raises:
@@ -132,10 +132,10 @@ class ReadyProjection:
             prompt.check(self.backbone, self.backbone.layout, self.backbone.attention)
         self.source = self.sources.backbone(None if first.source.backbone == UNKNOWN else first.source.backbone)
         known = {str(prompt.path): prompt for prompt in self.own.prompts}
-        policy = agreed(known, "label_words_policy")
+        policy = common_value(known, "label_words_policy")
         if policy is not None:
             tasks = [task if task.is_generation else replace(task, label_words_policy=policy) for task in tasks]
-        words = agreed(known, "data_label_words", study.data.label_words) or "default"
+        words = common_value(known, "data_label_words", study.data.label_words) or "default"
         self.notes: dict[str, str] = {}
         self.common, self.projected = self._common(names), {n: self._projected(f, names) for n, f in self.files.items()}
         everything = [entry for cell in self._cells() for entry in cell]
@@ -210,7 +210,7 @@ class ReadyProjection:
             for number in self.sources.numbers[task]
         ]
 
-    def _projected(self, file: ProjectorFile, names: Sequence[str]) -> Projected:
+    def _projected(self, file: ProjectorFile, names: Sequence[str]) -> ProjectorCells:
         """Projections of a projector, and of what controls it."""
         # All source tasks of the folder may stand in for another; those of the study come in their order.
         tasks = list(dict.fromkeys([*names, *self.sources.numbers]))
@@ -230,7 +230,7 @@ class ReadyProjection:
         ]
         mean = file.rows(self.sources.embeddings.mean(dim=0, keepdim=True))[0]
         of_task = torch.tensor([tasks.index(prompt.metadata["task"]) for prompt in self.sources.prompts])
-        return Projected(
+        return ProjectorCells(
             file=file,
             cells={
                 "projected": {task: own[task] for task in names},
@@ -299,10 +299,10 @@ def projection(study: ProjectionStudy) -> pd.DataFrame:
         The table (`prompt_transfer.studies.projection.table.rows`).
 
     Raises:
-        UserError: see `ReadyProjection`.
+        UserError: see `ProjectionRun`.
     """
-    with alone(study.output):
-        ready = ReadyProjection(study)
+    with exclusive_lock(study.output):
+        ready = ProjectionRun(study)
         write_provenance(ready.folder, "analyze projection", asdict(study), digests_of(ready.targets), goes_on=True)
         frame = ready.compute()
         for suffix in ("parquet", "csv"):

@@ -30,7 +30,7 @@ Answers = Mapping[str, Mapping[str, NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
-class Projected:
+class ProjectorCells:
     """A projector, its projections and those of its controls.
 
     Attributes:
@@ -49,7 +49,7 @@ class Projected:
 
 def rows(
     name: str,
-    projected: Projected,
+    projected: ProjectorCells,
     cells: Mapping[str, Cell],
     targets: Sequence[Target],
     answers: Answers,

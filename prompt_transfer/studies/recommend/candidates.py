@@ -11,8 +11,8 @@ import numpy as np
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.studies.backbones import backbone_options, check_accelerator
 from prompt_transfer.studies.entries import (
-    agreed,
     check_all,
+    common_value,
     make_entries,
     warn_of_other_words,
 )
@@ -106,8 +106,8 @@ class Sources:
                 f"{study.matrix} has rows for {', '.join(map(str, self.matrix.index))}, none for "
                 f"{', '.join(self.targets)}: without --matrix the sources are ranked, but no ranking is judged"
             )
-        self.policy = agreed(named, "label_words_policy")
-        self.words = study.data.label_words or agreed(named, "data_label_words") or "default"
+        self.policy = common_value(named, "label_words_policy")
+        self.words = study.data.label_words or common_value(named, "data_label_words") or "default"
         prove_writable_dir(study.output)
         self.folder = Path(study.output)
         # The module's backbone serves for everything, so that it is loaded once.

@@ -37,7 +37,7 @@ PREFERRED = (SAMPLE, "neuron_overlap", "label_word_overlap", SAME_TYPE, "cosine_
 
 
 @dataclass(frozen=True)
-class Recommended:
+class Recommendation:
     """What a study found.
 
     Attributes:
@@ -55,7 +55,7 @@ class Recommended:
     notes: list[str]
 
 
-def recommend(study: RecommendStudy) -> Recommended:
+def recommend(study: RecommendStudy) -> Recommendation:
     """Rank the sources of each target by all that is at hand, and write the tables.
 
     Leaves `recommendation.csv`, `costs.csv`, `config.yaml`, prompts of targets that were made in `target/`, and with a
@@ -85,7 +85,7 @@ def recommend(study: RecommendStudy) -> Recommended:
         values[np.broadcast_to(sources.own[:, None], values.shape)] = np.nan
     by = _choose(rankings, study.by)
     order = [by, *(name for name in rankings if name != by)]
-    outcome = Recommended(
+    outcome = Recommendation(
         by,
         _table(sources, {name: rankings[name][:, 0] for name in order}),
         pd.DataFrame([{"ranking": name, "seconds": costs[name][0], "needs": costs[name][1]} for name in order]),

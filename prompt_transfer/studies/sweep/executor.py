@@ -58,7 +58,7 @@ def state_file(folder: Path, run: Run) -> Path:
     return folder / "state" / f"{run.name}.json"
 
 
-def note(folder: Path, run: Run, state: State, outcome: Outcome) -> None:
+def record_outcome(folder: Path, run: Run, state: State, outcome: Outcome) -> None:
     """Take an attempt into the state of its run, and keep it."""
     state.attempts += 1
     state.seconds += outcome.seconds
@@ -109,7 +109,7 @@ def stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
             child.kill()
 
 
-def outcome_of(folder: Path, name: str, code: int, seconds: float) -> Outcome:
+def read_outcome(folder: Path, name: str, code: int, seconds: float) -> Outcome:
     """What is to be noted of a process that ended with `code`."""
     return Outcome(code, _last_words(folder, name, code) if code else "", seconds)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from prompt_transfer.studies.sweep.executor import Outcome, Tell, is_final, note, outcome_of, start, stop
+from prompt_transfer.studies.sweep.executor import Outcome, Tell, is_final, read_outcome, record_outcome, start, stop
 from prompt_transfer.studies.sweep.plan import Run, State
 
 
@@ -72,7 +72,7 @@ class LocalExecutor:
             outcome = self._attempt(run, slot)
             if self._stopped.is_set() and outcome.code:
                 return
-            note(self.folder, run, state, outcome)
+            record_outcome(self.folder, run, state, outcome)
             if is_final(outcome, attempt, self.retries):
                 return
 
@@ -84,7 +84,7 @@ class LocalExecutor:
             code = child.wait()
         finally:
             self._children.discard(child)
-        return outcome_of(self.folder, run.name, code, time.monotonic() - started)
+        return read_outcome(self.folder, run.name, code, time.monotonic() - started)
 
     def environment(self, slot: int) -> dict[str, str]:
         """Variables of the runs of a slot: a GPU of its own, in turn where there are fewer, or a share of the cores."""

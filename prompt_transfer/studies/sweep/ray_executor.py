@@ -20,7 +20,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prompt_transfer.studies.sweep.executor import PATIENCE, Outcome, Tell, is_final, note, outcome_of, start, stop
+from prompt_transfer.studies.sweep.executor import (
+    PATIENCE,
+    Outcome,
+    Tell,
+    is_final,
+    read_outcome,
+    record_outcome,
+    start,
+    stop,
+)
 from prompt_transfer.studies.sweep.plan import Run, State
 from prompt_transfer.utils import paths
 from prompt_transfer.utils.errors import UserError, is_secret
@@ -72,7 +81,7 @@ class RayExecutor:
             return
         for number, _ in waiting:
             states[number].status = "open"
-        environment = passed_on(os.environ) | code_path(os.environ)
+        environment = shared_environment(os.environ) | code_path(os.environ)
         common = environment, str(Path.cwd())
         with self._cluster() as ray:
             # Ray would try again by itself, and could not tell a mistake from a crash.
@@ -89,7 +98,7 @@ class RayExecutor:
                     for job in ray.wait(list(running), num_returns=1, timeout=0.5)[0]:
                         number, tries = running.pop(job)
                         outcome = _outcome(ray, job)
-                        note(self.folder, runs[number], states[number], outcome)
+                        record_outcome(self.folder, runs[number], states[number], outcome)
                         if is_final(outcome, tries, self.retries):
                             tell(runs[number], states[number])
                         else:
@@ -136,7 +145,7 @@ class RayExecutor:
         return {"num_cpus": self.cpus, "num_gpus": gpus}
 
 
-def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+def shared_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that a run takes along to another machine; no tokens and keys."""
     return {name: value for name, value in environment.items() if PASSED.match(name) and not is_secret(name)}
 
@@ -170,7 +179,7 @@ def attempt(folder: str, name: str, environment: dict[str, str], place: str) -> 
     except BaseException:
         stop([child])
         raise
-    return outcome_of(home, name, child.returncode, time.monotonic() - began)
+    return read_outcome(home, name, child.returncode, time.monotonic() - began)
 
 
 def _outcome(ray: Any, job: Any) -> Outcome:

@@ -183,7 +183,7 @@ def _draw(
     shown = "neuron_overlap" if "neuron_overlap" in set(ranked) else best["embeddings"]
     types = dict(zip(prompts.tasks, prompts.types, strict=True))
     square = square_of_tasks(matrices[shown], prompts.tasks)
-    label = indicator_plots.readable(shown)
+    label = indicator_plots.readable_name(shown)
     ax = indicator_plots.similarity_matrix(square, [types[task] for task in tasks], label)
     plots.save(ax, folder / "similarity.png")
     plots.save(indicator_plots.indicator_ranking(whole, by), folder / "ranking.png")
@@ -206,7 +206,7 @@ def _scatter(folder: Path, pairs: pd.DataFrame, table: pd.DataFrame, chosen: lis
         mine = pairs[pairs["indicator"] == name].astype(dict.fromkeys(keys, str))
         means = mine.groupby(keys)["value"].mean().reset_index().merge(scored, on=["target", "source"])
         indicator_plots.indicator_against_transfer(means, rho[name], ax)
-        ax.set_xlabel(indicator_plots.readable(name), fontsize=9)
+        ax.set_xlabel(indicator_plots.readable_name(name), fontsize=9)
         ax.get_legend().remove()
     # Above the panels, where no dot is.
     handles, labels = axes[0][0].get_legend_handles_labels()

@@ -20,10 +20,10 @@ from prompt_transfer.analysis import plots
 from prompt_transfer.analysis.heatmaps import transfer_heatmap
 from prompt_transfer.analysis.matrix import Matrix, from_results, to_table
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.studies.backbones import backbone_options, check_accelerator, choose_device, facts_of
+from prompt_transfer.studies.backbones import backbone_options, check_accelerator, choose_device, describe_backbone
 from prompt_transfer.studies.entries import (
-    agreed,
     check_all,
+    common_value,
     make_entries,
     read_folder,
     warn_of_other_words,
@@ -33,9 +33,9 @@ from prompt_transfer.studies.targets import EvaluationData, Target, digests_of, 
 from prompt_transfer.studies.transfer.table import check_names, is_own, target_rows, tidy
 from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.utils import results
-from prompt_transfer.utils.distributed import torchrun_place
+from prompt_transfer.utils.distributed import torchrun_rank
 from prompt_transfer.utils.errors import UserError
-from prompt_transfer.utils.files import alone, check_writable_dir, write_text_atomic
+from prompt_transfer.utils.files import check_writable_dir, exclusive_lock, write_text_atomic
 from prompt_transfer.utils.progress import progress
 from prompt_transfer.utils.provenance import write_provenance
 
@@ -84,7 +84,7 @@ class TransferStudy:
         self.data.check()
 
 
-class Ready:
+class TransferRun:
     """A study whose prompts, backbone, tasks and data have been read and checked.
 
     Args:
@@ -108,9 +108,9 @@ class Ready:
         check_all(prompts, self.backbone)
         self.entries = make_entries(prompts, self.backbone, study.random_prompts)
         check_names(self.entries)
-        policy = agreed(prompts, "label_words_policy", study.label_words_policy)
+        policy = common_value(prompts, "label_words_policy", study.label_words_policy)
         tasks = [task.with_policy(policy) for task in tasks]
-        words = agreed(prompts, "data_label_words", study.data.label_words) or "default"
+        words = common_value(prompts, "data_label_words", study.data.label_words) or "default"
         encoder = self.backbone.encoder(max(len(entry.embeddings) for entry in self.entries))
         # The first process alone warns.
         with_keys = rank == 0 and len(tasks) > 1
@@ -127,7 +127,7 @@ class Ready:
 
     def facts(self) -> dict[str, str]:
         """What decides all answers beside prompt and task."""
-        return facts_of(self.backbone)
+        return describe_backbone(self.backbone)
 
     def compute(self, world: int) -> None:
         """Score this process's share of what is missing."""
@@ -194,7 +194,7 @@ class Ready:
         """The study as plain values."""
         return asdict(self.study) | {"tasks": list(self.study.tasks)}
 
-    def tell_provenance(self) -> None:
+    def write_provenance(self) -> None:
         """`provenance.json`; answers of earlier processes stay, and so do those."""
         device = choose_device(self.study.accelerator)
         write_provenance(
@@ -228,13 +228,13 @@ def transfer(study: TransferStudy) -> pd.DataFrame:
         several that torchrun started an empty one.
 
     Raises:
-        UserError: see `Ready`; or another process is at work in the output folder.
+        UserError: see `TransferRun`; or another process is at work in the output folder.
     """
-    rank, world = torchrun_place()
-    with alone(study.output) if rank == 0 else nullcontext():
-        ready = Ready(study, rank)
+    rank, world = torchrun_rank()
+    with exclusive_lock(study.output) if rank == 0 else nullcontext():
+        ready = TransferRun(study, rank)
         if rank == 0:
-            ready.tell_provenance()
+            ready.write_provenance()
         if world > 1:
             return _with_torchrun(ready, world)
         if study.devices > 1:
@@ -243,7 +243,7 @@ def transfer(study: TransferStudy) -> pd.DataFrame:
         return ready.finish()
 
 
-def _with_processes(ready: Ready) -> pd.DataFrame:
+def _with_processes(ready: TransferRun) -> pd.DataFrame:
     """Share the rows with processes that are started here; this one is the first."""
     # Not forked: threads of torch and tokenizers, and CUDA, do not survive that.
     context = multiprocessing.get_context("spawn")
@@ -277,7 +277,7 @@ def _with_processes(ready: Ready) -> pd.DataFrame:
 
 def _work(study: TransferStudy, rank: int, ready: Any, go: Any) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // study.devices))
-    share = Ready(study, rank)
+    share = TransferRun(study, rank)
     ready.set()
     while not go.wait(1.0):
         _stop_without_parent()
@@ -291,7 +291,7 @@ def _stop_without_parent() -> None:
         sys.exit(1)
 
 
-def _with_torchrun(ready: Ready, world: int) -> pd.DataFrame:
+def _with_torchrun(ready: TransferRun, world: int) -> pd.DataFrame:
     import torch.distributed as distributed
 
     distributed.init_process_group("gloo")
