@@ -24,13 +24,12 @@ from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.loading import resolve
 from prompt_transfer.cli import main
+from prompt_transfer.commands import quickstart
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.network import hub_reachable
 
 ROOT = Path(__file__).resolve().parent.parent
-# Listed before `families.py` has a row for them.
-LATER = {"gemma3_text"}
 
 
 @pytest.fixture
@@ -104,7 +103,7 @@ def left(cache: Path) -> list[str]:
 
 def test_rows_are_whole() -> None:
     for row in ROWS.values():
-        assert row.family in {*FAMILIES, *LATER}
+        assert row.family in FAMILIES
         assert row.name not in builtin_backbones()
         assert row.license
         assert row.hub.count("/") == 1
@@ -250,3 +249,30 @@ def test_inspect_knows_the_neurons_of_every_kind(
     assert facts["neurons"] == f"2 x {neurons} = {2 * neurons}"
     assert facts["head"] == "LM head"
     assert facts["license"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        ("roberta-nano", ["--trainer.max_steps", "500"]),
+        ("gpt2-nano", ["--trainer.max_steps", "500", "--model.backbone", "gpt2-nano"]),
+        ("smollm2-135m", ["--trainer.max_steps", "60", "--model.backbone", "smollm2-135m", "--model.dtype", "bfloat16",
+                          "--data.batch_size", "16", "--trainer.val_check_interval", "30"]),
+    ],
+)  # fmt: skip
+def test_the_quick_start_has_a_budget_for_every_backbone(
+    backbone: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def noted(arguments: list[str]) -> None:
+        commands.append(arguments)
+        raise UserError("stop")
+
+    monkeypatch.setattr(quickstart, "_run", noted)
+    monkeypatch.setattr("prompt_transfer.backbones.frozen.is_emulated", lambda *_: False)
+    with pytest.raises(UserError, match="stop"):
+        quickstart.quickstart(str(tmp_path / "quick"), backbone=backbone)
+    (command,) = commands
+    assert command[:3] == ["fit", "--config", "experiment/quickstart.yaml"]
+    assert command[3 : command.index("--seed_everything")] == expected
