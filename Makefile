@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 # Where `make test-real` keeps the models that it fetches.
 MODELS ?= $(or $(PROMPT_TRANSFER_CACHE),$(HOME)/.cache/prompt_transfer)
+# Processes that share the tests, one thread each.
+WORKERS ?= 2
 BENCH := results/benchmarks
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
@@ -28,7 +30,7 @@ quickstart: $(RUN_STAMP) ## five minutes, offline: train a prompt and use it on 
 	$(BIN)/prompt-transfer quickstart
 
 test: $(DEV_STAMP) ## the tests with coverage, without the slow ones
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow and not real_models" --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not real_models" --cov --cov-report=term
 
 test-real: export PROMPT_TRANSFER_CACHE := $(MODELS)
 test-real: $(DEV_STAMP) ## fetch SmolLM2 and MiniLM (190 MB) and test on them, in less than ten minutes
