@@ -190,7 +190,7 @@ def damaged(path: Path, mixed: Path, llama: Path, kind: str) -> Path:
         ("cut off", "truncated.*: download it again"),
         ("empty", "is not a GGUF file"),
         ("text", "is not a GGUF file"),
-        ("quantisation", "quantisation type 999, which the installed package gguf does not know"),
+        ("quantisation", "quantization type 999, which the installed package gguf does not support"),
         ("architecture", "cannot read .*perceptron.* not supported"),
         ("tensor", r"lacks tensors, which would be randomly initialized: model.layers.1.mlp.up_proj.weight"),
         ("split", "one part of a split model"),
