@@ -215,7 +215,7 @@ def test_layers_computed_again_know_the_rows_too(tiny: Tiny, family: str, in_flo
         backbone(prompt, collated(backbone, text_rows(backbone)), words(backbone)).sum().backward()
         gradients.append(prompt.grad)
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
-    assert frozen_linear._now.rows is None
+    assert frozen_linear._sharing.rows is None
 
 
 @needs_kernel
@@ -317,14 +317,14 @@ def test_compiled_layers_share_no_rows(
 def test_threads_do_not_see_each_others_rows() -> None:
     seen: list[frozen_linear.SharedRows | None] = []
     with frozen_linear.sharing_rows(frozen_linear.SharedRows(0, 2, None, None)):
-        thread = threading.Thread(target=lambda: seen.append(frozen_linear._now.rows))
+        thread = threading.Thread(target=lambda: seen.append(frozen_linear._sharing.rows))
         thread.start()
         thread.join()
-        assert frozen_linear._now.rows is not None
+        assert frozen_linear._sharing.rows is not None
     assert seen == [None]
     with (
         pytest.raises(RuntimeError, match="broken"),
         frozen_linear.sharing_rows(frozen_linear.SharedRows(0, 2, None, None)),
     ):
         raise RuntimeError("broken")
-    assert frozen_linear._now.rows is None
+    assert frozen_linear._sharing.rows is None

@@ -299,7 +299,7 @@ class Seq2SeqAnswers(Answers):
         mask = torch.cat([text.mask.new_ones(size, prompts.length), text.mask], dim=1)
         if self.attention == "full" or not prompts.length:
             whole = self.prompt_part(prompts.per_example(size)).joined(text)
-            return self.stack.run_alone(whole, same=prompts.shared_rows((0, prompts.length), batch, size)), mask
+            return self.stack.run_alone(whole, shared=prompts.shared_rows((0, prompts.length), batch, size)), mask
         prompt_states, cache = self.record(prompts)
         text_states = self.stack.run_after_prompt(cache, text, prompts.length, prompts.ids)
         return torch.cat([Prompts(prompt_states, prompts.ids).per_example(size), text_states], dim=1), mask

@@ -207,20 +207,28 @@ def attend(
     own keys and values.
     """
     stop_sharing_rows()
+    if prompt_states is None:
+        return _attend_plain(module, query, key, value, attention_mask, **kwargs)
     if isinstance(prompt_states, AbsorbedKV):
         return prompt_states.attend(module, query, attention_mask, kwargs.get("scaling")), None
-    trains_on_cpu = torch.is_grad_enabled() and query.device.type == "cpu"
-    if prompt_states is not None:
-        if prompt_states.position_bias is not None:
-            kwargs["position_bias"] = prompt_states.position_bias
-        can_share = trains_on_cpu and not kwargs.get("dropout")
-        prompt = prompt_states.shared_prompt(query.shape[2]) if can_share else None
-        if prompt is not None:
-            options = {name: kwargs.get(name) for name in ("scaling", "position_bias")}
-            return shared_prefix_attention(module, query, key, value, prompt, attention_mask, **options)
-        key, value = prompt_states.exchange(key, value)
-    needs_gradient = trains_on_cpu and (query.requires_grad or key.requires_grad or value.requires_grad)
-    forward = matmul_attention if needs_gradient and query.dtype is torch.bfloat16 else sdpa_attention_forward
+    if prompt_states.position_bias is not None:
+        kwargs["position_bias"] = prompt_states.position_bias
+    can_share = torch.is_grad_enabled() and query.device.type == "cpu" and not kwargs.get("dropout")
+    prompt = prompt_states.shared_prompt(query.shape[2]) if can_share else None
+    if prompt is not None:
+        options = {name: kwargs.get(name) for name in ("scaling", "position_bias")}
+        return shared_prefix_attention(module, query, key, value, prompt, attention_mask, **options)
+    key, value = prompt_states.exchange(key, value)
+    return _attend_plain(module, query, key, value, attention_mask, **kwargs)
+
+
+def _attend_plain(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Compute attention with transformers' SDPA, or with the faster kernel for training in bf16 on a CPU."""
+    trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    faster = trains and query.device.type == "cpu" and query.dtype is torch.bfloat16
+    forward = matmul_attention if faster else sdpa_attention_forward
     return forward(module, query, key, value, attention_mask, **kwargs)
 
 

@@ -49,7 +49,7 @@ class AbsorbedKVAttention(AttentionSubstitute):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
-        """Return what the original returns: attention output [B, 1, H] and position bias (None in cross-attention)."""
+        """Return the original's output: attention output [B, 1, H] and position bias (None in cross-attention)."""
         whole = self.whole
         if key_value_states is None or not self.is_first_step(hidden_states, past_key_values):
             return whole(
@@ -67,7 +67,7 @@ class SingleTokenAttention(AttentionSubstitute):
     def forward(
         self, hidden_states: Tensor, past_key_values: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, None]:
-        """Return what the original returns, without the position bias [1, A, 1, 1], which a single token never uses."""
+        """Return the original's output, without the position bias [1, A, 1, 1], which a single token never uses."""
         whole = self.whole
         if not self.is_first_step(hidden_states, past_key_values):
             return whole(hidden_states, past_key_values=past_key_values, **kwargs)

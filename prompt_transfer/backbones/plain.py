@@ -72,8 +72,8 @@ class PlainStack(Stack):
         names = inspect.signature(self.body.forward).parameters
         self.options = {"use_cache": False} if "use_cache" in names else {}
 
-    def run_alone(self, part: InputPart, at: Positions | None = None, same: SharedRows | None = None) -> Tensor:
-        """Compute hidden states as `Stack.run_alone` does; `same` is ignored."""
+    def run_alone(self, part: InputPart, at: Positions | None = None, shared: SharedRows | None = None) -> Tensor:
+        """Compute hidden states as `Stack.run_alone` does; `shared` is ignored."""
         hidden = self.body(inputs_embeds=part.embeddings, attention_mask=part.mask, **self.options).last_hidden_state
         return hidden if at is None else gather_positions(hidden, at, 1)
 

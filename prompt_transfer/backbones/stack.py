@@ -61,19 +61,19 @@ class Stack:
         # Compiled layers (`layer_calls.py`) never stop sharing rows, so they must not start.
         self.compiled = False
 
-    def run_alone(self, part: InputPart, at: Positions | None = None, same: SharedRows | None = None) -> Tensor:
+    def run_alone(self, part: InputPart, at: Positions | None = None, shared: SharedRows | None = None) -> Tensor:
         """Compute hidden states of the whole input.
 
         Args:
             part: the whole input.
             at: positions to return; None for all.
-            same: rows that many examples share, if any.
+            shared: rows that many examples share, if any.
 
         Returns:
             [B, T, H], or [B, S, H] with `at`.
         """
         masks, bias = self._attention_masks(part.mask, 0)
-        with sharing_rows(None if same is None or self._may_differ() else same):
+        with sharing_rows(None if shared is None or self._may_differ() else shared):
             return self._run(part, masks, None if bias is None else FixedPositionBias(bias), at)
 
     def _may_differ(self) -> bool:

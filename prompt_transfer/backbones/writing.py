@@ -1,4 +1,4 @@
-"""Generation settings, of which a checkpoint contributes only its end tokens and the decoder's start token."""
+"""Generation settings: our own, except for a checkpoint's end tokens and its decoder's start token."""
 
 from __future__ import annotations
 

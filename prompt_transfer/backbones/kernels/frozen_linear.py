@@ -108,27 +108,29 @@ class SharedRows:
         return texts if self.texts is None else self.texts.expand(texts)
 
 
-class _Active(threading.local):
+class _RowSharing(threading.local):
+    """The rows to share in the running forward pass, per thread: models pass only the states to linear layers."""
+
     rows: SharedRows | None = None
 
 
-_now = _Active()
+_sharing = _RowSharing()
 
 
 @contextmanager
 def sharing_rows(rows: SharedRows | None) -> Iterator[None]:
     """Compute `rows` once per unique item in this thread, until the first attention (`stop_sharing_rows`)."""
-    _now.rows = rows
+    _sharing.rows = rows
     try:
         yield
     finally:
-        _now.rows = None
+        _sharing.rows = None
 
 
 def stop_sharing_rows() -> None:
     """Stop sharing rows: attention has mixed the positions of each example."""
     if not torch.compiler.is_compiling():
-        _now.rows = None
+        _sharing.rows = None
 
 
 class TransposedWeight:
@@ -199,7 +201,13 @@ class _FrozenLinear(torch.autograd.Function):
         return to_input, None, None, None, None
 
 
-def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: TransposedWeight | None = None) -> Tensor:
+def frozen_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    transposed: TransposedWeight | None = None,
+    shared: SharedRows | None = None,
+) -> Tensor:
     """Apply a linear layer with frozen weights, as `torch.nn.functional.linear` does.
 
     Args:
@@ -207,6 +215,7 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: Tr
         weight: [out, in].
         bias: [out] or None.
         transposed: the layer's cache for the backward pass.
+        shared: rows of x [B, T, in] to compute once; ignored unless x has three dimensions.
 
     Returns:
         [..., out]
@@ -214,7 +223,7 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: Tr
     supported = is_supported(x) and x.dtype is weight.dtype and x.is_contiguous()
     if not supported or weight.requires_grad or torch.compiler.is_compiling():
         return functional.linear(x, weight, bias)
-    shared = _now.rows if x.ndim == 3 else None
+    shared = shared if x.ndim == 3 else None
     output: Tensor = _FrozenLinear.apply(x, weight, bias, transposed or TransposedWeight(enabled=False), shared)
     return output
 
@@ -232,8 +241,10 @@ class LinearForward:
         self.transposed = TransposedWeight(keep_transposed)
 
     def __call__(self, x: Tensor) -> Tensor:
-        weight = self.layer.weight
-        return frozen_linear(x, weight.t() if self.is_conv1d else weight, self.layer.bias, self.transposed)
+        weight = self.layer.weight.t() if self.is_conv1d else self.layer.weight
+        # torch.compile cannot trace a thread-local variable.
+        shared = None if torch.compiler.is_compiling() else _sharing.rows
+        return frozen_linear(x, weight, self.layer.bias, self.transposed, shared)
 
 
 def substitute(model: nn.Module) -> None:
