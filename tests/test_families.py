@@ -269,9 +269,9 @@ def test_masked_models_say_that_they_cannot_write(tiny: Tiny, family: str) -> No
     backbone = FrozenBackbone(str(tiny(family)))
     batch = collated(backbone, text_rows(backbone))
     assert not backbone.writes
-    with pytest.raises(UserError, match="cannot write text"):
+    with pytest.raises(UserError, match="cannot generate text"):
         backbone.generate(random_prompt(backbone), batch)
-    with pytest.raises(UserError, match="cannot write text"):
+    with pytest.raises(UserError, match="cannot generate text"):
         backbone.target_log_probs(random_prompt(backbone), {**batch, "target_ids": torch.zeros(3, 1).long()})
 
 
@@ -290,9 +290,13 @@ def test_cue_is_never_cut_and_pairs_have_their_separator(tiny: Tiny) -> None:
 @pytest.mark.parametrize(
     ("family", "layout", "message"),
     [
-        ("gpt2", "mask_first", "is for masked_lm backbones, this one is causal_lm: choose one of answer_last"),
+        ("gpt2", "mask_first", "is for masked_lm backbones, but this backbone is causal_lm: choose one of answer_last"),
         ("t5", "prefix", "choose one of encoder"),
-        ("modernbert", "mask_first", "needs tokens without a position, this one is masked_lm: choose one of prefix"),
+        (
+            "modernbert",
+            "mask_first",
+            "needs tokens without a position, but this backbone is masked_lm: choose one of prefix",
+        ),
         ("bert", "encoder", "choose one of mask_first, prefix"),
     ],
 )
@@ -312,7 +316,7 @@ def test_missing_heads_are_refused_by_name(tiny: Tiny, family: str, tmp_path: Pa
     assert len(kept) < len(tensors)
     save_file(kept, file, metadata={"format": "pt"})
     # Of a T5 v1.1 transformers would tie the output layer to the word embeddings, which is another model.
-    with pytest.raises(UserError, match="lacks tensors, which would be random or of another layer"):
+    with pytest.raises(UserError, match="lacks tensors, which would be random or those of another layer"):
         FrozenBackbone(str(tmp_path / "headless"))
 
 

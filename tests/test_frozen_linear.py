@@ -97,37 +97,37 @@ def test_layers_are_found_and_derived_ones_left_alone() -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("transposed", [False, True])
-def test_sorted_weights_give_the_same_gradient(transposed: bool) -> None:
+@pytest.mark.parametrize("conv1d", [False, True])
+def test_sorted_weights_give_the_same_gradient(conv1d: bool) -> None:
     _, weight, _ = tensors(torch.bfloat16, 2, 5)
-    weight = weight.t().contiguous().t() if transposed else weight
-    gradient = torch.randn(2, frozen_linear.FEWEST_ROWS, 40).bfloat16()
-    turned = frozen_linear.TransposedWeight(sort=True)
+    weight = weight.t().contiguous().t() if conv1d else weight
+    gradient = torch.randn(2, frozen_linear.MIN_ROWS, 40).bfloat16()
+    transposed = frozen_linear.TransposedWeight(enabled=True)
     for scale in (1, 2):
-        # Whoever changes the weights gets the product with the new ones, even behind autograd's back.
+        # Whoever changes the weights gets the product with the new ones, even if autograd does not notice the change.
         weight.data.mul_(scale)
         exact = gradient.float() @ weight.float()
-        torch.testing.assert_close(turned.product(gradient, weight).float(), exact, rtol=0.01, atol=0.1)
-    made = turned.made
-    assert made is not None
-    turned.product(gradient, weight)
-    assert turned.made is made
-    other = copy.deepcopy(turned)
-    assert other.sort
-    assert other.made is None
+        torch.testing.assert_close(transposed.product(gradient, weight).float(), exact, rtol=0.01, atol=0.1)
+    reordered = transposed.reordered
+    assert reordered is not None
+    transposed.product(gradient, weight)
+    assert transposed.reordered is reordered
+    other = copy.deepcopy(transposed)
+    assert other.enabled
+    assert other.reordered is None
     # Few rows are not worth it, nor are those of a model that is large.
-    few = frozen_linear.TransposedWeight(sort=True)
+    few = frozen_linear.TransposedWeight(enabled=True)
     few.product(gradient[:1, :3], weight)
-    assert few.made is None
+    assert few.reordered is None
 
 
 @needs_kernel
 def test_a_large_model_keeps_its_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4, bias=False))
-    for most, sort in ((1000, True), (10, False)):
-        monkeypatch.setattr(frozen_linear, "MOST_SORTED", most)
+    for most, enabled in ((1000, True), (10, False)):
+        monkeypatch.setattr(frozen_linear, "MAX_TRANSPOSED_BYTES", most)
         frozen_linear.substitute(model.requires_grad_(False))
-        assert [layer.forward.turned.sort for layer in model] == [sort, sort]
+        assert [layer.forward.transposed.enabled for layer in model] == [enabled, enabled]
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     monkeypatch.setattr(frozen_linear, "DTYPE", torch.float32)
     monkeypatch.setattr(frozen_linear, "_kernel", lambda: kernel)
-    monkeypatch.setattr(frozen_linear, "MOST_SORTED", 0)
+    monkeypatch.setattr(frozen_linear, "MAX_TRANSPOSED_BYTES", 0)
     return seen
 
 
@@ -215,7 +215,7 @@ def test_layers_computed_again_know_the_rows_too(tiny: Tiny, family: str, in_flo
         backbone(prompt, collated(backbone, text_rows(backbone)), words(backbone)).sum().backward()
         gradients.append(prompt.grad)
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
-    assert frozen_linear._now.rows is None
+    assert frozen_linear._sharing.rows is None
 
 
 @needs_kernel
@@ -317,14 +317,14 @@ def test_compiled_layers_share_no_rows(
 def test_threads_do_not_see_each_others_rows() -> None:
     seen: list[frozen_linear.SharedRows | None] = []
     with frozen_linear.sharing_rows(frozen_linear.SharedRows(0, 2, None, None)):
-        thread = threading.Thread(target=lambda: seen.append(frozen_linear._now.rows))
+        thread = threading.Thread(target=lambda: seen.append(frozen_linear._sharing.rows))
         thread.start()
         thread.join()
-        assert frozen_linear._now.rows is not None
+        assert frozen_linear._sharing.rows is not None
     assert seen == [None]
     with (
         pytest.raises(RuntimeError, match="broken"),
         frozen_linear.sharing_rows(frozen_linear.SharedRows(0, 2, None, None)),
     ):
         raise RuntimeError("broken")
-    assert frozen_linear._now.rows is None
+    assert frozen_linear._sharing.rows is None

@@ -92,7 +92,7 @@ def test_what_does_not_fit_goes_the_usual_way(monkeypatch: pytest.MonkeyPatch) -
     assert len(calls) == 1
     strided = x[:, ::2]
     torch.testing.assert_close(norm(strided), expected[:, ::2])
-    # Whoever trains the weight gets its gradient.
+    # A trained weight gets its gradient.
     norm.weight.requires_grad_()
     norm(x).sum().backward()
     assert norm.weight.grad is not None
@@ -101,7 +101,7 @@ def test_what_does_not_fit_goes_the_usual_way(monkeypatch: pytest.MonkeyPatch) -
     assert norm(x[:0]).shape == (0, 6, 24)
     torch.testing.assert_close(norm(x.double()), expected.double(), rtol=0, atol=1e-6)
     assert len(calls) == 1
-    with pytest.raises(ValueError, match="of one dtype"):
+    with pytest.raises(ValueError, match="of the same dtype"):
         real(x.double(), norm.weight, EPS)
 
 

@@ -65,20 +65,20 @@ MASKED: dict[str, dict[str, Any]] = {
 SEQ2SEQ: dict[str, dict[str, Any]] = {"bart": _BART, "mbart": _BART, "pegasus": _BART, "umt5": _T5}
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     # Its Fourier transform mixes texts with their padding.
-    "fnet": ("masked_lm", _BERT, "padding and batch composition change nothing"),
+    "fnet": ("masked_lm", _BERT, "padding and batch composition do not change logits"),
     # So do the convolutions of its heads.
     "convbert": (
         "masked_lm",
         {**_BERT, "embedding_size": 24, "conv_kernel_size": 3, "head_ratio": 2},
-        "padding and batch composition change nothing",
+        "padding and batch composition do not change logits",
     ),
     # It scales by the share of mask tokens, which it counts in the token ids.
-    "esm": ("masked_lm", {**_BERT, "mask_token_id": 4}, "logits from embeddings are those from token ids"),
+    "esm": ("masked_lm", {**_BERT, "mask_token_id": 4}, "logits from embeddings equal those from token ids"),
     # Without a permutation every token sees all.
     "xlnet": (
         "causal_lm",
         {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "initializer_range": 0.2},
-        "no token sees those after it",
+        "no token sees later tokens",
     ),
 }
 KINDS = {
@@ -205,7 +205,7 @@ def test_what_prompts_cannot_use_is_refused_by_the_check_that_fails(saved: Saved
 
 
 def test_modes_that_need_a_row_are_refused(saved: Saved) -> None:
-    with pytest.raises(UserError, match=r"has no attention mode 'shared': use --model\.attention full"):
+    with pytest.raises(UserError, match=r"does not support the attention mode 'shared': use --model\.attention full"):
         FrozenBackbone(str(saved("ernie")), attention="shared")
     with pytest.raises(UserError, match="choose one of prefix"):
         FrozenBackbone(str(saved("ernie")), layout="mask_first")
@@ -222,7 +222,9 @@ def test_kinds_follow_the_checkpoints_class() -> None:
     assert kind_of({"model_type": "bart", "architectures": ["BartForCausalLM"]}, "x") == "causal_lm"
     assert kind_of({"model_type": "ernie"}, "x") == "masked_lm"
     assert kind_of({"model_type": "own", "auto_map": {"AutoModelForCausalLM": "own.Model"}}, "x") == "causal_lm"
-    with pytest.raises(UserError, match="of the type 'vit', which is no language model"):
+    with pytest.raises(
+        UserError, match="has the model type 'vit', for which transformers has no class with an LM head"
+    ):
         kind_of({"model_type": "vit", "architectures": ["ViTModel"]}, "x")
 
 
@@ -275,7 +277,7 @@ def test_neurons_where_the_user_says(saved: Saved) -> None:
     assert set(capture.means()) == {"activations", "active"}
     assert capture.means()["activations"].shape == (1, 2, 64)
     for site in ("backbone.layers.{i}.mlp", "backbone.layers.0.mixer.out_proj"):
-        with pytest.raises(UserError, match="is no module of layer"):
+        with pytest.raises(UserError, match="is not a module of layer"):
             FrozenBackbone(str(saved("mamba")), ffn_site=site)
 
 

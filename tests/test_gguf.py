@@ -150,7 +150,7 @@ def test_a_file_of_a_hub_repository(mixed: Path, tmp_path: Path, cache: Path, mo
         backbone = FrozenBackbone("some/models:mixed.gguf")
         assert backbone.commit == commit
         assert backbone.fingerprint == FrozenBackbone(str(mixed)).fingerprint
-        with pytest.raises(UserError, match=r"cannot get other.gguf of the hub repository some/models: .*list"):
+        with pytest.raises(UserError, match=r"cannot download other.gguf from the hub repository some/models: .*list"):
             FrozenBackbone("some/models:other.gguf")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     hub_reachable.cache_clear()
@@ -186,13 +186,13 @@ def damaged(path: Path, mixed: Path, llama: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("header", "is damaged or cut off .*: download it again"),
-        ("cut off", "cut off.*: download it again"),
+        ("header", "is damaged or truncated .*: download it again"),
+        ("cut off", "truncated.*: download it again"),
         ("empty", "is not a GGUF file"),
         ("text", "is not a GGUF file"),
-        ("quantisation", "quantisation type 999, which the installed package gguf does not know"),
+        ("quantisation", "quantization type 999, which the installed package gguf does not support"),
         ("architecture", "cannot read .*perceptron.* not supported"),
-        ("tensor", r"lacks tensors, which would be random: model.layers.1.mlp.up_proj.weight"),
+        ("tensor", r"lacks tensors, which would be randomly initialized: model.layers.1.mlp.up_proj.weight"),
         ("split", "one part of a split model"),
     ],
 )
@@ -207,7 +207,7 @@ def test_a_file_that_cannot_be_used(
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no such GGUF file: .*no.gguf; a file of the hub is written as org/repo:file"):
+    with pytest.raises(UserError, match=r"no such GGUF file: .*no.gguf; for a file on the hub use org/repo:file"):
         resolve(str(tmp_path / "no.gguf"))
 
 
@@ -224,7 +224,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
 ) -> None:
     usage = shutil.disk_usage(mixed)
     monkeypatch.setattr(reading.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(UserError, match=r"the dequantised model takes \d.* MB, .* PROMPT_TRANSFER_CACHE"):
+    with pytest.raises(UserError, match=r"the dequantized model needs \d.* MB, .* PROMPT_TRANSFER_CACHE"):
         FrozenBackbone(str(mixed))
     assert folders(cache) == []
 

@@ -64,5 +64,5 @@ def test_traced_layers_equal_others(tiny: Tiny, family: str, attention: str, mon
 
 
 def test_layers_that_are_used_many_times_are_refused(tiny: Tiny) -> None:
-    with pytest.raises(UserError, match="cannot be compiled or computed again"):
+    with pytest.raises(UserError, match="cannot be compiled or recomputed"):
         FrozenBackbone(str(tiny("albert")), gradient_checkpointing=True)

@@ -231,7 +231,7 @@ def test_an_added_pad_needs_no_embedding(tmp_path: Path, make: Callable[[], Any]
     assert len(backbone.decode(written)) == 2
     loss = backbone.target_log_probs(prompt, {**batch, "target_ids": torch.tensor([[5, 6], [7, -100]])})
     assert loss.isfinite().all()
-    with pytest.raises(UserError, match=rf"a text holds '\[PAD\]', token {size} of the tokenizer"):
+    with pytest.raises(UserError, match=rf"a text contains '\[PAD\]', token {size} of the tokenizer"):
         encoder.encode(["the [PAD] film"], None, 40)
     with pytest.raises(UserError, match="token"):
         encoder.encode_targets(["[PAD]"], 9)
@@ -243,7 +243,7 @@ def test_an_ordinary_or_needed_token_needs_one(tmp_path: Path, tiny: Callable[[s
     tokenizer = byte_level_with_start()
     tokenizer.add_tokens(["splendid"])
     save_llama(tokenizer, tmp_path / "word", len(tokenizer) - 1)
-    with pytest.raises(UserError, match="do not belong together: 717 tokens, 716 word embeddings, none for 'splendid'"):
+    with pytest.raises(UserError, match="do not match: 717 tokens, 716 word embeddings, none for 'splendid'"):
         FrozenBackbone(str(tmp_path / "word"))
     # The start token is the last of this vocabulary.
     save_llama(byte_level_with_start(), tmp_path / "start", 715)

@@ -1,4 +1,4 @@
-"""How each kind of backbone answers behind a prompt: where the answer slot is, and how text is scored and written.
+"""Answer slot, scoring of text and generation for each kind of backbone, conditioned on a prompt.
 
 Shape letters: B batch, T text tokens, P prompt tokens, H hidden, N prompts, S target tokens.
 """
@@ -25,17 +25,17 @@ from prompt_transfer.utils.errors import UserError
 IGNORED = -100
 
 
-# States of prompts that see only themselves (see `Stack.record`), and their keys and values.
+# Hidden states and key/value cache of prompts that see only themselves (`Stack.record`).
 Recorded = tuple[Tensor, PromptStates]
 
 
 @dataclass(frozen=True)
 class PromptBank:
-    """N prompts that many batches are scored behind; made by `FrozenBackbone.record`.
+    """N prompts that are used for many batches; made by `FrozenBackbone.record`.
 
     Attributes:
-        rows: [N, P, H] in the backbone's dtype.
-        recorded: what they are computed to be where they see only themselves, else None.
+        rows: embeddings [N, P, H] in the backbone's dtype.
+        recorded: hidden states and key/value cache of prompts that see only themselves, else None.
     """
 
     rows: Tensor
@@ -47,43 +47,50 @@ class PromptBank:
 
 @dataclass(frozen=True)
 class Prompts:
-    """N prompts [N, P, H] in the backbone's dtype, and which one each example takes: [B], or None for the only one."""
+    """The prompts of a batch.
 
-    rows: Tensor
+    Attributes:
+        embeddings: [N, P, H] in the backbone's dtype.
+        ids: [B], prompt of each example; None if all examples have the only prompt.
+        recorded: as in `PromptBank`.
+    """
+
+    embeddings: Tensor
     ids: Tensor | None
     recorded: Recorded | None = None
 
     @property
     def length(self) -> int:
         """P."""
-        return self.rows.shape[1]
+        return self.embeddings.shape[1]
 
-    def of_examples(self, count: int) -> Tensor:
-        """The prompt of each example [B, P, H]."""
-        return self.rows.expand(count, -1, -1) if self.ids is None else self.rows[self.ids]
+    def per_example(self, count: int) -> Tensor:
+        """Return the prompt of each of `count` examples, [B, P, H]."""
+        return self.embeddings.expand(count, -1, -1) if self.ids is None else self.embeddings[self.ids]
 
     def shared_rows(
-        self, rows: tuple[int, int], batch: dict[str, Tensor], examples: int
+        self, span: tuple[int, int], batch: dict[str, Tensor], examples: int
     ) -> frozen_linear.SharedRows | None:
-        """What so many examples share where they stand at `rows`; None where few share one."""
-        if not self.length or examples < 2 * len(self.rows) or not frozen_linear.is_supported(self.rows):
+        """Return the positions that the examples share, for prompts at `span`; None if few examples share a prompt."""
+        few = examples < 2 * len(self.embeddings)
+        if not self.length or few or not frozen_linear.is_supported(self.embeddings):
             return None
-        return frozen_linear.SharedRows(*rows, self.ids, batch.get("text_ids"))
+        return frozen_linear.SharedRows(*span, self.ids, batch.get("text_ids"))
 
-    def repeated(self, times: int) -> Prompts:
-        """For a batch in which each example stands so many times in a row."""
+    def repeat(self, times: int) -> Prompts:
+        """Return the prompts of a batch that repeats each example, as beam search does."""
         ids = None if self.ids is None else self.ids.repeat_interleave(times)
-        return Prompts(self.rows, ids, self.recorded)
+        return Prompts(self.embeddings, ids, self.recorded)
 
 
 @dataclass(frozen=True)
 class AnswerSlot:
-    """Where the answer slots of a batch are in the states of a forward pass.
+    """Positions of a batch's answer slots in the hidden states of a forward pass.
 
     Attributes:
         places: [B], index of the answer slot of each example.
-        prompt_ids: [B], which prompt each example takes, or None for the only one.
-        prompt: first and last + 1 index of the prompt rows where they see the text and stand in the same states.
+        prompt_ids: [B], prompt of each example; None if all examples have the only prompt.
+        prompt: first and last + 1 index of the prompt tokens, if the prompt is in the same states and sees the text.
     """
 
     places: Tensor
@@ -92,15 +99,15 @@ class AnswerSlot:
 
 
 class Answers:
-    """What all kinds share.
+    """Base class of the kinds of backbone.
 
     Args:
-        model: with its LM head.
-        family: its row.
-        layout: where the parts stand.
+        model: a model with its LM head.
+        family: its family.
+        layout: order of prompt, answer slot and text.
         attention: `full` or `shared`.
-        pad_token_id: fills up what is written.
-        mask_token_id: of an encoder, stands in its answer slot.
+        pad_token_id: pads generated texts.
+        mask_token_id: the token in the answer slot of an encoder.
     """
 
     stack_type: type[Stack] = Stack
@@ -123,7 +130,7 @@ class Answers:
 
     @contextmanager
     def answering(self, places: Tensor, prompts: Prompts, prompt: tuple[int, int] | None = None) -> Iterator[None]:
-        """Tell hooks inside of the body where the answer slots [B] are."""
+        """Publish the answer slots [B] for hooks inside the body, as `slot`."""
         self.slot = AnswerSlot(places, prompts.ids, prompt)
         try:
             yield
@@ -131,43 +138,43 @@ class Answers:
             self.slot = None
 
     def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
-        """Last hidden state at the answer slot [B, H]."""
+        """Compute the last hidden state at the answer slot, [B, H]."""
         raise NotImplementedError
 
     def target_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
-        """States [B, S, H] from which the `target_ids` [B, S] of the batch are predicted."""
-        raise self._cannot_write()
+        """Compute the hidden states [B, S, H] that predict the batch's `target_ids` [B, S]."""
+        raise self._cannot_generate()
 
     def generate(self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int) -> Tensor:
-        """Token ids of the texts that are written [B, S], filled up with pads."""
-        raise self._cannot_write()
+        """Generate texts: token ids [B, S], padded."""
+        raise self._cannot_generate()
 
-    def written(self, ids: Tensor) -> Tensor:
-        """The ids [B, S] that `generate` gave, with pads behind end tokens, where beam search may put others."""
+    def pad_after_end(self, ids: Tensor) -> Tensor:
+        """Replace tokens after the end token of generated ids [B, S] by pads; beam search may leave others there."""
         return writing.padded(ids, self.model.generation_config.eos_token_id, self.pad_token_id)
 
-    def _cannot_write(self) -> UserError:
+    def _cannot_generate(self) -> UserError:
         return UserError(
-            f"a {self.family.name} backbone fills in one word and cannot write text: for this task use a causal or "
+            f"a {self.family.name} backbone predicts one word and cannot generate text: for this task use a causal or "
             "sequence-to-sequence backbone (gpt2-nano and t5-nano are built in)"
         )
 
     @property
     def prompt_sees_only_itself(self) -> bool:
-        """Whether the prompt sees only itself, so that what it becomes does not depend on the text."""
+        """Whether the prompt sees only itself, which makes its hidden states independent of the text."""
         return self.attention == "shared" or self.stack.causal
 
     def record(self, prompts: Prompts) -> Recorded:
-        """What prompts become that see only themselves, computed now where that was not done before."""
-        return prompts.recorded or self.stack.record(self.prompt_part(prompts.rows))
+        """Return hidden states and key/value cache of prompts that see only themselves; compute them if missing."""
+        return prompts.recorded or self.stack.record(self.prompt_part(prompts.embeddings))
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings [..., H] of token ids as they enter the body."""
+        """Return the embeddings [..., H] of token ids as they enter the body."""
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
         return embeddings if self.scale == 1 else embeddings * self.scale
 
     def text_part(self, batch: dict[str, Tensor], offset: int) -> InputPart:
-        """The text [B, T] of each example, its first token `offset` positions after the first."""
+        """Return the text [B, T] of each example, with positions shifted by `offset`."""
         embeddings, mask = self.embed(batch["input_ids"]), batch["attention_mask"]
         if "text_ids" in batch:
             embeddings, mask = embeddings[batch["text_ids"]], mask[batch["text_ids"]]
@@ -175,19 +182,19 @@ class Answers:
         positions = torch.arange(first, first + mask.shape[1], device=mask.device).expand_as(mask)
         return InputPart(embeddings, positions, torch.zeros_like(mask), mask)
 
-    def prompt_part(self, rows: Tensor) -> InputPart:
-        """Prompt rows [N, P, H], with positions only where the model cannot do without."""
-        size, length = rows.shape[:2]
-        mask = torch.ones(size, length, dtype=torch.long, device=rows.device)
+    def prompt_part(self, embeddings: Tensor) -> InputPart:
+        """Return prompts [N, P, H] as a part of the input, with positions only if the model needs them."""
+        size, length = embeddings.shape[:2]
+        mask = torch.ones(size, length, dtype=torch.long, device=embeddings.device)
         token_types = torch.full_like(mask, self.family.prompt_token_type)
         if self.family.needs_positions:
-            positions = torch.arange(self.first_position, self.first_position + length, device=rows.device)
-            return InputPart(rows, positions.expand(size, -1), token_types, mask)
-        return InputPart(rows, torch.full_like(mask, -1), token_types, mask)
+            positions = torch.arange(self.first_position, self.first_position + length, device=embeddings.device)
+            return InputPart(embeddings, positions.expand(size, -1), token_types, mask)
+        return InputPart(embeddings, torch.full_like(mask, -1), token_types, mask)
 
 
 class MaskedAnswers(Answers):
-    """An encoder scores the mask token that is its answer slot."""
+    """Answers of a masked LM: the answer slot is a mask token."""
 
     def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         text = self._answer_and_text(batch, prompts.length)
@@ -196,17 +203,16 @@ class MaskedAnswers(Answers):
             _, states = self.record(prompts)
             with self.answering(first, prompts):
                 return self.stack.run_after_prompt(states, text, prompts.length, prompts.ids, slice(0, 1))[:, 0]
-        prompt = self.prompt_part(prompts.of_examples(len(text.mask)))
+        prompt = self.prompt_part(prompts.per_example(len(text.mask)))
         if self.layout.answer_first:
             whole = text.between(0, 1).joined(prompt).joined(text.between(1, None))
         else:
             whole = prompt.joined(text)
         place, start = self.layout.answer_index(prompts.length), int(self.layout.answer_first)
-        rows = (start, start + prompts.length)
-        with self.answering(first + place, prompts, rows):
-            return self.stack.run_alone(whole, slice(place, place + 1), prompts.shared_rows(rows, batch, len(first)))[
-                :, 0
-            ]
+        span = (start, start + prompts.length)
+        shared = prompts.shared_rows(span, batch, len(first))
+        with self.answering(first + place, prompts, span):
+            return self.stack.run_alone(whole, slice(place, place + 1), shared)[:, 0]
 
     def _answer_and_text(self, batch: dict[str, Tensor], prompt_length: int) -> InputPart:
         bare = not self.family.needs_positions
@@ -225,14 +231,14 @@ class MaskedAnswers(Answers):
 
 
 class CausalAnswers(Answers):
-    """A causal model scores what follows the last token. Its prompt never sees the text, so it runs once a batch."""
+    """Answers of a causal LM: the answer slot is the last token. The prompt is computed once per batch."""
 
     def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         text = self.text_part(batch, prompts.length)
-        return self._behind(prompts, text, text.mask.sum(dim=1, keepdim=True) - 1)[:, 0]
+        return self._text_states(prompts, text, text.mask.sum(dim=1, keepdim=True) - 1)[:, 0]
 
-    def _behind(self, prompts: Prompts, text: InputPart, at: Tensor) -> Tensor:
-        """States [B, S, H] of the text at `at` [B, S]; the first one is the answer slot."""
+    def _text_states(self, prompts: Prompts, text: InputPart, at: Tensor) -> Tensor:
+        """Compute the text's hidden states [B, S, H] at `at` [B, S], whose first position is the answer slot."""
         if not prompts.length:
             with self.answering(at[:, 0], prompts):
                 return self.stack.run_alone(text, at)
@@ -244,60 +250,62 @@ class CausalAnswers(Answers):
         ids, mask, targets = batch["input_ids"], batch["attention_mask"], batch["target_ids"]
         lengths, count = mask.sum(dim=1, keepdim=True), targets.shape[1]
         places = lengths + torch.arange(count, device=ids.device)
-        written = (targets != IGNORED).long()
-        # The target stands right behind each text; what is scattered where it has ended is masked.
+        target_mask = (targets != IGNORED).long()
+        # The target directly follows each text; the positions after its end are masked.
         room = ids.new_full((len(ids), count), self.pad_token_id)
-        joined = torch.cat([ids, room], dim=1).scatter(1, places, torch.where(written > 0, targets, self.pad_token_id))
-        joined_mask = torch.cat([mask, torch.zeros_like(room)], dim=1).scatter(1, places, written)
+        padded = torch.where(target_mask > 0, targets, self.pad_token_id)
+        joined = torch.cat([ids, room], dim=1).scatter(1, places, padded)
+        joined_mask = torch.cat([mask, torch.zeros_like(room)], dim=1).scatter(1, places, target_mask)
         text = self.text_part({"input_ids": joined, "attention_mask": joined_mask}, prompts.length)
-        return self._behind(prompts, text, places - 1)
+        return self._text_states(prompts, text, places - 1)
 
     def generate(self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int) -> Tensor:
         size = len(batch["input_ids"])
         settings = writing.settings(self.model, self.pad_token_id, max_new_tokens, num_beams)
         cache = DynamicCache(config=self.model.config)
         if not prompts.length or not writing.keeps_all(cache, self.family):
-            # Pads stand before the prompt: distances between its rows and the text are the same for all examples.
+            # Pads go before the prompt, which keeps its distance to the text the same in all examples.
             text = self.text_part(batch, prompts.length)
-            embeddings = torch.cat([prompts.of_examples(size), text.embeddings], dim=1)
+            embeddings = torch.cat([prompts.per_example(size), text.embeddings], dim=1)
             mask = torch.cat([text.mask.new_ones(size, prompts.length), text.mask], dim=1)
             embeddings, mask = writing.pads_first(mask, embeddings, mask)
-            return self.written(self.model.generate(None, settings, inputs_embeds=embeddings, attention_mask=mask))
+            generated = self.model.generate(None, settings, inputs_embeds=embeddings, attention_mask=mask)
+            return self.pad_after_end(generated)
         ids, mask = writing.pads_first(batch["attention_mask"], batch["input_ids"], batch["attention_mask"])
         _, states = self.record(prompts)
-        self._fill(cache, states, prompts.repeated(num_beams), size * num_beams)
-        # The first P ids stand for the prompt: they lie in the cache, so nobody looks them up.
-        stand_in = ids.new_full((size, prompts.length), self.pad_token_id)
-        mask = torch.cat([torch.ones_like(stand_in), mask], dim=1)
-        ids = torch.cat([stand_in, ids], dim=1)
+        self._fill(cache, states, prompts.repeat(num_beams), size * num_beams)
+        # P placeholder ids for the prompt, which is in the cache: they are never embedded.
+        placeholders = ids.new_full((size, prompts.length), self.pad_token_id)
+        mask = torch.cat([torch.ones_like(placeholders), mask], dim=1)
+        ids = torch.cat([placeholders, ids], dim=1)
         sequences = self.model.generate(ids, settings, attention_mask=mask, past_key_values=cache)
-        return self.written(sequences[:, ids.shape[1] :])
+        return self.pad_after_end(sequences[:, ids.shape[1] :])
 
     @staticmethod
     def _fill(cache: DynamicCache, states: PromptStates, prompts: Prompts, examples: int) -> None:
-        """Put the recorded keys and values of the prompt of each of `examples` rows into a cache."""
+        """Write the recorded keys and values of each example's prompt to a cache."""
         for index, layer in enumerate(states.layers):
             keys, values = (select_prompts(recorded, prompts.ids, examples) for recorded in layer)
             cache.update(keys, values, index)
 
 
 class Seq2SeqAnswers(Answers):
-    """A sequence-to-sequence model has prompt and text in its encoder and scores the first step of its decoder."""
+    """Answers of a seq2seq LM: prompt and text are in the encoder, the answer slot is the decoder's first step."""
 
     def encoded(self, prompts: Prompts, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Encoder states [B, P + T, H] of prompt and text, and their mask [B, P + T]."""
+        """Compute the encoder states [B, P + T, H] of prompt and text, and their mask [B, P + T]."""
         text = self.text_part(batch, prompts.length)
         size = len(text.mask)
         mask = torch.cat([text.mask.new_ones(size, prompts.length), text.mask], dim=1)
         if self.attention == "full" or not prompts.length:
-            whole = self.prompt_part(prompts.of_examples(size)).joined(text)
-            return self.stack.run_alone(whole, same=prompts.shared_rows((0, prompts.length), batch, size)), mask
-        of_prompts, states = self.record(prompts)
-        of_text = self.stack.run_after_prompt(states, text, prompts.length, prompts.ids)
-        return torch.cat([Prompts(of_prompts, prompts.ids).of_examples(size), of_text], dim=1), mask
+            whole = self.prompt_part(prompts.per_example(size)).joined(text)
+            return self.stack.run_alone(whole, shared=prompts.shared_rows((0, prompts.length), batch, size)), mask
+        prompt_states, cache = self.record(prompts)
+        text_states = self.stack.run_after_prompt(cache, text, prompts.length, prompts.ids)
+        return torch.cat([Prompts(prompt_states, prompts.ids).per_example(size), text_states], dim=1), mask
 
     def _decoded(self, ids: Tensor, encoded: Tensor, mask: Tensor, prompts: Prompts) -> Tensor:
-        """Decoder states [B, S, H] of `ids` [B, S], scaled as the output layer takes them."""
+        """Compute the decoder states [B, S, H] of `ids` [B, S], scaled for the output layer."""
         with self.answering(torch.zeros_like(ids[:, 0]), prompts):
             output = self.model.get_decoder()(
                 input_ids=ids,
@@ -306,7 +314,7 @@ class Seq2SeqAnswers(Answers):
                 use_cache=False,
             )
         states = output.last_hidden_state
-        # T5 v1.0 scales what enters its tied output layer; v1.1 and mT5 do not.
+        # T5 v1.0 scales the input of its tied output layer; v1.1 and mT5 do not.
         scaled = getattr(self.model.config, "scale_decoder_outputs", False)
         return states * encoded.shape[-1] ** -0.5 if scaled else states
 
@@ -320,7 +328,7 @@ class Seq2SeqAnswers(Answers):
     def target_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         encoded, mask = self.encoded(prompts, batch)
         targets = batch["target_ids"]
-        # Each target token is predicted from those before it; pads come last, where nothing looks back at them.
+        # Each target token is predicted from the tokens before it, so the trailing pads are never seen.
         before = torch.where(targets == IGNORED, self.pad_token_id, targets)[:, :-1]
         ids = torch.cat([self._start(len(mask), mask.device), before], dim=1)
         return self._decoded(ids, encoded, mask, prompts)
@@ -332,7 +340,7 @@ class Seq2SeqAnswers(Answers):
             attention_mask=mask,
             generation_config=writing.settings(self.model, self.pad_token_id, max_new_tokens, num_beams),
         )
-        return self.written(sequences[:, 1:])
+        return self.pad_after_end(sequences[:, 1:])
 
 
 KINDS: dict[str, Callable[..., Answers]] = {

@@ -1,9 +1,9 @@
-"""One attention function for all backbones: SDPA that can record a prompt's keys and values and put them first.
+"""One attention function for all backbones: SDPA with the key/value cache of a prompt.
 
-That is the attention mode `shared`: the prompt sees only itself, so its keys and values are computed once and serve a
-whole batch. Registered with transformers under `NAME`, with the mask function of its SDPA: without one a model would
-attend to pads silently. In training on a CPU two others do the same faster: `matmul_attention.py` in bf16, and
-`shared_prefix_attention.py` where all texts of a batch stand behind one prompt.
+In the attention mode `shared` the prompt sees only itself, so its keys and values are computed once and prepended for a
+whole batch. The function is registered with transformers under `NAME`, together with the mask function of its SDPA:
+without one, a model would silently attend to padding. For training on a CPU there are two faster kernels for the same
+function: `matmul_attention.py` in bf16, and `shared_prefix_attention.py` if all texts of a batch share one prompt.
 """
 
 from __future__ import annotations
@@ -25,35 +25,38 @@ NAME = "prompt_transfer"
 
 
 class StopAfterKV(Exception):  # noqa: N818 - no error, as StopIteration
-    """Leaves a layer at its attention function, when nothing but its keys and values is wanted (`CachedKV`)."""
+    """The signal that leaves a layer from inside its attention function, once its keys and values exist (`CachedKV`).
+
+    Only `last_layer.py` catches it: transformers has no argument to compute keys and values alone.
+    """
 
 
 class LayerStates(Protocol):
-    """What an attention layer gets beside its own keys and values."""
+    """Replacements for an attention layer's own keys and values, passed to the layer as `prompt_states`."""
 
     position_bias: Tensor | None
 
     def exchange(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values that the layer is to attend to, in place of its own."""
+        """Return the keys and values to attend to, given the layer's own."""
 
     def shared_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:
-        """In place of `exchange`: keys and values [1, heads, P, D] of a prompt in training that all texts stand behind.
+        """Return keys and values [1, heads, P, D] of the one prompt of all texts, for `shared_prefix_attention`.
 
-        None where there is no such prompt, or where it does not pay to keep them apart: `exchange` is called then.
+        None if there is no such prompt in training, or if the kernel is not worthwhile: `exchange` is called then.
         """
 
 
 def select_prompts(states: Tensor, prompt_ids: Tensor | None, examples: int) -> Tensor:
-    """Of [N, ...] the row of each example [B, ...]: the one of its prompt, or the only one."""
+    """Select each example's prompt from states [N, ...]: [B, ...]. Without ids all examples have the only prompt."""
     if prompt_ids is not None:
         return states.index_select(0, prompt_ids)
     return states.expand(examples, *states.shape[1:])
 
 
 class PromptStates:
-    """Keys and values of N prompts, [N, heads, P, H / heads] each, in the order in which attention layers run.
+    """The key/value cache of N prompts: [N, heads, P, D] each for every call of an attention layer, in order.
 
-    The order, not the layer's number, tells them apart: a model may use one layer several times (ALBERT).
+    Entries are per call and not per layer, since a model may call one layer several times (ALBERT).
     """
 
     def __init__(self) -> None:
@@ -64,30 +67,30 @@ class PromptStates:
         self._next = 0
 
     def read(self, prompt_ids: Tensor | None, position_bias: Tensor | None = None) -> PromptStates:
-        """Hand out from the first layer on: the only prompt to all, or to example b the prompt `prompt_ids[b]`.
+        """Start reading at the first layer.
 
         Args:
-            prompt_ids: [B] or None.
-            position_bias: [1 or B, heads, T, P + T], for models that have one: of the text over prompt and text.
+            prompt_ids: [B], prompt of each example; None if all examples have the only prompt.
+            position_bias: [1 or B, heads, T, P + T], from the text to prompt and text, for models that have one.
         """
         self.reading, self.prompt_ids, self.position_bias, self._next = True, prompt_ids, position_bias, 0
         return self
 
     def exchange(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """While recording keep them and give them back; while reading put the recorded ones before them."""
+        """Record the layer's keys and values, or while reading prepend the recorded ones."""
         layer = self.enter()
-        found = layer.exchange(key, value)
+        exchanged = layer.exchange(key, value)
         self.leave(layer)
-        return found
+        return exchanged
 
     def shared_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:
-        """Of the next layer that reads."""
-        if not self.reading or not _is_apart(self.layers[self._next][0], text_length):
+        """Return the next layer's keys and values if `shared_prefix_attention` takes them (see `LayerStates`)."""
+        if not self.reading or not _can_share(self.layers[self._next][0], text_length):
             return None
         return self.enter().recorded
 
     def enter(self) -> LayerPromptKV:
-        """What the next layer gets: for one call of it, which may be computed anew later."""
+        """Return the next layer's part, for one call of the layer that may be recomputed later."""
         recorded = None
         if self.reading:
             recorded = self.layers[self._next]
@@ -95,13 +98,13 @@ class PromptStates:
         return LayerPromptKV(recorded, self.prompt_ids, self.position_bias)
 
     def leave(self, layer: LayerPromptKV) -> None:
-        """Keep what the layer recorded."""
+        """Append the keys and values that the layer recorded, if any."""
         if layer.kept is not None:
             self.layers.append(layer.kept)
 
 
 class LayerPromptKV:
-    """Of `PromptStates` what one layer needs: recorded keys and values to put first, or room to keep its own."""
+    """One layer's part of `PromptStates`: recorded keys and values to prepend, or a place to record its own."""
 
     def __init__(
         self, recorded: tuple[Tensor, Tensor] | None, prompt_ids: Tensor | None, position_bias: Tensor | None
@@ -110,46 +113,46 @@ class LayerPromptKV:
         self.kept: tuple[Tensor, Tensor] | None = None
 
     def exchange(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """As `PromptStates.exchange`."""
+        """Record the layer's keys and values, or prepend the recorded ones."""
         if self.recorded is None:
             if self.kept is None:
                 self.kept = (key, value)
             return key, value
-        first, second = (select_prompts(states, self.prompt_ids, key.shape[0]) for states in self.recorded)
-        return torch.cat([first, key], dim=2), torch.cat([second, value], dim=2)
+        prompt_key, prompt_value = (select_prompts(states, self.prompt_ids, key.shape[0]) for states in self.recorded)
+        return torch.cat([prompt_key, key], dim=2), torch.cat([prompt_value, value], dim=2)
 
     def shared_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:
-        """As `PromptStates.shared_prompt`."""
-        if self.recorded is None or not _is_apart(self.recorded[0], text_length):
+        """Return the recorded keys and values if `shared_prefix_attention` takes them (see `LayerStates`)."""
+        if self.recorded is None or not _can_share(self.recorded[0], text_length):
             return None
         return self.recorded
 
 
-def _is_apart(keys: Tensor, text_length: int) -> bool:
+def _can_share(keys: Tensor, text_length: int) -> bool:
     return keys.shape[0] == 1 and keys.requires_grad and is_worthwhile(keys.shape[2], text_length)
 
 
 class FixedPositionBias:
-    """A position bias [1 or B, heads, T, T] in place of a layer's own, and nothing else."""
+    """A position bias [1 or B, heads, T, T] that replaces the layer's own; keys and values stay as they are."""
 
     def __init__(self, position_bias: Tensor) -> None:
         self.position_bias: Tensor | None = position_bias
 
     def exchange(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """As they are."""
+        """Return the layer's own keys and values."""
         return key, value
 
     def shared_prompt(self, text_length: int) -> None:
-        """None: the prompt is a part of the text."""
+        """Return None: the prompt is part of the text."""
 
 
 class CachedKV:
-    """Keys and values of one layer at all positions, for a second call of it at a few (see `last_layer.py`).
+    """One layer's keys and values at all positions, for a second call of it at a few positions (`last_layer.py`).
 
-    The first call leaves the layer with `StopAfterKV`; all later ones get what it kept.
+    The first call leaves the layer with `StopAfterKV`; later calls get the cached keys and values.
 
     Args:
-        states: of prompts that stand before the layer's own keys and values, or that record them.
+        states: prompts to prepend to the layer's own keys and values, or to record them.
     """
 
     position_bias: Tensor | None = None
@@ -159,23 +162,23 @@ class CachedKV:
         self.kept: tuple[Tensor, Tensor] | None = None
 
     def exchange(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the first call keep them, prompts before them; to a later one hand out what was kept."""
+        """Cache the keys and values of the first call, with prompts prepended; return the cached ones later."""
         if self.kept is None:
             self.kept = (key, value) if self.states is None else self.states.exchange(key, value)
             raise StopAfterKV
         return self.kept
 
     def shared_prompt(self, text_length: int) -> None:
-        """None: the few positions of a second call have little to gain."""
+        """Return None: sharing saves little for the few positions of the second call."""
 
 
 @dataclass(frozen=True)
 class AbsorbedKV:
-    """In place of keys and values the states that they are made of, for one query an example.
+    """The attention's input and its key and value projections, instead of keys and values; for one query per example.
 
     Attributes:
-        states: [B, K, H], what the attention layer reads.
-        key, value: the linear layers that would make keys and values of them.
+        states: [B, K, H], input of the projections.
+        key, value: the linear layers of keys and values.
     """
 
     states: Tensor
@@ -183,9 +186,9 @@ class AbsorbedKV:
     value: nn.Linear
 
     def attend(self, module: nn.Module, query: Tensor, attention_mask: Tensor | None, scaling: float | None) -> Tensor:
-        """What the queries [B, A, 1, D] read: [B, 1, A, D]."""
-        made = (self.key.weight, self.value.weight)
-        values = attend_absorbed(module, query, self.states, *made, attention_mask, scaling)
+        """Compute the attention of queries [B, A, 1, D]: [B, 1, A, D]."""
+        weights = (self.key.weight, self.value.weight)
+        values = attend_absorbed(module, query, self.states, *weights, attention_mask, scaling)
         return values if self.value.bias is None else values + self.value.bias.view(values.shape[2:])
 
 
@@ -198,23 +201,34 @@ def attend(
     prompt_states: LayerStates | AbsorbedKV | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention of transformers, over the keys and values that `prompt_states` hands out."""
+    """Compute scaled dot-product attention over the keys and values given by `prompt_states`.
+
+    The arguments are those of an attention function of transformers. Without `prompt_states` the layer attends to its
+    own keys and values.
+    """
     stop_sharing_rows()
+    if prompt_states is None:
+        return _attend_plain(module, query, key, value, attention_mask, **kwargs)
     if isinstance(prompt_states, AbsorbedKV):
         return prompt_states.attend(module, query, attention_mask, kwargs.get("scaling")), None
-    trained = torch.is_grad_enabled() and query.device.type == "cpu"
-    prompt = None
-    if prompt_states is not None:
-        if prompt_states.position_bias is not None:
-            kwargs["position_bias"] = prompt_states.position_bias
-        if trained and not kwargs.get("dropout"):
-            prompt = prompt_states.shared_prompt(query.shape[2])
-        if prompt is not None:
-            options = {name: kwargs.get(name) for name in ("scaling", "position_bias")}
-            return shared_prefix_attention(module, query, key, value, prompt, attention_mask, **options)
-        key, value = prompt_states.exchange(key, value)
-    trained = trained and (query.requires_grad or key.requires_grad or value.requires_grad)
-    forward = matmul_attention if trained and query.dtype is torch.bfloat16 else sdpa_attention_forward
+    if prompt_states.position_bias is not None:
+        kwargs["position_bias"] = prompt_states.position_bias
+    can_share = torch.is_grad_enabled() and query.device.type == "cpu" and not kwargs.get("dropout")
+    prompt = prompt_states.shared_prompt(query.shape[2]) if can_share else None
+    if prompt is not None:
+        options = {name: kwargs.get(name) for name in ("scaling", "position_bias")}
+        return shared_prefix_attention(module, query, key, value, prompt, attention_mask, **options)
+    key, value = prompt_states.exchange(key, value)
+    return _attend_plain(module, query, key, value, attention_mask, **kwargs)
+
+
+def _attend_plain(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Compute attention with transformers' SDPA, or with the faster kernel for training in bf16 on a CPU."""
+    trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    faster = trains and query.device.type == "cpu" and query.dtype is torch.bfloat16
+    forward = matmul_attention if faster else sdpa_attention_forward
     return forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -227,32 +241,32 @@ def attend_absorbed(
     attention_mask: Tensor | None,
     scaling: float | None,
 ) -> Tensor:
-    """Attention of one query an example without keys and values: the products change places.
+    """Compute the attention of one query per example without keys and values, by reordering the products.
 
-    `q (E Wk)' = (q Wk') E'` and `w (E Wv) = (w E) Wv`, where E are the states and w the weights: Wk and Wv meet one row
-    an example and head in place of one a state. The bias of the keys adds the same to all scores of a query, which the
-    softmax does not see.
+    `q (E Wk)' = (q Wk') E'` and `w (E Wv) = (w E) Wv` for states E and attention weights w: Wk and Wv are multiplied
+    with one vector per example and head instead of one per state. A bias of the keys shifts all scores of a query
+    equally, which the softmax ignores.
 
     Args:
         module: the attention layer.
         query: [B, A, 1, D].
         states: [B, K, H].
-        to_keys, to_values: weights [A D, H] of the layers that make keys and values; the caller adds a bias of values.
+        to_keys, to_values: weights [A D, H] of the key and value projections; the caller adds a bias of the values.
         attention_mask: [B or 1, 1, 1, K], or None.
-        scaling: of the scores; None: 1 / sqrt(D).
+        scaling: factor of the scores; None for 1 / sqrt(D).
 
     Returns:
         [B, 1, A, D]
     """
     heads, width = query.shape[1], query.shape[3]
-    of_keys, of_values = (weight.view(heads, width, -1) for weight in (to_keys, to_values))
-    asked = (query.squeeze(2).transpose(0, 1) @ of_keys).transpose(0, 1)
+    key_weights, value_weights = (weight.view(heads, width, -1) for weight in (to_keys, to_values))
+    absorbed = (query.squeeze(2).transpose(0, 1) @ key_weights).transpose(0, 1)
     scale = softmax_scale(query, scaling)
-    # Under autocast the states of a norm are float32 beside queries in bf16.
-    all_read = states.unsqueeze(1).to(asked.dtype)
-    # The heads stand where queries stand: all of them read the same states.
-    read, _ = attend(module, asked.unsqueeze(1), all_read, all_read, attention_mask, scaling=scale, is_causal=False)
-    values = read.squeeze(2).transpose(0, 1) @ of_values.transpose(1, 2)
+    # Under autocast a norm's output is float32 while queries are bf16.
+    shared = states.unsqueeze(1).to(absorbed.dtype)
+    # All heads attend to the same states, so the heads become the queries of one head.
+    mixed, _ = attend(module, absorbed.unsqueeze(1), shared, shared, attention_mask, scaling=scale, is_causal=False)
+    values = mixed.squeeze(2).transpose(0, 1) @ value_weights.transpose(1, 2)
     return values.transpose(0, 1).unsqueeze(1)
 
 

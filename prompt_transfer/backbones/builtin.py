@@ -1,4 +1,4 @@
-"""Where the parts that ship with the project lie, in a checkout and in an installed wheel."""
+"""Paths of shipped backbones and configs, in a checkout and in an installed wheel."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def shipped(folder: str) -> Path:
-    """The folder `checkpoints` or `configs`: inside the package when installed from a wheel, else beside it."""
+    """Return the folder `checkpoints` or `configs`: inside the package in a wheel, next to it in a checkout."""
     inside = _PACKAGE / folder
     return inside if inside.is_dir() else _PACKAGE.parent / folder
 
 
 def find_shipped(argument: str) -> str:
-    """`checkpoints/...` as a path that exists, from any folder; what lies there in the working folder wins.
+    """Resolve `checkpoints/...` from any working directory; a path that exists there has priority.
 
     Args:
-        argument: of a command line: the path, or `--option=path`.
+        argument: a command-line argument, the path or `--option=path`.
     """
     option, equals, value = argument.rpartition("=")
     if not value.startswith("checkpoints/") or Path(value).exists():
@@ -27,7 +27,7 @@ def find_shipped(argument: str) -> str:
 
 
 def builtin_backbones() -> dict[str, Path]:
-    """Name -> folder of every backbone that ships with the project."""
+    """Return the folder of every shipped backbone by name."""
     folders = shipped("checkpoints") / "backbones"
     if not folders.is_dir():
         return {}

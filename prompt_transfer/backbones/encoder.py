@@ -1,4 +1,4 @@
-"""Texts to token ids, with room left for prompt and answer slot."""
+"""Tokenization of texts, with room for prompt and answer slot."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from prompt_transfer.backbones.special_tokens import ordinary_ids, special_token
 from prompt_transfer.backbones.tokenization import Encode, continued, line_feed
 from prompt_transfer.utils.errors import UserError
 
-# Below this a text of a pair would be cut to a word or two.
+# With fewer positions the texts of a pair would be cut to a word or two.
 MIN_TEXT_POSITIONS = 8
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Tokenises texts as the kind of backbone takes them.
+    """A tokenizer for the input format of a kind of backbone.
 
     | kind | single text | pair |
     |---|---|---|
@@ -25,18 +25,18 @@ class TextEncoder:
     | seq2seq_lm | `A </s>` | `A </s> B </s>` |
     | causal_lm | `A cue` | `A`, newline, `B cue`: the last token is the answer slot |
 
-    A causal model reads `start` before all that. Where no token is left, neither of text nor of a frame, it reads the
-    token that stands for no text (`without_text`), which then is the answer slot.
+    A causal model's input begins with `start`. An input without any token is replaced by the placeholder of
+    `without_text`, which then is the answer slot.
 
     Attributes:
-        tokenizer: the backbone's.
-        kind: of the backbone.
-        separators: separators between the texts of a pair.
-        prompt_length: P, rows of the prompt that will stand before the text.
-        max_positions: positions that the backbone has.
-        fingerprint: tells encoders apart that give different ids.
+        tokenizer: the backbone's tokenizer.
+        kind: kind of backbone.
+        separators: number of separators between the texts of a pair.
+        prompt_length: P.
+        max_positions: the backbone's longest input.
+        fingerprint: distinguishes encoders that give different ids.
         start: ids before a causal model's text (layout `start_answer_last`).
-        beyond: tokens that the model has no embedding of, id -> token; a text must not hold them.
+        beyond: id -> token of tokens without a word embedding, which texts must not contain.
         split_special_tokens: read special tokens in texts (not in cues and frames) as ordinary characters.
     """
 
@@ -56,12 +56,12 @@ class TextEncoder:
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
-        """The tokens that mean something else in a text than their characters."""
+        """The tokens that a text may contain and that are not read as ordinary characters."""
         return special_tokens(self.tokenizer)
 
     @property
     def pad_token_id(self) -> int:
-        """What fills up rows; it is masked, so the end token will do where there is no pad with an embedding."""
+        """The id for padding, which is masked: the end token if there is no pad token with an embedding."""
         tokenizer = self.tokenizer
         for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
             if token_id is not None and token_id not in self.beyond:
@@ -70,27 +70,27 @@ class TextEncoder:
 
     @property
     def extra_positions(self) -> int:
-        """Positions that prompt and answer slot take; only an encoder's answer slot is a token of its own."""
+        """Number of positions of prompt and answer slot; only an encoder's answer slot is a separate token."""
         return self.prompt_length + int(self.kind == "masked_lm")
 
     @property
     def targets_share_positions(self) -> bool:
-        """Whether a text to be written stands behind the text that is read, on positions of the same kind."""
+        """Whether a target text follows the input text in the same sequence."""
         return self.kind == "causal_lm"
 
     def text_budget(self) -> int:
-        """Positions left for text, special tokens counted.
+        """Return the number of positions for text, special tokens included.
 
         Raises:
-            UserError: the prompt leaves no room.
+            UserError: the prompt is too long.
         """
         budget = self.max_positions - self.extra_positions
         if budget < MIN_TEXT_POSITIONS:
             longest = self.max_positions - (self.extra_positions - self.prompt_length) - MIN_TEXT_POSITIONS
             raise UserError(
-                f"a prompt of {self.prompt_length} tokens is too long: of the backbone's {self.max_positions} "
-                f"positions prompt and answer slot take {self.extra_positions}, and text needs {MIN_TEXT_POSITIONS} at "
-                f"least; use --model.prompt_length {longest} or less"
+                f"a prompt of {self.prompt_length} tokens is too long: prompt and answer slot take "
+                f"{self.extra_positions} of the backbone's {self.max_positions} positions, and text needs at least "
+                f"{MIN_TEXT_POSITIONS}; use --model.prompt_length {longest} or less"
             )
         return budget
 
@@ -102,13 +102,13 @@ class TextEncoder:
         cue: str = "",
         seq2seq_frame: tuple[str, str] | None = None,
     ) -> list[list[int]]:
-        """Token ids of each example with special tokens, at most `max_length` of them.
+        """Return the token ids of each example with special tokens, at most `max_length`.
 
-        What is too long loses tokens at its end; of a pair the longer text loses first. The cue, the words that a
-        causal model reads before it answers, is never cut, nor is the frame of a seq2seq model.
+        Longer texts are truncated at the end; in a pair the longer text is truncated first. The cue, the words before a
+        causal model's answer, and the frame of a seq2seq model are never truncated.
 
         Raises:
-            UserError: a text holds a token that the model has no embedding of.
+            UserError: a text contains a token without a word embedding.
         """
         start, between, end = self._frame(cue, seq2seq_frame)
         room = max(max_length - len(start) - len(end), 0)
@@ -123,11 +123,10 @@ class TextEncoder:
         return self._readable(encoded)
 
     def without_text(self) -> list[int]:
-        """The ids that stand where a text would when a prompt is looked at alone, without any data.
+        """Return the placeholder ids for a missing text, for a prompt that is evaluated without data.
 
-        As release 1.0 of Su et al. has it: an encoder's first special token, the first sentinel for the encoder of T5
-        (its end token where there is none). A causal model, which they did not look at, gets its start token, or its
-        end token where it has no other.
+        As in release 1.0 of Su et al.: an encoder's first special token, or T5's first sentinel (its end token if there
+        is no sentinel). Causal models, which are not in that release, get the start token, or else the end token.
         """
         tokenizer = self.tokenizer
         if self.start:
@@ -141,32 +140,32 @@ class TextEncoder:
         return [next(token_id for token_id in ends if token_id is not None)]
 
     def encode_targets(self, texts: list[str], max_length: int) -> list[list[int]]:
-        """Token ids of texts to be written, each with the end token, at most `max_length` of them.
+        """Return the token ids of target texts, each with the end token, at most `max_length`.
 
         Raises:
-            UserError: a text holds a token that the model has no embedding of.
+            UserError: a text contains a token without a word embedding.
         """
         end = self.tokenizer.eos_token_id
         return self._readable([[*ids[: max_length - 1], end] for ids in self._continued(texts, self._text_ids)])
 
     def _continued(self, texts: list[str], encode: Encode) -> list[list[int]]:
-        """Return the token ids of texts that follow others: as a continuation for causal models only."""
+        """Return the token ids of texts that follow other text; only causal models read them as a continuation."""
         return continued(encode, [f" {text.strip()}" for text in texts]) if self.kind == "causal_lm" else encode(texts)
 
     def _readable(self, rows: list[list[int]]) -> list[list[int]]:
-        """The rows, each with a token at least, all of which the model knows."""
+        """Return the rows with the placeholder for empty ones, after a check that all tokens have embeddings."""
         rows = [row or self.without_text() for row in rows]
         found = next((index for row in rows for index in row if index in self.beyond), None) if self.beyond else None
         if found is not None:
             raise UserError(
-                f"a text holds {self.beyond[found]!r}, token {found} of the tokenizer, for which the backbone has no "
-                "word embedding: take it out of the texts, read it as ordinary characters (--data.special_tokens "
+                f"a text contains {self.beyond[found]!r}, token {found} of the tokenizer, for which the backbone has "
+                "no word embedding: remove it from the texts, read it as ordinary characters (--data.special_tokens "
                 "split), or use a checkpoint whose embeddings were resized for it"
             )
         return rows
 
     def _frame(self, cue: str, seq2seq_frame: tuple[str, str] | None) -> tuple[list[int], list[int], list[int]]:
-        """What stands before, between and after the texts."""
+        """Return the ids before, between and after the texts."""
         tokenizer = self.tokenizer
         if self.kind == "masked_lm":
             separator = tokenizer.sep_token_id
@@ -176,7 +175,7 @@ class TextEncoder:
             return before, middle, [tokenizer.eos_token_id]
         if self.kind == "seq2seq_lm":
             return [], [tokenizer.eos_token_id] * self.separators, [tokenizer.eos_token_id]
-        # Without a cue the last token of the text is the answer slot.
+        # Without a cue the text's last token is the answer slot.
         end = self._continued([cue], self._ids)[0] if cue else []
         return list(self.start), line_feed(tokenizer, self._ids), end
 
@@ -188,7 +187,7 @@ class TextEncoder:
 
 
 def shorten(length_a: int, length_b: int, room: int) -> tuple[int, int]:
-    """Lengths of two texts that share `room`: the longer is cut first, then both evenly."""
+    """Return the lengths of two texts truncated to `room` in total: first the longer one, then both evenly."""
     if length_a + length_b <= room:
         return length_a, length_b
     shorter = min(length_a, length_b)

@@ -1,4 +1,4 @@
-"""One row a family of backbones: everything that differs between architectures."""
+"""Supported families of backbones: one row with all differences between architectures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prompt_transfer.backbones.family import Family
 
 
 def _bert_like(name: str, body: str, head: tuple[str, ...], **more: Any) -> Family:
-    """BERT and its relatives: tables of positions and token types, prompt rows with neither."""
+    """Return the row of a BERT-like encoder: prompt tokens get neither position nor token-type embeddings."""
     facts: dict[str, Any] = {
         "ffn_site": f"{body}.encoder.layer.{{i}}.intermediate.intermediate_act_fn",
         "layer": f"{body}.encoder.layer.{{i}}",
@@ -19,7 +19,7 @@ def _bert_like(name: str, body: str, head: tuple[str, ...], **more: Any) -> Fami
         "position_table": f"{body}.embeddings.position_embeddings",
         "token_type_table": f"{body}.embeddings.token_type_embeddings",
         "prompt_token_type": -1,
-        # As for RoBERTa, whose embeddings have the same scale; not measured on large pretrained models.
+        # RoBERTa's rate, since its embeddings have the same scale; not measured on large pretrained models.
         "learning_rate": 0.003,
     }
     return Family(name, "masked_lm", body, head, **{**facts, **more})
@@ -34,14 +34,14 @@ def _roberta_like(name: str) -> Family:
         first_position=lambda config: config.pad_token_id + 1,
         max_positions=lambda config: config.max_position_embeddings - config.pad_token_id - 1,
         prompt_token_type=0,
-        # The grid on roberta-nano (results/sst2_grid.csv). Release 1.0 took 1e-3 for base models and prompts that
-        # start at N(0, 0.02), with some ten times the steps.
+        # Grid search on roberta-nano (results/sst2_grid.csv). Release 1.0 used 1e-3 for base models and prompts
+        # initialized with N(0, 0.02), with about ten times the steps.
         learning_rate=0.003,
     )
 
 
 def _decoder(name: str, body: str = "model", head: str = "lm_head", **more: Any) -> Family:
-    """Causal models in the manner of Llama: body, one output layer, neurons where they enter the second FFN layer."""
+    """Return the row of a Llama-like causal LM: one output layer, neurons at the input of the second FFN layer."""
     facts: dict[str, Any] = {
         "ffn_site": f"{body}.layers.{{i}}.mlp.down_proj",
         "ffn_input": True,
@@ -54,7 +54,7 @@ def _decoder(name: str, body: str = "model", head: str = "lm_head", **more: Any)
 
 
 def _own_attention(name: str, activation: str = "act", **more: Any) -> Family:
-    """Causal models in the manner of GPT-2 whose attention is no registered function: by the library's own forward."""
+    """Return the row of a GPT-2-like causal LM that does not use registered attention functions."""
     site = f"transformer.h.{{i}}.mlp.{activation}"
     return Family(name, "causal_lm", "transformer", ("lm_head",), site, 0.003, plain=True, **more)
 
@@ -65,7 +65,7 @@ def _t5(name: str, learning_rate: float) -> Family:
         "seq2seq_lm",
         "encoder",
         ("lm_head",),
-        # v1.0: what the activation gives; v1.1: the product with the gate. Both enter `wo`.
+        # The input of `wo` is the activation in v1.0 and its product with the gate in v1.1.
         "decoder.block.{i}.layer.2.DenseReluDense.wo",
         learning_rate,
         ffn_input=True,
@@ -75,7 +75,7 @@ def _t5(name: str, learning_rate: float) -> Family:
         gated=lambda config: config.is_gated_act,
         layers=lambda config: config.num_decoder_layers,
         position_ids=False,
-        # Relative positions have no end; beyond this nobody has looked.
+        # Relative positions are unbounded; longer inputs were not tested.
         max_positions=lambda config: 2048,
     )
 
@@ -86,7 +86,7 @@ def _sliding_window(config: Any) -> int | None:
 
 
 def _capped(config: Any, logits: Tensor) -> Tensor:
-    """Soft-capped logits (Gemma 2): `cap * tanh(logits / cap)`."""
+    """Apply Gemma 2's soft cap: `cap * tanh(logits / cap)`."""
     cap = config.final_logit_softcapping
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -101,7 +101,7 @@ FAMILIES: dict[str, Family] = {
             "albert",
             "albert",
             ("predictions",),
-            # One group of shared layers, used again and again: its activation is the site of every layer.
+            # All layers share one group of weights, whose activation is the site of every layer.
             ffn_site="albert.encoder.albert_layer_groups.0.albert_layers.0.activation",
             layer=None,
             reads_states=None,
@@ -124,7 +124,7 @@ FAMILIES: dict[str, Family] = {
             ("lm_head",),
             "mpnet.encoder.layer.{i}.intermediate.intermediate_act_fn",
             0.003,
-            # Positions count from the padding index, which is 1 in all of them.
+            # Positions count from the padding index, which is always 1.
             max_positions=lambda config: config.max_position_embeddings - 2,
             plain=True,
         ),
@@ -132,7 +132,7 @@ FAMILIES: dict[str, Family] = {
             "deberta-v2",
             "masked_lm",
             "deberta",
-            # One of them, as `legacy` in the configuration says.
+            # Either one or the other, depending on `legacy` in the configuration.
             ("cls", "lm_predictions"),
             "deberta.encoder.layer.{i}.intermediate.intermediate_act_fn",
             0.003,
@@ -157,7 +157,7 @@ FAMILIES: dict[str, Family] = {
             "transformer",
             ("lm_head",),
             "transformer.h.{i}.mlp.act",
-            # SST-2 on gpt2-nano after 200 steps: loss 0.632, against 0.643 with 0.003.
+            # SST-2 on gpt2-nano, loss after 200 steps: 0.632, compared to 0.643 with 0.003.
             0.01,
             layer="transformer.h.{i}",
             reshaped="transformer.ln_f",
@@ -197,14 +197,14 @@ FAMILIES: dict[str, Family] = {
         _decoder("smollm3", sliding=_sliding_window),
         _decoder("granite", logits=lambda config, logits: logits / config.logits_scaling),
         _decoder("gemma"),
-        # The scores of its attention are soft-capped, which only the eager attention does.
+        # Only eager attention applies the soft cap to the attention scores.
         _decoder("gemma2", plain=True, layer=None, attention="eager"),
         _decoder("gemma3_text", sliding=_sliding_window, logits=_capped),
         _own_attention("gpt_neo", attention="eager"),
         _own_attention("gptj", attention="eager"),
         _own_attention("falcon"),
         _own_attention("bloom", activation="gelu_impl", max_positions=lambda config: 2048),
-        # T5 and Flan-T5 too: v1.0 or v1.1 is a matter of their configuration.
+        # T5 v1.0, v1.1 and Flan-T5: the configuration distinguishes them.
         _t5("t5", 0.3),
         _t5("mt5", 0.3),
     )

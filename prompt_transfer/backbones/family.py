@@ -1,4 +1,4 @@
-"""What `FrozenBackbone` must know of an architecture, as one dataclass; the rows are in `families.py`."""
+"""The description of an architecture, as one dataclass; the rows are in `families.py`."""
 
 from __future__ import annotations
 
@@ -21,43 +21,45 @@ def _positions(config: Any) -> int:
 
 @dataclass(frozen=True)
 class Family:
-    """What `FrozenBackbone` must know of an architecture; paths are those of modules in the model with its LM head.
+    """The facts about an architecture that `FrozenBackbone` needs.
+
+    Paths are module paths in the model with its LM head; `{i}` is the layer's number.
 
     Attributes:
         name: `model_type` of the Hugging Face configuration.
         kind: `masked_lm`, `causal_lm` or `seq2seq_lm`.
-        body: the module that turns embeddings into hidden states (of a seq2seq model its encoder).
-        head: the modules that turn hidden states into logits, one after the other.
-        ffn_site: the module of layer `{i}` where the neurons are (of a seq2seq model in its decoder, where the answer
-            is), read off its output; or with `ffn_input` off its input, which for gated FFNs is the product.
-        ffn_input: see `ffn_site`.
-        layer: the module of layer `{i}`, where the last one can be computed at a few positions alone
-            (`last_layer.py`); None where it cannot be, or where all its states are read.
-        reads_states: of such a layer the modules that make keys and values, where they are linear, read what enters the
-            layer, and nothing comes between them and the products of attention (no norm, no rotation).
-        reshaped: the module behind the last layer whose output the body gives the shape of its input, if it does.
-        cross_attention: of layer `{i}` of a decoder, where it is as T5's is.
-        self_attention: the same of its self-attention.
-        activation: the activation function of layer `{i}`, where it is another module than `ffn_site`.
-        gated: configuration -> whether what it gives is multiplied with a second projection before it is a neuron.
-        learning_rate: default for prompts that start from vocabulary embeddings, with AdamW.
-        layers: configuration -> how many layers `{i}` counts.
-        max_positions: configuration -> how many positions an input may have.
-        embedding_scale: configuration -> factor that the body applies to the word embeddings that it looks up itself,
-            and not to those that it is given (Marian); Gemma's embedding module has its own.
-        position_table: the position embeddings, where tokens can go without one; None where every token has a position.
-        token_type_table: the token-type embeddings, if there are any.
+        body: path of the module from embeddings to hidden states; the encoder of a seq2seq model.
+        head: paths of the modules from hidden states to logits, in order.
+        ffn_site: path of the module of layer `{i}` whose output is the neurons; in the decoder of a seq2seq model,
+            which has the answer slot.
+        ffn_input: the neurons are the input of `ffn_site` instead; in gated FFNs this is the product.
+        layer: path of layer `{i}`, if the last layer can be computed at the scored positions only (`last_layer.py`);
+            None if it cannot, or if all its states are needed.
+        reads_states: paths of the key and value projections in `layer`, if they are linear, read the layer's input, and
+            are not followed by a norm or rotary positions.
+        reshaped: path of the module after the last layer whose output the body reshapes to the input's shape, if any.
+        cross_attention: path of the cross-attention of decoder layer `{i}`, if it is like T5's.
+        self_attention: path of the self-attention of decoder layer `{i}`, if it is like T5's.
+        activation: path of the activation function of layer `{i}`, if it is not `ffn_site`.
+        gated: configuration -> whether a second projection is multiplied with the activation.
+        learning_rate: default with AdamW for prompts initialized from vocabulary embeddings.
+        layers: configuration -> number of layers `{i}`.
+        max_positions: configuration -> longest input in positions.
+        embedding_scale: configuration -> factor that the body applies to embeddings of `input_ids` but not to
+            `inputs_embeds` (Marian). Gemma's embedding module applies its own.
+        position_table: path of the position embeddings, if tokens may have none; None if every token has a position.
+        token_type_table: path of the token-type embeddings, if any.
         position_ids: whether the body takes `position_ids` (T5's positions are relative).
-        first_position: configuration -> position id of the first token when nothing stands before it.
-        prompt_token_type: token type of answer slot and prompt rows; -1 for none at all.
-        separators: how many separators stand between the two texts of a pair.
-        sliding: configuration -> the attention window of its sliding layers, or None.
-        one_mask: all layers take the same attention mask: the sliding one where there is a window. Otherwise the body
-            takes one for each kind of layer.
+        first_position: configuration -> position id of the first token.
+        prompt_token_type: token type of answer slot and prompt tokens; -1 for none.
+        separators: number of separators between the two texts of a pair.
+        sliding: configuration -> attention window of sliding layers, or None.
+        one_mask: all layers take the same attention mask, the sliding one if there is a window; otherwise the body
+            takes one mask per kind of layer.
         logits: (configuration, output of `head`) -> logits, for models that scale or cap them.
-        plain: use the library's own forward over prompt and text together (`plain.py`): the attention of the
-            architecture is not a registered attention function, or has a term that ours lacks.
-        attention: attention implementation of transformers that a `plain` family needs; None: the library's choice.
+        plain: use transformers' own forward pass over prompt and text together (`plain.py`), because the attention is
+            not a registered attention function or has a term that ours lacks.
+        attention: attention implementation of transformers for a `plain` family; None for the default.
         has_row: False for families that `generic.py` describes at load time.
     """
 
@@ -93,15 +95,15 @@ class Family:
 
     @property
     def auto_class(self) -> str:
-        """The transformers class that loads it with its LM head."""
+        """The Auto class of transformers that loads the model with its LM head."""
         return AUTO_CLASSES[self.kind]
 
     @property
     def shows_activation(self) -> bool:
-        """Whether it is known which module is the activation function of an FFN."""
+        """Whether the activation function of the FFN is a known module."""
         return self.activation is not None or not self.ffn_input
 
     @property
     def needs_positions(self) -> bool:
-        """Whether every token of the input has a position: rotary and causal models."""
+        """Whether every token must have a position, as in rotary and causal models."""
         return self.position_table is None

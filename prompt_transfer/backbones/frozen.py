@@ -1,4 +1,4 @@
-"""FrozenBackbone: the only place that knows Hugging Face models."""
+"""FrozenBackbone: the only interface to Hugging Face models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def is_emulated(dtype: str, device: torch.device) -> bool:
-    """Whether `device` is an x86 processor without instructions for `dtype`: products then take longer, not less."""
+    """Return whether `device` is an x86 CPU without instructions for `dtype`, which is slower than float32 there."""
     if device.type != "cpu" or dtype == "float32":
         return False
     has = torch.cpu.get_capabilities()
@@ -143,7 +143,7 @@ class FrozenBackbone(nn.Module):
         """Stay in evaluation mode; with `dropout` follow `mode`."""
         return super().train(mode and self.dropout)
 
-    # What others may know of the model -------------------------------------------------------------------------
+    # Properties of the model -----------------------------------------------------------------------------------
 
     @property
     def hidden_size(self) -> int:
@@ -152,15 +152,15 @@ class FrozenBackbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self._table.device
 
     @property
     def embedding_weight(self) -> Tensor:
-        """The word embeddings [V, H] as they enter the body: the space that prompts live in.
+        """The word embeddings [V, H] as they enter the body, which is the space of prompts.
 
-        For most models these are the weights of the embedding module. Models that scale inside of it (Gemma by
-        sqrt(H)) get the scaled embeddings, computed at each access; the LM head and `head="embedding"` use the weights.
+        For most models these are the weights of the embedding module. For models that scale embeddings (Gemma by
+        sqrt(H)) they are scaled at each access; the LM head and `head="embedding"` use the unscaled weights.
         """
         embed = self.model.get_input_embeddings()
         if type(embed).forward is nn.Embedding.forward and self._answers.scale == 1:
@@ -174,16 +174,16 @@ class FrozenBackbone(nn.Module):
 
     @property
     def max_positions(self) -> int:
-        """How many positions an input may have, prompt and answer slot counted."""
+        """The longest input in positions, including prompt and answer slot."""
         return self.family.max_positions(self.config)
 
     @property
     def writes(self) -> bool:
-        """Whether it can write text, and not only fill in a word."""
+        """Whether the model can generate text, beyond predicting one word."""
         return self.family.kind != "masked_lm"
 
     def encoder(self, prompt_length: int) -> TextEncoder:
-        """What turns texts into the token ids that `forward` takes, for prompts of `prompt_length` rows."""
+        """Return the text encoder for prompts of `prompt_length` tokens, which gives the token ids for `forward`."""
         family = self.family
         return TextEncoder(
             self.tokenizer, family.kind, family.separators, prompt_length, self.max_positions, self._text_rules,
@@ -191,50 +191,50 @@ class FrozenBackbone(nn.Module):
         )  # fmt: skip
 
     def ffn_sites(self) -> list[nn.Module]:
-        """The module of every layer where the neurons [B, T', F] are, first layer first.
+        """Return the module of each layer that holds the neurons [B, T', F], from the first layer on.
 
-        They are its output, or its input where `family.ffn_input` says so. Layers that share weights share it (ALBERT).
+        The neurons are the module's output, or its input if `family.ffn_input` is True. Layers with shared weights
+        share the module (ALBERT).
 
         Raises:
-            UserError: the family has no row, and the structure of its layers does not say where they are.
+            UserError: the family has no row, and the module is ambiguous in the structure of its layers.
         """
         generic.refuse_ambiguous(self.id, self.family)
-        return self._of_layers(self.family.ffn_site)
+        return self._modules_per_layer(self.family.ffn_site)
 
     def activation_sites(self) -> list[nn.Module]:
-        """The activation function of every FFN: what enters it are the neurons before the activation [B, T', F].
+        """Return the activation function of each FFN, whose input is the neurons before the activation [B, T', F].
 
-        What it gives are the neurons, or in gated FFNs (`is_gated`) the gate that they are multiplied with.
+        Its output is the neurons, or in gated FFNs (`is_gated`) the gate that is multiplied with the other projection.
         """
-        return self._of_layers(self.family.activation or self.family.ffn_site)
+        return self._modules_per_layer(self.family.activation or self.family.ffn_site)
 
     @property
     def is_gated(self) -> bool:
-        """Whether a neuron is the product of two projections, one of them behind the activation function."""
+        """Whether a neuron is the product of two projections, one of them after the activation function."""
         return self.family.gated(self.config)
 
     @property
     def answer_slot(self) -> AnswerSlot | None:
-        """For hooks: where the answer slot lies in the states of the forward pass that runs now; None outside of one.
+        """The answer slot in the states of the running forward pass, for hooks.
 
-        None too while only the prompt is computed, and in `generate`.
+        None outside a forward pass, while prompts are computed alone, and in `generate`.
         """
         return self._answers.slot
 
-    def _of_layers(self, path: str) -> list[nn.Module]:
+    def _modules_per_layer(self, path: str) -> list[nn.Module]:
         return [self.model.get_submodule(path.format(i=layer)) for layer in range(self.family.layers(self.config))]
 
     # The forward pass ------------------------------------------------------------------------------------------
 
     def forward(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor], token_ids: Tensor) -> Tensor:
-        """Logits of some tokens at the answer slot.
+        """Compute the logits of some tokens at the answer slot.
 
         Args:
-            prompt: [P, H], or N prompts ([N, P, H], or from `record`) with `prompt_ids` [B] in the batch. With P = 0
-                the backbone answers without a prompt.
-            batch: `input_ids` and `attention_mask` [B, T] of the text, padded on the right. With `text_ids` [B] they
-                are those of other texts [D, T], of which example b reads `text_ids[b]`: texts that many prompts
-                stand before are embedded once.
+            prompt: [P, H], or N prompts ([N, P, H], or from `record`) with `prompt_ids` [B] in the batch. P = 0 means
+                no prompt.
+            batch: `input_ids` and `attention_mask` [B, T] of the text, padded on the right. With `text_ids` [B] the two
+                are [D, T] and example b reads text `text_ids[b]`, which embeds a text once for many prompts.
             token_ids: [U], the vocabulary ids to score.
 
         Returns:
@@ -244,24 +244,25 @@ class FrozenBackbone(nn.Module):
 
     @torch.no_grad()
     def record(self, prompt: Tensor) -> PromptBank:
-        """Prompts for many batches, without gradients: in place of a tensor wherever this backbone takes a prompt.
+        """Prepare prompts for many batches, without gradients.
 
-        Where prompts see only themselves (`shared` attention, causal LMs) their states, keys and values are computed
-        here, once, instead of in each batch. They take 2 L P H numbers a prompt.
+        The result is accepted wherever this backbone takes a prompt. If prompts see only themselves (`shared`
+        attention, causal LMs), their key/value cache is computed once here instead of in each batch; it takes 2 L P H
+        numbers per prompt.
 
         Args:
             prompt: [P, H] or [N, P, H].
         """
-        rows = (prompt if prompt.ndim == 3 else prompt.unsqueeze(0)).to(self.model.dtype)
+        embeddings = (prompt if prompt.ndim == 3 else prompt.unsqueeze(0)).to(self.model.dtype)
         alone = self._answers.prompt_sees_only_itself
-        return PromptBank(rows, self._answers.record(Prompts(rows, None)) if alone else None)
+        return PromptBank(embeddings, self._answers.record(Prompts(embeddings, None)) if alone else None)
 
     def answer_states(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
-        """Last hidden state at the answer slot [B, H]."""
+        """Compute the last hidden state at the answer slot, [B, H]."""
         return self._answers.answer_states(self._prompts(prompt, batch), batch)
 
     def score(self, states: Tensor, token_ids: Tensor) -> Tensor:
-        """Logits [..., U] of `token_ids` [U] from answer states [..., H], in float32."""
+        """Compute float32 logits [..., U] of `token_ids` [U] from answer states [..., H]."""
         if self.head == "embedding":
             return nn.functional.linear(states, self._table[token_ids]).float()
         if self.family.plain:
@@ -279,67 +280,67 @@ class FrozenBackbone(nn.Module):
         return self.family.logits(self.config, states.float())
 
     def target_log_probs(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
-        """Log-probability over the whole vocabulary of each token of the texts in `target_ids`.
+        """Compute the log-probability of each target token over the whole vocabulary.
 
         Args:
             prompt: as in `forward`.
-            batch: as in `forward`, and `target_ids` [B, S], filled up with -100.
+            batch: as in `forward`, and `target_ids` [B, S], padded with -100.
 
         Returns:
-            float32 [B, S] in nats, 0 where there is no target.
+            float32 [B, S] in nats, 0 for padding.
 
         Raises:
-            UserError: the backbone cannot write text.
+            UserError: the backbone cannot generate text.
         """
-        states = self._answers.target_states(self._prompts(prompt, batch), _each_text(batch))
+        states = self._answers.target_states(self._prompts(prompt, batch), _expand_texts(batch))
         targets = batch["target_ids"]
-        wanted = targets != IGNORED
-        # Only states of real targets go through the head: it is the largest matrix there is.
-        logits = self._logits(states[wanted])
-        found = -nn.functional.cross_entropy(logits, targets[wanted], reduction="none")
-        return torch.zeros(targets.shape, device=found.device).masked_scatter(wanted, found)
+        is_target = targets != IGNORED
+        # Padding skips the LM head, the model's largest matrix.
+        logits = self._logits(states[is_target])
+        log_probs = -nn.functional.cross_entropy(logits, targets[is_target], reduction="none")
+        return torch.zeros(targets.shape, device=log_probs.device).masked_scatter(is_target, log_probs)
 
     @torch.no_grad()
     def generate(
         self, prompt: Tensor | PromptBank, batch: dict[str, Tensor], max_new_tokens: int = 32, num_beams: int = 1
     ) -> Tensor:
-        """Texts that the backbone writes behind prompt and text: greedily, or with `num_beams` beams.
+        """Generate text conditioned on prompt and text, greedily or with `num_beams` beams.
 
-        The checkpoint's own generation settings do not count, except for its end tokens. Keys and values of the prompt
-        are computed once where it sees only itself; of a causal model with sliding windows once an example.
+        The checkpoint's own generation settings are ignored, except for its end tokens. The key/value cache of a prompt
+        that sees only itself is computed once, or once per example in causal models with sliding windows.
 
         Returns:
-            Token ids [B, S], S at most `max_new_tokens`, filled up with pads behind the end token.
+            Token ids [B, S], S at most `max_new_tokens`, padded after the end token.
 
         Raises:
-            UserError: the backbone cannot write text.
+            UserError: the backbone cannot generate text.
         """
-        return self._answers.generate(self._prompts(prompt, batch), _each_text(batch), max_new_tokens, num_beams)
+        return self._answers.generate(self._prompts(prompt, batch), _expand_texts(batch), max_new_tokens, num_beams)
 
     def decode(self, ids: Tensor) -> list[str]:
-        """The texts of token ids [B, S] without special tokens."""
+        """Return the texts of token ids [B, S], without special tokens."""
         ids = ids.masked_fill(ids == IGNORED, self.encoder(1).pad_token_id)
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _prompts(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Prompts:
-        given = prompt if isinstance(prompt, PromptBank) else PromptBank(prompt, None)
-        prompts = (given.rows if given.rows.ndim == 3 else given.rows.unsqueeze(0)).to(self.model.dtype)
+        bank = prompt if isinstance(prompt, PromptBank) else PromptBank(prompt, None)
+        embeddings = (bank.rows if bank.rows.ndim == 3 else bank.rows.unsqueeze(0)).to(self.model.dtype)
         prompt_ids = batch.get("prompt_ids")
-        if prompts.shape[0] > 1 and prompt_ids is None:
+        if embeddings.shape[0] > 1 and prompt_ids is None:
             raise ValueError("several prompts need `prompt_ids` [B] in the batch")
-        return Prompts(prompts, prompt_ids, given.recorded)
+        return Prompts(embeddings, prompt_ids, bank.recorded)
 
     @torch.no_grad()
     def text_features(self, batch: dict[str, Tensor]) -> Tensor:
-        """Mean of the last hidden states over the text alone, without prompt and answer slot: [B, H] in float32."""
+        """Compute the mean of the text's last hidden states, without prompt and answer slot: float32 [B, H]."""
         mask = batch["attention_mask"]
         states = self._answers.stack.run_alone(self._answers.text_part(batch, 0)).float()
         weights = mask.unsqueeze(-1).float()
         return (states * weights).sum(dim=1) / weights.sum(dim=1)
 
 
-def _each_text(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The batch with the text of each example in place of `text_ids`: to write, ids are needed and not only states."""
+def _expand_texts(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Replace `text_ids` by each example's own text: generation needs token ids per example."""
     if "text_ids" not in batch:
         return batch
     texts = {name: batch[name][batch["text_ids"]] for name in ("input_ids", "attention_mask")}

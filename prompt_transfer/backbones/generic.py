@@ -1,6 +1,6 @@
-"""Families without a row: described from the loaded model, run by the library's own forward (`plain.py`).
+"""Families without a row: described from the loaded model and run by transformers' own forward pass (`plain.py`).
 
-Nothing here is taken on trust: `proof.py` checks each model at load time.
+`proof.py` checks each of these models at load time.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from prompt_transfer.backbones.family import AUTO_CLASSES, Family
 from prompt_transfer.backbones.substitutes import path_of
 from prompt_transfer.utils.errors import UserError
 
-# In this order where a checkpoint does not say which of its classes it holds.
+# Tried in this order if a checkpoint does not name its class.
 _CLASSES = {
     "seq2seq_lm": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     "masked_lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     "causal_lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 }
-# Parts of names of modules that mix tokens.
+# Parts of the names of modules that mix tokens.
 _MIXERS = ("attn", "attention", "mixer", "mamba", "ssm", "conv", "recurrent")
 _ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")
 
 
 def kind_of(facts: Mapping[str, Any], name: str) -> str:
-    """Return the kind of a model from its config.json: its family's row says it, else transformers' Auto classes.
+    """Return the kind of a model from its config.json, by its family's row or else by transformers' Auto classes.
 
     Raises:
-        UserError: no language model of transformers, and none that comes with the checkpoint.
+        UserError: neither transformers nor the checkpoint has a language model of this type.
     """
     model_type = facts.get("model_type", "unknown")
     if model_type in FAMILIES:
@@ -48,20 +48,22 @@ def kind_of(facts: Mapping[str, Any], name: str) -> str:
         if known is not None or AUTO_CLASSES[kind] in (facts.get("auto_map") or {}):
             return kind
     raise UserError(
-        f"backbone {name} is of the type {model_type!r}, which is no language model: transformers has no class with an "
-        "LM head for it; use a causal, masked or sequence-to-sequence language model"
+        f"backbone {name} has the model type {model_type!r}, for which transformers has no class with an LM head: use "
+        "a causal, masked or sequence-to-sequence language model"
     )
 
 
 def describe(model: PreTrainedModel, model_type: str, kind: str) -> Family:
-    """Return the row of a model whose family has none.
+    """Build the row of a model whose family has none.
 
     Raises:
-        UserError: the model has no body apart from its LM head.
+        UserError: the model's body cannot be separated from its LM head.
     """
     body = model.get_encoder() if kind == "seq2seq_lm" else model.base_model
     if body is model:
-        raise UserError(f"a {model_type} model has no body apart from its LM head; use a backbone of another family")
+        raise UserError(
+            f"a {model_type} model has no body that is separate from its LM head; use a backbone of another family"
+        )
     reader = model.get_decoder() if kind == "seq2seq_lm" else body
     kept = {id(part) for part in (body, reader, model.get_input_embeddings())}
     head = tuple(
@@ -70,7 +72,7 @@ def describe(model: PreTrainedModel, model_type: str, kind: str) -> Family:
     path = path_of(model, body)
     config = model.config.get_text_config()
     positions = _max_positions(config, body)
-    # Models with an embedding module of their own scale in there; others scale what they look up, and nothing given.
+    # A custom embedding module applies its own scale; otherwise the body scales `input_ids` but not `inputs_embeds`.
     scale = getattr(body, "embed_scale", 1.0) if type(model.get_input_embeddings()) is nn.Embedding else 1.0
     site, activation, gated, layers = find_ffn(reader, getattr(config, "hidden_size", None))
     inside = path_of(model, reader)
@@ -98,7 +100,7 @@ def _max_positions(config: Any, body: nn.Module) -> int:
         if isinstance(size, int) and size > 0:
             break
     else:
-        # Positions without end; nobody has looked further.
+        # Unbounded positions; longer inputs were not tested.
         return 2048
     for name, table in body.named_modules():
         # fairseq counts positions from the padding index.
@@ -111,15 +113,15 @@ def _max_positions(config: Any, body: nn.Module) -> int:
 
 
 def find_ffn(body: nn.Module, width: int | None) -> tuple[str, str | None, bool, int]:
-    """Find the output projection of the feed-forward network of each layer by the sizes of linear layers.
+    """Find the output projection of each layer's FFN by the sizes of linear layers.
 
     Args:
-        body: holds the layers.
-        width: H, of the hidden states.
+        body: the module with the layers.
+        width: H.
 
     Returns:
-        Path of the projection in layer `{i}` ("" where it is ambiguous), path of the activation function or None,
-        whether the network is gated, how many layers there are.
+        Path of the projection in layer `{i}` ("" if ambiguous), path of the activation function or None, whether the
+        FFN is gated, number of layers.
     """
     nothing = ("", None, False, 0)
     lists = [(name, part) for name, part in body.named_modules() if isinstance(part, nn.ModuleList) and len(part)]
@@ -138,24 +140,26 @@ def find_ffn(body: nn.Module, width: int | None) -> tuple[str, str | None, bool,
 
 
 def with_site(model: PreTrainedModel, family: Family, site: str) -> Family:
-    """Return the row of a family without one, with the path of the module of layer `{i}` whose input are the neurons.
+    """Set the path of the module of layer `{i}` whose input is the neurons, for a family without a row.
 
     Raises:
-        UserError: the family has a row, or there is no such module.
+        UserError: the family has a row, or the module does not exist.
     """
     if family.has_row:
-        raise UserError(f"the family {family.name} has a row, which says where its neurons are: leave out ffn_site")
+        raise UserError(f"the family {family.name} has a row, which defines its neurons: remove ffn_site")
     names = {name for name, _ in model.named_modules()}
     layers = 0
     while "{i}" in site and site.format(i=layers) in names:
         layers += 1
     if not layers:
-        raise UserError(f"ffn_site {site!r} is no module of layer {{i}}, as 'model.layers.{{i}}.mlp.down_proj' is")
+        raise UserError(
+            f"ffn_site {site!r} is not a module of layer {{i}}: give a path such as 'model.layers.{{i}}.mlp.down_proj'"
+        )
     return replace(family, ffn_site=site, activation=None, layers=lambda config: layers)
 
 
 def refuse_ambiguous(name: str, family: Family) -> None:
-    """Raise UserError if nothing says where the neurons are."""
+    """Raise UserError if the module of the neurons is ambiguous."""
     if not family.ffn_site:
         raise UserError(
             f"where the neurons of {name} ({family.name}) are is ambiguous: give the module whose input they are, for "
@@ -164,14 +168,14 @@ def refuse_ambiguous(name: str, family: Family) -> None:
 
 
 def _sizes(part: nn.Module) -> tuple[int, int] | None:
-    """Inputs and outputs of a linear layer."""
+    """Return the input and output sizes of a linear layer, None for other modules."""
     if isinstance(part, nn.Linear):
         return part.in_features, part.out_features
     return (part.weight.shape[0], part.weight.shape[1]) if isinstance(part, Conv1D) else None
 
 
 def _ffn_of_layer(layer: nn.Module, width: int | None) -> tuple[str, str | None, bool]:
-    """Path of the output projection ("" where it is ambiguous) and of the activation function, and whether gated."""
+    """Return the paths of output projection ("" if ambiguous) and activation function, and whether the FFN is gated."""
     inside = dict(layer.named_modules())
     own = {path: part for path, part in inside.items() if not any(word in path.lower() for word in _MIXERS)}
     weights = [weight for part in own.values() for weight in part.parameters(recurse=False)]
@@ -181,7 +185,7 @@ def _ffn_of_layer(layer: nn.Module, width: int | None) -> tuple[str, str | None,
     order = list(linear)
     found = []
     for path, (inputs, outputs) in linear.items():
-        # A network that is narrower than the states is a bottleneck round another one (MobileBERT).
+        # An FFN narrower than the hidden states is a bottleneck around another FFN (MobileBERT).
         if outputs != (width or outputs) or inputs < outputs:
             continue
         partners = [

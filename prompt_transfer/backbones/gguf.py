@@ -1,4 +1,4 @@
-"""Backbones from GGUF files: dequantised once, kept in the cache as ordinary model folders."""
+"""Backbones from GGUF files, dequantized once and cached as ordinary model folders."""
 
 from __future__ import annotations
 
@@ -33,45 +33,45 @@ from prompt_transfer.utils.files import (
 )
 from prompt_transfer.utils.network import hub_reachable
 
-# Of the converted folders. A new number converts every file again.
+# Version of the converted folders; increase it to convert all files again.
 FORMAT_VERSION = 1
 SUFFIX = ".gguf"
-# The key of a converted folder's config.json that says which file it was made from.
+# Key in a converted folder's config.json that names the GGUF file.
 SOURCE = "gguf_source"
-# Tensor types that hold plain numbers.
+# Tensor types without quantization.
 EXACT = ("F64", "F32", "F16", "BF16")
 _ON_HUB = re.compile(r"([\w.-]+/[\w.-]+):([^:]+\.gguf)", re.IGNORECASE)
 _ELSEWHERE = "free space, or set PROMPT_TRANSFER_CACHE to another folder"
-# Files such as Llama 3.2's scale their rotary frequencies with these; transformers does not read them.
+# Scales of the rotary frequencies (Llama 3.2), which transformers does not read.
 _ROTARY_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 def is_gguf(name: str) -> bool:
-    """Whether `name` is meant as a GGUF file: a path, or `org/repo:file.gguf`."""
+    """Return whether `name` denotes a GGUF file: a path, or `org/repo:file.gguf`."""
     return name.lower().endswith(SUFFIX)
 
 
 def on_hub(name: str) -> tuple[str, str] | None:
-    """(repository, file) of `org/repo:file.gguf`; None for a path."""
+    """Split `org/repo:file.gguf` into repository and file; None for a path."""
     match = _ON_HUB.fullmatch(name)
     return (match[1], match[2]) if match and not Path(name).exists() else None
 
 
 def only_file(folder: Path) -> Path | None:
-    """The GGUF file of a folder; None if it has none.
+    """Return the GGUF file of a folder; None if there is none.
 
     Raises:
-        UserError: it has several.
+        UserError: the folder has several.
     """
     files = sorted(path for path in folder.iterdir() if is_gguf(path.name) and not path.name.startswith("."))
     if len(files) > 1:
         names = ", ".join(path.name for path in files[:5]) + (" ..." if len(files) > 5 else "")
-        raise UserError(f"the folder {folder} holds several GGUF files ({names}): give the path of one of them")
+        raise UserError(f"the folder {folder} contains several GGUF files ({names}): give the path of one of them")
     return files[0] if files else None
 
 
 def download(repo: str, file: str, revision: str | None) -> tuple[Path, str | None]:
-    """Path and commit of a file of a hub repository, from the hub's cache if it is there.
+    """Download a file of a hub repository, or find it in the hub's cache; return its path and commit.
 
     Raises:
         UserError: no such repository or file, or the hub cannot be reached.
@@ -80,12 +80,12 @@ def download(repo: str, file: str, revision: str | None) -> tuple[Path, str | No
 
     try:
         path = hf_hub_download(repo, file, revision=revision, local_files_only=not hub_reachable())
-    except Exception as error:  # of huggingface_hub, httpx and the disk; all mean that there is no file
+    except Exception as error:  # from huggingface_hub, httpx or the disk; all mean that the file is not available
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         if not hub_reachable():
             reason = "the hub cannot be reached, and its cache on this machine does not have the file"
         raise UserError(
-            f"cannot get {file} of the hub repository {repo}: {reason} (give the path of a downloaded file, or "
+            f"cannot download {file} from the hub repository {repo}: {reason} (give the path of a downloaded file, or "
             "see `prompt-transfer backbones list`)"
         ) from error
     parts = Path(path).parts
@@ -94,18 +94,18 @@ def download(repo: str, file: str, revision: str | None) -> tuple[Path, str | No
 
 
 def model_folder(path: Path, name: str) -> Path:
-    """The folder of the dequantised model of a GGUF file, converted at first use.
+    """Return the folder of the dequantized model of a GGUF file, which is converted at first use.
 
-    The cache keeps it under the file's SHA-256. The weights are float32: a dequantised weight is a scale times an
-    integer, which neither float16 nor bfloat16 holds exactly.
+    The cache key is the file's SHA-256. The weights are float32: a dequantized weight is a scale times an integer,
+    which float16 and bfloat16 cannot represent exactly.
 
     Args:
-        path: of the file.
-        name: of the backbone, for messages.
+        path: path of the file.
+        name: name of the backbone, for messages.
 
     Raises:
-        UserError: not a whole GGUF file, of an unknown architecture or quantisation, without tensors that the model
-            needs, the package `gguf` is missing, or the cache cannot be written.
+        UserError: not a complete GGUF file, unknown architecture or quantization, missing tensors, missing package
+            `gguf`, or cache not writable.
     """
     root = cache_folder() / "gguf"
     digest = _digest(path, root / "digests")
@@ -121,15 +121,15 @@ def model_folder(path: Path, name: str) -> Path:
         raise UserError(f"cannot write to the cache {folder.parent}: {_ELSEWHERE}") from error
     with exclusive_lock(folder.parent, f".{digest}.lock", wait=True):
         if not (folder / "config.json").is_file():  # another process may have converted it meanwhile
-            # Nobody else writes below this name now: what is there was left by a process that was killed.
-            for left in folder.parent.glob(f".{digest}-*"):
-                shutil.rmtree(left, ignore_errors=True)
+            # The lock is held, so these were left by a killed process.
+            for leftover in folder.parent.glob(f".{digest}-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
             _convert(path, name, digest, folder)
     return folder
 
 
 def _digest(path: Path, known: Path) -> str:
-    """SHA-256 of a file; remembered for path, size and time of change, so that it is read once."""
+    """Return the SHA-256 of a file, cached by path, size and modification time."""
     stat = path.stat()
     place = path.resolve()
     facts = {"path": str(place), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
@@ -140,19 +140,19 @@ def _digest(path: Path, known: Path) -> str:
         if found == facts and re.fullmatch("[0-9a-f]{64}", digest):
             return digest
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # not known yet, or damaged
+        pass  # no cache entry, or a damaged one
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    with suppress(UserError):  # a cache that cannot be written, as a shared one: the file is read again next time
+    with suppress(UserError):  # a read-only cache, for example a shared one: the file is hashed again next time
         write_text_atomic(note, json.dumps(facts | {"sha256": digest}))
     return digest
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What a GGUF file says of itself: architecture, quantization, parameters, tensors (names), license.
+    """Read a GGUF file's metadata: architecture, quantization, parameters, tensors (names), license.
 
     Raises:
-        UserError: not a whole GGUF file, or with tensors of an unknown type.
+        UserError: not a complete GGUF file, or tensors of an unknown type.
     """
     import gguf
 
@@ -161,20 +161,20 @@ def read_facts(path: Path) -> dict[str, Any]:
             raise UserError(f"{path} is not a GGUF file (it does not begin with GGUF): give the path of a model")
     try:
         reader = gguf.GGUFReader(path)
-    except Exception as error:  # ValueError, IndexError, struct errors, ... of a file that ends early or is damaged
+    except Exception as error:  # ValueError, IndexError, struct errors, ... for a truncated or damaged file
         known = {entry.value for entry in gguf.GGMLQuantizationType}
         number = re.search(r"(\d+)\)? is not a valid GGMLQuantizationType", str(error))
         if number and int(number[1]) not in known:
             raise UserError(
-                f"{path} has tensors of the quantisation type {number[1]}, which the installed package gguf does not "
-                "know: install a newer one, or use another quantisation of the model"
+                f"{path} has tensors of the quantization type {number[1]}, which the installed package gguf does not "
+                "support: install a newer version, or use another quantization of the model"
             ) from error
-        raise UserError(f"{path} is damaged or cut off ({_first_line(error)}): download it again") from error
+        raise UserError(f"{path} is damaged or truncated ({_first_line(error)}): download it again") from error
     size = path.stat().st_size
     sizes: dict[str, int] = {}
     for tensor in reader.tensors:
         if tensor.data_offset + tensor.n_bytes > size:
-            raise UserError(f"{path} is cut off inside the tensor {tensor.name}: download it again")
+            raise UserError(f"{path} is truncated inside the tensor {tensor.name}: download it again")
         kind = tensor.tensor_type.name
         sizes[kind] = sizes.get(kind, 0) + int(tensor.n_elements)
 
@@ -183,7 +183,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         return None if field is None else field.contents()
 
     if not sizes or value("general.architecture") is None:
-        raise UserError(f"{path} holds no language model (no tensors or no architecture): give the path of a model")
+        raise UserError(f"{path} contains no language model (no tensors or no architecture): give the path of a model")
     if (value("split.count") or 1) > 1:
         raise UserError(
             f"{path} is one part of a split model: join the parts with llama.cpp's `llama-gguf-split --merge`"
@@ -198,9 +198,9 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def _quantization(file_type: int | None, sizes: dict[str, int]) -> str:
-    """The name of the file's quantisation, as `Q4_K_M`: the declared one, or that of most of its weights.
+    """Return the name of the file's quantization, such as `Q4_K_M`: the declared one, or that of most weights.
 
-    One of EXACT if and only if no tensor is quantised, whatever the file declares.
+    It is one of EXACT if and only if no tensor is quantized, regardless of the declared one.
     """
     import gguf
 
@@ -218,7 +218,7 @@ def _convert(path: Path, name: str, digest: str, folder: Path) -> None:
         configuration, _ = PreTrainedConfig.get_config_dict(**where)
         row = FAMILIES.get(configuration.get("model_type", "unknown"))
         kind = row.kind if row else generic.kind_of(configuration, name)
-        # transformers draws its bar wherever standard error goes.
+        # transformers draws its progress bar even if standard error is not a terminal.
         with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(**where)
             model, info = getattr(transformers, AUTO_CLASSES[kind]).from_pretrained(
@@ -226,7 +226,7 @@ def _convert(path: Path, name: str, digest: str, folder: Path) -> None:
             )
     except UserError:
         raise
-    except Exception as error:  # transformers raises many types here; all mean that the file cannot be used
+    except Exception as error:  # transformers raises many types; all mean that the file cannot be used
         raise UserError(f"cannot read {path}: {_first_line(error)}") from error
     heads = tuple(
         f"{module}." for module in (row.head if row else generic.describe(model, model.config.model_type, kind).head)
@@ -235,18 +235,18 @@ def _convert(path: Path, name: str, digest: str, folder: Path) -> None:
     needed = sorted(key for key in missing if not key.startswith(heads))
     if needed:
         listed = ", ".join(needed[:6]) + (" ..." if len(needed) > 6 else "")
-        raise UserError(f"{path} lacks tensors, which would be random: {listed}; use a complete file")
+        raise UserError(f"{path} lacks tensors, which would be randomly initialized: {listed}; use a complete file")
     ignored = [tensor for tensor in facts["tensors"] if tensor in _ROTARY_TENSORS]
     if ignored:
         warnings.warn(
-            f"transformers does not read {', '.join(ignored)} of {path.name}: rotary positions are unscaled, and texts "
-            "may score differently than with the original model"
+            f"transformers does not read {', '.join(ignored)} of {path.name}: rotary positions are unscaled, and "
+            "scores may differ from the original model"
         )
     source = {"file": path.name, "sha256": digest, "quantization": facts["quantization"]}
     if facts["license"]:
         source["license"] = str(facts["license"])
     fresh = _serialisable(model, source)
-    # A missing head stays missing, and is refused or not when the folder is loaded.
+    # A missing LM head stays missing: loading the folder decides whether that is an error.
     weights = {key: tensor for key, tensor in fresh.state_dict().items() if key not in missing}
     _check_space(folder, 4 * sum(parameter.numel() for parameter in fresh.parameters()))
     try:
@@ -255,12 +255,12 @@ def _convert(path: Path, name: str, digest: str, folder: Path) -> None:
             tokenizer.save_pretrained(partial)
     except UserError:
         raise
-    except Exception as error:  # of safetensors, which has its own type for a full disk
+    except Exception as error:  # safetensors has its own error for a full disk
         raise UserError(f"cannot write {folder}: {_first_line(error)}; {_ELSEWHERE}") from error
 
 
 def _serialisable(model: PreTrainedModel, source: dict[str, str]) -> PreTrainedModel:
-    """The tensors of a model that transformers refuses to save, in a fresh model of the same configuration."""
+    """Return a fresh model with the same weights: transformers refuses to save a model loaded from GGUF."""
     configuration = copy.deepcopy(model.config)
     if hasattr(configuration, "quantization_config"):
         del configuration.quantization_config
@@ -277,7 +277,7 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise UserError(
-            f"the dequantised model takes {needed / 1e6:.0f} MB, {place} has {free / 1e6:.0f} MB left; {_ELSEWHERE}"
+            f"the dequantized model needs {needed / 1e6:.0f} MB, but {place} has {free / 1e6:.0f} MB free; {_ELSEWHERE}"
         )
 
 

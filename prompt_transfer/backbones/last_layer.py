@@ -1,12 +1,14 @@
-"""The last layer of a body at a few positions alone: nobody reads its other states.
+"""The last layer of a body, computed at the scored positions only.
 
-Its keys and values are needed at all positions, its queries, its output projection, its FFN and the norms behind it
-only where something is scored. No model code is copied for that. A hook before the layer calls it twice: with all
-positions, left at the registered attention function as soon as keys and values are there, and with the scored
-positions, for which the attention function takes those keys and values. What is wasted are the first call's queries.
-Where an encoder in `full` mode is asked at one position, out of training, and its attention reads what enters the
-layer, one call is enough, and keys and values are not made at all (`attention.AbsorbedKV`). The result is the same
-function to rounding, so is its gradient.
+The layer's keys and values are needed at all positions; its queries, output projection, FFN and the norms after it only
+at the positions that are scored. A forward pre-hook calls the layer twice, without copying any model code:
+
+1. with all positions, stopped in the registered attention function once the keys and values exist (`StopAfterKV`),
+2. with the scored positions, for which the attention function uses those keys and values (`CachedKV`).
+
+Only the queries of the first call are wasted. For an encoder in `full` mode with one scored position, outside training,
+one call suffices, without keys and values (`AbsorbedKV`); this needs an attention that reads the layer's input. Outputs
+and gradients equal those of the whole layer up to rounding.
 """
 
 from __future__ import annotations
@@ -24,17 +26,17 @@ from prompt_transfer.backbones.attention import AbsorbedKV, CachedKV, StopAfterK
 from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.kernels.frozen_linear import stop_sharing_rows
 
-# The same positions for all examples, or those of each [B, S].
+# A slice for all examples, or the positions of each example [B, S].
 Positions = slice | Tensor
 
-# Arguments of a layer that have a value a position, and the dimension that counts positions.
+# Arguments of a layer with one value per position, and the dimension of the positions.
 _DIMENSIONS = {"hidden_states": 1, "position_embeddings": 1, "position_ids": 1, "attention_mask": 2}
 
 
 def gather_positions(values: Tensor, at: Positions, dim: int) -> Tensor:
-    """Of `values` [B or 1, ..., T, ...] those at some positions of dimension `dim`: [B, ..., S, ...]."""
+    """Select positions of dimension `dim` of `values` [B or 1, ..., T, ...]: [B, ..., S, ...]."""
     if isinstance(at, slice):
-        # In one piece: a linear layer would take a product an example for states that are not.
+        # Contiguous: a linear layer would otherwise compute one product per example.
         return values[(slice(None),) * dim + (at,)].contiguous()
     shape = [len(at), *values.shape[1:]]
     index = at.view(len(at), *[1] * (dim - 1), at.shape[1], *[1] * (values.ndim - dim - 1))
@@ -43,7 +45,7 @@ def gather_positions(values: Tensor, at: Positions, dim: int) -> Tensor:
 
 
 def has_hooks(modules: Iterable[nn.Module]) -> bool:
-    """Whether somebody sees or changes what passes through one of them."""
+    """Return whether any of the modules has forward or backward hooks."""
     return any(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
         for module in modules
@@ -51,13 +53,13 @@ def has_hooks(modules: Iterable[nn.Module]) -> bool:
 
 
 class LastLayer:
-    """The last layer of a model, which inside `only(...)` computes the states of some positions.
+    """The last layer of a model, restricted to some positions inside `only(...)`.
 
-    Whoever hooks a module inside the layer (to read neurons, say) sees all positions: then all are computed.
+    If a module inside the layer has hooks (to read neurons, say), all positions are computed.
 
     Args:
-        model: with its LM head.
-        family: its row; `family.layer` is not None.
+        model: a model with its LM head.
+        family: its family; `family.layer` is not None.
     """
 
     def __init__(self, model: PreTrainedModel, family: Family) -> None:
@@ -72,15 +74,15 @@ class LastLayer:
 
     @contextmanager
     def only(self, at: Positions) -> Iterator[None]:
-        """Let the body give states of the positions `at`; take them with `result`."""
-        watched = self._is_watched()
+        """Restrict the layer to the positions `at`; `result` takes their states from the body's output."""
+        hooked = has_hooks(module for module in self.layer.modules() if module is not self.layer)
         self.at, self.length = at, None
         handles = []
         try:
-            if not watched:
+            if not hooked:
                 handles.append(self.layer.register_forward_pre_hook(self._before, with_kwargs=True))
                 if self.reshaped is not None:
-                    handles.append(self.reshaped.register_forward_hook(self._widen))
+                    handles.append(self.reshaped.register_forward_hook(self._pad))
             yield
         finally:
             for handle in handles:
@@ -88,7 +90,7 @@ class LastLayer:
             self.at = self.length = None
 
     def result(self, states: Tensor) -> Tensor:
-        """The states [B, S, H] among those that the body gave."""
+        """Return the states [B, S, H] of the positions from the body's output."""
         assert self.at is not None
         if self.length is None:
             return gather_positions(states, self.at, 1)
@@ -110,15 +112,15 @@ class LastLayer:
         if self._count(at) >= length:
             return None
         if any(isinstance(value, Tensor) and name not in _DIMENSIONS for name, value in given.items()):
-            # A value for each position that this does not know: the whole layer is always right.
+            # An unknown argument may have one value per position, so compute the whole layer.
             return None
         self.length = length
-        makers: list[Any] = [layer.get_submodule(path) for path in self.reads_states]
-        # Whoever put something else in their place (an adapter, say) wants it to be called.
-        plain = bool(makers) and all(type(maker) is nn.Linear for maker in makers)
+        projections: list[Any] = [layer.get_submodule(path) for path in self.reads_states]
+        # Replacements such as adapters must be called, so only plain linear layers are absorbed.
+        plain = bool(projections) and all(type(projection) is nn.Linear for projection in projections)
         if plain and self._count(at) == 1 and given.get("prompt_states") is None and not layer.training:
-            given["prompt_states"] = AbsorbedKV(states, *makers)
-            # Of a model with one layer: the position that is asked for is no row of the prompt.
+            given["prompt_states"] = AbsorbedKV(states, *projections)
+            # In a model with one layer no attention has run yet, and the scored position is not part of the prompt.
             stop_sharing_rows()
         else:
             given["prompt_states"] = CachedKV(given.get("prompt_states"))
@@ -136,16 +138,13 @@ class LastLayer:
 
     @staticmethod
     def _causal_mask(at: Positions, length: int, device: torch.device) -> Tensor:
-        """Who sees whom where no mask said so because the kernel knows, bool [B or 1, 1, S, T]."""
+        """Return the causal mask of the positions, bool [B or 1, 1, S, T], which the kernel can no longer infer."""
         keys = torch.arange(length, device=device)
-        places = keys[at][None] if isinstance(at, slice) else at
-        return keys <= places[:, None, :, None]
+        queries = keys[at][None] if isinstance(at, slice) else at
+        return keys <= queries[:, None, :, None]
 
-    def _is_watched(self) -> bool:
-        return has_hooks(module for module in self.layer.modules() if module is not self.layer)
-
-    def _widen(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """As many states as the input had, of which `result` takes the first."""
+    def _pad(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Pad the states to the length of the input, as the body expects; `result` takes the first ones."""
         if self.length is None:
             return None
         if output.shape[1] == 1:

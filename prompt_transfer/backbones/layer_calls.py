@@ -1,6 +1,6 @@
-"""Layers that are called otherwise: computed again in the backward pass, or compiled.
+"""Gradient checkpointing and compilation of layers.
 
-Both need that a layer is a function of its arguments. `PromptStates` counts its calls, so each layer gets its own part.
+Both require that a layer is a function of its arguments. `PromptStates` counts calls, so each layer gets its own part.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from prompt_transfer.utils.errors import UserError
 
 
 class LayerCall:
-    """In place of a layer's `forward`.
+    """A replacement for a layer's `forward`.
 
     Args:
-        forward: the layer's own.
-        run: calls a function with the arguments that follow it.
+        forward: the layer's own `forward`.
+        run: calls its first argument with the others.
     """
 
     def __init__(self, forward: Callable[..., Any], run: Callable[..., Any]) -> None:
@@ -50,28 +50,28 @@ def _plain(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def layers_of(stack: Stack, name: str) -> list[nn.Module]:
-    """The layers of a body, without a last one that is computed at a few positions alone.
+    """Return the layers of a body, except a last layer that is computed at the scored positions only.
 
     Raises:
-        UserError: the model has none that are called once each (ALBERT).
+        UserError: the model has no layers that are called once each (ALBERT).
     """
     found = [module for module in stack.body.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not found:
         raise UserError(
-            f"the layers of {name} ({stack.family.name}) cannot be compiled or computed again: "
-            "leave out --model.compile and --model.gradient_checkpointing"
+            f"the layers of {name} ({stack.family.name}) cannot be compiled or recomputed: "
+            "remove --model.compile and --model.gradient_checkpointing"
         )
     return [layer for layer in found if stack.last is None or layer is not stack.last.layer]
 
 
 def recompute(stack: Stack, name: str) -> None:
-    """Keep the layers' inputs only and compute the rest again in the backward pass: less memory, a third more time."""
+    """Keep only the layers' inputs and recompute the rest in the backward pass: less memory, a third more time."""
     for layer in layers_of(stack, name):
         layer.forward = LayerCall(layer.forward, _recomputed)
 
 
 def compile_layers(stack: Stack, name: str) -> None:
-    """Compile the layers with `torch.compile`, for shapes of all sizes: one graph serves all layers and lengths."""
+    """Compile the layers with `torch.compile` and dynamic shapes: one graph for all layers and lengths."""
     for layer in layers_of(stack, name):
         layer.forward = LayerCall(torch.compile(layer.forward, dynamic=True), _plain)
     stack.compiled = True

@@ -1,4 +1,4 @@
-"""Where prompt, answer slot and text stand in the input."""
+"""Layouts: the order of prompt, answer slot and text in the input."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from prompt_transfer.utils.errors import LayoutKindError, UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """An order of the parts with the positions they get.
+    """An order of the input's parts, and their positions.
 
-    Prompt rows and the answer slot of an encoder have no position embedding and no token type, where it can do without.
+    In an encoder, prompt tokens and answer slot have no position embedding and no token type if the model allows it.
 
     Attributes:
-        name: as in `--model.layout`.
-        kind: of the backbones that it is for.
-        answer_first: the answer slot stands before the prompt (True) or after it.
-        positions_after_prompt: the text's positions count answer slot and prompt rows (True), or are those that it
-            would have by itself (False).
-        start_token: the tokens that the tokenizer puts before every text stand between prompt and text.
+        name: value of `--model.layout`.
+        kind: kind of backbone.
+        answer_first: the answer slot is before the prompt (True) or after it (False).
+        positions_after_prompt: the text's positions start after answer slot and prompt (True), or are the same as
+            without a prompt (False).
+        start_token: the tokenizer's start tokens are between prompt and text.
     """
 
     name: str
@@ -29,11 +29,11 @@ class Layout:
     start_token: bool = False
 
     def answer_index(self, prompt_length: int) -> int:
-        """Index of the answer slot of an encoder in the whole input."""
+        """Return the index of an encoder's answer slot in the whole input."""
         return 0 if self.answer_first else prompt_length
 
     def text_offset(self, prompt_length: int) -> int:
-        """How far the text's positions are shifted."""
+        """Return the shift of the text's positions."""
         return prompt_length + 1 if self.positions_after_prompt else 0
 
 
@@ -41,39 +41,42 @@ class Layout:
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
-        # The text stands as it does without a prompt. A position for the answer slot costs accuracy: a pretrained model
-        # has never seen a mask where `<s>` stands. SST-2 after 200 steps, accuracy (loss), answer slot at the position
-        # before the text / between `<s>` and the first word / none: bert-nano 0.509 (majority) / 0.661 (0.620) / 0.713
-        # (0.572), roberta-nano 0.674 (0.610) / 0.663 (0.610) / 0.687 (0.603).
+        # The text has the same positions as without a prompt. A position for the answer slot costs accuracy, since a
+        # pretrained model has never seen a mask at the position of `<s>`. SST-2 after 200 steps, accuracy (loss), with
+        # the answer slot at the position before the text / between `<s>` and the first word / without a position:
+        # bert-nano 0.509 (majority class) / 0.661 (0.620) / 0.713 (0.572), roberta-nano 0.674 (0.610) / 0.663 (0.610) /
+        # 0.687 (0.603).
         Layout("prefix", "masked_lm"),
-        # Release 1.0 of Su et al. (modelling_roberta.py): published prompts need exactly this.
+        # Release 1.0 of Su et al. (modelling_roberta.py), required by its published prompts.
         Layout("mask_first", "masked_lm", answer_first=True, positions_after_prompt=True),
-        # Prompt, start token, text, cue; the last token of all is the answer slot. Positions count from the prompt's
-        # first row, as in PEFT's prompt tuning. Models that were pretrained with a start token answer badly without
-        # one, so this is the default wherever the tokenizer adds one, and is left out elsewhere.
+        # Prompt, start token, text, cue; the answer slot is the last token. Positions count from the first prompt
+        # token, as in PEFT's prompt tuning. It is the default if the tokenizer adds a start token, since models that
+        # were pretrained with one are much worse without it; other models do not have this layout.
         Layout("start_answer_last", "causal_lm", start_token=True),
         # The same without a start token.
         Layout("answer_last", "causal_lm"),
-        # Prompt and text in the encoder, the answer slot is the first step of the decoder.
+        # Prompt and text in the encoder; the answer slot is the decoder's first step.
         Layout("encoder", "seq2seq_lm"),
     )
 }
 
 
 def is_causal(name: str | None) -> bool:
-    """Whether a layout is one of causal backbones."""
+    """Return whether a layout is for causal backbones."""
     return name in LAYOUTS and LAYOUTS[name].kind == "causal_lm"
 
 
 def get_layout(name: str | None, kind: str, needs_positions: bool, has_start: bool = False) -> Layout:
-    """The layout `name` for a backbone of some kind; None: the kind's default.
+    """Return a layout by name.
 
     Args:
-        needs_positions: every token of the model has a position (rotary ones), so none can go without.
-        has_start: its tokenizer puts a start token before every text.
+        name: None for the default of the kind.
+        kind: kind of backbone.
+        needs_positions: every token of the model must have a position (rotary positions).
+        has_start: the tokenizer adds a start token before every text.
 
     Raises:
-        UserError: there is none of that name, or it is for another kind of backbone.
+        UserError: unknown name, or a layout for another kind of backbone.
     """
     own = [layout for layout in LAYOUTS.values() if layout.kind == kind]
     if needs_positions:
@@ -89,5 +92,5 @@ def get_layout(name: str | None, kind: str, needs_positions: bool, has_start: bo
     if found not in own:
         needs = "a tokenizer that adds a start token" if found.start_token else "tokens without a position"
         why = f"is for {found.kind} backbones" if found.kind != kind else f"needs {needs}"
-        raise LayoutKindError(f"layout {name} {why}, this one is {kind}: choose one of {choices}")
+        raise LayoutKindError(f"layout {name} {why}, but this backbone is {kind}: choose one of {choices}")
     return found

@@ -1,4 +1,4 @@
-"""Loading a frozen language model from the project, a folder or the hub, with nothing random in it."""
+"""Loading of frozen language models from the project, a folder, a GGUF file or the hub, without random weights."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ from prompt_transfer.utils.network import hub_reachable
 
 
 def resolve(name: str) -> tuple[str, str]:
-    """What to load for a backbone name: (source, `builtin` | `fetched` | `folder` | `gguf` | `hub`).
+    """Resolve a backbone name to a source and its origin.
 
-    A built-in name wins; then one of the catalogue; then a file or folder; anything else is on the hub. The source of
-    `gguf` is the path of a GGUF file, which may be the only one of a folder without a model; that of `fetched` a GGUF
-    file or folder, which may not be there yet; that of `hub` an id, or `org/repo:file.gguf`.
+    Names are tried in this order: built-in, catalogue, file or folder, hub.
+
+    Returns:
+        The source, and one of: `builtin` and `folder` (a model folder), `fetched` (a GGUF file or folder, possibly not
+        fetched yet), `gguf` (a GGUF file, given itself or as the only one in its folder), `hub` (an id, or
+        `org/repo:file.gguf`).
 
     Raises:
-        UserError: a path that leads to no model.
+        UserError: a path without a model.
     """
     built_in = builtin_backbones()
     if name in built_in:
@@ -46,11 +49,14 @@ def resolve(name: str) -> tuple[str, str]:
             return str(path), "folder"
         file = gguf.only_file(path)
         if file is None:
-            raise UserError(f"the folder {name} holds no Hugging Face model (no config.json) and no GGUF file")
+            raise UserError(
+                f"the folder {name} contains neither a Hugging Face model (no config.json) nor a GGUF file: give the "
+                "folder of a model"
+            )
         return str(file), "gguf"
     if gguf.is_gguf(name) and not gguf.on_hub(name):
         if not path.is_file():
-            raise UserError(f"no such GGUF file: {name}; a file of the hub is written as org/repo:file.gguf")
+            raise UserError(f"no such GGUF file: {name}; for a file on the hub use org/repo:file.gguf")
         return str(path), "gguf"
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"no folder {name}: give the folder of a Hugging Face model, a hub id or a built-in backbone")
@@ -59,10 +65,10 @@ def resolve(name: str) -> tuple[str, str]:
 
 @contextmanager
 def quiet_transformers(bars: bool = False) -> Iterator[None]:
-    """Without the warnings of transformers, which say nothing that a user can mend, and without progress bars.
+    """Silence transformers' warnings, which users cannot act on, and its progress bars.
 
     Args:
-        bars: keep the bars, as for a download.
+        bars: keep the progress bars, for example for a download.
     """
     verbosity = transformers_logging.get_verbosity()
     shown = transformers_logging.is_progress_bar_enabled()
@@ -80,17 +86,17 @@ def quiet_transformers(bars: bool = False) -> Iterator[None]:
 def load(
     name: str, head: str, dtype: torch.dtype, revision: str | None, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Family, str]:
-    """Model with its LM head, tokenizer, family row and fingerprint.
+    """Load a model with its LM head, its tokenizer, its family and its fingerprint.
 
     Args:
         name: built-in name, folder, hub id or GGUF file (see `resolve`).
-        head: `lm`: the pretrained LM head must be there; `embedding`: it is not needed.
-        dtype: of the weights.
-        revision: of a hub repository.
-        trust_remote_code: run model code that comes with the checkpoint.
+        head: `lm` requires a pretrained LM head; `embedding` does not.
+        dtype: dtype of the weights.
+        revision: revision of a hub repository.
+        trust_remote_code: run model code from the checkpoint.
 
     Raises:
-        UserError: not to be found, not to be reached, of an unknown family, damaged, or without tensors that it needs.
+        UserError: not found, not reachable, not a language model, damaged, or with missing tensors.
     """
     source, origin = resolve(name)
     commit = None
@@ -107,7 +113,7 @@ def load(
         options["local_files_only"] = True
     try:
         with quiet_transformers(bars=origin == "hub"):
-            # The plain dictionary: building a configuration of an unknown type may fail for reasons of its own.
+            # Read as a dictionary, since building a configuration object of an unknown type may fail.
             places = {key: value for key, value in options.items() if key != "trust_remote_code"}
             facts, _ = PreTrainedConfig.get_config_dict(source, **places)
             model_type = facts.get("model_type", "unknown")
@@ -117,28 +123,27 @@ def load(
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             auto_class = getattr(transformers, AUTO_CLASSES[kind])
             implementation = _attention(row, facts)
-            # Not in the dtype that config.json names: it may be narrower than that of the tensors. Nor in float16, in
-            # which they would have lost what the fingerprint is made of.
+            # The dtype in config.json may be narrower than that of the tensors, and float16 would change the
+            # fingerprint.
             model, info = auto_class.from_pretrained(
                 source,
                 dtype=torch.bfloat16 if dtype is torch.bfloat16 else torch.float32,
                 output_loading_info=True,
                 attn_implementation=implementation,
-                # In place of the checkpoint's, which may not even be valid.
+                # The checkpoint's own may be invalid.
                 generation_config=GenerationConfig(),
-                # What config.json may say otherwise, of how a model is called and not of what it is.
+                # Calling conventions that config.json may change.
                 return_dict=True,
                 chunk_size_feed_forward=0,
                 **options,
             )
             if implementation is not None:
-                # A config.json that names one wins over the argument, and other functions do not see the prompt's
-                # states.
+                # An implementation named in config.json overrides the argument, and would ignore `prompt_states`.
                 model.set_attn_implementation(implementation)
             family = generic.describe(model, model_type, kind) if row is None else row
     except UserError:
         raise
-    except Exception as error:  # transformers raises many types here; all mean that the checkpoint cannot be used
+    except Exception as error:  # transformers raises many types; all mean that the checkpoint cannot be used
         raise UserError(_explain(name, origin, error)) from error
     _refuse_random_weights(name, family, head, info, _tied_by_default(model) if family.has_row else [])
     check_tokenizer(name, model, tokenizer, family.kind)
@@ -148,26 +153,29 @@ def load(
         model.config._commit_hash = commit
     mark = fingerprint(model, tokenizer)
     for parameter in model.parameters():
-        # Not `model.to`: it would round the frequencies of rotary positions too, and far positions would be others.
+        # `model.to` would round the rotary frequencies too, which changes distant positions.
         parameter.data = parameter.data.to(dtype)
     return model, tokenizer, family, mark
 
 
 def _row(facts: dict[str, Any], name: str) -> Family | None:
-    """The row of a family as its configuration needs it; None where it has none."""
+    """Return the family's row, adapted to the configuration; None if the family has no row."""
     row = FAMILIES.get(facts.get("model_type", "unknown"))
     if row is None:
         return None
     if row.kind == "causal_lm" and facts.get("use_bidirectional_attention"):
-        raise UserError(f"{name} sees texts in both directions (use_bidirectional_attention), so it is no causal model")
+        raise UserError(
+            f"{name} is not a causal model, since it uses bidirectional attention (use_bidirectional_attention): use "
+            "another backbone"
+        )
     if facts.get("attn_logit_softcapping"):
-        # Only the eager attention caps its scores.
+        # Only eager attention applies the soft cap to the attention scores.
         return dataclasses.replace(row, plain=True, layer=None, attention="eager")
     return row
 
 
 def _attention(row: Family | None, facts: dict[str, Any]) -> str | None:
-    """The attention implementation of transformers; None for its own choice."""
+    """Return the attention implementation for transformers; None for its default."""
     if row is None:
         return "eager" if facts.get("attn_logit_softcapping") else None
     return row.attention if row.plain else attention.NAME
@@ -177,7 +185,7 @@ def _explain(name: str, origin: str, error: Exception) -> str:
     lines = str(error).strip().splitlines()
     reason = lines[0][:200] if lines else type(error).__name__
     if "ignore_mismatched_sizes" in reason:
-        reason = "its tensors do not have the sizes that its config.json gives"
+        reason = "its tensors have other sizes than its config.json states"
     if origin == "hub":
         names = [*builtin_backbones(), *(row.name for row in NAMED)]
         close = difflib.get_close_matches(name, names, n=1)
@@ -185,17 +193,17 @@ def _explain(name: str, origin: str, error: Exception) -> str:
         if not hub_reachable():
             reason = "no answer; its cache on this machine does not have it"
         return (
-            f"unknown backbone {name!r}{guess}: none that is known by name ({', '.join(names) or 'none'}), "
-            f"not a folder, and the hub gave: {reason} (without a network give the folder of a downloaded model with "
-            "--model.backbone DIR)"
+            f"unknown backbone {name!r}{guess}: it is not a known name ({', '.join(names) or 'none'}) or a folder, and "
+            f"the hub answered: {reason} (without a network give the folder of a downloaded model: --model.backbone "
+            "DIR)"
         )
     return f"cannot load the backbone {name}: {reason}"
 
 
 def _tied_by_default(model: PreTrainedModel) -> list[str]:
-    """The output layer of a T5 v1.1 or mT5 whose checkpoint lacks it: transformers puts the word embeddings there.
+    """Return the name of a missing output layer of T5 v1.1 or mT5, which transformers ties to the word embeddings.
 
-    v1.0 ties the two and scales what enters; the others have an output layer of their own, and do not scale.
+    Only v1.0 is trained with tied and scaled embeddings; the others have a separate output layer without a scale.
     """
     config = model.config
     if not config.is_encoder_decoder or getattr(config, "scale_decoder_outputs", False):
@@ -205,7 +213,7 @@ def _tied_by_default(model: PreTrainedModel) -> list[str]:
 
 
 def _refuse_random_weights(name: str, family: Family, head: str, info: dict[str, Any], tied: list[str]) -> None:
-    """transformers fills what a checkpoint lacks with random numbers and warns; here that is an error."""
+    """Raise UserError if a checkpoint lacks tensors, which transformers would initialize randomly with a warning."""
     heads = tuple(f"{path}." for path in family.head)
     missing = sorted({*info.get("missing_keys", ()), *tied})
     mismatched = sorted(
@@ -215,26 +223,28 @@ def _refuse_random_weights(name: str, family: Family, head: str, info: dict[str,
         missing = [key for key in missing if not key.startswith(heads)]
     if not missing and not mismatched:
         return
-    what = ", ".join((missing + mismatched)[:6]) + (" ..." if len(missing + mismatched) > 6 else "")
+    names = ", ".join((missing + mismatched)[:6]) + (" ..." if len(missing + mismatched) > 6 else "")
     hint = (
         "; use a checkpoint with its LM head, or --model.head embedding to score with the word embeddings"
         if any(key.startswith(heads) for key in missing)
         else ""
     )
-    raise UserError(f"the checkpoint of {name} lacks tensors, which would be random or of another layer: {what}{hint}")
+    raise UserError(
+        f"the checkpoint of {name} lacks tensors, which would be random or those of another layer: {names}{hint}"
+    )
 
 
 def local_start_ids(name: str, revision: str | None = None) -> tuple[int, ...] | None:
-    """`start_ids` of a backbone's tokenizer without its model; None where the tokenizer is not on this machine.
+    """Return the tokenizer's `start_ids` without loading the model; None if the tokenizer is not on this machine.
 
     Args:
         name: a built-in backbone, a folder, or a hub id in the cache.
-        revision: of a hub repository.
+        revision: revision of a hub repository.
     """
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(resolve(name)[0], revision=revision, local_files_only=True)
-        # Without tokenizer files transformers makes an empty one.
+        # Without tokenizer files transformers returns an empty tokenizer.
         return start_ids(tokenizer) if len(tokenizer) > len(tokenizer.all_special_ids) else None
-    except Exception:  # transformers raises many types here; all mean that it cannot be read
+    except Exception:  # transformers raises many types; all mean that the tokenizer cannot be read
         return None

@@ -1,11 +1,10 @@
-"""Backbones that run through the library's own forward: prompt and text together, nothing substituted.
+"""Backbones that use transformers' own forward pass over prompt and text together, without replaced modules.
 
-For families whose attention is not a registered attention function (`Family.plain`) and for those without a row
-(`generic.py`). Positions are the library's defaults: texts are padded on the right, so every token has the position
-that it has without padding.
+Used for families whose attention is not a registered attention function (`Family.plain`), and for families without a
+row (`generic.py`). Positions are the model's defaults: texts are padded on the right, which does not shift any token.
 
-The LM head is the model itself with the module before the head replaced by one that returns given states. So whatever
-a model does to its logits (biases, scales, caps) is kept.
+The LM head is the model itself, with the module before the head patched to return given states. This keeps everything
+that a model does to its logits (biases, scales, caps).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from prompt_transfer.utils.errors import UserError
 
 @dataclass
 class _GivenStates(BaseModelOutput):
-    """Output of the module before the LM head, of which all but the states is None."""
+    """Output of the module before the LM head; every attribute except the states is None."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -42,7 +41,7 @@ class _GivenStates(BaseModelOutput):
 
 @contextmanager
 def _returns(module: nn.Module, output: Any) -> Iterator[None]:
-    """Let `module` return `output`, whatever its input."""
+    """Patch `module` to return `output` for any input."""
     before = module.__dict__.get("forward")
     module.forward = lambda *args, **kwargs: output
     try:
@@ -55,7 +54,7 @@ def _returns(module: nn.Module, output: Any) -> Iterator[None]:
 
 @contextmanager
 def _generating(family: Family) -> Iterator[None]:
-    """Turn what transformers says of families that it cannot generate with into a UserError."""
+    """Raise a UserError for the errors of transformers about families that do not support generation."""
     try:
         yield
     except (ValueError, AttributeError, TypeError, LookupError) as error:
@@ -66,21 +65,21 @@ def _generating(family: Family) -> Iterator[None]:
 
 
 class PlainStack(Stack):
-    """The body of a model as the library runs it."""
+    """The body of a model, run by transformers' own forward pass."""
 
     def __init__(self, model: PreTrainedModel, family: Family) -> None:
         super().__init__(model, family)
         names = inspect.signature(self.body.forward).parameters
         self.options = {"use_cache": False} if "use_cache" in names else {}
 
-    def run_alone(self, part: InputPart, at: Positions | None = None, same: SharedRows | None = None) -> Tensor:
-        """As `Stack.run_alone`; `same` saves nothing here."""
-        found = self.body(inputs_embeds=part.embeddings, attention_mask=part.mask, **self.options).last_hidden_state
-        return found if at is None else gather_positions(found, at, 1)
+    def run_alone(self, part: InputPart, at: Positions | None = None, shared: SharedRows | None = None) -> Tensor:
+        """Compute hidden states as `Stack.run_alone` does; `shared` is ignored."""
+        hidden = self.body(inputs_embeds=part.embeddings, attention_mask=part.mask, **self.options).last_hidden_state
+        return hidden if at is None else gather_positions(hidden, at, 1)
 
 
 class PlainAnswers(Answers):
-    """What all kinds share: prompts are never computed alone."""
+    """Base class of the kinds of plain backbones, which compute prompts with each batch."""
 
     stack_type = PlainStack
 
@@ -90,56 +89,57 @@ class PlainAnswers(Answers):
         return False
 
     def logits(self, states: Tensor) -> Tensor:
-        """Logits [..., V] of the whole vocabulary from answer states [..., H]."""
-        rows = states.reshape(1, -1, states.shape[-1])
-        with _returns(self._before_head(), _GivenStates(last_hidden_state=rows)):
-            found: Tensor = self._from_rows(rows)
-        return found.view(*states.shape[:-1], found.shape[-1])
+        """Compute the logits [..., V] of the whole vocabulary from answer states [..., H]."""
+        flat = states.reshape(1, -1, states.shape[-1])
+        with _returns(self._before_head(), _GivenStates(last_hidden_state=flat)):
+            logits: Tensor = self._apply_head(flat)
+        return logits.view(*states.shape[:-1], logits.shape[-1])
 
     def _before_head(self) -> nn.Module:
         return self.stack.body
 
-    def _from_rows(self, rows: Tensor) -> Tensor:
-        return self.model(inputs_embeds=rows).logits
+    def _apply_head(self, states: Tensor) -> Tensor:
+        return self.model(inputs_embeds=states).logits
 
 
 class PlainMaskedAnswers(PlainAnswers, MaskedAnswers):
-    """An encoder, in `full` mode."""
+    """Answers of a masked LM, in `full` mode."""
 
 
 class PlainCausalAnswers(PlainAnswers, CausalAnswers):
-    """A causal model whose prompt is computed with each text: the same function as from recorded prompts."""
+    """Answers of a causal LM whose prompt is computed with each text: the same function as from recorded prompts."""
 
-    def _behind(self, prompts: Prompts, text: InputPart, at: Tensor) -> Tensor:
+    def _text_states(self, prompts: Prompts, text: InputPart, at: Tensor) -> Tensor:
         places = at + prompts.length
-        whole = self.prompt_part(prompts.of_examples(len(text.mask))).joined(text)
+        whole = self.prompt_part(prompts.per_example(len(text.mask))).joined(text)
         with self.answering(places[:, 0], prompts):
             return self.stack.run_alone(whole, places)
 
     def generate(self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int) -> Tensor:
         text = self.text_part(batch, prompts.length)
-        whole = self.prompt_part(prompts.of_examples(len(text.mask))).joined(text)
+        whole = self.prompt_part(prompts.per_example(len(text.mask))).joined(text)
         lengths = whole.mask.sum(dim=1)
-        written = lengths.new_full((len(lengths), max_new_tokens), self.pad_token_id)
+        generated = lengths.new_full((len(lengths), max_new_tokens), self.pad_token_id)
         longest = 0
-        # Texts of one length at a time: without padding nothing depends on how a family treats it.
+        # One length at a time: families differ in how they generate with padding.
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero()[:, 0]
-            found = self._continued(
+            ids = self._generate_unpadded(
                 whole.embeddings[rows, :length], whole.mask[rows, :length], max_new_tokens, num_beams
             )
-            written[rows, : found.shape[1]] = found
-            longest = max(longest, found.shape[1])
-        return written[:, :longest]
+            generated[rows, : ids.shape[1]] = ids
+            longest = max(longest, ids.shape[1])
+        return generated[:, :longest]
 
-    def _continued(self, embeddings: Tensor, mask: Tensor, max_new_tokens: int, num_beams: int) -> Tensor:
+    def _generate_unpadded(self, embeddings: Tensor, mask: Tensor, max_new_tokens: int, num_beams: int) -> Tensor:
         with _generating(self.family):
             settings = writing.settings(self.model, self.pad_token_id, max_new_tokens, num_beams)
-            return self.written(self.model.generate(None, settings, inputs_embeds=embeddings, attention_mask=mask))
+            generated = self.model.generate(None, settings, inputs_embeds=embeddings, attention_mask=mask)
+            return self.pad_after_end(generated)
 
 
 class PlainSeq2SeqAnswers(PlainAnswers, Seq2SeqAnswers):
-    """A sequence-to-sequence model, in `full` mode."""
+    """Answers of a seq2seq LM, in `full` mode."""
 
     def _decoded(self, ids: Tensor, encoded: Tensor, mask: Tensor, prompts: Prompts) -> Tensor:
         with self.answering(torch.zeros_like(ids[:, 0]), prompts):
@@ -156,9 +156,9 @@ class PlainSeq2SeqAnswers(PlainAnswers, Seq2SeqAnswers):
     def _before_head(self) -> nn.Module:
         return self.model.get_decoder()
 
-    def _from_rows(self, rows: Tensor) -> Tensor:
-        ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
-        return self.model(encoder_outputs=_GivenStates(last_hidden_state=rows), decoder_input_ids=ids).logits
+    def _apply_head(self, states: Tensor) -> Tensor:
+        ids = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
+        return self.model(encoder_outputs=_GivenStates(last_hidden_state=states), decoder_input_ids=ids).logits
 
 
 PLAIN_KINDS: dict[str, Callable[..., PlainAnswers]] = {
@@ -169,11 +169,13 @@ PLAIN_KINDS: dict[str, Callable[..., PlainAnswers]] = {
 
 
 def answers_of(family: Family) -> Callable[..., Answers]:
-    """Return the class that answers for a family."""
+    """Return the answers class of a family."""
     return PLAIN_KINDS[family.kind] if family.plain else KINDS[family.kind]
 
 
 def refuse_shared(name: str, family: Family, attention: str) -> None:
-    """Raise UserError if `shared` attention is asked of a plain family in which it is not the same as `full`."""
+    """Raise UserError for `shared` attention with a plain family, unless it is causal: there it equals `full`."""
     if family.plain and family.kind != "causal_lm" and attention == "shared":
-        raise UserError(f"{name} ({family.name}) has no attention mode 'shared': use --model.attention full")
+        raise UserError(
+            f"{name} ({family.name}) does not support the attention mode 'shared': use --model.attention full"
+        )

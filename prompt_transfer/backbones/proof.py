@@ -1,4 +1,4 @@
-"""What a model of a family without a row must prove at load time: a few forwards over a dozen tokens."""
+"""Checks at load time for models of families without a row: a few forward passes over a dozen tokens."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 
 
 def prove(backbone: FrozenBackbone) -> None:
-    """Check that a model without a row does what prompts need.
+    """Check that a model of a family without a row works with soft prompts.
 
     Raises:
-        UserError: names the check that failed.
+        UserError: a check failed; the message names it.
     """
     checks = {
-        "logits from embeddings are those from token ids": _from_ids,
-        "padding and batch composition change nothing": _alone,
+        "logits from embeddings equal those from token ids": _from_ids,
+        "padding and batch composition do not change logits": _alone,
         "the gradient reaches the prompt": _gradient,
     }
     if backbone.family.kind == "causal_lm":
-        checks["no token sees those after it"] = _causal
+        checks["no token sees later tokens"] = _causal
     training = backbone.model.training
     backbone.model.eval()
     try:
         for check, holds in checks.items():
             try:
                 problem = holds(backbone)
-            except Exception as error:  # whatever a model raises here, it cannot be used
+            except Exception as error:  # any error here means that the model cannot be used
                 lines = str(error).splitlines()
                 problem = f"{type(error).__name__}: {lines[0][:150] if lines else ''}"
             if problem is not None:
                 raise UserError(
                     f"{backbone.id} is of the family {backbone.family.name}, which has no row in "
-                    f"prompt_transfer/backbones/families.py, and fails a check that prompts need: {check} ({problem}); "
+                    f"prompt_transfer/backbones/families.py, and fails a check for soft prompts: {check} ({problem}); "
                     "use a backbone of another family"
                 )
     finally:
@@ -50,7 +50,7 @@ def prove(backbone: FrozenBackbone) -> None:
 
 
 def _prompt_and_rows(backbone: FrozenBackbone) -> tuple[Tensor, list[Tensor]]:
-    """Ids of ordinary tokens: [P], which stand for a prompt, and two texts."""
+    """Return random ordinary token ids: [P] for a prompt, and two texts."""
     tokenizer, special = backbone.tokenizer, set(backbone.tokenizer.all_special_ids)
     size = min(len(tokenizer), backbone.model.get_input_embeddings().weight.shape[0])
     order = torch.randperm(size, generator=torch.Generator().manual_seed(0))[: 64 + len(special)].tolist()
@@ -60,7 +60,7 @@ def _prompt_and_rows(backbone: FrozenBackbone) -> tuple[Tensor, list[Tensor]]:
 
 
 def _answers(backbone: FrozenBackbone, prompt: Tensor, rows: list[Tensor]) -> Tensor:
-    """Logits [B, V] behind a prompt [P, H]."""
+    """Compute the logits [B, V] of texts conditioned on a prompt [P, H]."""
     texts = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=backbone.encoder(_PROMPT).pad_token_id)
     lengths = torch.tensor([len(row) for row in rows])
     mask = (torch.arange(texts.shape[1]) < lengths[:, None]).long()
@@ -71,10 +71,11 @@ def _embedded(backbone: FrozenBackbone, ids: Tensor) -> Tensor:
     return backbone._answers.embed(ids).detach()
 
 
-def _differ(backbone: FrozenBackbone, found: Tensor, expected: Tensor) -> str | None:
+def _difference(backbone: FrozenBackbone, found: Tensor, expected: Tensor) -> str | None:
+    """Describe the difference of two tensors of logits; None within the tolerance."""
     expected = expected.float()
     error = ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6)).item()
-    # Not `>`, which NaN would pass.
+    # `error > tolerance` would be False for NaN.
     return None if error <= _TOLERANCE[backbone.model.dtype] else f"they differ by {error:.1e} of the largest logit"
 
 
@@ -91,7 +92,7 @@ def _from_ids(backbone: FrozenBackbone) -> str | None:
     else:
         mask = torch.tensor([backbone.tokenizer.mask_token_id])
         logits = model(input_ids=torch.cat([prompt, mask, rows[1]])[None]).logits[0, _PROMPT]
-    return _differ(backbone, found, logits)
+    return _difference(backbone, found, logits)
 
 
 @torch.no_grad()
@@ -99,7 +100,7 @@ def _alone(backbone: FrozenBackbone) -> str | None:
     prompt, rows = _prompt_and_rows(backbone)
     embedded = _embedded(backbone, prompt)
     together = _answers(backbone, embedded, rows)
-    return _differ(backbone, together, torch.cat([_answers(backbone, embedded, [row]) for row in rows]))
+    return _difference(backbone, together, torch.cat([_answers(backbone, embedded, [row]) for row in rows]))
 
 
 @torch.no_grad()
@@ -110,7 +111,7 @@ def _causal(backbone: FrozenBackbone) -> str | None:
     whole = torch.cat([embedded, _embedded(backbone, row)])[None]
     mask = torch.ones(whole.shape[:2], dtype=torch.long)
     states = backbone._answers.stack.run_alone(InputPart(whole, mask, mask, mask))
-    return _differ(backbone, backbone._logits(states[:, len(prompt) + 3])[0], short)
+    return _difference(backbone, backbone._logits(states[:, len(prompt) + 3])[0], short)
 
 
 @torch.enable_grad()
@@ -122,6 +123,6 @@ def _gradient(backbone: FrozenBackbone) -> str | None:
     (logits * weights).sum().backward()
     gradient = embedded.grad
     if gradient is None or not gradient.isfinite().all():
-        return "there is none, or it is not finite"
+        return "it is missing or non-finite"
     reached = (gradient != 0).any(dim=1)
-    return None if reached.all() else f"{int((~reached).sum())} of {_PROMPT} prompt tokens get none"
+    return None if reached.all() else f"{int((~reached).sum())} of {_PROMPT} prompt tokens have no gradient"

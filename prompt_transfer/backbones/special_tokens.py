@@ -1,4 +1,4 @@
-"""Special tokens that stand in users' texts, such as `</s>`: their names, and how to read them as ordinary text."""
+"""Special tokens in users' texts, such as `</s>`: their names, and tokenization as ordinary characters."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from prompt_transfer.utils.errors import UserError
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Return the special tokens that the tokenizer finds in a text, the longest first."""
+    """Return the special tokens that the tokenizer recognizes in a text, longest first."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return tuple(sorted(added | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token)))
 
 
 @cache
 def pattern_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    """Compile a pattern that finds each of `tokens` (`special_tokens`) in a text."""
+    """Compile a pattern that matches any of `tokens` (see `special_tokens`)."""
     return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
 
 def ordinary_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Return the token ids of texts whose special tokens are read as the characters that they are written with.
+    """Return the token ids of texts, with special tokens read as ordinary characters.
 
     Raises:
-        UserError: the tokenizer is not a fast one, so that it does not say which characters a token stands for.
+        UserError: the tokenizer is not a fast one, which is needed for the characters of each token.
     """
     if not tokenizer.is_fast:
         raise UserError(
@@ -36,7 +36,7 @@ def ordinary_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[l
     options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
     options["split_special_tokens"] = True
     rows = tokenizer(texts, **options)["input_ids"]
-    # A unigram model has special tokens among its pieces too, and finds them there again.
+    # A unigram model also has the special tokens among its pieces, so they are split by hand.
     pattern = pattern_of(special_tokens(tokenizer))
     again = [row for row, text in enumerate(texts) if pattern.search(text)]
     if not again:

@@ -1,4 +1,4 @@
-"""One pass of prompts and texts through a stack of layers, with the prompt seeing the text or only itself."""
+"""Forward passes of prompts and texts through a model's body, together or from recorded prompts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from prompt_transfer.backbones.last_layer import LastLayer, Positions, gather_po
 
 @dataclass(frozen=True)
 class InputPart:
-    """A stretch of the input: embeddings [B, T, H], positions and token types [B, T] (-1: none), mask [B, T]."""
+    """A part of the input.
+
+    Attributes:
+        embeddings: [B, T, H].
+        positions, token_types: [B, T], -1 for none.
+        mask: [B, T], 1 for tokens.
+    """
 
     embeddings: Tensor
     positions: Tensor
@@ -25,7 +31,7 @@ class InputPart:
     mask: Tensor
 
     def joined(self, other: InputPart) -> InputPart:
-        """This part, then the other."""
+        """Return this part followed by the other."""
         return InputPart(
             torch.cat([self.embeddings, other.embeddings], dim=1),
             torch.cat([self.positions, other.positions], dim=1),
@@ -34,17 +40,17 @@ class InputPart:
         )
 
     def between(self, start: int, end: int | None) -> InputPart:
-        """The tokens from `start` to before `end`."""
+        """Return the tokens from `start` up to, not including, `end`."""
         cut = slice(start, end)
         return InputPart(self.embeddings[:, cut], self.positions[:, cut], self.token_types[:, cut], self.mask[:, cut])
 
 
 class Stack:
-    """The body of a model as its family's row describes it.
+    """The body of a model, as its family describes it.
 
     Args:
-        model: with its LM head.
-        family: its row.
+        model: a model with its LM head.
+        family: its family.
     """
 
     def __init__(self, model: PreTrainedModel, family: Family) -> None:
@@ -52,30 +58,34 @@ class Stack:
         self.body: nn.Module = model.get_submodule(family.body)
         self.causal = family.kind == "causal_lm"
         self.last = LastLayer(model, family) if family.layer is not None else None
-        # Compiled layers (`layer_calls.py`) do not tell when rows are alike no longer.
+        # Compiled layers (`layer_calls.py`) never stop sharing rows, so they must not start.
         self.compiled = False
 
-    def run_alone(self, part: InputPart, at: Positions | None = None, same: SharedRows | None = None) -> Tensor:
-        """States [B, T, H] of a part by itself; with `at` only those there [B, S, H].
+    def run_alone(self, part: InputPart, at: Positions | None = None, shared: SharedRows | None = None) -> Tensor:
+        """Compute hidden states of the whole input.
 
         Args:
             part: the whole input.
-            at: see above.
-            same: rows that many examples share, if there are any.
+            at: positions to return; None for all.
+            shared: rows that many examples share, if any.
+
+        Returns:
+            [B, T, H], or [B, S, H] with `at`.
         """
         masks, bias = self._attention_masks(part.mask, 0)
-        with sharing_rows(None if same is None or self._may_differ() else same):
+        with sharing_rows(None if shared is None or self._may_differ() else shared):
             return self._run(part, masks, None if bias is None else FixedPositionBias(bias), at)
 
     def _may_differ(self) -> bool:
-        """Whether rows that enter alike may differ in front of the first attention: by dropout, by a hook."""
+        """Return whether dropout or hooks may change shared rows per example before the first attention."""
         return self.compiled or self.body.training or has_hooks(self.body.modules())
 
     def record(self, prompts: InputPart) -> tuple[Tensor, PromptStates]:
-        """States [N, P, H] of prompts that see only themselves, and their keys and values.
+        """Compute hidden states and key/value cache of prompts that see only themselves.
 
-        Where the text reads keys and values alone (all but sequence-to-sequence models), the states of all but the
-        first row are left out, and with them the last layer's work.
+        Returns:
+            States [N, P, H], and the cache. If the last layer can be restricted (`LastLayer`), the text needs only the
+            cache, and the states are those of the first prompt token: [N, 1, H].
         """
         states = PromptStates()
         at = slice(0, 1) if self.last is not None else None
@@ -89,7 +99,18 @@ class Stack:
         prompt_ids: Tensor | None,
         at: Positions | None = None,
     ) -> Tensor:
-        """States [B, T, H] of texts that see recorded prompts too; with `at` only those there [B, S, H]."""
+        """Compute hidden states of texts that follow recorded prompts.
+
+        Args:
+            states: the prompts' key/value cache.
+            text: the texts.
+            prompt_length: P.
+            prompt_ids: [B], prompt of each example; None if all examples have the only prompt.
+            at: positions to return; None for all.
+
+        Returns:
+            [B, T, H], or [B, S, H] with `at`.
+        """
         masks, bias = self._attention_masks(text.mask, prompt_length)
         return self._run(text, masks, states.read(prompt_ids, bias), at)
 
@@ -102,20 +123,25 @@ class Stack:
         if self.causal:
             options["use_cache"] = False
         if at is None or self.last is None:
-            found = self.body(inputs_embeds=part.embeddings, attention_mask=masks, **options).last_hidden_state
-            return found if at is None else gather_positions(found, at, 1)
+            hidden = self.body(inputs_embeds=part.embeddings, attention_mask=masks, **options).last_hidden_state
+            return hidden if at is None else gather_positions(hidden, at, 1)
         with self.last.only(at):
-            found = self.body(inputs_embeds=part.embeddings, attention_mask=masks, **options).last_hidden_state
-            return self.last.result(found)
+            hidden = self.body(inputs_embeds=part.embeddings, attention_mask=masks, **options).last_hidden_state
+            return self.last.result(hidden)
 
     def _attention_masks(
         self, mask: Tensor, prompt_length: int
     ) -> tuple[Tensor | dict[str, Tensor | None] | None, Tensor | None]:
-        """Who sees whom among texts [B, T] behind prompts: masks, and T5's bias over prompt and text.
+        """Build the attention masks of texts that follow prompts, and T5's position bias.
 
-        A mask is bool [B or 1, 1, T or 1, P + T], or None where all are seen: the fastest kernels take none. There is
-        one a kind of layer for models with sliding windows. T5's is part of its bias [B or 1, heads, T, P + T]: its
-        layers would put the two together each for itself.
+        Args:
+            mask: [B, T], 1 for tokens of the text.
+            prompt_length: P.
+
+        Returns:
+            Mask, bool [B or 1, 1, T or 1, P + T]; None without padding, since the fastest kernels take no mask; one
+            per kind of layer for models with sliding windows. And T5's bias [B or 1, heads, T, P + T], which includes
+            the mask: otherwise each layer would add the two.
         """
         length, device = mask.shape[1], mask.device
         seen = self.visible(mask, prompt_length)
@@ -126,7 +152,7 @@ class Stack:
             return None, (bias if seen is None else torch.where(seen, bias, lowest)).contiguous()
         window = self.family.sliding(self.config)
         if window is None and (not self.causal or prompt_length == 0):
-            # A causal model's own rule needs no mask where nothing stands before.
+            # Without a prefix the kernel applies the causal mask.
             return seen, None
         keys = torch.arange(prompt_length + length, device=device)
         queries = keys[prompt_length:, None]
@@ -141,11 +167,11 @@ class Stack:
         return near if self.family.one_mask else {"full_attention": full, "sliding_attention": near}, None
 
     def visible(self, mask: Tensor, prompt_length: int = 0) -> Tensor | None:
-        """Which of prompt and text are no padding, bool [B, 1, 1, P + T]; None where nobody has to be told."""
-        # The padding of a causal model stands behind all that is read: its text never sees it.
+        """Return the padding mask of prompt and text, bool [B, 1, 1, P + T]; None if no mask is needed."""
+        # A causal model's padding is on the right, where the text never sees it.
         if self.causal:
             return None
-        # Elsewhere than on a CPU the host would have to wait for the answer.
+        # On a GPU the check would synchronise with the device.
         if mask.device.type == "cpu" and bool(mask.all()):
             return None
         return torch.cat([mask.new_ones(len(mask), prompt_length), mask], dim=1).bool()[:, None, None, :]

@@ -1,4 +1,4 @@
-"""Drop-in modules that share the weights of those they replace, so that no model code has to be copied."""
+"""Drop-in modules that share the weights of the modules they replace."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from transformers.activations import FastGELUActivation, NewGELUActivation
 
 
 class OptionalEmbedding(nn.Embedding):
-    """An embedding table in which the id -1 stands for no embedding at all (a zero row)."""
+    """An embedding table that returns zeros for the id -1."""
 
     @classmethod
     def sharing(cls, table: nn.Embedding) -> OptionalEmbedding:
+        """Create one that shares the weights of `table`."""
         new = cls(table.num_embeddings, table.embedding_dim, _weight=table.weight, _freeze=True)
         new.weight = table.weight
         return new
@@ -25,12 +26,13 @@ class OptionalEmbedding(nn.Embedding):
 
 
 class SelectedRows(nn.Linear):
-    """The output layer of an LM head, restricted to some vocabulary rows inside `only(...)`."""
+    """The output layer of an LM head, restricted to some token ids inside `only(...)`."""
 
     token_ids: Tensor | None = None
 
     @classmethod
     def sharing(cls, layer: nn.Linear) -> SelectedRows:
+        """Create one that shares the weights of `layer`."""
         new = cls(1, 1, bias=False, device="meta")
         new.in_features, new.out_features = layer.in_features, layer.out_features
         new.weight, new.bias = layer.weight, layer.bias
@@ -38,7 +40,7 @@ class SelectedRows(nn.Linear):
 
     @contextmanager
     def only(self, token_ids: Tensor) -> Iterator[None]:
-        """Compute the logits of `token_ids` [U] alone."""
+        """Compute only the logits of `token_ids` [U]."""
         self.token_ids = token_ids
         try:
             yield
@@ -53,22 +55,22 @@ class SelectedRows(nn.Linear):
 
 
 def fuse_activations(model: nn.Module) -> None:
-    """One kernel for the approximation of GELU that GPT-2 and T5 v1.1 have, which the library writes as eight."""
-    found = [
+    """Replace GPT-2's and T5 v1.1's approximate GELU, eight kernels in transformers, by PyTorch's fused one."""
+    names = [
         name
-        for name, part in model.named_modules(remove_duplicate=False)
-        if isinstance(part, (FastGELUActivation, NewGELUActivation))
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, (FastGELUActivation, NewGELUActivation))
     ]
-    for name in found:
+    for name in names:
         replace(model, name, nn.GELU(approximate="tanh"))
 
 
 def replace(model: nn.Module, path: str, new: nn.Module) -> None:
-    """Put `new` where the module `path` of `model` is."""
+    """Replace the module at `path` of `model` by `new`."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, new)
 
 
 def path_of(model: nn.Module, module: nn.Module) -> str:
-    """The path of `module` inside `model`."""
+    """Return the path of `module` in `model`."""
     return next(name for name, candidate in model.named_modules() if candidate is module)

@@ -1,4 +1,4 @@
-"""What tokenizers do beside looking pieces up: start tokens, blanks before texts, tokens that a model has none of."""
+"""Differences between tokenizers: start tokens, leading blanks, tokens without a word embedding."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from prompt_transfer.utils.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Texts to token ids without special tokens.
+# Encodes texts to token ids, without special tokens.
 Encode = Callable[[list[str]], list[list[int]]]
 
-# A letter: no tokenizer merges it with the blank or line feed that follows.
+# A letter, which no tokenizer merges with a following blank or line feed.
 ANCHOR = "a"
 SENTENCEPIECE_BLANK = "▁"
 
 
 def continued(encode: Encode, texts: list[str]) -> list[list[int]]:
-    """Token ids of texts that continue another text: those that each adds to a word before it.
+    """Return the token ids of texts that continue another text.
 
-    SentencePiece-BPE tokenizers (Llama 2, TinyLlama) put a blank before whatever they are given: alone, " terrible"
-    would begin with two. So each text is encoded after a word, the anchor, and the anchor's ids are dropped. Where the
-    ids do not begin with those of the anchor, the text is encoded alone.
+    SentencePiece-BPE tokenizers (Llama 2, TinyLlama) add a blank before every input, so " terrible" alone would begin
+    with two. Each text is therefore encoded after an anchor word, whose ids are dropped. If the ids do not begin with
+    those of the anchor, the text is encoded alone.
 
     Args:
-        encode: gives ids without special tokens.
-        texts: each begins with the blank that parts it from what is before.
+        encode: encoder without special tokens.
+        texts: each begins with the blank that separates it from the previous text.
     """
     (anchor,) = encode([ANCHOR])
     found = []
@@ -38,9 +38,9 @@ def continued(encode: Encode, texts: list[str]) -> list[list[int]]:
 
 
 def line_feed(tokenizer: PreTrainedTokenizerBase, encode: Encode) -> list[int]:
-    """Token ids of a line feed between two texts, without the blank that SentencePiece puts before it.
+    """Return the token ids of a line feed between two texts, without SentencePiece's leading blank.
 
-    The blank of byte-level tokenizers with `add_prefix_space` stays: the built-in GPT was pretrained with it.
+    The blank of byte-level tokenizers with `add_prefix_space` is kept: the built-in GPT was pretrained with it.
     """
     (alone,) = encode(["\n"])
     blank = tokenizer.convert_ids_to_tokens(alone[:1]) == [SENTENCEPIECE_BLANK]
@@ -48,7 +48,7 @@ def line_feed(tokenizer: PreTrainedTokenizerBase, encode: Encode) -> list[int]:
 
 
 def continues_differently(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text that continues another one has other ids than alone."""
+    """Return whether a text has different ids if it continues another text."""
 
     def encode(texts: list[str]) -> list[list[int]]:
         return tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -58,7 +58,7 @@ def continues_differently(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The special tokens that a tokenizer puts before every text (the start token of Llama, OPT, Gemma); often none."""
+    """Return the special tokens that a tokenizer adds before every text (start token of Llama, OPT, Gemma), if any."""
     text = tokenizer(ANCHOR, add_special_tokens=False)["input_ids"]
     whole = tokenizer(ANCHOR)["input_ids"]
     for place in range(len(whole) - len(text) + 1):
@@ -68,12 +68,12 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def tokens_beyond(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> dict[int, str]:
-    """Tokens that a model with so many word embeddings has none of: id -> token, in the order of ids."""
+    """Return the tokens without a word embedding in a model with `embeddings` of them: id -> token, sorted by id."""
     beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= embeddings}
     return dict(sorted(beyond.items()))
 
 
-# Special tokens that a kind of backbone reads or writes, or that any text may be turned into.
+# Special tokens that a kind of backbone reads or generates, or that a tokenizer may produce for any text.
 _NEEDED = {
     "masked_lm": ("unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id"),
     "causal_lm": ("unk_token_id", "eos_token_id"),
@@ -82,16 +82,18 @@ _NEEDED = {
 
 
 def check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
-    """Refuse a tokenizer of another model. Special tokens that nothing uses may lack an embedding: an added pad, say.
+    """Check that a tokenizer belongs to the model.
+
+    Unused special tokens, such as an added pad token, may lack a word embedding.
 
     Raises:
-        UserError: no tokenizer, or an ordinary or a needed token without a word embedding.
+        UserError: no tokenizer, or a used token without a word embedding.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     ordinary = len(tokenizer) - len(tokenizer.all_special_ids)
     if ordinary < 2:
         raise UserError(
-            f"the backbone {name} has no tokenizer (transformers made an empty one): add its tokenizer files"
+            f"the backbone {name} has no tokenizer (transformers returned an empty one): add its tokenizer files"
         )
     needed = {getattr(tokenizer, key) for key in _NEEDED[kind]} | set(start_ids(tokenizer))
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special} - needed
@@ -99,16 +101,16 @@ def check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedToke
     lost = [token for index, token in beyond.items() if index not in special]
     if lost:
         raise UserError(
-            f"tokenizer and model of {name} do not belong together: {len(tokenizer)} tokens, {rows} word embeddings, "
-            f"none for {lost[0]!r}; use the tokenizer of the checkpoint, or resize the model's embeddings"
+            f"tokenizer and model of {name} do not match: {len(tokenizer)} tokens, {rows} word embeddings, none for "
+            f"{lost[0]!r}; use the tokenizer of the checkpoint, or resize the model's embeddings"
         )
 
 
 def word_pieces(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of `text` as it stands inside a sentence: with a blank before it, without special tokens.
+    """Return the token ids of `text` inside a sentence: with a leading blank, without special tokens.
 
-    Byte-level BPE (RoBERTa, GPT) has one token for " great" and another for "great"; for WordPiece the blank makes no
-    difference. Tokenizers that put a blank before every text put none before this one (`continued`).
+    Byte-level BPE (RoBERTa, GPT) has different tokens for " great" and "great"; WordPiece ignores the blank. Tokenizers
+    that add a blank before every input do not add a second one here (see `continued`).
     """
 
     def encode(texts: list[str]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Generation settings of a backbone: our own; a checkpoint contributes its end tokens and its decoder's first token."""
+"""Generation settings: our own, except for a checkpoint's end tokens and its decoder's start token."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ FILE = "generation_config.json"
 
 
 def stated_settings(source: str, config: dict[str, Any], places: dict[str, Any]) -> dict[str, Any]:
-    """Read the end tokens and the decoder's first token that a checkpoint states.
+    """Read a checkpoint's end tokens and decoder start token.
 
     Args:
         source: folder or hub id.
-        config: contents of its config.json. Class defaults of transformers do not count: Llama's end token is 2, which
+        config: contents of its config.json. Class defaults of transformers are ignored: Llama's end token is 2, which
             is an ordinary token of other vocabularies.
         places: `revision` and `local_files_only`, as for `from_pretrained`.
 
     Returns:
-        `eos_token_id` and `decoder_start_token_id`, None where nothing is stated.
+        `eos_token_id` and `decoder_start_token_id`, None if not stated.
     """
     path = cached_file(source, FILE, _raise_exceptions_for_missing_entries=False, **places)
     found = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
     ends, starts = ((facts.get("eos_token_id"), facts.get("decoder_start_token_id")) for facts in (found, config))
-    # The first token that a decoder was trained with stands in config.json: labels are shifted by that one.
+    # config.json has priority for the start token: it is the one that training shifted the labels with.
     return {
         "eos_token_id": ends[0] if ends[0] is not None else starts[0],
         "decoder_start_token_id": starts[1] if starts[1] is not None else ends[1],
@@ -41,16 +41,16 @@ def stated_settings(source: str, config: dict[str, Any], places: dict[str, Any])
 
 
 def neutralize(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stated: dict[str, Any]) -> None:
-    """Replace a model's generation settings: `generate` fills whatever a call leaves open from there.
+    """Replace a model's generation settings, which `generate` uses as defaults.
 
     Args:
-        name: of the backbone, for messages.
+        name: name of the backbone, for messages.
         model: as loaded.
         tokenizer: its end token, which training appends to targets, ends a text too.
         stated: see `stated_settings`.
 
     Raises:
-        UserError: an end token is no token id, or a decoder has no first token.
+        UserError: an end token is not a token id, or a decoder has no start token.
     """
     given = stated["eos_token_id"]
     ends = [] if given is None else given if isinstance(given, list) else [given]
@@ -69,12 +69,12 @@ def neutralize(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
                 "its decoder was trained with (of a T5 the id of its pad token)"
             )
     model.generation_config = GenerationConfig(eos_token_id=ends or None)
-    # Code that a checkpoint brings along to generate in its own way.
+    # Checkpoints can override `generate` with their own code.
     model.__dict__.pop("generate", None)
 
 
 def settings(model: PreTrainedModel, pad_token_id: int, max_new_tokens: int, num_beams: int) -> GenerationConfig:
-    """The settings of one call of `generate`: greedy, or with beams that are ranked by their mean log-probability."""
+    """Return the settings of one call of `generate`: greedy, or beam search ranked by mean log-probability."""
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
@@ -89,19 +89,19 @@ def settings(model: PreTrainedModel, pad_token_id: int, max_new_tokens: int, num
 
 
 def keeps_all(cache: DynamicCache, family: Family) -> bool:
-    """Return whether a cache may hold a prompt while pads follow it, before shorter texts.
+    """Return whether a cache supports padding between the prompt and shorter texts.
 
-    Layers with sliding windows count columns, pads included, and so do models that take no position ids.
+    Layers with sliding windows count pads as positions, and so do models without position ids.
     """
     return family.position_ids and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def pads_first(mask: Tensor, *values: Tensor) -> list[Tensor]:
-    """Move padding from the right to the left, since generation continues from the last column.
+    """Move padding from the right to the left, since generation continues after the last position.
 
     Args:
         mask: [B, T], 1 for tokens.
-        values: [B, T, ...] each.
+        values: tensors [B, T, ...].
     """
     length = mask.shape[1]
     order = (torch.arange(length, device=mask.device) - (length - mask.sum(dim=1, keepdim=True))) % length
@@ -110,7 +110,7 @@ def pads_first(mask: Tensor, *values: Tensor) -> list[Tensor]:
 
 
 def padded(ids: Tensor, ends: list[int] | None, pad_token_id: int) -> Tensor:
-    """Replace what follows the first end token of each row of ids [B, S] by pads."""
+    """Replace the tokens after the first end token of each text in ids [B, S] by pads."""
     if not ends:
         return ids
     is_end = torch.isin(ids, torch.tensor(ends, device=ids.device))
