@@ -211,7 +211,7 @@ def test_from_a_recommendation(backbone, tmp_path):
         made()
     assert made(target="late") == 2
     table.write_text("target,path,score\ntoy,p,high\n")
-    with pytest.raises(UserError, match="'high' stands in the column score"):
+    with pytest.raises(UserError, match="'high' in the column score is not a number"):
         made()
     for text in ("", "target,path\nt,p\n", "a,b\n1,2\n", "target,path,score\nt\n"):
         table.write_text(text)
