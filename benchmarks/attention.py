@@ -1,10 +1,11 @@
-"""What `shared` attention costs in accuracy: a table of the runs of `configs/study/attention.yaml`.
+"""Accuracy of `shared` relative to `full` attention: a table of the runs of `configs/study/attention.yaml`.
 
     prompt-transfer sweep --config study/attention.yaml --data.root ../shared/data --output runs/attention
     python benchmarks/attention.py --sweep runs/attention --output results/attention.csv
 
-A row a backbone and task: best validation accuracy in each mode, mean over seeds, and `shared` minus `full` of the same
-seeds with a bootstrap interval over them; the row `all` is the mean over tasks, with an interval over tasks.
+One row per backbone and task: best validation accuracy in each mode, averaged over seeds, and the paired difference
+`shared` minus `full` with a bootstrap interval over seeds; the row `all` is the mean over tasks, with an interval over
+tasks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MODES = ["full", "shared"]
 
 
 def table(scores: pd.DataFrame) -> pd.DataFrame:
-    """The table, from a row a prompt: backbone, task, seed, attention, value, majority."""
+    """Compute the table from one row per prompt: backbone, task, seed, attention, value, majority."""
     paired = scores.pivot_table(index=["backbone", "task", "seed"], columns="attention", values="value")
     missing = [mode for mode in MODES if mode not in paired] or paired[paired[MODES].isna().any(axis=1)].index.tolist()
     if missing:

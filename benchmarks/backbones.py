@@ -1,9 +1,9 @@
-"""What a prompt gets out of each built-in backbone on real tasks, beside a random prompt and what needs no model.
+"""Scores of tuned prompts on every built-in backbone and real tasks, with random-prompt and model-free baselines.
 
     python benchmarks/backbones.py --root ../shared/data --output results/backbones
 
-Every run is a `fit` and a `test` as a user would type them; `commands.txt` has the commands. Runs that are in the table
-already are not done again.
+Every run is a `fit` and a `test` as a user would type them; `commands.txt` has the commands. Runs that are already in
+the table are skipped.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def commands(
     learning_rate: float | None = None,
     dtype: str | None = None,
 ) -> list[list[str]]:
-    """The `fit` and the `test` of one cell."""
+    """Return the `fit` and `test` commands of one cell."""
     chosen_on, lengths, written = "2000", list[str](), list[str]()
     if get_task(task).is_generation:
-        # Texts of 192 tokens hold most answers; 300 written texts choose the step.
+        # Most answers are within 192 tokens; 300 generated texts are enough to select the step.
         chosen_on = "300"
         lengths = ["--data.max_length", "192", "--data.batch_size", "8"]
         written = ["--data.eval_batch_size", "50"]
@@ -83,10 +83,10 @@ def run(
         runs: folder of the run folders.
         backbones: names, separated by commas.
         tasks: names, separated by commas.
-        steps: optimizer steps of a run.
-        text_steps: of tasks that write a text.
-        learning_rate: of the prompts; default: that of the backbone's family.
-        dtype: of the backbone's weights; default: float32.
+        steps: optimizer steps per run.
+        text_steps: optimizer steps for generation tasks.
+        learning_rate: learning rate of the prompts; default: that of the backbone's family.
+        dtype: dtype of the backbone's weights; default: float32.
     """
     place = Path(output)
     file = place / "results.csv"

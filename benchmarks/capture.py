@@ -1,10 +1,10 @@
-"""Time of capturing the neurons of many prompts, without any data, on a model of some size with random weights.
+"""Time to capture the neurons of many prompts without input text, on a model with random weights.
 
     python benchmarks/capture.py --size base --prompts 13 --threads 2
 
-`base` has the sizes of RoBERTa-base (12 layers, H 768, F 3072), `tiny` is for a look at whether it runs. Time depends
-on sizes alone, so nothing has to be downloaded; the vocabulary is small, since no word is scored. Prints a row a way:
-all prompts in one batch, and one prompt after the other.
+`base` has the sizes of RoBERTa-base (12 layers, H 768, F 3072); `tiny` is for trying the script. Time depends only on
+sizes, so no download is needed; the vocabulary is small because no word is scored. Prints one row per way: all prompts
+in one batch, and one prompt at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIZES = {"tiny": (64, 2, 4, 256), "base": (768, 12, 12, 3072), "large": (1024, 2
 
 
 def make(size: str, folder: Path) -> Path:
-    """A RoBERTa of this size with random weights, and the tokenizer of roberta-nano."""
+    """Save a RoBERTa of this size with random weights and roberta-nano's tokenizer."""
     from transformers import AutoTokenizer
 
     hidden, layers, heads, intermediate = SIZES[size]
@@ -64,7 +64,7 @@ def main() -> None:
             capture_prompts(backbone, group)
         seconds, cpu = time.perf_counter() - wall, time.process_time() - processor
         rows.append({"way": way, "seconds": seconds, "processor": cpu})
-    title = f"{' x '.join(map(str, shape))}, {options.size}, {options.threads} threads; made in {loading:.1f} s"
+    title = f"{' x '.join(map(str, shape))}, {options.size}, {options.threads} threads; created in {loading:.1f} s"
     results.show(rows, title=title)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: facts of the machine, random models of known sizes, texts, rates, files."""
+"""Helpers of the benchmarks: facts about the machine, random models of known sizes, texts, timing, files."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MODELS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 }  # fmt: skip
 """Sizes of RoBERTa-base (125 M parameters), GPT-2 (124 M) and T5-base v1.0 (223 M); `tiny` ones to try a script."""
 
-# A benchmark is about arithmetic: nobody pays for dropout.
+# Dropout would only add time.
 NO_DROPOUT = {
     "Roberta": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "GPT2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
@@ -64,7 +64,7 @@ CLASSES = {"Roberta": "RobertaForMaskedLM", "GPT2": "GPT2LMHeadModel", "T5": "T5
 
 
 def save_random(kind: str, size: str, dtype: str, folder: Path) -> None:
-    """A model of random weights with a built-in tokenizer: time and memory do not depend on what weights hold."""
+    """Save a model with random weights and a built-in tokenizer; time and memory do not depend on weight values."""
     name, sizes = MODELS[kind][size]
     config = getattr(transformers, f"{name}Config")(**sizes, **NO_DROPOUT[name])
     torch.manual_seed(0)
@@ -74,7 +74,7 @@ def save_random(kind: str, size: str, dtype: str, folder: Path) -> None:
 
 
 def sentences(data_root: str | None) -> tuple[list[str], str]:
-    """Training sentences of SST-2 where the folder holds it, else built-in ones; and the name of the task."""
+    """Return training sentences of SST-2 if the folder has it, else built-in ones, and the task's name."""
     real = data_root is not None and (Path(data_root) / "sst2").is_dir()
     name = "sst2" if real else "builtin_movies"
     data = load_task(get_task(name), "local" if real else "builtin", data_root if real else None)
@@ -82,7 +82,7 @@ def sentences(data_root: str | None) -> tuple[list[str], str]:
 
 
 def machine() -> dict[str, Any]:
-    """Facts without which a time means nothing."""
+    """Return the facts about the machine that timings depend on."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     name = re.search(r"model name\s*: (.+)", text)
     flags = set(text.split())
@@ -98,25 +98,25 @@ def machine() -> dict[str, Any]:
 
 
 def weights(device: str) -> str:
-    """The faster number format for weights: bfloat16 where the machine computes in it, else float32."""
+    """Return the faster dtype for weights: bfloat16 if the machine computes in it, else float32."""
     return "bfloat16" if device == "cuda" or machine()["bf16_in_hardware"] else "float32"
 
 
 def facts(
     what: str, libraries: tuple[str, ...] = ("torch", "transformers", "lightning"), **more: Any
 ) -> dict[str, Any]:
-    """The head of a report; call it before the work, so that it has the load of others."""
+    """Return the head of a report; call it before the work to record the load of other processes."""
     return {"what": what, "machine": machine(), "versions": {name: version(name) for name in libraries}, **more}
 
 
 def write(output: str, report: dict[str, Any]) -> None:
-    """A report as a JSON file, whole or not at all."""
+    """Write a report as a JSON file atomically."""
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     write_text_atomic(output, json.dumps(report, indent=2) + "\n")
 
 
 def timed(function: Callable[[], Any]) -> float:
-    """Seconds of one call, the GPU's work included."""
+    """Return the seconds of one call, including the GPU's work."""
     started = time.perf_counter()
     function()
     if torch.cuda.is_available():
@@ -125,7 +125,7 @@ def timed(function: Callable[[], Any]) -> float:
 
 
 def in_turn(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each way, taken in turn so that what else the machine does meets all; one round warms up."""
+    """Return the median seconds of each way after a warm-up round; ways alternate and thus share any other load."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for index in range(repeats + 1):
         for name, function in ways.items():

@@ -1,10 +1,10 @@
-"""How the cost of a training step grows with prompt length, batch, text length and the number of prompts.
+"""Growth of a training step's cost with prompt length, batch size, text length and number of prompts.
 
     python benchmarks/cost.py --output results/benchmarks/cost.json
 
-A model of the size of RoBERTa-base with random weights; texts are random tokens of one length, so nothing is padded.
-One number is varied at a time. `expected` is the growth of the needed products over the base point (`floor.py`), which
-is the slope that time should have.
+The model has the size of RoBERTa-base and random weights; texts are random tokens of equal length, without padding. One
+quantity is varied at a time. `expected` is the growth of the required operations over the base point (`floor.py`), the
+slope that time should have.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BASE = {"prompt_length": 100, "batch_size": 32, "text_length": 24, "prompts": 1}
 
 
 def stepper(backbone: FrozenBackbone, point: dict[str, int], device: str) -> Callable[[], None]:
-    """A training step of N prompts, each behind the same B texts of T tokens."""
+    """Return a function that takes a training step of N prompts, each on the same B texts of T tokens."""
     count, size = point["prompts"], point["batch_size"]
     table = backbone.embedding_weight
     generator = torch.Generator().manual_seed(0)
@@ -68,11 +68,11 @@ def run(
         output: the file.
         prompt_lengths: P to try; the others stay as in BASE.
         batch_sizes: B to try.
-        text_lengths: T to try, the answer slot not counted.
-        prompts: numbers of prompts N that are trained at once, each on all B texts.
-        dtype: of the weights; default bfloat16 where the machine computes in it, else float32.
-        repeats: of each point, after one that is not measured; the points of one number are taken in turn.
-        threads: of torch.
+        text_lengths: T to try, without the answer slot.
+        prompts: numbers N of prompts trained together, each on all B texts.
+        dtype: dtype of the weights; default bfloat16 if the machine computes in it, else float32.
+        repeats: measurements per point, after a warm-up; the points of one quantity alternate.
+        threads: number of torch threads.
         device: cpu or cuda.
         size: base, or tiny to try the script.
     """
@@ -117,6 +117,6 @@ def run(
 
 
 if __name__ == "__main__":
-    # As `fit` does.
+    # As in `fit`.
     keep_memory()
     call(run, "cost", sys.argv[1:])

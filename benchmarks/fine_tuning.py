@@ -1,9 +1,9 @@
-"""What a built-in backbone can learn at all: all of its weights are trained on a task that writes a text.
+"""Full fine-tuning of a built-in backbone on a generation task, as an upper bound for prompts.
 
     python benchmarks/fine_tuning.py --task squad --backbone gpt2-nano --root ../shared/data
 
-A bound for prompts on the same rows, with the same way of writing: a task on which the whole model fails is none for
-its prompts. Plain `transformers`, greedy decoding, the scores of the last step; no prompt stands before the text.
+It uses the same examples and decoding as prompts: a task that the whole model cannot learn is unsuitable for its
+prompts. Plain `transformers`, greedy decoding, scores of the last step, no prompt.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from prompt_transfer.utils import results
 
 
 def loss_of(model: PreTrainedModel, batch: dict[str, Tensor], pad: int) -> Tensor:
-    """Mean cross-entropy of the target's tokens."""
+    """Return the mean cross-entropy of the target tokens."""
     if model.config.is_encoder_decoder:
         return model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["target_ids"]).loss
-    # The target stands behind the text: [B, T + S], padded at the end.
+    # The target follows the text: [B, T + S], padded at the end.
     rows, labels = [], []
     for text, mask, target in zip(batch["input_ids"], batch["attention_mask"], batch["target_ids"], strict=True):
         text, target = text[mask.bool()], target[target != IGNORED]
@@ -37,7 +37,7 @@ def loss_of(model: PreTrainedModel, batch: dict[str, Tensor], pad: int) -> Tenso
         labels.append(torch.cat([torch.full_like(text, IGNORED), target]))
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
     wanted = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
-    # No mask: what is read of a causal model stands before the padding.
+    # No mask needed: the scored positions of a causal model precede the padding.
     return model(ids, labels=wanted).loss
 
 
@@ -45,7 +45,7 @@ def loss_of(model: PreTrainedModel, batch: dict[str, Tensor], pad: int) -> Tenso
 def written(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskDataModule, most: int
 ) -> tuple[list[str], list[list[str]]]:
-    """Greedy answers to the rows of the test split, and what is right."""
+    """Return greedy answers to the test examples, and the references."""
     model.eval()
     texts, references = list[str](), list[list[str]]()
     for batch in data.test_dataloader():
@@ -70,23 +70,23 @@ def run(
     limit_eval: int = 300,
     seed: int = 0,
 ) -> None:
-    """Train, write, score; rows of the table for this task and backbone are replaced.
+    """Train, generate and score; replaces the table's rows for this task and backbone.
 
     Args:
-        task: that writes a text.
-        backbone: a built-in one, causal or sequence-to-sequence.
+        task: a generation task.
+        backbone: a built-in backbone, causal or sequence-to-sequence.
         root: folder with the task in local form.
         output: the table.
         steps: optimizer steps.
-        batch_size: examples of one.
-        learning_rate: of AdamW, falling linearly to 0.
-        max_length: tokens of a text.
-        limit_eval: test rows.
-        seed: of the order.
+        batch_size: examples per step.
+        learning_rate: initial learning rate of AdamW, decayed linearly to 0.
+        max_length: maximum tokens per text.
+        limit_eval: number of test examples.
+        seed: seed of the data order.
     """
     torch.manual_seed(seed)
     frozen = FrozenBackbone(backbone)
-    # Room for a prompt of 20 rows, so that texts are cut where they are cut for prompts.
+    # Truncate texts as for a prompt of 20 tokens.
     encoder = frozen.encoder(20)
     data = TaskDataModule(
         task, "local", root=root, batch_size=batch_size, max_length=max_length, limit_eval=limit_eval,

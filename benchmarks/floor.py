@@ -1,12 +1,12 @@
-"""What a training step needs at least: counted products over measured rates, and bytes over the rate of copying.
+"""Lower bound on the time of a training step: required operations at measured rates, and bytes at the copy rate.
 
-Counted is what the function itself asks for, on texts without padding: no weight gradients, of the last layer queries
-and FFN at the answer slot alone (whose one query an encoder in `full` mode lets read states, not keys and values), no
-gradients of text that stands before the first layer, and before its attention the prompt once. The rates are measured
-in the same run, for the shapes that are used, with the weights not in the cache. Elementwise work that no kernel can
-leave out: norms with their residual sums, and the activation, forward and backward, each reading and writing once.
+The count includes only the work that the function requires, on texts without padding: no weight gradients; in the last
+layer only the answer slot's query and FFN (in `full` mode, an encoder's single query reads hidden states directly,
+without keys and values); no gradients of the text before the first layer; the prompt once before the first attention.
+Rates are measured in the same run for the same shapes, with weights not in the CPU cache. Elementwise work that every
+kernel must do: norms with residual sums, and the activation, forward and backward, each reading and writing once.
 
-Shape letters: B batch, P prompt tokens, H hidden, F neurons a layer, L layers.
+Shape letters: B batch, P prompt tokens, H hidden, F neurons per layer, L layers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from prompt_transfer.backbones.kernels import frozen_linear
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a model."""
+    """Sizes of a model."""
 
     layers: int
     hidden: int
@@ -33,7 +33,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Needed:
-    """Of one step: floating-point operations of linear layers by (inputs, outputs), of attention; and bytes."""
+    """Work of one step: floating-point operations of linear layers by (inputs, outputs) and of attention, and bytes."""
 
     linear: dict[tuple[int, int], float]
     attention: float
@@ -41,19 +41,19 @@ class Needed:
 
     @property
     def total(self) -> float:
-        """Operations of all products."""
+        """Return the operations of all matrix products."""
         return sum(self.linear.values()) + self.attention
 
 
 def needed(sizes: Sizes, attention: str, prompt_length: int, texts: Sequence[int], causal: bool = False) -> Needed:
-    """Work of one step on texts of so many tokens (an encoder's answer slot counted).
+    """Return the work of one step.
 
     Args:
-        sizes: of the model.
+        sizes: sizes of the model.
         attention: `full` or `shared`.
         prompt_length: P.
-        texts: tokens of each example, B of them.
-        causal: whether a token sees only what stands before it.
+        texts: number of tokens of each of the B texts, including an encoder's answer slot.
+        causal: whether attention is causal.
     """
     batch, text = len(texts), sum(texts)
     hidden, ffn = sizes.hidden, sizes.ffn
@@ -66,16 +66,16 @@ def needed(sizes: Sizes, attention: str, prompt_length: int, texts: Sequence[int
 
     shared = attention == "shared"
     rows = text + (prompt_length if shared else batch * prompt_length)
-    # Pairs of a query and a key that it sees.
+    # Causal attention has half as many query-key pairs.
     half = 0.5 if causal else 1.0
     pairs = sum(half * count**2 + count * prompt_length for count in texts)
     pairs += half * prompt_length**2 * (1 if shared else batch) + (0 if shared else prompt_length * text)
     for layer in range(sizes.layers):
         first, last = layer == 0, layer == sizes.layers - 1
-        # In front of the first attention a prompt is the same in all examples, and only its rows have a gradient.
+        # Before the first attention the prompt is the same in all examples, and only it has a gradient.
         entering, back = (text + prompt_length, prompt_length) if first else (rows, rows)
         asking = batch if last else rows
-        # One query an example reads the states themselves: its products with the layers of keys and values are enough.
+        # A single query can read hidden states directly, without computing keys and values.
         reads_states = last and not shared and not causal
         product(batch if reads_states else entering, hidden, 2 * hidden, batch if reads_states else back)
         product(min(asking, entering), hidden, hidden, min(back, asking))
@@ -90,15 +90,15 @@ def needed(sizes: Sizes, attention: str, prompt_length: int, texts: Sequence[int
 
 
 class Rates:
-    """Rates of this machine for the shapes of one model.
+    """Measured rates of this machine for the shapes of one model.
 
     Args:
-        sizes: of the model.
-        rows: positions of a batch.
+        sizes: sizes of the model.
+        rows: positions per batch.
         batch: B.
-        dtype: of the weights.
-        device: where.
-        repeats: of each; medians count.
+        dtype: dtype of the weights.
+        device: cpu or cuda.
+        repeats: measurements per rate; medians count.
     """
 
     def __init__(self, sizes: Sizes, rows: int, batch: int, dtype: torch.dtype, device: str, repeats: int = 5) -> None:
@@ -121,12 +121,12 @@ class Rates:
         return statistics.median(timed(function) for _ in range(self.repeats))
 
     def _linear(self, rows: int, inputs: int, outputs: int, dtype: torch.dtype, device: str) -> float:
-        """Operations a second of a layer, forward and backward to its input, over as many weights as 12 layers have."""
+        """Return a linear layer's operations per second, forward and input gradient, cycling through 12 weights."""
         weights = [torch.randn(outputs, inputs, dtype=dtype, device=device) for _ in range(12)]
         x = torch.randn(rows, inputs, dtype=dtype, device=device)
         gradient = torch.randn(rows, outputs, dtype=dtype, device=device)
 
-        # Forward as PyTorch does it; backward with weights that are sorted once, where there is a kernel for them.
+        # Forward with PyTorch; backward with weights packed once, if there is a kernel for that.
         sort = dtype is torch.bfloat16 and device == "cpu" and frozen_linear.has_kernel()
         turned = [frozen_linear.TransposedWeight(sort) for _ in weights]
 
@@ -138,7 +138,7 @@ class Rates:
         return 2 * 2.0 * rows * inputs * outputs * len(weights) / self._median(both)
 
     def seconds(self, work: Needed) -> tuple[float, float]:
-        """Seconds of the products alone, and with the elementwise bytes."""
+        """Return the seconds of the matrix products, and the seconds including elementwise work."""
         matrix = sum(count / self.linear[shape] for shape, count in work.linear.items())
         matrix += work.attention / self.attention
         return matrix, matrix + work.elements * self.itemsize / self.copy

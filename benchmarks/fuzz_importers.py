@@ -1,14 +1,14 @@
-"""Mutated files of others, fed to all that reads them: nothing but a UserError, no hang, no code run, memory bounded.
+"""Fuzz the readers of untrusted files: they may only raise UserError, never hang, run code or exhaust memory.
 
     python benchmarks/fuzz_importers.py --output results/fuzz.json                 # 100,000 files
     python benchmarks/fuzz_importers.py --output one.json --only 4711 --keep DIR   # one of them again, kept in DIR
 
-The files are made here: published prompts in both formats of `torch.save`, prompts, projectors and files of neurons in
-safetensors. File number i depends on the seed and i alone. Bytes are flipped, cut, doubled and spliced; headers and
-pickles are also changed inside of an otherwise whole file, since a checksum would find most other damage first. Some
-pickles hold calls, which must never be made.
+The script generates published prompts in both formats of `torch.save`, and prompts, projectors and neuron files in
+safetensors. File i depends only on the seed and i. Bytes are flipped, cut, duplicated and spliced; headers and pickles
+are also changed inside otherwise valid files, because checksums catch most other damage first. Some pickles contain
+calls, which must never run.
 
-Each chunk of files is read in a process of its own, so that one that brings the interpreter down is told too.
+Each chunk of files is read in a separate process, which makes crashes of the interpreter visible too.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.utils.errors import UserError
 
 CPU_SECONDS, WALL_SECONDS = 5.0, 120.0  # for one file
-MEMORY_MIB = 256  # of address space that a file may take beside what all take
-# What Python reports when a file gets more than it should.
+MEMORY_MIB = 256  # additional address space that one file may take
+# Audit events that no file may cause.
 FORBIDDEN = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.mkdir", "os.remove",
              "os.rename", "subprocess.Popen", "socket.connect", "shutil.rmtree", "ctypes.dlopen")  # fmt: skip
 NUMBERS = [0, 1, 2, 7, 8, 255, 256, 65535, 2**31 - 1, 2**31, 2**32, 2**40, 2**63 - 1, 2**63, 2**64 - 1, -1, -8]
@@ -57,11 +57,11 @@ TEXTS = ['"F32"', '"F64"', '"BF16"', '"I8"', '"BOOL"', '"F8_E4M3"', '"X"', "null
 
 
 class Stuck(BaseException):
-    """A file took too long."""
+    """Raised if a file takes too long."""
 
 
 class Call:
-    """Becomes a call in a pickle."""
+    """An object that pickles as a call."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.reduced = function, arguments
@@ -74,7 +74,7 @@ class Call:
 
 
 def seeds(folder: Path) -> dict[str, list[bytes]]:
-    """Kind -> whole files of it."""
+    """Return kind -> valid files."""
     generator = torch.Generator().manual_seed(0)
 
     def rows(*shape: int) -> torch.Tensor:
@@ -126,7 +126,7 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
 
 
 def damaged(data: bytes, other: bytes, draw: random.Random) -> bytes:
-    """Bytes changed without regard to what they mean; of long files mostly the two ends, where what matters stands."""
+    """Change bytes at random; in long files mostly near both ends, where the metadata are."""
     found = bytearray(data)
     for _ in range(draw.choice((1, 1, 1, 2, 4, 8))):
         size = len(found)
@@ -161,7 +161,7 @@ def damaged(data: bytes, other: bytes, draw: random.Random) -> bytes:
 
 
 def safetensors_header(data: bytes, draw: random.Random) -> bytes:
-    """The JSON header changed, its length and the data as they should be."""
+    """Change the JSON header, with a correct length and unchanged data."""
     length = int.from_bytes(data[:8], "little")
     header, rest = data[8 : 8 + length].decode(), data[8 + length :]
     for _ in range(draw.choice((1, 1, 2, 3))):
@@ -178,7 +178,7 @@ def safetensors_header(data: bytes, draw: random.Random) -> bytes:
 
 
 def changed_pickle(data: bytes, other: bytes, draw: random.Random, marker: Path) -> bytes:
-    """A pickle with a call in it, or with bytes changed."""
+    """Insert a call into a pickle, or change its bytes."""
     if draw.random() < 0.3:
         call = draw.choice((
             Call(os.mkdir, str(marker)), Call(os.system, f"touch {marker}"), Call(eval, f"open({str(marker)!r}, 'w')"),
@@ -188,17 +188,17 @@ def changed_pickle(data: bytes, other: bytes, draw: random.Random, marker: Path)
         inside = pickle.dumps(draw.choice((call, [call], {"model": call})), draw.choice((0, 1, 2, 3, 4)))
         if draw.random() < 0.5:
             return inside
-        # In the middle of the real one: without its own end.
+        # Inserted into the original pickle without its STOP opcode.
         place = draw.randrange(2, len(data))
         return data[:place] + inside[2 if inside[:1] == b"\x80" else 0 : -1] + data[place:]
     return damaged(data, other, draw)
 
 
 def zip_pickle(data: bytes, other: bytes, draw: random.Random, marker: Path) -> bytes:
-    """An archive whose checksums are right, with another pickle, other sizes, names or kinds of members."""
+    """Change the pickle, or sizes, names or types of members, in an archive with correct checksums."""
     whole = io.BytesIO()
     with (
-        warnings.catch_warnings(action="ignore"),  # about members of one name
+        warnings.catch_warnings(action="ignore"),  # duplicate member names
         zipfile.ZipFile(io.BytesIO(data)) as archive,
         zipfile.ZipFile(whole, "w") as copy,
     ):
@@ -217,14 +217,14 @@ def zip_pickle(data: bytes, other: bytes, draw: random.Random, marker: Path) -> 
 
 
 def legacy_pickle(data: bytes, other: bytes, draw: random.Random, marker: Path) -> bytes:
-    """The old format with one of its pickles changed; the others are found by their ends."""
+    """Change one of the pickles of the legacy format, located by their STOP opcodes."""
     if draw.random() < 0.5:
         return changed_pickle(data[:600], other, draw, marker) + data[600:]
     inside = pickle.dumps({"model": Call(os.mkdir, str(marker))}, 2)
     ends = [found.end() for found in re.finditer(rb"\.\x80\x02", data[:900])]
     if len(ends) < 3:
         return inside
-    # The magic number, the protocol and the system stay; the object is another one.
+    # Keep the magic number, protocol and system; replace the object.
     return data[: ends[2] - 2] + inside + data[ends[2] - 2 :]
 
 
@@ -235,11 +235,11 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 class Fuzz:
-    """Makes and reads files.
+    """Generator and reader of mutated files.
 
     Args:
-        folder: for the file at hand, best in memory (/dev/shm).
-        seed: of all mutations.
+        folder: folder for the current file, best in memory (/dev/shm).
+        seed: seed of all mutations.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -247,7 +247,7 @@ class Fuzz:
         self.marker = folder / "executed"
         self.whole = seeds(folder)
         self.kinds = list(self.whole)
-        # The folder's name says task and backbone of a published prompt.
+        # A published prompt's folder name gives its task and backbone.
         (folder / "SST2PromptT5Small").mkdir(exist_ok=True)
         self.paths = {
             kind: folder / ("SST2PromptT5Small/task_prompt" if kind in ("zip", "legacy") else f"{kind}.safetensors")
@@ -265,7 +265,7 @@ class Fuzz:
             self.seen = f"{event} {str(arguments)[:80]}"
 
     def make(self, number: int) -> tuple[str, bytes]:
-        """Kind and bytes of file `number`."""
+        """Return the kind and bytes of file `number`."""
         draw = random.Random(f"{self.seed} {number}")
         kind = self.kinds[number % len(self.kinds)]
         data, other = draw.choice(self.whole[kind]), draw.choice(self.whole[draw.choice(self.kinds)])
@@ -278,7 +278,7 @@ class Fuzz:
         return kind, safetensors_header(data, draw)
 
     def outcome(self, kind: str, data: bytes) -> str:
-        """`accepted`, `refused`, or what went wrong."""
+        """Return `accepted`, `refused`, or a description of the failure."""
         path = self.paths[kind]
         path.write_bytes(data)
         self.seen, self.armed = "", True
@@ -287,7 +287,7 @@ class Fuzz:
                 READERS[kind](path)
             found = "accepted"
         except UserError as error:
-            found = "refused" if str(error).strip() else "crash: a UserError without a word"
+            found = "refused" if str(error).strip() else "crash: a UserError without a message"
         except Stuck:
             found = "hang"
         except BaseException as error:
@@ -297,11 +297,11 @@ class Fuzz:
         if self.seen or self.marker.exists():
             shutil.rmtree(self.marker, ignore_errors=True)
             self.marker.unlink(missing_ok=True)
-            return f"executed: {self.seen or 'the marker is there'}"
+            return f"executed: {self.seen or 'the marker exists'}"
         return found
 
     def read(self, number: int) -> tuple[str, str]:
-        """Kind and outcome of file `number`, with what it took of memory."""
+        """Read file `number`; return its kind and outcome, including excessive memory."""
         kind, data = self.make(number)
         if not self.limit:
             self.limit = peak_mib() + MEMORY_MIB
@@ -314,7 +314,7 @@ class Fuzz:
 
 @contextmanager
 def alarms() -> Iterator[None]:
-    """Raise `Stuck` after seconds of this process's own time, and of anybody's."""
+    """Raise `Stuck` after a limit of CPU time and of wall-clock time."""
 
     def stop(number: int, frame: Any) -> None:
         raise Stuck
@@ -329,13 +329,13 @@ def alarms() -> Iterator[None]:
             signal.setitimer(timer, 0)
         for kind, handler in handlers:
             signal.signal(kind, handler)
-        # Whoever waited before goes on waiting.
+        # Restore earlier timers.
         for timer, before in timers:
             signal.setitimer(timer, *before)
 
 
 def peak_mib() -> int:
-    """The most address space that this process ever had; where it is not told, the most memory."""
+    """Return the peak address space of this process, or its peak memory if that is unavailable."""
     try:
         return int(re.search(r"VmPeak:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024  # type: ignore[index]
     except (OSError, TypeError):
@@ -346,7 +346,7 @@ def peak_mib() -> int:
 
 
 def count(fuzz: Fuzz, numbers: range, keep: Path | None) -> dict[str, Any]:
-    """Outcomes of some files: counts by kind, and a line for each that went wrong."""
+    """Read some files; return counts of outcomes by kind, and a line per failure."""
     counts: Counter[str] = Counter()
     wrong = []
     for number in numbers:
@@ -367,7 +367,7 @@ def _send(fuzz: Fuzz, numbers: range, keep: Path | None, pipe: Any) -> None:
 
 
 def in_process(fuzz: Fuzz, numbers: range, keep: Path | None) -> dict[str, Any]:
-    """`count` in a process of its own."""
+    """Run `count` in a separate process."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
     child = context.Process(target=_send, args=(fuzz, numbers, keep, there))
@@ -384,13 +384,13 @@ def in_process(fuzz: Fuzz, numbers: range, keep: Path | None) -> dict[str, Any]:
 
 
 def memory_folder() -> Path | None:
-    """Return the folder of files in memory, or None where there is none."""
+    """Return the folder of the in-memory file system, or None without one."""
     memory = Path("/dev/shm")
     return memory if os.access(memory, os.W_OK) else None
 
 
 def fuzzed(files: int, seed: int = 0, keep: Path | None = None, chunk: int | None = 5000) -> dict[str, Any]:
-    """The report; `chunk` None reads all files in this process."""
+    """Fuzz `files` files and return the report; `chunk` None reads all of them in this process."""
     started = time.perf_counter()
     counts: Counter[str] = Counter()
     wrong: list[str] = []
@@ -417,8 +417,8 @@ def main() -> int:
     parser.add_argument("--output", default="results/fuzz.json")
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="one file alone, in this process")
-    parser.add_argument("--keep", type=Path, help="folder for files that went wrong")
+    parser.add_argument("--only", type=int, help="read only this file, in this process")
+    parser.add_argument("--keep", type=Path, help="folder for files that fail")
     options = parser.parse_args()
     torch.set_num_threads(1)
     report = facts("mutated files, fed to all readers of files of others", ("torch", "safetensors"))

@@ -1,15 +1,15 @@
-"""Mutated task files, read by all that reads users' tables: right cells or one line that names file and row.
+"""Fuzz the readers of users' tables: they must return the right cells, or a one-line error naming file and row.
 
     python benchmarks/fuzz_tasks.py --output results/benchmarks/fuzz_tasks.json      # 10,000 files
     python benchmarks/fuzz_tasks.py --output one.json --only 4711 --keep DIR         # one of them again, kept in DIR
 
-The files are CSV, JSON lines and Parquet, as `load_task` and `predict --input` read them. File number i depends on the
-seed and i alone. A file is changed in one of three ways:
+The files are CSV, JSON lines and Parquet, as `load_task` and `predict --input` read them. File i depends only on the
+seed and i. A file is changed in one of three ways:
 
-- `same`: written in another way that means the same; the rows that were written must be read.
-- `fault`: one thing is wrong, mostly in one row; the file is refused in one line that names it and the row.
-- `damage`: bytes or lines changed without regard to what they mean; what is read must be what an independent reader
-  finds (CSV: a parser of RFC 4180 in `task_files.py`; JSON lines: line by line).
+- `same`: an equivalent notation; the original rows must be read.
+- `fault`: one error, usually in one row; the file must be refused in one line that names it and the row.
+- `damage`: randomly changed bytes or lines; the result must equal that of an independent reader (CSV: an RFC 4180
+  parser in `task_files.py`; JSON lines: line by line).
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ OUTCOMES = ("accepted", "refused", "shifted", "misread", "unnamed", "crash", "ha
 
 
 def of_task(made: Made, path: Path) -> list[tuple[str, ...]]:
-    """Rows as training reads them."""
+    """Return the rows as training reads them."""
     splits = load_task(made.task, "local", path.parent.parent).splits.values()
     rows = [(row["id"], row["text_a"], row["text_b"], row["label"]) for part in splits for row in part.to_list()]
     return [row[1:] for row in sorted(rows)]
 
 
 def of_texts(made: Made, path: Path) -> list[tuple[str, ...]]:
-    """Rows as `predict --input` reads them."""
+    """Return the rows as `predict --input` reads them."""
     found = load_texts(path, made.task)
     return list(zip(found["text_a"][:], found["text_b"][:], strict=True))
 
 
 class Fuzz:
-    """Makes and reads files; the interface is that of `fuzz_importers.Fuzz`.
+    """Generator and reader of mutated task files, with the interface of `fuzz_importers.Fuzz`.
 
     Args:
-        folder: for the file at hand, best in memory (/dev/shm).
-        seed: of all files.
+        folder: folder for the current file, best in memory (/dev/shm).
+        seed: seed of all files.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -63,7 +63,7 @@ class Fuzz:
         self.folder.mkdir()
 
     def made(self, number: int) -> Made:
-        """File `number` and what must be read of it."""
+        """Return file `number` and its expected content."""
         draw = random.Random(f"{self.seed} {number}")
         kind, way = KINDS[number % len(KINDS)], draw.choice(("same", "same", "fault", "fault", "damage"))
         table, made = sheet(draw, kind)
@@ -77,12 +77,12 @@ class Fuzz:
         return made
 
     def make(self, number: int) -> tuple[str, bytes]:
-        """Kind and bytes of file `number`."""
+        """Return the kind and bytes of file `number`."""
         made = self.made(number)
         return made.kind, made.data
 
     def read(self, number: int) -> tuple[str, str]:
-        """Kind with the way of the change, and outcome of file `number`."""
+        """Read file `number`; return its kind with the way of the change, and the outcome."""
         made = self.made(number)
         path = self.folder / f"train.{made.kind}"
         path.write_bytes(made.data)
@@ -97,9 +97,9 @@ class Fuzz:
         return [(of_task, made.place), (of_texts, made.texts_place)]
 
     def _outcome(self, made: Made, path: Path, reader: Any, place: str | None) -> str:
-        """`accepted`, `refused`, or what went wrong."""
+        """Return `accepted`, `refused`, or a description of the failure."""
         try:
-            # The fingerprint that `datasets` makes of each Dataset takes half of the time, and nobody asks for it here.
+            # Dataset fingerprints take half of the time and are not needed here.
             unnamed = mock.patch("datasets.arrow_dataset.generate_fingerprint", return_value="0")
             with alarms(), unnamed, warnings.catch_warnings(action="ignore"):
                 rows = reader(made, path)
@@ -145,7 +145,7 @@ class Fuzz:
 
 
 def fuzzed(files: int, seed: int = 0, keep: Path | None = None, chunk: int | None = 1000) -> dict[str, Any]:
-    """The report; `chunk` None reads all files in this process."""
+    """Fuzz `files` files and return the report; `chunk` None reads all of them in this process."""
     started = time.perf_counter()
     counts: Counter[str] = Counter()
     wrong: list[str] = []
@@ -171,8 +171,8 @@ def main() -> int:
     parser.add_argument("--output", default="results/fuzz_tasks.json")
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="one file alone, in this process")
-    parser.add_argument("--keep", type=Path, help="folder for files that went wrong")
+    parser.add_argument("--only", type=int, help="read only this file, in this process")
+    parser.add_argument("--keep", type=Path, help="folder for files that fail")
     options = parser.parse_args()
     report = facts("mutated task files, read by all readers of users' tables", ("pandas", "pyarrow", "datasets"))
     if options.only is not None:

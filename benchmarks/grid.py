@@ -1,8 +1,8 @@
-"""One `fit` for each point of a small grid, one option varied at a time; a table of their best validation scores.
+"""Run `fit` for each point of a small grid, varying one option at a time, and write the best validation scores.
 
     python benchmarks/grid.py --root ../shared/data --output results/sst2_grid.csv --jobs 2
 
-Runs that are finished are not repeated, so a grid that was stopped goes on.
+An interrupted grid resumes: finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ VARIED = {
 
 
 def shipped_version() -> str:
-    """Eight hex digits of the built-in backbone's weights."""
+    """Return eight hex digits that identify the built-in backbone's weights."""
     weights = builtin_backbones()["roberta-nano"] / "model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
 
 
 def points(seeds: int) -> list[dict[str, str]]:
-    """The base point and every point that differs from it in one option, for each seed."""
+    """Return the base point and all points that differ from it in one option, for each seed."""
     varied = [BASE] + [BASE | {option: value} for option, values in VARIED.items() for value in values]
     return [point | {"seed_everything": str(seed)} for seed in range(seeds) for point in varied]
 
 
 def run(point: dict[str, str], task: str, root: str, steps: int, folder: Path) -> dict[str, object]:
-    """Score of one point, from its folder when it is done already."""
+    """Return the score of one point, read from its folder if it has finished."""
     name = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items() if BASE.get(key) != value)
-    # All that decides a score is in the name, or a finished run would stand for another one.
+    # The name includes everything that affects the score; otherwise a finished run could be mistaken for another.
     place = folder / "-".join(part for part in (task, str(steps), shipped_version(), name) if part)
     seconds = None
     if not (place / "results.csv").is_file():
@@ -86,9 +86,9 @@ def grid(
         root: folder of local data.
         output: table, .csv or .parquet.
         task: task name.
-        steps: optimizer steps of each run.
-        seeds: seeds 0 to seeds - 1.
-        jobs: runs at a time, one thread each.
+        steps: optimizer steps per run.
+        seeds: number of seeds: 0 to seeds - 1.
+        jobs: number of parallel runs, one thread each.
         runs: folder for the runs.
     """
     with ThreadPoolExecutor(jobs) as pool:

@@ -1,8 +1,8 @@
-"""Time and memory of all indicators of prompts' rows, for as many prompts as a large study has.
+"""Time and memory of all indicators of prompt embeddings, for the number of prompts of a large study.
 
     python benchmarks/indicators.py --prompts 500 --threads 2
 
-Prints a row an indicator: seconds, seconds of processor time, and the peak memory of the process so far.
+Prints one row per indicator: seconds, CPU seconds, and the process's peak memory so far.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What is left of work that is killed: SIGKILL at random moments of `fit`, `transfer` and `sweep`, then the same again.
+"""Crash safety: SIGKILL `fit`, `transfer` and `sweep` at random moments, restart them and compare the results.
 
     python benchmarks/kill.py --kills 20 --output results/benchmarks/kill.json
 
-Each command runs once undisturbed. Then, for each kill, it is started in an empty folder, killed at a random moment and
-started again with the same words until it has finished. After each kill every file must be readable; in the end all
-numbers must be those of the undisturbed run: prompts to the bit, tables but for their columns of seconds. The report
-has what each kill cost: the seconds of both starts less those of the undisturbed run. Small built-in tasks.
+Each command first runs undisturbed. For each kill, it is started in an empty folder, killed at a random moment and
+restarted with the same arguments until it finishes. After each kill every file must be readable; in the end all results
+must equal those of the undisturbed run: prompts bit for bit, tables except for columns of seconds. The report has the
+cost of each kill: the seconds of both starts minus those of the undisturbed run. Tasks are small and built in.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from prompt_transfer.prompts.prompt import Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = "out"
-# What a kill changes, and may: time, number of starts.
+# Columns that a kill may change.
 TIMES = ("seconds", "attempts")
-# Of these the last line may be cut short; whoever goes on leaves it out.
+# Files whose last line may be truncated; resuming ignores it.
 BY_LINE = (".log",)
 TRIES = 10
 
@@ -74,13 +74,13 @@ COMMANDS = {
 
 @dataclass
 class Place:
-    """A folder in which a command runs; its output is `out` there, so that paths in tables are the same everywhere."""
+    """Working folder of a command; its output is `out` there, which makes paths in tables equal between runs."""
 
     folder: Path
     environment: dict[str, str]
 
     def start(self, arguments: list[str]) -> subprocess.Popen[bytes]:
-        """Start `prompt-transfer`; what it prints goes to `printed.txt`."""
+        """Start `prompt-transfer` with its output in `printed.txt`."""
         with (self.folder / "printed.txt").open("ab") as printed:
             return subprocess.Popen(
                 [sys.executable, "-m", "prompt_transfer", *arguments], cwd=self.folder, env=self.environment,
@@ -88,10 +88,10 @@ class Place:
             )  # fmt: skip
 
     def finish(self, arguments: list[str]) -> float:
-        """Run the command to its end; its seconds.
+        """Run the command to its end and return the seconds.
 
         Raises:
-            RuntimeError: it failed.
+            RuntimeError: the command failed.
         """
         began = time.monotonic()
         process = self.start(arguments)
@@ -103,7 +103,7 @@ class Place:
         return time.monotonic() - began
 
     def kill(self, arguments: list[str], moment: float) -> tuple[bool, float]:
-        """Start the command and kill it after `moment` seconds; whether it was still at work, and the seconds."""
+        """Start the command, kill it after `moment` seconds; return whether it was still running, and the seconds."""
         began = time.monotonic()
         process = self.start(arguments)
         try:
@@ -115,17 +115,17 @@ class Place:
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """All but those that were being written under a name of their own: these are nobody's."""
+    """Yield all files except unfinished temporary ones."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.startswith("."):
             yield path
 
 
 def check_readable(folder: Path) -> int:
-    """Read every file below `folder`; their number.
+    """Read every file below `folder` and return their number.
 
     Raises:
-        RuntimeError: one cannot be read.
+        RuntimeError: a file cannot be read.
     """
     readers: dict[str, Callable[[Path], Any]] = {
         ".ckpt": lambda path: torch.load(path, weights_only=True),
@@ -148,7 +148,7 @@ def check_readable(folder: Path) -> int:
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """All numbers that a command left: name of the file -> its tensors, or its table without times."""
+    """Return the results of a command: file name -> its tensors, or its table without times."""
     found: dict[str, Any] = {}
     for path in files(folder):
         name = str(path.relative_to(folder))
@@ -162,7 +162,7 @@ def numbers(folder: Path) -> dict[str, Any]:
 
 
 def check_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise a RuntimeError that names the first file in which two runs differ."""
+    """Raise RuntimeError naming the first file that differs between two runs."""
     if set(found) != set(expected):
         raise RuntimeError(f"files differ: {sorted(set(found) ^ set(expected))}")
     for name, value in expected.items():
@@ -179,22 +179,22 @@ class Trials:
     """Kills of one command.
 
     Args:
-        name: of the command.
-        scratch: folder for everything.
-        environment: of all processes.
+        name: name of the command.
+        scratch: folder for all files.
+        environment: environment variables of all processes.
     """
 
     def __init__(self, name: str, scratch: Path, environment: dict[str, str]) -> None:
         self.name, self.arguments = name, COMMANDS[name]
         self.scratch, self.environment = scratch / name, environment
         self.whole = self.place("whole")
-        # Once before it counts: tokens and byte code are in their caches then, as they are when it is started again.
+        # Warm the token and byte-code caches, which a restart finds filled.
         self.place("warm").finish(self.arguments)
         self.undisturbed = self.whole.finish(self.arguments)
         self.expected = numbers(self.whole.folder / OUT)
 
     def place(self, name: str) -> Place:
-        """A fresh folder with what the command reads."""
+        """Create a fresh folder with the command's inputs."""
         folder = self.scratch / name
         folder.mkdir(parents=True)
         (folder / "fit.yaml").write_text(yaml.safe_dump(SMALL))
@@ -204,10 +204,10 @@ class Trials:
         return Place(folder, self.environment)
 
     def run(self, kills: int, generator: random.Random) -> dict[str, Any]:
-        """Kill it `kills` times, once in each equal share of its time; a row of the report.
+        """Kill the command once in each of `kills` equal intervals of its duration; return a row of the report.
 
         Raises:
-            RuntimeError: a file cannot be read, the command fails when it is started again, or its numbers differ.
+            RuntimeError: a file cannot be read, the restarted command fails, or its results differ.
         """
         rows = [self.one(number, kills, generator) for number in range(kills)]
         lost = [row["seconds_lost"] for row in rows]
@@ -223,14 +223,14 @@ class Trials:
         }
 
     def one(self, number: int, kills: int, generator: random.Random) -> dict[str, Any]:
-        """One kill, and the way to the end after it."""
+        """Kill the command once, then restart it until it finishes."""
         for attempt in range(TRIES):
             place = self.place(f"kill{number}-{attempt}")
             moment = self.undisturbed * (number + generator.random()) / kills
             at_work, killed = place.kill(self.arguments, moment)
             if at_work:
                 break
-            # It was faster than the undisturbed one, beside which something else may have run.
+            # It finished faster than the undisturbed run, which other load may have slowed down.
             self.undisturbed = min(self.undisturbed, killed)
             shutil.rmtree(place.folder)
         else:
@@ -241,19 +241,19 @@ class Trials:
         check_equal(numbers(place.folder / OUT), self.expected)
         shutil.rmtree(place.folder)
         lost = killed + rest - self.undisturbed
-        print(f"{self.name}: killed after {killed:.1f} s, went on for {rest:.1f} s, the same numbers", flush=True)
+        print(f"{self.name}: killed after {killed:.1f} s, resumed for {rest:.1f} s, equal results", flush=True)
         return {"killed_after": round(killed, 2), "files_then": readable, "seconds_lost": round(lost, 2)}
 
 
 def run(output: str, kills: int = 20, commands: str = "fit,transfer,sweep", seed: int = 0, threads: int = 1) -> None:
-    """Kill, go on, compare, and write a JSON file.
+    """Kill, resume, compare, and write a JSON file.
 
     Args:
         output: the file.
-        kills: of each command.
-        commands: of fit, transfer and sweep, separated by commas.
-        seed: of the moments.
-        threads: of torch.
+        kills: number of kills per command.
+        commands: any of fit, transfer and sweep, separated by commas.
+        seed: seed of the random moments.
+        threads: number of torch threads.
     """
     from common import facts, write
 
@@ -272,7 +272,7 @@ def run(output: str, kills: int = 20, commands: str = "fit,transfer,sweep", seed
             (made / "fit.yaml").write_text(yaml.safe_dump(SMALL))
             Place(made, environment).finish([*FIT, "--output", "movies"])
         rows.append(Trials(name, scratch, environment).run(kills, generator))
-        # After each: a report of what is done, should the rest be killed.
+        # Written after each command, in case this script is interrupted.
         write(output, {**report, "rows": rows})
     shutil.rmtree(scratch)
     results.show([{key: value for key, value in row.items() if key != "each"} for row in rows])

@@ -1,7 +1,7 @@
-"""What is in a frozen backbone's features, and how much of it a prompt gets out.
+"""Linear probe of a frozen backbone's features, compared with a tuned prompt.
 
-A logistic regression on the mean-pooled last hidden states, fitted on the training split, beside a prompt that was
-tuned on the same examples; both scored on the validation split.
+The probe is a logistic regression on mean-pooled last hidden states, fitted on the training split; the prompt was tuned
+on the same examples. Both are scored on the validation split.
 
     python benchmarks/linear_probe.py --prompt runs/sst2/prompt.safetensors --root ../shared/data --output FILE.json
 """
@@ -31,7 +31,7 @@ REGULARISATION = (0.01, 0.1, 1.0)
 
 
 def features(backbone: FrozenBackbone, loader: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Mean-pooled states [n, H] and labels [n] of all batches."""
+    """Return the mean-pooled states `[n, H]` and labels `[n]` of all batches."""
     rows, labels = [], []
     for batch in loader:
         for part in batch.get("micro_batches", [batch]):
@@ -42,7 +42,7 @@ def features(backbone: FrozenBackbone, loader: Any) -> tuple[np.ndarray, np.ndar
 
 @torch.no_grad()
 def prompt_accuracy(backbone: FrozenBackbone, prompt: Prompt, data: TaskDataModule) -> float:
-    """Accuracy of the prompt on the validation split."""
+    """Return the prompt's accuracy on the validation split."""
     verbalizer = Verbalizer.for_task(data.tasks[0], backbone.tokenizer, backbone.family.name)
     right = count = 0
     for batch in data.val_dataloader():
@@ -56,10 +56,10 @@ def linear_probe(prompt: str, root: str | None = None, source: str = "local", ou
     """Compare a prompt with a logistic regression on the same frozen backbone.
 
     Args:
-        prompt: prompt file; backbone and task are those that it names.
+        prompt: prompt file; its metadata give the backbone and task.
         root: folder of local data.
         source: hub, local or builtin.
-        output: JSON file for the figures.
+        output: JSON file for the results.
     """
     loaded = Prompt.load(prompt)
     facts = loaded.metadata

@@ -1,10 +1,9 @@
-"""Prompts of several seeds trained at once, against the same prompts one after the other.
+"""Training prompts of several seeds together, compared with training them one after the other.
 
     python benchmarks/many_prompts.py --output results/benchmarks/many_prompts.json
 
-Both ways run in this process on the same tokens and batches, in turn; each includes its evaluations. What is measured
-is training: loading a backbone and tokenising, which the runs one after the other would pay again and again, do not
-count.
+Both ways alternate in this process on the same tokens and batches, and include evaluations. Loading and tokenisation,
+which separate runs would repeat, are excluded.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from prompt_transfer.utils.allocation import keep_memory
 
 
 def train(module: PromptTuning, data: TaskDataModule, steps: int, seed: int) -> float:
-    """Seconds of a run of so many steps, with an evaluation in the middle and one at the end."""
+    """Train for `steps` steps, evaluating halfway and at the end; return the seconds."""
     L.seed_everything(seed, verbose=False)
     trainer = L.Trainer(
         **{**TRAINER_DEFAULTS, "max_steps": steps, "val_check_interval": max(1, steps // 2)},
@@ -63,14 +62,14 @@ def run(
         backbone: a built-in backbone, a folder or a hub id.
         task: name of a task.
         data_root: folder with the task's data; None for built-in tasks.
-        prompts: N, prompts that are trained.
+        prompts: N, the number of prompts to train.
         prompt_length: P.
-        batch_size: B, texts of a step.
-        steps: of each run.
-        limit_eval: rows of an evaluation.
+        batch_size: B, texts per step.
+        steps: steps per run.
+        limit_eval: examples per evaluation.
         repeats: runs of each way; medians are reported.
-        threads: of torch.
-        dtype: of the backbone's weights.
+        threads: number of torch threads.
+        dtype: dtype of the backbone's weights.
     """
     torch.set_num_threads(threads)
     quiet()
@@ -110,6 +109,6 @@ def run(
 
 
 if __name__ == "__main__":
-    # As `fit` does.
+    # As in `fit`.
     keep_memory()
     call(run, "many_prompts", sys.argv[1:])

@@ -1,10 +1,10 @@
-"""The transfer matrix in one pass against a loop over pairs in the same process with the same tokens.
+"""The transfer matrix in one pass, compared with a loop over pairs in the same process with the same tokens.
 
     python benchmarks/matrix.py --tasks builtin_movies,builtin_restaurants
 
-Random prompts stand for trained ones: time does not depend on what they hold. The loop scores one prompt on one task
-after the other, in batches of `eval_batch_size` texts sorted by length, through the objective that `test` uses. Seconds
-are those of the process, so that other work on the machine counts as little as it can.
+Prompts are random, since time does not depend on their values. The loop scores one prompt on one task at a time, in
+batches of `eval_batch_size` texts sorted by length, with the objective of `test`. CPU seconds of the process are
+measured to limit the influence of other work on the machine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from prompt_transfer.utils import results
 def by_pairs(
     backbone: FrozenBackbone, entries: Sequence[Entry], targets: Sequence[Target], size: int
 ) -> tuple[float, list[float]]:
-    """Seconds, and the score of every prompt on every task."""
+    """Score every prompt on every task in a loop; return the seconds and scores."""
     started, scores = time.process_time(), []
     extra = backbone.encoder(len(entries[0].embeddings)).extra_positions
     for entry in entries:
@@ -53,7 +53,7 @@ def by_pairs(
 def one_pass(
     backbone: FrozenBackbone, entries: Sequence[Entry], targets: Sequence[Target], max_tokens: int
 ) -> tuple[float, list[float]]:
-    """The same in one pass over each task's rows."""
+    """Do the same in one pass over each task's examples."""
     started, columns = time.process_time(), []
     scorer = Scorer(backbone, entries)
     for target in targets:
@@ -84,14 +84,14 @@ def matrix(
     Args:
         tasks: target tasks, separated by commas; classification only.
         backbone: name or folder.
-        source, root: of the data.
+        source, root: source and folder of the data.
         prompts: N.
         prompt_length: P.
-        limit_eval: rows of each task.
-        eval_batch_size: texts of a batch of the loop.
-        max_tokens: positions of a batch of the one pass.
-        repeats: the fastest of so many counts.
-        threads: of torch.
+        limit_eval: number of examples per task.
+        eval_batch_size: texts per batch of the loop.
+        max_tokens: positions per batch of the single pass.
+        repeats: number of measurements, of which the fastest counts.
+        threads: number of torch threads.
         output: CSV file for the table.
     """
     torch.set_num_threads(threads)

@@ -1,10 +1,10 @@
-"""A long run: does `fit` stay as it is? Memory, open files, hooks, tensors, threads and child processes, sampled.
+"""Leak check: sample memory, open files, hooks, tensors, threads and child processes during a long `fit`.
 
     python benchmarks/soak.py --output results/soak.json      # 2,000 steps, an evaluation and a checkpoint every 50
 
-The run is that of `prompt-transfer fit`, with its log, best prompt and checkpoints, and neurons captured in every
-evaluation. Growth is that of the median of the last tenth of all samples over the tenth after the warm-up (the first
-quarter of the steps).
+The run is a `prompt-transfer fit` with log, best prompt and checkpoints, capturing neurons in every evaluation. Growth
+compares the median of the last tenth of all samples with that of the tenth after the warm-up (the first quarter of the
+steps).
 """
 
 from __future__ import annotations
@@ -32,44 +32,44 @@ from prompt_transfer.commands.training import FitCommand
 from prompt_transfer.utils.allocation import keep_memory
 
 MOST_GROWTH = 0.02
-# What has to be the same in the end as after the warm-up.
+# Counts that must not grow after the warm-up.
 CONSTANT = ("files", "hooks", "children", "threads", "tensors")
 
 
 def rss_mib() -> float:
-    """Memory that this process has in use."""
+    """Return the resident memory of this process."""
     found = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
 
 
 def children() -> int:
-    """Processes that this one started and that are not gone."""
+    """Return the number of live child processes."""
     tasks = Path("/proc/self/task").glob("*/children")
     return sum(len(task.read_text().split()) for task in tasks)
 
 
 def hooks(module: torch.nn.Module) -> int:
-    """Hooks on all parts of a module."""
+    """Return the number of hooks on a module and its submodules."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return sum(len(getattr(part, kind)) for part in module.modules() for kind in kinds)
 
 
 def sample(module: torch.nn.Module) -> dict[str, Any]:
-    """What may grow."""
+    """Return the quantities that may grow."""
     return {
         "rss_mib": round(rss_mib(), 1),
         "files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
         "hooks": hooks(module),
         "children": children(),
         "threads": threading.active_count(),
-        # By type, since a look at some objects' class imports what they stand for.
+        # type() instead of isinstance(): reading __class__ of lazy objects imports their target.
         "tensors": sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()),
     }
 
 
 class Samples(Callback):
-    """Takes a sample every few steps, between evaluations."""
+    """Callback that takes a sample every few steps, between evaluations."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -84,12 +84,12 @@ class Samples(Callback):
 
 
 def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Growth of memory and of what should not change, and whether all is well."""
+    """Return the growth of memory and of the constant counts, and whether the run passes."""
     count = len(rows)
     early = rows[count // 4 : count // 4 + max(1, count // 10)]
     late = rows[-max(1, count // 10) :]
     before, after = (statistics.median(row["rss_mib"] for row in part) for part in (early, late))
-    # Numbers go up and down by a few as objects come and go: a leak is what every late sample has more than any early.
+    # Counts fluctuate slightly; a leak shows if every late sample exceeds every early one.
     leaked = {name: min(row[name] for row in late) - max(row[name] for row in early) for name in CONSTANT}
     growth = after / before - 1
     return {
@@ -102,7 +102,7 @@ def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train and sample; the report without the machine."""
+    """Train and sample; return the report without facts about the machine."""
     fit = FitCommand(
         "fit",
         [

@@ -1,4 +1,4 @@
-"""Write the tables of speed and memory into a Markdown page, from the reports in `results/benchmarks`.
+"""Write tables of speed and memory into a Markdown page, from the reports in `results/benchmarks`.
 
     python benchmarks/table.py --folder results/benchmarks --page docs/pages/speed.md
 
@@ -34,7 +34,7 @@ STEPS = {
 
 
 def number(value: Any) -> str:
-    """Three digits, nothing for what was not measured."""
+    """Format a number with three digits; "" if it was not measured."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -43,21 +43,21 @@ def number(value: Any) -> str:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table; all but the first two columns are numbers."""
+    """Return a Markdown table; all but the first two columns are numbers."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(number(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)
 
 
 def where(report: dict[str, Any]) -> str:
-    """Machine and libraries of a report in a line."""
+    """Return a report's machine and libraries in one line."""
     machine, versions = report["machine"], report["versions"]
     place = machine["gpu"] or f"{machine['cpu']}, {report.get('threads', machine['cores'])} threads"
     return f"{place}; {', '.join(f'{name} {version}' for name, version in versions.items())}"
 
 
 def steps(report: dict[str, Any]) -> str:
-    """Training steps."""
+    """Return the section on training steps."""
     keys = ("seconds", "faster_than_peft", "faster_than_old", "peak_mib", "over_matrix_floor", "over_floor_with_bytes")
     rows = [
         [NAMES[row["model"]], STEPS[row["step"]], row["dtype"], *(row.get(key) for key in keys)]
@@ -71,12 +71,12 @@ def steps(report: dict[str, Any]) -> str:
 
 
 def noted(report: dict[str, Any]) -> str:
-    """What somebody has written into a report, as a sentence."""
+    """Return a report's manual note as a sentence."""
     return f" {report['note'][0].upper()}{report['note'][1:]}." if "note" in report else ""
 
 
 def cost(report: dict[str, Any]) -> str:
-    """Growth."""
+    """Return the section on growth of cost."""
     base = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report["base"].items())
     keys = ("seconds", "over_base", "expected")
     rows = [
@@ -89,7 +89,7 @@ def cost(report: dict[str, Any]) -> str:
 
 
 def many(report: dict[str, Any]) -> str:
-    """Prompts at once."""
+    """Return the section on training several prompts together."""
     keys = ("at_once_s", "one_after_the_other_s", "speed", "cost_over_one_run")
     rows = [[row["attention"], str(row["prompts"]), *(row[key] for key in keys)] for row in report["rows"]]
     head = ["attention", "prompts", "at once, s", "one after the other, s", "times faster", "over one run"]
@@ -97,7 +97,7 @@ def many(report: dict[str, Any]) -> str:
 
 
 def start(report: dict[str, Any]) -> str:
-    """The first seconds of `fit`."""
+    """Return the section on the start-up of `fit`."""
     keys = ("total", "import", "parse", "load", "data", "first_step", "rest")
     rows = [[row["backbone"], *(row[key] for key in keys)] for row in report["rows"]]
     head = ["backbone", *(key.replace("_", " ") for key in keys)]
@@ -108,7 +108,7 @@ def start(report: dict[str, Any]) -> str:
 
 
 def race(report: dict[str, Any]) -> str:
-    """Time until PEFT's accuracy."""
+    """Return the section on the time to PEFT's accuracy."""
     best = [row for row in report["rows"] if row.get("best")]
     peft = {row["backbone"]: row for row in best if row["way"] == "peft"}
     rows = [
@@ -125,7 +125,7 @@ def race(report: dict[str, Any]) -> str:
 
 
 def _sooner(row: dict[str, Any], peft: dict[str, Any]) -> float | str:
-    """How many times sooner the mark was reached, where it was."""
+    """Return the speed-up to the target accuracy, or "not reached"."""
     return peft["mark_seconds"] / row["mark_seconds"] if row["mark_seconds"] else "not reached"
 
 

@@ -1,6 +1,6 @@
-"""Random task files for `fuzz_tasks.py`: CSV, JSON lines and Parquet, whole, faulty or damaged, and other readers.
+"""Random task files for `fuzz_tasks.py` (CSV, JSON lines and Parquet; valid, faulty or damaged), and reference readers.
 
-Every cell says its column, so that a cell that is read from another column is seen in each of them.
+Every cell contains a mark of its column, which reveals cells read from the wrong column.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ PIECES = [
     "\U0001f642", "\0", "\ufeff", "#", '","', '""', "\x0b", "\x1c", "\x85", "{", "[", "  ",
 ]  # fmt: skip
 WHOLE = ["NA", "null", "007", "nan", "1.0", "-", "None", "true", "#", "a, b"]
-# What begins and ends the cells of each column: a text that holds the beginning of another column's is not its own.
+# Prefix and suffix of every cell in a column: a text with another column's mark was read from the wrong column.
 MARKS = {"text": "tx", "second": "sc", "note": "nt"}
 FOREIGN = {name: re.compile("|".join(rf"{mark}\d+q" for key, mark in MARKS.items() if key != name)) for name in MARKS}
-# Two labels as a file has them, and as the task names them.
+# Two labels as in a file, and as in the task.
 LABELS: list[tuple[tuple[Any, Any], tuple[Any, Any] | None]] = [
     ((0, 1), (0, 1)), ((False, True), (0, 1)), ((0.0, 1.0), (0, 1)), (("0", "1"), None), ((0, 1), (False, True)),
     (("False", "True"), None), (("bad", "good"), ("bad", "good")),
@@ -37,14 +37,14 @@ Rows = list[tuple[str, str, int]]
 
 @dataclass
 class Made:
-    """A file, and what its readers must find.
+    """A file and its expected content.
 
     Attributes:
         kind: csv, jsonl or parquet.
         way: `same`, `fault ...` or `damage`.
-        rows: text, second text ("" where the task has none) and class of each row as they were written.
-        place: of a fault: what a message must name, "" for a fault of the whole file.
-        texts_place: the same for a reader that needs no labels; None: it must read the rows.
+        rows: text, second text ("" if the task has none) and class of each row as written.
+        place: for a fault, the place that the message must name; "" for a fault of the whole file.
+        texts_place: the same for a reader that needs no labels; None if it must read the rows.
     """
 
     kind: str
@@ -56,13 +56,13 @@ class Made:
     texts_place: str | None = None
 
     def fault(self, way: str, place: str, *, labels_alone: bool = False) -> None:
-        """Note what is wrong, and where."""
+        """Record a fault and its place."""
         self.way, self.place, self.texts_place = f"fault {way}", place, None if labels_alone else place
 
 
 @dataclass
 class Sheet:
-    """A table before it is written: its columns in order, and their cells."""
+    """A table to be written: its ordered columns and their cells."""
 
     names: list[str]
     cells: dict[str, list[Any]]
@@ -75,7 +75,7 @@ class Sheet:
 
 
 def sheet(draw: random.Random, kind: str) -> tuple[Sheet, Made]:
-    """A table of random texts, and what must be read of it."""
+    """Return a table of random texts and its expected content."""
     count, pairs = draw.randrange(6, 13), draw.random() < 0.4
     labels, known = draw.choice(LABELS)
     names = ["text", "label", *(["second"] if pairs else []), *(["note"] if draw.random() < 0.5 else [])]
@@ -98,7 +98,7 @@ def sheet(draw: random.Random, kind: str) -> tuple[Sheet, Made]:
 
 
 def spoil(draw: random.Random, table: Sheet, made: Made, missing: Any) -> bool:
-    """Put a value into the table that no row may have, in any format; False: this draw leaves it as it is."""
+    """Put a value into the table that is invalid in every format; return False if this draw changes nothing."""
     row, way = draw.randrange(len(table)), draw.choice(("label", "no label", "no text", ""))
     place = f"row {row} (counted from 0)"
     if way == "label":
@@ -111,7 +111,7 @@ def spoil(draw: random.Random, table: Sheet, made: Made, missing: Any) -> bool:
         made.fault("no label", place, labels_alone=True)
     elif way == "no text":
         table.cells["text"][row] = missing
-        # Without labels the row is answered all the same, as an empty text.
+        # A reader without labels accepts the row as an empty text.
         made.rows[row] = ("", *made.rows[row][1:])
         made.fault("no text", f"the first in row {row} (counted from 0)", labels_alone=True)
     return bool(way)
@@ -121,7 +121,7 @@ def spoil(draw: random.Random, table: Sheet, made: Made, missing: Any) -> bool:
 
 
 def csv_field(draw: random.Random, value: Any, always: bool = False) -> str:
-    """A value as RFC 4180 has it, now and then with quotes where none are needed, or inner quotes as they are."""
+    """Format a value by RFC 4180, sometimes with unnecessary quotes or unescaped inner quotes."""
     text = "" if value is None else str(value)
     must = any(part in text for part in ',\r\n"')
     if must and not any(part in text for part in ",\r\n") and not text.startswith('"') and draw.random() < 0.3:
@@ -132,7 +132,7 @@ def csv_field(draw: random.Random, value: Any, always: bool = False) -> str:
 
 
 def make_csv(draw: random.Random, table: Sheet, made: Made, faulty: bool) -> bytes:
-    """A CSV file; of the faults that only CSV has, one in a row or in the header."""
+    """Return a CSV file, optionally with a CSV-specific fault in a row or the header."""
     spoiled = faulty and spoil(draw, table, made, None)
     end, always, blanks = draw.choice(("\n", "\r\n", "\r")), draw.random() < 0.3, draw.random() < 0.2
     header = list(table.names)
@@ -143,7 +143,7 @@ def make_csv(draw: random.Random, table: Sheet, made: Made, faulty: bool) -> byt
         column, text = table.names.index("text"), f"tx{bad}q"
         if way == "comma":
             records[bad][column] = f"{text} I hated it,{draw.choice((' really', '', ' ,'))}"
-            if draw.random() < 0.3:  # in every row, where pandas makes an index of the first field
+            if draw.random() < 0.3:  # in every row, which makes pandas use the first field as an index
                 bad = 0
                 for record in records:
                     record[column] = f"{text} one, two"
@@ -180,7 +180,7 @@ def make_csv(draw: random.Random, table: Sheet, made: Made, faulty: bool) -> byt
 
 
 def reference_csv(data: bytes, column: str) -> list[str] | None:
-    """Texts of a column by RFC 4180, character by character; None where the file is not well-formed or not even."""
+    """Read a column by RFC 4180, character by character; None if the file is malformed or its rows differ in length."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -225,7 +225,7 @@ def reference_csv(data: bytes, column: str) -> list[str] | None:
 
 
 def make_jsonl(draw: random.Random, table: Sheet, made: Made, faulty: bool) -> bytes:
-    """JSON lines; of the faults that only they have, one in a line."""
+    """Return JSON lines, optionally with a JSON-specific fault in one line."""
     spoiled = faulty and spoil(draw, table, made, None)
     end, plain, blanks = draw.choice(("\n", "\r\n")), draw.random() < 0.5, draw.random() < 0.2
     bad, way = draw.randrange(len(table)), ""
@@ -260,10 +260,10 @@ def make_jsonl(draw: random.Random, table: Sheet, made: Made, faulty: bool) -> b
 
 
 def reference_jsonl(data: bytes, column: str) -> list[Any] | None:
-    """Texts of a column, line by line."""
+    """Read a column line by line."""
     try:
         lines = BREAK.split(data.decode("utf-8-sig"))
-        # A line without the column has a missing value there.
+        # A line without the column has a missing value.
         return [json.loads(line).get(column) for line in lines if line.strip()]
     except (ValueError, AttributeError, RecursionError):
         return None
@@ -273,7 +273,7 @@ def reference_jsonl(data: bytes, column: str) -> list[Any] | None:
 
 
 def make_parquet(draw: random.Random, table: Sheet, made: Made, faulty: bool) -> bytes:
-    """A Parquet file of one of many types, with the metadata of pandas or without."""
+    """Return a Parquet file of one of many column types, with or without pandas metadata."""
     spoiled = faulty and spoil(draw, table, made, None)
     types: list[Any] = [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string()), pa.string_view()]
     names = list(table.names)
@@ -311,10 +311,10 @@ def make_parquet(draw: random.Random, table: Sheet, made: Made, faulty: bool) ->
 
 
 def reference_parquet(data: bytes, column: str) -> list[Any] | None:
-    """Values of a column as `pyarrow` alone gives them."""
+    """Read a column with `pyarrow` only."""
     try:
         return pq.read_table(pa.BufferReader(data), columns=[column]).column(column).to_pylist()
-    except Exception:  # whatever a damaged file makes pyarrow raise
+    except Exception:  # damaged files cause many types of errors in pyarrow
         return None
 
 
@@ -326,7 +326,7 @@ KINDS = tuple(MAKERS)
 
 
 def damaged_lines(data: bytes, draw: random.Random) -> bytes:
-    """Lines left out, doubled, exchanged, joined, split or cut."""
+    """Drop, duplicate, swap, join, split or cut lines."""
     lines = data.splitlines(keepends=True)
     for _ in range(draw.choice((1, 1, 2))):
         place, way = draw.randrange(len(lines)), draw.randrange(6)

@@ -1,14 +1,14 @@
-"""Seconds of training until PEFT's final accuracy is reached, on the same backbone with the same objective and start.
+"""Seconds of training to reach PEFT's final accuracy, with the same backbone, objective and initial prompt.
 
     pip install peft
     python benchmarks/time_to_accuracy.py --output results/benchmarks/time_to_accuracy.json
 
-Both train a prompt that starts from the same rows of the vocabulary to prefer the right label word to the other, with
-each of some learning rates and over the same seeds; evaluations do not count. (With a loss over the whole vocabulary
-this project's way is at 0.516 on gpt2-nano after 800 steps, at 0.01 as at 0.1: there is no accuracy to race for.) The
-final accuracy of PEFT's best learning rate, a mean over seeds, is the mark; each way has reached it at the first
-evaluation whose mean is as high. PEFT pads random batches, this project (`shared` attention) takes those of its sampler
-and may take more steps, since they cost less.
+Both train a prompt initialized with the same vocabulary embeddings to prefer the right label word, for each of several
+learning rates and over the same seeds; evaluation time is excluded. (A loss over the whole vocabulary is unsuitable:
+with it this project reaches only 0.516 on gpt2-nano after 800 steps, at 0.01 and at 0.1.) The target is the final
+accuracy, a mean over seeds, of PEFT's best learning rate; a way reaches it at the first evaluation whose mean is at
+least as high. PEFT pads random batches; this project (`shared` attention) uses its sampler's batches and may take more
+steps, because they are cheaper.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_LENGTH = 128
 
 @dataclass(frozen=True)
 class Way:
-    """A prompt [P, H] that is trained, and the logits of the label words [B, C] behind rows of token ids."""
+    """A trained prompt `[P, H]`, and a function from token ids to the label words' logits `[B, C]`."""
 
     prompt: nn.Parameter
     logits: Callable[[list[list[int]]], Tensor]
@@ -52,7 +52,7 @@ def with_peft(model: str, dtype: str, start: Tensor) -> Way:
     base, tokenizer, words = load({"model": model, "dtype": dtype}, "MaskedLM")
     causal = not base.config.is_encoder_decoder
     task = TaskType.CAUSAL_LM if causal else TaskType.SEQ_2_SEQ_LM
-    # PEFT keeps rows for a T5's decoder too, which it never reads: one half is enough.
+    # By default PEFT also allocates prompt tokens for T5's decoder, which it never reads.
     config = PromptTuningConfig(task_type=task, num_virtual_tokens=len(start), num_transformer_submodules=1)
     tuned = get_peft_model(base, config).eval()
     prompt: nn.Parameter = tuned.prompt_encoder["default"].embedding.weight
@@ -65,7 +65,7 @@ def with_peft(model: str, dtype: str, start: Tensor) -> Way:
             first = torch.full((len(rows), 1), base.config.decoder_start_token_id)
             return tuned(input_ids=ids, attention_mask=mask, decoder_input_ids=first).logits[:, 0, wanted]
         whole = tuned(input_ids=ids, attention_mask=mask).logits
-        # PEFT's logits have the prompt in front.
+        # PEFT's logits include the prompt's positions.
         return whole[torch.arange(len(rows)), mask.sum(dim=1) - 1 + whole.shape[1] - ids.shape[1]][:, wanted]
 
     return Way(prompt, logits)
@@ -84,7 +84,7 @@ def with_ours(model: str, dtype: str, start: Tensor, attention: str = "shared") 
 
 
 def random_batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
-    """Row numbers, epoch after epoch."""
+    """Yield batches of example indices, epoch after epoch."""
     generator = np.random.default_rng(seed)
     while True:
         order = generator.permutation(count)
@@ -93,21 +93,21 @@ def random_batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Evaluations of a run, or their means over seeds: [E] steps, seconds of training before each, accuracies."""
+    """Evaluations of a run, or means over seeds: steps, training seconds and accuracies, each `[E]`."""
 
     steps: np.ndarray
     seconds: np.ndarray
     accuracies: np.ndarray
 
     def first(self, mark: float) -> int | None:
-        """The first evaluation at `mark` or above."""
-        # Means over seeds are sums of floats.
+        """Return the first evaluation at `mark` or above."""
+        # Tolerate rounding in means over seeds.
         found = np.flatnonzero(self.accuracies >= mark - 1e-9)
         return int(found[0]) if len(found) else None
 
 
 def train(way: Way, learning_rate: float, batches: Iterator[np.ndarray], data: Any, steps: int, every: int) -> Curve:
-    """One run of `steps` with a linear schedule, evaluated after `every` steps each."""
+    """Train for `steps` with a linear schedule, evaluating every `every` steps."""
     (rows, labels), (held_out, answers) = data
     optimizer = torch.optim.AdamW([way.prompt], lr=learning_rate, weight_decay=0.0)
     seconds = 0.0
@@ -132,7 +132,7 @@ def train(way: Way, learning_rate: float, batches: Iterator[np.ndarray], data: A
 
 
 def row(name: str, way: str, learning_rate: float, curves: list[Curve]) -> tuple[dict[str, Any], Curve]:
-    """What the report says of the runs of one way and learning rate, and their mean."""
+    """Return the report's row for the runs of one way and learning rate, and their mean."""
     mean = Curve(*(np.mean([getattr(curve, part) for curve in curves], axis=0) for part in Curve.__annotations__))
     said = {
         "backbone": name, "way": way, "learning_rate": learning_rate, "accuracy": float(mean.accuracies[-1]),
@@ -145,9 +145,10 @@ def row(name: str, way: str, learning_rate: float, curves: list[Curve]) -> tuple
 
 
 def judge(found: list[tuple[dict[str, Any], Curve]], mark: float | None) -> float:
-    """Say of the rows of one way when they reached the mark, and which is the best.
+    """Mark in the rows of one way when they reached the target accuracy and which is best; return the target.
 
-    Without a mark the best is the one with the best final accuracy, which sets it; else the first to reach it.
+    Without a target, the best row has the highest final accuracy, which becomes the target; otherwise it is the first
+    to reach the target.
     """
     best = max(found, key=lambda one: one[0]["accuracy"])
     sets = mark is None
@@ -182,18 +183,18 @@ def run(
 
     Args:
         output: the file.
-        models: backbones that write; default gpt2-nano and t5-nano as far as they are built in.
+        models: generative backbones; default gpt2-nano and t5-nano if they are built in.
         data_root: folder with the task; null for a built-in one.
-        task: name of a task of two classes.
-        learning_rates: of both, with AdamW and a linear schedule.
-        seeds: of the rows of the vocabulary that prompts start from, and of the order of texts.
-        steps: of each run of PEFT.
-        own_steps: of each run of this project.
+        task: name of a task with two classes.
+        learning_rates: learning rates to try, with AdamW and a linear schedule.
+        seeds: seeds of the initial vocabulary embeddings and of the data order.
+        steps: steps of each run of PEFT.
+        own_steps: steps of each run of this project.
         every: steps between evaluations.
         batch_size: B.
         prompt_length: P.
-        dtype: of the weights.
-        threads: of torch.
+        dtype: dtype of the weights.
+        threads: number of torch threads.
     """
     torch.set_num_threads(threads)
     report = facts(
@@ -238,6 +239,6 @@ def run(
 
 
 if __name__ == "__main__":
-    # As `fit` does; it serves both ways.
+    # As in `fit`; it benefits both ways.
     keep_memory()
     call(run, "time_to_accuracy", sys.argv[1:])

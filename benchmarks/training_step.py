@@ -1,14 +1,13 @@
-"""Seconds and peak memory of a training step: this project's ways beside PEFT, a plain loop and the old releases'.
+"""Seconds and peak memory of a training step: this project compared with PEFT, a plain loop and the old releases.
 
     pip install peft
     python benchmarks/training_step.py --output results/benchmarks/training_step.json
 
-Models have the sizes of RoBERTa-base, GPT-2 and T5-base and random weights, texts are those of SST-2 where
-`--data_root` holds it. Each way runs in a process of its own, so that its peak holds everything: libraries, loading,
-forward, backward, optimizer. Those with weights of one format live at the same time and take their steps in turn. All
-pad to their batch but the old way, which pads to 128 tokens. This project's batches are those of its sampler, of texts
-of similar length; with `_random` in its name a way takes the same random batches as the others. The floor is explained
-in `floor.py`.
+Models have the sizes of RoBERTa-base, GPT-2 and T5-base and random weights; texts are from SST-2 if `--data_root` has
+it. Each way runs in its own process, whose peak memory includes libraries, loading, forward, backward and optimizer.
+Ways with the same weight dtype run concurrently and take their steps in turn. All pad to the longest text of the batch,
+except the old releases, which pad to 128 tokens. This project uses its sampler's batches of similar lengths; ways with
+`_random` in their name use the same random batches as the others. `floor.py` explains the floor.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from prompt_transfer.commands.parsing import call
 from prompt_transfer.data.batches import LengthGroupedBatchSampler
 from prompt_transfer.utils import results
 
-# Weights are those that `dtype` names where a way does not.
+# Ways without a `dtype` use the one of the command line.
 WAYS: dict[str, dict[str, Any]] = {
     "old": {"way": "plain", "dtype": "float32", "width": 128},
     "plain": {"way": "plain"},
@@ -43,7 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "full": {"way": "full", "grouped": True},
     "shared_random": {"way": "shared"},
     "shared": {"way": "shared", "grouped": True},
-    # Not among the default ones.
+    # Not run by default.
     "full_compiled": {"way": "full", "grouped": True, "compile": True},
     "shared_compiled": {"way": "shared", "grouped": True, "compile": True},
 }
@@ -51,7 +50,7 @@ DEFAULT = "old,plain,peft_autocast,peft,full_random,full,shared_random,shared"
 
 
 class Worker:
-    """A process that takes one way (`ways.py`)."""
+    """A process that runs one way (`ways.py`)."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         script = str(Path(__file__).with_name("ways.py"))
@@ -68,11 +67,11 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             self.log.seek(0)
-            raise RuntimeError(f"a way has ended:\n{self.log.read()[-2000:]}")
+            raise RuntimeError(f"a worker process ended:\n{self.log.read()[-2000:]}")
         return json.loads(line)
 
     def step(self, texts: list[str]) -> dict[str, Any]:
-        """What one step on some texts costs."""
+        """Take one step on some texts and return its cost."""
         assert self.process.stdin is not None
         print(json.dumps(texts), file=self.process.stdin, flush=True)
         return self._reply()
@@ -88,12 +87,12 @@ class Worker:
 
 
 def batches(texts: list[str], tokenizer: Any, size: int, steps: int) -> tuple[list[list[str]], list[list[str]]]:
-    """`steps` batches of `size` texts in random order, and as many of this project's sampler over the same texts."""
+    """Return `steps` random batches of `size` texts, and as many of this project's sampler over the same texts."""
     order = np.random.default_rng(0).permutation(len(texts))
     chosen = [texts[row] for row in order[: 50 * size]]
     lengths = np.array([len(row) for row in tokenizer(chosen)["input_ids"]])
     sampler = LengthGroupedBatchSampler(lengths, size)
-    # Evenly over all lengths: the sampler's own order is random.
+    # Choose batches evenly over all lengths: the sampler's order is random.
     by_length = sorted(range(len(sampler)), key=lambda index: lengths[sampler.global_batch(index)].max())
     middle = (np.arange(steps) + 0.5) * len(sampler) / steps
     grouped = [[chosen[row] for row in sampler.global_batch(by_length[int(place)])] for place in middle]
@@ -101,17 +100,17 @@ def batches(texts: list[str], tokenizer: Any, size: int, steps: int) -> tuple[li
 
 
 def together(specs: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """The ways whose processes live at the same time.
+    """Group the ways whose processes run concurrently.
 
-    Beside weights of half the size, those with float32 weights come first, by themselves: a whole head over GPT-2's
-    vocabulary takes 9 GB in each, and all at once do not fit into 24 GB.
+    Ways with float32 weights form the first group, ways with smaller weights the second: a full head over GPT-2's
+    vocabulary takes 9 GB per process, and all ways together exceed 24 GB.
     """
     wide = [way for way, spec in specs.items() if spec["dtype"] == "float32"]
     return [group for group in (wide, [way for way in specs if way not in wide]) if group]
 
 
 def measure(kind: str, ways: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a way on the model `kind`."""
+    """Measure the ways on the model `kind`; return one row per way."""
     steps, size = options["steps"], options["batch_size"]
     specs = {way: {"dtype": options["dtype"], **WAYS[way]} for way in ways}
     with tempfile.TemporaryDirectory() as scratch:
@@ -134,7 +133,7 @@ def measure(kind: str, ways: list[str], options: dict[str, Any]) -> list[dict[st
                     for way, worker in workers.items():
                         rows = grouped if specs[way].get("grouped") else random
                         reply = worker.step(rows[index % steps])
-                        # Each batch is taken once before it counts: in a run all lengths have soon been seen.
+                        # Warm up with every batch: a real run has soon seen all lengths.
                         if index >= 0:
                             taken[way].append(reply)
         found = [{"model": kind, "step": way, "dtype": specs[way]["dtype"], **summary(taken[way])} for way in ways]
@@ -144,7 +143,7 @@ def measure(kind: str, ways: list[str], options: dict[str, Any]) -> list[dict[st
 
 
 def summary(replies: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of seconds and positions, the highest peak."""
+    """Return the medians of seconds and positions, and the highest peak."""
     seconds = [reply["seconds"] for reply in replies]
     row = {
         "seconds": statistics.median(seconds),
@@ -159,7 +158,7 @@ def summary(replies: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
-    """How much faster than PEFT's faster way and than the old one; memory over PEFT's smallest."""
+    """Add speed-ups over PEFT's faster way and over the old releases, and memory relative to PEFT's smallest."""
     peft = [row for row in rows if row["step"] in ("peft", "peft_autocast")]
     old = next((row for row in rows if row["step"] == "old"), None)
     for row in rows:
@@ -173,7 +172,7 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
 def add_floor(
     kind: str, rows: list[dict[str, Any]], tokenizer: Any, grouped: list[list[str]], options: dict[str, Any]
 ) -> None:
-    """Time over floor of this project's own ways; none for a sequence-to-sequence model."""
+    """Add the ratio of time to floor for this project's ways; not for sequence-to-sequence models."""
     if kind == "t5":
         return
     config = MODELS[kind][options["size"]][1]
@@ -225,16 +224,16 @@ def run(
 
     Args:
         output: the file.
-        models: of roberta, gpt2 and t5.
-        ways: of those in WAYS.
-        data_root: folder with sst2/; built-in sentences where there is none.
+        models: any of roberta, gpt2 and t5.
+        ways: keys of WAYS.
+        data_root: folder with sst2/; built-in sentences without it.
         batch_size: B.
         prompt_length: P.
-        steps: measured, after as many on the same batches that are not.
-        threads: of torch.
+        steps: number of measured steps, after a warm-up on the same batches.
+        threads: number of torch threads.
         device: cpu or cuda.
         size: base, or tiny to try the script.
-        dtype: of the weights, but for ways that have their own; default bfloat16 where the machine computes in it, else
+        dtype: dtype of the weights for ways without their own; default bfloat16 if the machine computes in it, else
             float32.
     """
     torch.set_num_threads(threads)
@@ -249,7 +248,7 @@ def run(
     )  # fmt: skip
     rows = []
     for kind in models.split(","):
-        # A causal model's two modes are one function, and autocast needs a machine that computes in bfloat16.
+        # A causal model's two modes are the same function, and autocast needs bfloat16 arithmetic.
         left_out = ("shared",) if kind == "gpt2" else ()
         left_out += ("peft_autocast",) if settings["dtype"] == "float32" else ()
         chosen = [way for way in ways.split(",") if not way.startswith(left_out)]

@@ -1,9 +1,9 @@
-"""One way to take training steps, in a process of its own: started by `training_step.py`, which reads its times.
+"""Worker process for one way of training, started by `training_step.py`, which reads its times.
 
-`full` and `shared` are this project's attention modes, in a process that keeps its memory as that of `fit`
-does. `peft` is PEFT's prompt tuning: classification for an encoder, else label words to be written, with the loss over
-the whole vocabulary. `plain` is a loop over the plain Hugging Face model: embeddings of prompt and text put together,
-and the whole head. All train a prompt with AdamW.
+`full` and `shared` are this project's attention modes, with the memory settings of `fit`. `peft` is PEFT's prompt
+tuning: classification for an encoder, otherwise generation of label words with the loss over the whole vocabulary.
+`plain` is a loop over the Hugging Face model: concatenated embeddings of prompt and text, and the full head. All train
+a prompt with AdamW.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from prompt_transfer.utils.allocation import keep_memory
 
 WORDS = (" terrible", " great")
 MAX_LENGTH = 128
-# A function that takes one step on some texts, and gives the text positions of its batch.
+# A function that takes one step on some texts and returns the text positions of its batch.
 Step = Callable[[list[str]], int]
 
 
 def padded(rows: list[list[int]], pad: int, width: int | None = None) -> tuple[Tensor, Tensor]:
-    """Ids and mask [B, T]."""
+    """Return ids and mask, both `[B, T]`."""
     longest = width or max(map(len, rows))
     ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
     return ids, torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
 
 
 def labels_of(texts: list[str]) -> Tensor:
-    """Some labels: time does not depend on them."""
+    """Return arbitrary labels: time does not depend on them."""
     return torch.arange(len(texts)) % len(WORDS)
 
 
@@ -74,7 +74,7 @@ def ours(spec: dict[str, Any], device: str) -> Step:
 
 
 def load(spec: dict[str, Any], head: str) -> tuple[Any, Any, Any]:
-    """Model, tokenizer and word ids; `head` is that of an encoder."""
+    """Load the model, tokenizer and label-word ids; `head` selects an encoder's head."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(spec["model"])
@@ -147,7 +147,7 @@ def plain(spec: dict[str, Any], device: str) -> Step:
 
 
 def serve(spec: dict[str, Any], replies: Any) -> None:
-    """Take a step for every line of texts that comes in, and answer with what it cost."""
+    """Take a step for every input line of texts and reply with its cost."""
     torch.set_num_threads(spec["threads"])
     torch.manual_seed(0)
     device = spec["device"]
@@ -172,7 +172,7 @@ if __name__ == "__main__":
     spec = json.loads(sys.argv[1])
     if spec["way"] in ("full", "shared"):
         keep_memory()
-    # What libraries print must not come between the replies.
+    # Keep output of libraries out of the replies.
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     serve(spec, channel)

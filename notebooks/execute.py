@@ -1,7 +1,7 @@
-"""Executes the notebooks of this folder from scratch, in a temporary folder.
+"""Execute the notebooks of this folder from scratch, in a temporary folder.
 
-`make test-notebooks` fails where a cell fails; `make notebooks` (`--save`) keeps the outputs in the files, without what
-belongs to this machine or moment: paths, times, progress, warnings.
+`make test-notebooks` fails if a cell fails; `make notebooks` (`--save`) stores the outputs in the files, without paths,
+times, progress and warnings, which depend on the machine.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ METADATA = {
 
 
 def execute(path: Path, folder: Path, seconds: int) -> Any:
-    """The notebook with fresh outputs; its files are made below `folder`. No cell may take longer than `seconds`."""
+    """Execute a notebook in `folder` and return it; a cell may take at most `seconds`."""
     notebook = nbformat.read(path, as_version=4)
     folder.mkdir()
     os.environ["PROMPT_TRANSFER_CACHE"] = str(folder / "cache")
     client = NotebookClient(
         notebook, timeout=seconds, startup_timeout=seconds, kernel_name="python3", record_timing=False,
-        # Kernels warn of every connection that is not encrypted; this one does not leave the machine.
+        # Silence warnings about unencrypted connections: they stay on this machine.
         extra_arguments=["--IPKernelApp.log_level=40"],
         resources={"metadata": {"path": str(folder)}},
     )  # fmt: skip
@@ -43,7 +43,7 @@ def execute(path: Path, folder: Path, seconds: int) -> Any:
 
 
 def tidy(notebook: Any, folder: Path) -> list[str]:
-    """Take out what belongs to this machine or moment; returns what was written to standard error."""
+    """Remove machine-dependent outputs in place; return the text written to standard error."""
     left_out = []
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
@@ -72,21 +72,21 @@ def tidy(notebook: Any, folder: Path) -> list[str]:
 
 
 def _plain(text: str, folder: Path) -> str:
-    """Paths below the folder, the program by its name, and no colours of terminals."""
+    """Make paths relative to the folder and the program, and remove terminal colours."""
     text = text.replace(str(Path(sys.executable).with_name("prompt-transfer")), "prompt-transfer")
     return re.sub(rf"{re.escape(str(folder))}/?|\x1b\[[\d;]*m", "", text)
 
 
 def main() -> int:
-    """Exit code 1 where a notebook fails; the others are executed all the same."""
+    """Execute all notebooks; return 1 if any fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, default=sorted(FOLDER.glob("*.ipynb")))
     parser.add_argument(
-        "--seconds", type=int, default=CELL_SECONDS, help="that a cell may take, on a busy machine more"
+        "--seconds", type=int, default=CELL_SECONDS, help="time limit per cell; raise it on a busy machine"
     )
-    parser.add_argument("--save", action="store_true", help="keep the outputs in the files")
+    parser.add_argument("--save", action="store_true", help="store the outputs in the files")
     arguments = parser.parse_args()
-    # The checkout that this file belongs to, whatever is installed; inline figures; tables of one width.
+    # Use this checkout instead of an installed package, a fixed table width, and inline figures.
     os.environ |= {"PYTHONPATH": str(FOLDER.parent), "JUPYTER_COLUMNS": "110", "HF_HUB_OFFLINE": "1"}
     os.environ.pop("MPLBACKEND", None)
     failed = False

@@ -90,7 +90,10 @@ def test_metadata_tell_what_was_done() -> None:
     ("other", "message"),
     [
         (prompt("b", 2, fingerprint="e" * 64, backbone="micro"), r"different backbones \(nano, micro\)"),
-        (Prompt(torch.ones(4, 16), FACTS, torch.ones(4, 16)), "one is 5 rows of 16, the other 4 rows of 16"),
+        (
+            Prompt(torch.ones(4, 16), FACTS, torch.ones(4, 16)),
+            "one is 5 prompt tokens of width 16, the other 4 prompt tokens of width 16",
+        ),
         (prompt("b", 2, layout="mask_first"), "layout prefix, the other with mask_first"),
         (prompt("b", 2, attention="shared"), "attention full, the other with shared"),
         (prompt("b", 2, start=None), "holds no initial prompt"),

@@ -332,7 +332,7 @@ def test_fit_leaves_a_projector_that_goes_on_where_it_stopped(
             "Linear maps row by row, and the source prompts have 4 rows",
         ),
         ("--model.projector Lin", "cannot make --model.projector Lin: choose one of Linear, MLP, TaskVector, TokenMLP"),
-        ("--model.projector TaskVector", "films-0.safetensors does not hold what it began with"),
+        ("--model.projector TaskVector", "films-0.safetensors holds none"),
         ("--model.distill_across true", "distill_across belongs to the objective distill, this one is task_tuning"),
         ("--model.contrastive -1", "contrastive is -1.0: a weight is 0 or more"),
         ("--data.held_out [sst2]", "sst2 is none of --data.task"),

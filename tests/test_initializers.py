@@ -147,7 +147,7 @@ def test_from_prompt_and_the_mean_of_several(backbone, tmp_path):
 
 def test_from_prompt_refuses_what_does_not_fit(backbone, tmp_path):
     one = save(tmp_path / "1.safetensors", 1)
-    with pytest.raises(UserError, match=r"has 3 rows, the run wants 5"):
+    with pytest.raises(UserError, match=r"has 3 prompt tokens, the run 5"):
         FromPrompt(one)(backbone, (5, 4), seeded())
     with pytest.raises(UserError, match="fingerprint"):
         FromPrompt(save(tmp_path / "2.safetensors", 1, fingerprint="gg"))(backbone, (3, 4), seeded())
@@ -170,7 +170,7 @@ def test_a_weighted_mean(backbone, tmp_path):
         assert torch.equal(made, odd.embeddings)
     for weights, words in (
         ([1, 2], "3 prompts and 2 weights"),
-        ([1, -1, 1], "weights are numbers of 0 or more, not all of them 0; these are 1, -1, 1"),
+        ([1, -1, 1], "invalid weights 1, -1, 1: give numbers of 0 or more, not all of them 0"),
         ([0, 0, 0], "not all of them 0"),
         ([1, float("nan"), 1], "0 or more"),
     ):
@@ -198,10 +198,10 @@ def test_from_a_recommendation(backbone, tmp_path):
     assert FromPrompt(recommendation=str(table)).describe() == f"FromPrompt(prompt={files[2:]!r})"
     assert FromPrompt(recommendation=str(table), top=2).weights == [0.75, 0.5]
     for options, words in (
-        ({"by": "size", "top": 3}, "ranks 2 sources by size: the first 3 cannot be taken"),
+        ({"by": "size", "top": 3}, "ranks 2 sources by size, so top cannot be 3"),
         ({"by": "sizes"}, "has no column 'sizes': choose one of score, size, dot"),
-        ({"target": "other"}, "says nothing of the target 'other', but of toy"),
-        ({"by": "dot", "top": 2}, "not all of them 0; these are 0, 0"),
+        ({"target": "other"}, "has no target 'other': choose one of toy"),
+        ({"by": "dot", "top": 2}, "invalid weights 0, 0: .*not all of them 0"),
         ({"prompt": files}, "either a prompt file"),
     ):
         with pytest.raises(UserError, match=words):
@@ -211,7 +211,7 @@ def test_from_a_recommendation(backbone, tmp_path):
         made()
     assert made(target="late") == 2
     table.write_text("target,path,score\ntoy,p,high\n")
-    with pytest.raises(UserError, match="'high' stands in the column score"):
+    with pytest.raises(UserError, match="'high' in the column score is not a number"):
         made()
     for text in ("", "target,path\nt,p\n", "a,b\n1,2\n", "target,path,score\nt\n"):
         table.write_text(text)

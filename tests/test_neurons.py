@@ -260,14 +260,14 @@ def test_hooks_come_off_whatever_happens(tiny: Tiny, family: str, monkeypatch: p
     before = hooks_of(backbone)
     with NeuronCapture(backbone) as capture:
         one = hooks_of(backbone)
-        with NeuronCapture(backbone), pytest.raises(RuntimeError, match="is on already"):
+        with NeuronCapture(backbone), pytest.raises(RuntimeError, match="is already active"):
             capture.__enter__()
         assert hooks_of(backbone) == one > before
         with pytest.raises(KeyboardInterrupt), NeuronCapture(backbone):
             raise KeyboardInterrupt
         assert hooks_of(backbone) == one
     assert hooks_of(backbone) == before
-    with pytest.raises(UserError, match="made for another backbone"), NeuronMask(backbone, torch.ones(2, 5)):
+    with pytest.raises(UserError, match="belongs to another backbone"), NeuronMask(backbone, torch.ones(2, 5)):
         backbone(random_prompt(backbone), collated(backbone, text_rows(backbone)), words(backbone))
     assert hooks_of(backbone) == before
     assert backbone.answer_slot is None

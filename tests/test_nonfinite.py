@@ -236,11 +236,11 @@ def test_nothing_is_scored_or_predicted_from_nan(
 def test_broken_neurons_are_told_with_prompt_and_rows(toy: Path, tiny_roberta: Path) -> None:
     backbone = FrozenBackbone(str(tiny_roberta))
     good, bad = torch.zeros(3, 32), torch.full((3, 32), NAN)
-    with pytest.raises(UserError, match="neurons behind prompt b are NaN or Inf"):
+    with pytest.raises(UserError, match="neurons of prompt b are NaN or Inf"):
         capture_prompts(backbone, [good, bad], ["a", "b"])
     task, data = get_task(str(toy)), EvaluationData("local")
     target = load_target(task, data, "default", "test", backbone.encoder(3))
-    with pytest.raises(UserError, match=r"behind prompt b are NaN or Inf, first in rows \d.* of toy"):
+    with pytest.raises(UserError, match=r"of prompt b are NaN or Inf, first in rows \d.* of toy"):
         over_inputs(backbone, [good, bad], [target], names=["a", "b"])
     found = over_inputs(backbone, [good], [target])
     assert np.isfinite(found["mean"].numpy()).all()

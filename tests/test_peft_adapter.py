@@ -127,7 +127,7 @@ def test_peft_computes_the_same(family: str, tmp_path: Path, tiny: Callable[[str
     assert back.metadata["layout"] == backbone.layout.name
     assert back.metadata["family"] == backbone.family.name  # read from the folder of the backbone
     assert back.metadata["peft_second_half"] == ("different" if parts == 2 else "none")
-    with pytest.warns(UserWarning, match="more cannot be checked"):
+    with pytest.warns(UserWarning, match="only its width"):
         back.check(backbone, backbone.layout, "full")
 
     # The README's code runs as it is and says what we say.
@@ -225,13 +225,13 @@ def test_an_adapter_of_others_has_the_frame_of_its_tokenizer(tmp_path: Path, tin
     unknown = taken_in("meta-llama/Llama-2-7b-hf")
     assert "layout" not in unknown.metadata
     file = unknown.save(tmp_path / "b" / "unknown.safetensors")
-    with pytest.warns(UserWarning, match="more cannot be checked"):
+    with pytest.warns(UserWarning, match="only its width"):
         backbone = load_backbone(llama, {"b": Prompt.load(file)})
     assert backbone.layout.name == "start_answer_last"
     # And goes out again as what it is.
     unknown.metadata["task"] = "sst2"
     write_adapter(unknown, tmp_path / "out", card := adapter_card(unknown, llama), llama)
-    assert "the start token that the tokenizer puts before a text (none where it puts none)" in card
+    assert "the start token that the tokenizer adds (none if it adds none)" in card
     assert read_adapter(tmp_path / "out").metadata["layout"] == "start_answer_last"
     # What was trained here says it, whatever the tokenizer does: old prompts have no start token.
     old = Prompt(rows(P, 32), {"layout": "answer_last", "backbone": llama})
@@ -289,11 +289,11 @@ def test_the_old_file_of_torch_and_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"peft_type": "LORA"}, "of the type LORA"),
-        ({"peft_type": "PREFIX_TUNING"}, "of the type PREFIX_TUNING"),
+        ({"peft_type": "LORA"}, "of type LORA"),
+        ({"peft_type": "PREFIX_TUNING"}, "of type PREFIX_TUNING"),
         ({"task_type": "SEQ_CLS"}, "the task type SEQ_CLS"),
         ({"task_type": None}, "the task type None"),
-        ({"modules_to_save": ["classifier"]}, "no prompt alone"),
+        ({"modules_to_save": ["classifier"]}, "is not only a prompt"),
         ({"num_virtual_tokens": 4}, "says 2 x 4 virtual tokens"),
         ({"token_dim": 9}, "of 9 numbers"),
         ({"num_virtual_tokens": "5"}, "is damaged"),
@@ -309,7 +309,7 @@ def test_what_is_no_prompt_is_refused(tmp_path: Path, config: dict[str, Any], wo
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", {"prompt_embeddings": rows(2 * P), "base_model.embed": rows()})
-    with pytest.raises(UserError, match="the adapter of a prompt holds `prompt_embeddings` alone"):
+    with pytest.raises(UserError, match="the adapter of a prompt holds only `prompt_embeddings`"):
         read_adapter(folder)
     adapter(folder, {"prompt_embeddings": torch.full((2 * P, H), float("nan"))})
     with pytest.raises(UserError, match="not a usable prompt"):
@@ -338,7 +338,7 @@ def test_what_peft_cannot_express(tmp_path: Path, capsys: pytest.CaptureFixture[
         (prompt("prefix"), "PEFT's prompt tuning has no answer slot"),
         (prompt("mask_first"), "--format numpy"),
         (prompt("encoder", attention="shared"), "trained with attention shared"),
-        (prompt("answer_last", head="embedding"), "LM head alone"),
+        (prompt("answer_last", head="embedding"), "only with the LM head"),
         (Prompt(rows(), {}), "has the layout 'unknown'"),
     ]
     for number, (mine, words) in enumerate(cases):
@@ -372,21 +372,21 @@ def test_a_folder_of_both_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert torch.equal(Prompt.load(tmp_path / "one" / "run.safetensors").embeddings, rows(2 * P)[:P])
     (run / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     assert main(["prompts", "import", str(run), "--output", str(tmp_path / "no")]) == 2
-    assert "of the type LORA" in capsys.readouterr().err
+    assert "of type LORA" in capsys.readouterr().err
 
 
 def test_the_card_says_what_peft_does_not_know() -> None:
     card = adapter_card(prompt("answer_last", task="mnli"), "gpt2-nano", is_builtin=True, license="mit")
     assert "license: mit" in card
     assert "builtin_backbones()['gpt2-nano']" in card
-    assert "`premise`, a line feed, a blank and `hypothesis`, then the cue ` " in card
+    assert "`premise`, a line feed, a space and `hypothesis`, then the cue ` " in card
     assert 'ids(text) + line + continued(" " + second) + continued(' in card
     assert "Pad on the **right**" in card
     paper = prompt(task="imdb", data_label_words="paper", family="t5")
-    assert "Token ids in place of the words' own" in adapter_card(paper, "t5")
+    assert "Token ids to use instead of the words' own" in adapter_card(paper, "t5")
     assert "model.generate(" in adapter_card(prompt(task="samsum"), "t5")
     odd = adapter_card(prompt(task="a|`b`\n<script>"), "t5")
     assert "a/'b' &lt;script>" in odd
-    assert "nothing is known here" in odd
+    assert "is unknown here" in odd
     sequence = prompt("answer_last", task="sst2", label_words_policy="sequence")
-    assert "whose tokens together are likeliest" in adapter_card(sequence, "gpt2")
+    assert "with the most likely token sequence" in adapter_card(sequence, "gpt2")

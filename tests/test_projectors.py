@@ -114,7 +114,7 @@ def test_task_vectors_are_mapped_linearly_from_start_to_start() -> None:
     both = projector((initial + learned[0] - 2 * learned[1])[None])[0] - base
     torch.testing.assert_close(both, one - 2 * other, atol=1e-5, rtol=1e-5)
     assert count(projector) == 50 * 4 * 2
-    with pytest.raises(UserError, match="4 rows and their projections 5"):
+    with pytest.raises(UserError, match="4 prompt tokens and their projections 5"):
         TaskVector().build(source, TARGET, generator(), initial + learned, map_, initial)
 
 
@@ -124,8 +124,8 @@ def test_wrong_options_are_told() -> None:
         (lambda: MLP(activation="elu"), "unknown activation 'elu': choose one of leaky_relu"),
         (lambda: Linear("zero"), "unknown start 'zero'"),
         (lambda: TokenMLP(skip=False, start="least_squares"), "set skip to true"),
-        (lambda: LeastSquares(ridge=-1.0), "cannot be below 0"),
-        (lambda: Relative(max_steps=0), "is above 0"),
+        (lambda: LeastSquares(ridge=-1.0), "must be 0 or more"),
+        (lambda: Relative(max_steps=0), "all other options above 0"),
     ):
         with pytest.raises(UserError, match=message):
             make()
@@ -168,7 +168,7 @@ def test_shared_tokens_stand_for_the_same_text(tiny: Tiny) -> None:
         place = found.texts.index(" great")
         index = target.tokenizer.convert_tokens_to_ids(piece)
         assert torch.equal(found.target[place], target.embedding_weight[index])
-    message = r"share \d+ tokens, of which skip 0 and top_k 10 leave 10; a map of .* needs 32"
+    message = r"share \d+ tokens, of which skip 0 and top_k 10 leave 10; a map from .* needs 32"
     with pytest.raises(UserError, match=message):
         shared_tokens(roberta, bert, top_k=10)
 
@@ -304,8 +304,8 @@ def rewritten(path: Path, change: Callable[[dict, dict], None]) -> None:
         (lambda tensors, _: tensors.pop("up"), "its tensor `up` is missing, that of a MLP of these sizes is 10 x 6"),
         (lambda tensors, _: tensors.update(more=torch.zeros(1)), "its tensor `more` is 1, .* is missing"),
         (lambda tensors, _: tensors.update(down=torch.zeros(6, 11)), "`down` is 6 x 11, .* is 6 x 12"),
-        (lambda tensors, _: tensors["up"].fill_(math.nan), r"not finite \(up\)"),
-        (lambda _, facts: facts.update(projector="GPT"), "holds a projector 'GPT'; there are MLP, TokenMLP"),
+        (lambda tensors, _: tensors["up"].fill_(math.nan), r"non-finite values \(up\)"),
+        (lambda _, facts: facts.update(projector="GPT"), "has the unknown projector 'GPT'; known are MLP, TokenMLP"),
         (lambda _, facts: facts.update(format_version="9"), "has format_version '9'"),
         (lambda _, facts: facts.update(options='{"bottleneck": 6, "evil": 1}'), "is damaged: its metadata do not"),
         (lambda _, facts: facts.update(source="[1]"), "is damaged: its metadata do not"),
@@ -347,7 +347,7 @@ def test_saving_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monke
             made(MLP(6)).save(path)
     broken = made(Linear())
     broken.projector.weight.data.fill_(math.inf)
-    with pytest.raises(UserError, match=r"not finite \(weight\); lower the learning rate"):
+    with pytest.raises(UserError, match=r"non-finite values \(weight\); lower the learning rate"):
         broken.save(path)
     assert path.read_bytes() == before
     assert [one.name for one in tmp_path.iterdir()] == ["p.safetensors"]
@@ -374,9 +374,9 @@ def test_prompts_are_found_by_task_and_paired_by_seed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no target prompt was trained on mnli: there are prompts for imdb"):
         targets.need(["imdb", "mnli"], "target")
     Prompt(draw(5, 3), {"task": "imdb", "backbone": "b"}).save(tmp_path / "s" / "long.safetensors")
-    with pytest.raises(UserError, match="a projector is trained on prompts of one shape"):
+    with pytest.raises(UserError, match="give prompts of one shape"):
         load_by_task([str(tmp_path / "s")], "--s")
-    with pytest.raises(UserError, match="no prompt there that was trained on one task"):
+    with pytest.raises(UserError, match="found no prompt trained on a single task"):
         load_by_task([str(tmp_path / "s" / "random.safetensors")], "--s")
 
 

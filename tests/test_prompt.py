@@ -111,8 +111,8 @@ def test_sizes_in_the_metadata_are_those_of_the_tensor():
         (torch.zeros(10_001, 1), "at most 10000"),
         (torch.zeros(1, 100_001), "at most 10000"),
         (torch.zeros(2, 2, dtype=torch.bfloat16), "bfloat16"),
-        (torch.tensor([[1.0, float("nan")]]), "not finite"),
-        (torch.tensor([[1.0, float("inf")]]), "not finite"),
+        (torch.tensor([[1.0, float("nan")]]), "non-finite"),
+        (torch.tensor([[1.0, float("inf")]]), "non-finite"),
     ],
 )
 def test_refuses_what_is_no_prompt(tensor, words):
@@ -122,7 +122,7 @@ def test_refuses_what_is_no_prompt(tensor, words):
 def test_a_value_that_became_nan_is_not_saved(tmp_path):
     prompt = make()
     prompt.embeddings[0, 0] = float("nan")
-    assert "not finite" in error_of(prompt.save, tmp_path / "p.safetensors")
+    assert "non-finite" in error_of(prompt.save, tmp_path / "p.safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -193,7 +193,7 @@ def test_files_without_a_prompt_in_them(tmp_path):
     save_file({"embeddings": torch.zeros(2, 2, 2)}, path)
     assert "3 dimensions" in error_of(Prompt.load, path)
     save_file({"embeddings": torch.full((2, 2), float("nan"))}, path)
-    assert "not finite" in error_of(Prompt.load, path)
+    assert "non-finite" in error_of(Prompt.load, path)
     save_file({"embeddings": torch.zeros(2, 2), "initial": torch.zeros(3, 2)}, path)
     assert "3 x 2" in error_of(Prompt.load, path)
     save_file({"embeddings": torch.zeros(2, 2)}, path, {"hidden_size": "7"})
@@ -202,7 +202,7 @@ def test_files_without_a_prompt_in_them(tmp_path):
 
 def test_a_newer_format_is_named(tmp_path):
     path = tmp_path / "x.safetensors"
-    for version, words in (("2", "install a newer one"), ("one", "damaged"), ("9" * 5000, "damaged")):
+    for version, words in (("2", "install a newer prompt_transfer"), ("one", "damaged"), ("9" * 5000, "damaged")):
         save_file({"embeddings": torch.zeros(2, 2)}, path, {"format_version": version})
         assert words in error_of(Prompt.load, path)
 
@@ -246,7 +246,7 @@ def test_check_leaves_attention_out_for_causal_backbones():
 
 def test_an_unknown_fingerprint_warns_and_still_needs_width_and_family():
     prompt = make(fingerprint="unknown")
-    with pytest.warns(UserWarning, match="more cannot be checked"):
+    with pytest.warns(UserWarning, match="only its width"):
         prompt.check(backbone(fingerprint="bb22"), "prefix")
     assert "4 wide" in error_of(prompt.check, backbone(hidden_size=8))
     assert "family" in error_of(prompt.check, backbone(family="bert"))

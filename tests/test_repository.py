@@ -116,7 +116,7 @@ def test_revisions_and_a_second_push(hub: FakeHub, tmp_path: Path, capsys: pytes
     assert "## one.safetensors" in card
     assert "No score is known." in card
     assert "Score: f1 0.800" in card
-    assert "no baselines were at hand" in card
+    assert "no baselines were available" in card
     for revision, names in (("next", {"one", "two"}), (old, {"one"})):
         output = tmp_path / revision
         assert main(["prompts", "pull", REPO, "--revision", revision, "--output", str(output)]) == 0
@@ -154,9 +154,9 @@ def test_only_whole_prompts_come_in(hub: FakeHub, tmp_path: Path, capsys: pytest
     for repo, words in (
         ("me/bad", "is truncated"),
         ("me/else", "there is no prompt in me/else"),
-        ("me/path", "it was not taken"),
+        ("me/path", "nothing was downloaded"),
         ("me/absent", "no repository me/absent on the hub"),
-        ("noslash", "must be USER/NAME"),
+        ("noslash", "give USER/NAME"),
     ):
         assert main(["prompts", "pull", repo, "--output", str(tmp_path / "no")]) == 2
         assert words in capsys.readouterr().err, repo
@@ -186,19 +186,19 @@ def test_pushes_that_must_not_be(
         assert main(["prompts", "push", *arguments, "--repo", repo]) == 2
         return capsys.readouterr().err
 
-    assert "which nobody else has" in fails(str(local))
+    assert "which others do not have" in fails(str(local))
     assert "two prompts would both be a.safetensors" in fails(str(good), str(twin))
     assert "no such prompt file" in fails(str(tmp_path / "absent.safetensors"))
-    assert "no table of results" in fails(str(good), "--results", str(folder))
+    assert "no results table" in fails(str(good), "--results", str(folder))
     assert not hub.seen
-    assert "public: nothing was pushed" in fails(str(good), "--private", repo="me/public")
+    assert "public; nothing was pushed" in fails(str(good), "--private", repo="me/public")
     assert set(hub.files("me/public")) == {"x"}
     monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrong")
     error = fails(str(good))
     assert "the hub refused (401)" in error
     assert "hf_wrong" not in error
     monkeypatch.delenv("HF_TOKEN")
-    assert "needs a token that may write" in fails(str(good))
+    assert "needs a token with write access" in fails(str(good))
     assert REPO not in hub.repos
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert main(["prompts", "push", str(local), "--repo", REPO, "--backbone", "me/backbone"]) == 0
@@ -231,5 +231,5 @@ def test_scores_of_a_run(tmp_path: Path) -> None:
     assert scores_of(path) == [own, own | {"what": "majority class", "value": 0.5}]
     assert scores_of(path, tmp_path / "results.parquet") == scores_of(path)
     frame.drop(columns="prompt").to_csv(tmp_path / "results.csv")
-    with pytest.raises(Exception, match="no table of results"):
+    with pytest.raises(Exception, match="is not a results table"):
         scores_of(path, tmp_path / "results.csv")

@@ -237,7 +237,7 @@ def test_names_of_release_1_are_ours(tmp_path: Path) -> None:
 def test_neurons_that_do_not_go_with_the_prompts(tmp_path: Path, prompts: Path) -> None:
     found, folder = load_prompts(prompts), tmp_path / "neurons"
     folder.mkdir()
-    with pytest.raises(UserError, match=r"no neurons .*imdb.safetensors: capture those of all prompts"):
+    with pytest.raises(UserError, match=r"no neuron file .*imdb.safetensors: capture all prompts"):
         read_neurons(folder, found)
     for name in found.names:
         save_file({"activations": values(0, 2, 5).bfloat16()}, folder / f"{name}.safetensors")

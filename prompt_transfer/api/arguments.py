@@ -1,4 +1,4 @@
-"""The settings of a hub: what its verbs use where they are not told otherwise."""
+"""The settings of a hub: defaults of its methods and options of its runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
 
 SOURCES = ("hub", "local", "builtin")
-# Values of a run's configuration that a hub decides, or that would make several prompts of one run.
+# Options that the hub sets itself, or that would train several prompts in one run.
 OURS = (("model", "backbone"), ("model", "prompts"), ("model", "seeds"), ("model", "learning_rates"), ("data", "task"))
 
 
@@ -22,32 +22,32 @@ class PromptTrainingArguments:
     """Settings of a `PromptHub`.
 
     Args:
-        output_dir: folder for all that the hub makes; what its verbs need they read from there.
-        dataset: the task: a name (`prompt-transfer tasks list`) or the path of a YAML file.
-        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
-        prompt_len: P, rows of a prompt.
-        learning_rate: of prompts; None: that of the backbone's family.
-        max_steps: optimizer steps of a prompt, and of a projector.
-        eval_steps: steps between two evaluations, the best of which is kept; None: a tenth of the steps.
-        batch_size: examples of an optimizer step.
-        seed: of a prompt's or projector's start.
-        data_source: hub, local or builtin. None: built-in tasks are built in; others come from a folder where
-            `data_root` or the task's own file names one, else from the Hugging Face hub.
-        data_root: folder that holds <task>/<split>.parquet, .jsonl or .csv.
-        max_length: tokens that a text keeps; None: the task's own.
-        limit_train, limit_eval: rows of each split that are used, a random subset; None: all.
-        random_prompts: of each kind (embeddings of tokens, numbers of U[0, 1)) beside every score, masks of random
-            neurons beside every mask, and random source prompts beside every projection.
+        output_dir: folder of all inputs and outputs of the hub.
+        dataset: the default task: a name (`prompt-transfer tasks list`) or a YAML file.
+        backbone: the default backbone: a built-in name, a Hugging Face model folder or a hub id.
+        prompt_len: P, the number of prompt tokens.
+        learning_rate: learning rate of prompts; None uses the default of the backbone's family.
+        max_steps: optimizer steps per prompt or projector.
+        eval_steps: steps between evaluations (the best one is kept); None means a tenth of max_steps.
+        batch_size: examples per optimizer step.
+        seed: random seed for initialization and data order.
+        data_source: hub, local or builtin. None uses builtin for built-in tasks, local if `data_root` or the task's
+            file names a folder, else the Hugging Face hub.
+        data_root: folder that contains <task>/<split>.parquet, .jsonl or .csv.
+        max_length: maximum number of tokens per text; None uses the task's.
+        limit_train, limit_eval: size of the random subset of each split to use; None uses all examples.
+        random_prompts: number of baselines per score: random prompts of each kind (token embeddings, U[0, 1)), masks of
+            random neurons, and random source prompts for projections.
         projector: MLP, TokenMLP, Linear or TaskVector.
-        projector_learning_rate: None: the module's own.
+        projector_learning_rate: learning rate of projectors; None uses the module's default.
         accelerator: auto, cpu or cuda.
-        progress: show bars while something is trained.
-        prompt_options: further values of a prompt's run, as in a file for `fit --config`; they win:
+        progress: show progress bars during training.
+        prompt_options: further options of a prompt's run, nested as in a file for `fit --config`; they take precedence:
             {"model": {"attention": "shared"}}.
-        projector_options: the same of a projector's run.
+        projector_options: the same for a projector's run.
 
     Raises:
-        UserError: a value that cannot be, or an unknown task.
+        UserError: an invalid value or an unknown task.
     """
 
     output_dir: str
@@ -73,12 +73,12 @@ class PromptTrainingArguments:
     projector_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # A path is as good as its name.
+        # Accept pathlib paths too.
         self.output_dir, self.dataset, self.backbone = map(str, (self.output_dir, self.dataset, self.backbone))
         self.data_root = None if self.data_root is None else str(self.data_root)
         for name in ("output_dir", "dataset", "backbone"):
             if not getattr(self, name):
-                raise UserError(f"{name} is empty")
+                raise UserError(f"{name} is empty: give a value")
         for name in ("prompt_len", "max_steps", "batch_size"):
             _check_whole(name, getattr(self, name), 1)
         for name in ("eval_steps", "max_length", "limit_train", "limit_eval"):
@@ -99,7 +99,7 @@ class PromptTrainingArguments:
         get_task(self.dataset)
 
     def source_of(self, task: Task) -> Literal["hub", "local", "builtin"]:
-        """Where the rows of a task come from (see `data_source`)."""
+        """Return the source of a task's data (see `data_source`)."""
         if task.builtin:
             return "builtin"
         if self.data_source is not None:
@@ -107,12 +107,12 @@ class PromptTrainingArguments:
         return "local" if self.data_root is not None or task.local is not None else "hub"
 
     def prompt_config(self, backbone: str, task: str) -> dict[str, Any]:
-        """The configuration of the run that trains a prompt."""
+        """Return the options of the run that trains a prompt."""
         model = {"backbone": backbone, "prompt_length": self.prompt_len, "learning_rate": self.learning_rate}
         return _merged(self._config(model, [task]), self.prompt_options)
 
     def projector_config(self, target: str, tasks: list[str], prompts: list[str]) -> dict[str, Any]:
-        """The configuration of the run that trains a projector on the files of source prompts."""
+        """Return the options of the run that trains a projector on source prompt files."""
         model = {
             "backbone": target,
             "prompts": prompts,
@@ -124,7 +124,9 @@ class PromptTrainingArguments:
     def _config(self, model: dict[str, Any], tasks: list[str]) -> dict[str, Any]:
         sources = {self.source_of(get_task(task)) for task in tasks}
         if len(sources) > 1:
-            raise UserError(f"the tasks {', '.join(tasks)} come from {' and '.join(sorted(sources))}: one run has one")
+            raise UserError(
+                f"the tasks {', '.join(tasks)} come from {' and '.join(sorted(sources))}: use tasks of one data source"
+            )
         return {
             "seed_everything": self.seed,
             "model": model,
@@ -161,17 +163,17 @@ def _check_options(name: str, options: Any) -> None:
     try:
         yaml.safe_dump(dict(options))
     except yaml.YAMLError as error:
-        raise UserError(f"{name} holds what no YAML file can: give numbers, words, lists and dicts") from error
+        raise UserError(f"{name} cannot be written as YAML: give numbers, strings, lists and dicts") from error
     for section, key in OURS:
         inner = options.get(section)
         if isinstance(inner, Mapping) and key in inner:
             raise UserError(
-                f"{name} cannot have {section}.{key}: a verb makes one prompt or projector, of its arguments"
+                f"{name} cannot set {section}.{key}: give it as an argument; one call trains one prompt or projector"
             )
 
 
 def _merged(config: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of both, section by section; those of `options` win."""
+    """Merge nested options; those of `options` take precedence."""
     whole = dict(config)
     for key, value in options.items():
         old = whole.get(key)

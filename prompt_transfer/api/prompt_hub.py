@@ -1,4 +1,4 @@
-"""PromptHub: the nine verbs of release 2.0 of Su et al. for notebooks and scripts."""
+"""PromptHub: the nine methods of Su et al.'s release 2.0, for notebooks and scripts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from prompt_transfer.analysis import neuron_plots, plots
 from prompt_transfer.analysis.indicators import neuron_overlap, neuron_overlap_per_layer
 from prompt_transfer.api.arguments import PromptTrainingArguments
 from prompt_transfer.api.returns import Activations, MaskedNeurons, Picture, Score, Similarity, TrainingResult
-from prompt_transfer.api.runs import plainly, train
-from prompt_transfer.api.scores import CONTROL, compare_well, masked_score, of_one_mode, score
+from prompt_transfer.api.runs import quiet_session, train
+from prompt_transfer.api.scores import CONTROL, are_comparable, have_same_mode, masked_score, score
 from prompt_transfer.api.store import Store
 from prompt_transfer.neurons import files
 from prompt_transfer.neurons.mask import SCOPES, most_activated
@@ -27,7 +27,7 @@ from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
 
-# Of a prompt's metadata, what a random prompt of the same backbone shares with it.
+# Metadata that a random prompt of the same backbone inherits from a prompt.
 SHARED = (
     *("backbone", "fingerprint", "family", "layout", "attention", "dtype", "head", "revision"),
     *("label_words_policy", "data_label_words"),
@@ -35,24 +35,23 @@ SHARED = (
 
 
 class PromptHub:
-    """Train prompts, carry them to other tasks and backbones, look at the neurons that they activate.
+    """Interface for training prompts, transferring them to tasks and backbones, and analysing their neurons.
 
-    A verb reads what it needs from the files below `args.output_dir` and leaves what it makes there
-    (`prompt_transfer.api.store` lists the places). So any verb works in a fresh process, and again: what is trained or
-    scored is not trained or scored twice. Arguments that are left out are those of `args`. Each verb prints what it
-    found and gives it back.
+    Every method reads its inputs from and writes its outputs to files below `args.output_dir` (layout:
+    `prompt_transfer.api.store`). Methods therefore work in any process, and repeated calls reuse earlier results.
+    Omitted arguments default to those of `args`. Every method prints its result and returns it.
 
     Args:
-        args: where things are kept, the usual task and backbone, and how prompts are trained.
+        args: output folder, default task and backbone, and training options.
 
     Raises:
-        UserError: from every verb, one line: an unknown task or backbone; a prompt or projector that is missing, with
-            the call that makes it; or what does not go together.
+        UserError: from every method: an unknown task or backbone, a missing prompt or projector (the message names the
+            call that creates it), or inputs that do not fit each other.
     """
 
     def __init__(self, args: PromptTrainingArguments) -> None:
         if not isinstance(args, PromptTrainingArguments):
-            raise UserError(f"PromptHub is made with args=PromptTrainingArguments(...), not {type(args).__name__}")
+            raise UserError(f"PromptHub expects args=PromptTrainingArguments(...), not {type(args).__name__}")
         self.args = args
 
     def __repr__(self) -> str:
@@ -60,7 +59,7 @@ class PromptHub:
 
     @property
     def store(self) -> Store:
-        """Where the files are."""
+        """The files of this hub."""
         return Store(self.args.output_dir)
 
     # Prompts ---------------------------------------------------------------------------------------------------
@@ -68,38 +67,38 @@ class PromptHub:
     def train_prompt(
         self, backbone: str | None = None, task: str | None = None, overwrite: bool = False
     ) -> TrainingResult:
-        """Train a prompt: `prompts/<backbone>/<task>/`, a run of `fit`.
+        """Train a prompt with `fit`; the run is `prompts/<backbone>/<task>/`.
 
-        A run that is done with the same options is taken as it is, one that was stopped goes on.
+        A finished run with the same options is reused, an interrupted one is resumed.
 
         Args:
-            overwrite: start anew what is there.
+            overwrite: replace an existing run.
 
         Returns:
-            The prompt's file and its best score on validation.
+            The prompt file and its best validation score.
         """
         backbone, task = self._backbone(backbone), self._task(task)
         call = f"train_prompt({backbone!r}, {task!r}"
         config = self.args.prompt_config(backbone, task)
-        with plainly():
+        with quiet_session():
             return train(self.store.prompt_run(backbone, task), "PromptTuning", config, f"{call})", call, overwrite)
 
     def eval_prompt(self, backbone: str | None = None, task: str | None = None) -> Score:
-        """Score a prompt on the test split of the task that it was trained on, beside its baselines."""
+        """Score a prompt and its baselines on the test split of its own task."""
         backbone, task = self._backbone(backbone), self._task(task)
         return self._score_on(backbone, task, task)
 
     def cross_task_eval(
         self, backbone: str | None = None, source_task: str | None = None, target_task: str | None = None
     ) -> Score:
-        """Score the prompt of one task, as it is, on the test split of another, with that task's label words.
+        """Score one task's prompt, without training, on the test split and label words of another task.
 
         Returns:
-            The score; `relative` to the target's own prompt where that is there too.
+            The score, with `relative` set if the target's own prompt exists.
         """
         backbone, source = self._backbone(backbone), self._task(source_task)
         if target_task is None:
-            raise UserError("cross_task_eval needs the task that the prompt is used on: give target_task")
+            raise UserError("cross_task_eval needs a task to use the prompt on: give target_task")
         return self._score_on(backbone, source, self._task(target_task))
 
     # Other backbones -------------------------------------------------------------------------------------------
@@ -111,17 +110,17 @@ class PromptHub:
         task: str | Sequence[str] | None = None,
         overwrite: bool = False,
     ) -> TrainingResult:
-        """Train a projector of prompts from one backbone to another: `projectors/<source>-to-<target>/<task>/`.
+        """Train a projector between two backbones; the run is `projectors/<source>-to-<target>/<task>/`.
 
-        It maps the source's prompt of the task, and learns by the target's loss on the task's rows. From one prompt it
-        can learn to give the same for everything: several tasks (a list) make a projector that can carry others.
+        The projector maps the source's prompt and is trained with the target's loss on the task's examples. Trained on
+        a single prompt, it may learn a constant output: give several tasks to project other prompts too.
 
         Args:
-            task: or a list of tasks; each needs a prompt of the source.
-            overwrite: start anew what is there.
+            task: a task or list of tasks; each needs a prompt of the source.
+            overwrite: replace an existing run.
 
         Returns:
-            The projector's file and its best score on validation, the mean over tasks.
+            The projector file and its best validation score, averaged over tasks.
         """
         source, target = self._pair("cross_model_train", source_model, target_model)
         tasks = self._tasks(task)
@@ -131,10 +130,10 @@ class PromptHub:
         )
         shown = tasks[0] if len(tasks) == 1 else tasks
         call = f"cross_model_train({source!r}, {target!r}, {shown!r}"
-        made_of = f"{call}), source prompts {', '.join(files.digest(prompt.embeddings) for prompt in prompts)}"
+        origin = f"{call}), source prompts {', '.join(files.digest(prompt.embeddings) for prompt in prompts)}"
         run = self.store.projector_run(source, target, tasks)
-        with plainly():
-            return train(run, "CrossModelProjector", config, made_of, call, overwrite)
+        with quiet_session():
+            return train(run, "CrossModelProjector", config, origin, call, overwrite)
 
     def cross_model_eval(
         self,
@@ -143,14 +142,14 @@ class PromptHub:
         task: str | None = None,
         trained_on: str | Sequence[str] | None = None,
     ) -> Score:
-        """Project a prompt to another backbone and score it there, on the test split of its task.
+        """Project a prompt to another backbone and score it there on the test split of its task.
 
-        Beside it stand random prompts of the target, the target's own prompt where it is there, and projections of
-        random prompts (`control`). `prompt-transfer analyze projection` has more controls, for several tasks.
+        Baselines are random prompts of the target, the target's own prompt if it exists, and projections of random
+        prompts (`control`). `prompt-transfer analyze projection` has more controls, for several tasks.
 
         Args:
-            task: whose prompt is projected.
-            trained_on: the task, or tasks, that the projector was trained on; default: this one.
+            task: the task whose prompt is projected.
+            trained_on: the task or tasks that the projector was trained on; default: `task`.
         """
         source, target = self._pair("cross_model_eval", source_model, target_model)
         task = self._task(task)
@@ -159,90 +158,90 @@ class PromptHub:
         projector = self.store.projector(source, target, tasks)
         folder = self.store.projected(source, target, tasks, task)
         name = f"{get_task(task).name}-from-{self.store.projector_run(source, target, tasks).parent.name}"
-        with plainly():
-            made = self._project(source, prompt, projector, folder, name)
-            places = [folder, *self._own(target, task, made)]
+        with quiet_session():
+            projected = self._project(source, prompt, projector, folder, name)
+            places = [folder, *self._own(target, task, projected)]
             output = self.store.place("scores", target, name, folder.parent.name)
             return score(self.args, target, task, places, name, get_task(task).name, output)
 
     def _project(self, source: str, prompt: Prompt, projector: ProjectorFile, folder: Path, name: str) -> Prompt:
-        """The projection of a prompt, and beside it those of random prompts of the source."""
-        made = {name: projector.project(prompt)}
-        # To draw prompts needs its table of embeddings alone.
+        """Save the projections of a prompt and of random prompts of the source; return the prompt's."""
+        projected = {name: projector.project(prompt)}
+        # Drawing random prompts needs only the embedding table.
         backbone = load_backbone(source, {name: prompt}, accelerator="cpu")
         facts = {key: prompt.metadata[key] for key in SHARED if prompt.metadata.get(key)}
         shape = (prompt.embeddings.shape[0], prompt.embeddings.shape[1])
         for number in range(1, self.args.random_prompts + 1):
             drawn = Prompt(random_prompt(backbone, shape, number), {**facts, "random": "true"})
-            made[f"{CONTROL}-{number}"] = projector.project(drawn)
-        # What is left of another number of controls would be scored too.
+            projected[f"{CONTROL}-{number}"] = projector.project(drawn)
+        # Controls left from an earlier call would be scored too.
         shutil.rmtree(folder, ignore_errors=True)
-        for key, one in made.items():
+        for key, one in projected.items():
             one.save(folder / f"{key}.safetensors")
-        return made[name]
+        return projected[name]
 
     # Neurons ---------------------------------------------------------------------------------------------------
 
     def activated_neuron(self, backbone: str | None = None, task: str | None = None) -> Activations:
-        """What a backbone's neurons do behind a prompt alone, before and after the activation function."""
+        """Return a backbone's neurons for a prompt without input text, before and after the activation function."""
         backbone, task = self._backbone(backbone), self._task(task)
-        with plainly():
+        with quiet_session():
             found = self._neurons(backbone, task)
         active = (found.after > 0).float().mean(dim=1).tolist()
         rows = [{"layer": str(layer), "share active": share} for layer, share in enumerate(active)]
-        print(f"{found.after.shape[1]} neurons a layer of {backbone} behind the prompt of {task}")
+        print(f"{found.after.shape[1]} neurons per layer of {backbone}, given the prompt of {task}")
         results.show(rows)
         return found
 
     def neuron_similarity(
         self, backbone: str | None = None, task1: str | None = None, task2: str | None = None
     ) -> Similarity:
-        """ON, the overlap of the neurons that two tasks' prompts activate: cosine of two 0/1 vectors."""
+        """Return ON, the overlap of the neurons that two tasks' prompts activate: the cosine of two 0/1 vectors."""
         backbone, first = self._backbone(backbone), self._task(task1)
         if task2 is None:
             raise UserError("neuron_similarity compares two tasks: give task2")
         second = self._task(task2)
         prompts = [self.store.prompt(backbone, task) for task in (first, second)]
-        if not of_one_mode(*prompts):
+        if not have_same_mode(*prompts):
             raise UserError(
-                f"the prompts of {first} and {second} differ in layout, attention, dtype or head: their neurons do not "
-                "compare"
+                f"the prompts of {first} and {second} differ in layout, attention, dtype or head, so their neurons "
+                "cannot be compared: train them with the same options"
             )
-        with plainly():
+        with quiet_session():
             neurons = torch.stack([self._neurons(backbone, task).after for task in (first, second)])
         layers = tuple(float(matrix[0, 1]) for matrix in neuron_overlap_per_layer(neurons))
         found = Similarity(backbone, first, second, float(neuron_overlap(neurons)[0, 1]), layers)
         rows = [{"layers": "all", "ON": found.overlap}]
         rows += [{"layers": str(layer), "ON": value} for layer, value in enumerate(layers)]
-        print(f"activated neurons that {first} and {second} share, {backbone}")
+        print(f"overlap of activated neurons, {first} and {second}, {backbone}")
         results.show(rows)
         return found
 
     def mask_activated_neuron(
         self, backbone: str | None = None, task: str | None = None, ratio: float = 0.2, scope: str = "layer"
     ) -> MaskedNeurons:
-        """Score a prompt while the neurons that it activates most give 0, beside as many random ones.
+        """Score a prompt with its most activated neurons set to 0, and with as many random ones set to 0.
 
         Args:
-            ratio: share of the neurons, above 0, up to 1.
-            scope: `layer`: the same share in each layer; `all`: of all layers together, as in release 2.0, where
-                layers with larger values lose more.
+            ratio: fraction of neurons to mask, above 0 and up to 1.
+            scope: `layer` masks the same fraction of each layer; `all` that of all layers together, as release 2.0
+                does, which masks more in layers with larger activations.
 
         Returns:
-            The scores, and the mask.
+            The scores and the mask.
         """
         backbone, task = self._backbone(backbone), self._task(task)
         if not isinstance(ratio, int | float) or not 0 < ratio <= 1:
-            raise UserError(f"ratio is {ratio!r}: a share of neurons above 0, up to 1")
+            raise UserError(f"ratio is {ratio!r}: give a fraction of neurons, above 0 and up to 1")
         if scope not in SCOPES:
             raise UserError(f"scope is {scope!r}: choose one of {', '.join(SCOPES)}")
         run, name = self.store.prompt_run(backbone, task), get_task(task).name
-        with plainly():
+        with quiet_session():
             after = self._neurons(backbone, task).after
             own, active = most_activated(after, ratio, scope), float((after > 0).float().mean())
             if ratio > active:
                 print(
-                    f"note: {active:.1%} of the neurons are active behind this prompt; a ratio of {ratio:g} takes more"
+                    f"note: this prompt activates {active:.1%} of the neurons; a ratio of {ratio:g} also masks others"
                 )
             neurons = self.store.place("neurons", backbone, name)
             output = self.store.place("masks", backbone, name)
@@ -250,13 +249,13 @@ class PromptHub:
         return MaskedNeurons(found, own)
 
     def plot_neuron(self, backbone: str | None = None, task: str | Sequence[str] | None = None) -> Picture:
-        """Draw which neurons the prompts of one task or several activate: `figures/<backbone>/neurons-<task>.png`.
+        """Plot the neurons that the prompts of one or more tasks activate: `figures/<backbone>/neurons-<task>.png`.
 
-        Each layer's neurons are sorted by how many of the prompts activate them.
+        The neurons of each layer are sorted by the number of prompts that activate them.
         """
         backbone, tasks = self._backbone(backbone), self._tasks(task)
         names = [get_task(name).name for name in tasks]
-        with plainly():
+        with quiet_session():
             neurons = np.stack([self._neurons(backbone, name).after.numpy() for name in tasks])
             path = self.store.place("figures", backbone, f"neurons-{'+'.join(names)}.png")
             plots.save(neuron_plots.activation_heatmap(neurons, names), path)
@@ -264,7 +263,7 @@ class PromptHub:
         return Picture(path)
 
     def _neurons(self, backbone: str, task: str) -> Activations:
-        """The neurons behind a prompt, captured where they are not there, or are those of an earlier prompt."""
+        """Return a prompt's neurons, capturing them if missing or outdated."""
         prompt = self.store.prompt(backbone, task)
         run = self.store.prompt_run(backbone, task)
         folder = self.store.place("neurons", backbone, get_task(task).name)
@@ -290,33 +289,33 @@ class PromptHub:
     def _tasks(self, given: str | Sequence[str] | None) -> list[str]:
         names = [self._task(given)] if given is None or isinstance(given, str | Path) else list(map(self._task, given))
         if not names or len({get_task(name).name for name in names}) < len(names):
-            raise UserError(f"give tasks, each once, not {list(given or ())}")
+            raise UserError(f"task is {list(given or ())}: give one or more different tasks")
         return names
 
     def _pair(self, verb: str, source: str | None, target: str | None) -> tuple[str, str]:
         if target is None:
-            raise UserError(f"{verb} needs the backbone that prompts are carried to: give target_model")
+            raise UserError(f"{verb} needs a backbone to project prompts to: give target_model")
         return self._backbone(source), str(target)
 
     def _own(self, backbone: str, task: str, prompt: Prompt) -> list[Path]:
-        """The folder of the task's own prompt, where it is there and can be scored together with `prompt`."""
+        """Return the folder of the task's own prompt if it exists and can be scored together with `prompt`."""
         if not self.store.has_prompt(backbone, task):
             return []
         own = self.store.prompt(backbone, task)
-        return [self.store.prompt_run(backbone, task)] if compare_well(prompt, own) else []
+        return [self.store.prompt_run(backbone, task)] if are_comparable(prompt, own) else []
 
     def _score_on(self, backbone: str, source: str, target: str) -> Score:
-        """The score of the prompt of a source task on a target task."""
+        """Score the prompt of a source task on a target task."""
         prompt, run = self.store.prompt(backbone, source), self.store.prompt_run(backbone, source)
         names = [get_task(task).name for task in (target, source)]
-        with plainly():
+        with quiet_session():
             places = [run, *(place for place in self._own(backbone, target, prompt) if place != run)]
             output = self.store.place("scores", backbone, "-from-".join(names))
             return score(self.args, backbone, target, places, str(run_name(Path(str(prompt.path)))), names[1], output)
 
 
 def _activations(path: Path, prompt: Prompt) -> Activations | None:
-    """What a file of neurons holds; None where it is of another prompt or backbone."""
+    """Read a neuron file; None if it belongs to another prompt or backbone."""
     found, facts = files.read(path)
     wanted = {"prompt": files.digest(prompt.embeddings), "backbone": prompt.metadata.get("fingerprint") or UNKNOWN}
     if any(value not in (UNKNOWN, facts.get(key)) for key, value in wanted.items()):

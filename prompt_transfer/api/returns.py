@@ -1,6 +1,6 @@
-"""What the verbs of a hub give back.
+"""Return types of the hub's methods.
 
-Shape letters: P prompt tokens, H hidden, L layers, F neurons a layer.
+Shape letters: P prompt tokens, H hidden, L layers, F neurons per layer.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A prompt or projector that was trained.
+    """A trained prompt or projector.
 
     Attributes:
-        path: its file, in the run folder that `fit` makes.
-        metric: of the task.
-        value: best score on validation, a fraction; the mean over the tasks of a projector.
-        majority: share of the largest class there, None for tasks that write a text.
-        best_step: optimizer steps of the one that was kept.
-        table: one row a task: `results.csv` of the run.
+        path: its file in the run folder of `fit`.
+        metric: the task's metric.
+        value: best validation score, a fraction; for projectors the mean over tasks.
+        majority: accuracy of the majority class on validation, None for generation tasks.
+        best_step: optimizer step of the best score.
+        table: one row per task: the run's `results.csv`.
     """
 
     path: Path
@@ -39,21 +39,22 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class Score:
-    """What a prompt scores on the test split of a task, beside its baselines; all scores are fractions.
+    """A prompt's score on a task's test split, with its baselines; all scores are fractions.
 
     Attributes:
-        backbone, task, source: where it is used, and the task that it was trained on.
-        split: and where its rows come from.
-        metric, value: the task's metric.
-        low, high: 95 % bootstrap interval over rows.
-        n: rows.
-        random: mean of random prompts.
-        baseline: the majority class, or the lead of the text for tasks that write one.
-        own: the prompt that was trained on this task and backbone, None where there is none that compares.
+        backbone, task: the backbone and task of the evaluation.
+        source: the task that the prompt was trained on.
+        split: the split and its origin.
+        metric, value: the task's metric and the score.
+        low, high: 95 % bootstrap interval over examples.
+        n: number of examples.
+        random: mean score of random prompts.
+        baseline: score of the majority class, or of the text's lead for generation tasks.
+        own: score of this task's own prompt on this backbone, None if there is no comparable one.
         relative: value / own.
-        control: of a projected prompt: mean of projected random prompts. What is not above it comes from the projector
-            alone and not from the source prompt.
-        table: one row a prompt.
+        control: for a projected prompt, the mean score of projected random prompts; a score up to this level comes from
+            the projector, not from the source prompt.
+        table: one row per prompt.
     """
 
     backbone: str
@@ -77,11 +78,11 @@ class Score:
 
 
 class Activations(NamedTuple):
-    """Neurons of a backbone behind a prompt alone, without any data; float32 [L, F] at the answer slot.
+    """Neurons at the answer slot for a prompt without input text; float32 `[L, F]`.
 
     Attributes:
-        before: what enters the activation function.
-        after: neurons: after the activation; of gated FFNs the product that enters the second layer.
+        before: inputs of the activation function.
+        after: neurons: outputs of the activation function; for gated FFNs the product that enters the second layer.
     """
 
     before: Tensor
@@ -90,11 +91,11 @@ class Activations(NamedTuple):
 
 @dataclass(frozen=True)
 class Similarity:
-    """ON, the overlap of activated neurons (after > 0) of two prompts, 0 to 1.
+    """ON, the overlap of two prompts' activated neurons (after > 0), 0 to 1.
 
     Attributes:
-        overlap: over all layers.
-        layers: in each layer, from the input.
+        overlap: ON over all layers.
+        layers: ON of each layer, first layer first.
     """
 
     backbone: str
@@ -109,17 +110,17 @@ class Similarity:
 
 @dataclass(frozen=True)
 class MaskedScore:
-    """What a prompt scores while neurons give 0; all scores are fractions.
+    """A prompt's score with masked neurons; all scores are fractions.
 
     Attributes:
-        value: with its own most activated neurons masked.
-        low, high: 95 % bootstrap interval over rows.
-        n: rows.
-        unmasked: with all neurons.
-        random: mean with as many random neurons masked, in each layer as many as of the own ones.
-        baseline: the majority class, or the lead of the text.
-        masked: number of neurons.
-        table: one row a mask.
+        value: score with the prompt's own most activated neurons masked.
+        low, high: 95 % bootstrap interval over examples.
+        n: number of examples.
+        unmasked: score without a mask.
+        random: mean score with random neurons masked, the same number per layer.
+        baseline: score of the majority class, or of the text's lead for generation tasks.
+        masked: number of masked neurons.
+        table: one row per mask.
     """
 
     backbone: str
@@ -139,7 +140,7 @@ class MaskedScore:
 
     @property
     def drop(self) -> float:
-        """What the own neurons cost: unmasked - value."""
+        """The loss of score by masking: unmasked - value."""
         return self.unmasked - self.value
 
     def __float__(self) -> float:
@@ -147,7 +148,7 @@ class MaskedScore:
 
 
 class MaskedNeurons(NamedTuple):
-    """A score with masked neurons, and the mask: bool [L, F], True for masked neurons."""
+    """A score with masked neurons, and the mask: bool `[L, F]`, True for masked neurons."""
 
     metric: MaskedScore
     mask: Tensor
@@ -155,7 +156,7 @@ class MaskedNeurons(NamedTuple):
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as a file; notebooks show it.
+    """A figure file, displayed by notebooks.
 
     Attributes:
         path: the `.png` file.

@@ -1,4 +1,4 @@
-"""Runs of `fit` that can be asked for again: done ones are taken as they are, stopped ones go on."""
+"""Idempotent runs of `fit`: finished runs are reused, interrupted ones resumed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SHOWN = ("task", "split", "metric", "value", "majority", "lead", "n", "best_step
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
-    """Inside `with`: warnings of one line. The session's own warnings and random numbers are as before at its end."""
+def quiet_session() -> Iterator[None]:
+    """Show one-line warnings; restore the session's warning filters and random state on exit."""
     with warnings.catch_warnings(), isolate_rng():
         quiet()
         warnings.showwarning = show_warning
@@ -36,75 +36,75 @@ def plainly() -> Iterator[None]:
 def fit(
     folder: str | Path, config: Mapping[str, Any], model: str = "PromptTuning", overwrite: bool = False
 ) -> TrainingResult:
-    """A run of `fit` from Python, for what no verb of a hub does: several seeds, another start, convergence.
+    """Run `fit` from Python, for options that the hub's methods lack: several seeds, initializers, convergence.
 
-    A run that is done with the same options is taken as it is, one that was stopped goes on.
+    A finished run with the same options is reused, an interrupted one is resumed.
 
     Args:
-        folder: of the run; its options lie beside it in `<folder>.yaml`.
+        folder: the run folder; its options are saved as `<folder>.yaml`.
         config: options, nested as in a file for `fit --config`.
         model: PromptTuning or CrossModelProjector.
-        overwrite: start anew what is there.
+        overwrite: replace an existing run.
 
     Returns:
-        The best prompt's file (beside it those of all seeds) and scores: means over what was trained.
+        The best prompt's file (those of all seeds are in the same folder) and mean scores.
 
     Raises:
-        UserError: a run with other options is there, an unknown model, or anything that `fit` says.
+        UserError: the folder has a run with other options, an unknown model, or any error of `fit`.
     """
     if model not in FILES:
         raise UserError(f"unknown model {model!r}: choose one of {', '.join(FILES)}")
-    with plainly():
+    with quiet_session():
         return train(Path(folder), model, config, f"fit of {model}", f"fit({str(folder)!r}, ...", overwrite)
 
 
 def train(
-    folder: Path, model: str, config: Mapping[str, Any], made_of: str, call: str, overwrite: bool
+    folder: Path, model: str, config: Mapping[str, Any], origin: str, call: str, overwrite: bool
 ) -> TrainingResult:
-    """Do the run of `fit` in a folder, unless it is done.
+    """Run `fit` in a folder unless it has finished.
 
-    The options lie beside the folder, in a file that `fit --config` reads too; by it a run is known again.
+    The options are saved next to the folder, in a file that `fit --config` accepts; they identify the run.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
         model: name of the LightningModule.
         config: options of `fit`.
-        made_of: what decides the result beside the options, a line for the file.
-        call: as a user writes it, for messages; without the closing bracket.
-        overwrite: start anew what is there.
+        origin: one line for the file, with everything else that determines the result.
+        call: the user's call without the closing bracket, for messages.
+        overwrite: replace an existing run.
 
     Raises:
-        UserError: a run with other options is there, or anything that `fit` says.
+        UserError: the folder has a run with other options, or any error of `fit`.
     """
     options = folder.with_name(f"{folder.name}.yaml")
-    text = f"# {made_of}\n{yaml.safe_dump(dict(config), sort_keys=False)}"
+    text = f"# {origin}\n{yaml.safe_dump(dict(config), sort_keys=False)}"
     known = options.read_text(encoding="utf-8") if options.is_file() else None
     occupied = folder.is_dir() and any(folder.iterdir())
     if occupied and not overwrite:
         if known is None or _content(known) != _content(text):
             raise UserError(
-                f"{folder} holds a run with {_difference(known, text)}: {call}, overwrite=True) starts it anew, "
+                f"{folder} holds a run with {_difference(known, text)}: {call}, overwrite=True) replaces it, "
                 "another output_dir keeps both"
             )
         if (folder / RESULTS_FILE).is_file():
             found = _trained(folder, model)
-            print(f"{found.path} is there already, made with these options; {call}, overwrite=True) starts anew")
+            print(f"{found.path} exists with these options and is reused; {call}, overwrite=True) replaces it")
             rows = found.table[[name for name in SHOWN if name in found.table.dropna(axis=1, how="all")]].to_dict(
                 "records"
             )
             results.show([{str(key): None if value != value else value for key, value in row.items()} for row in rows])
             return found
-    begun = _mark(folder / CONFIG_FILE)
+    before = _file_version(folder / CONFIG_FILE)
     write_text_atomic(options, text)
-    go_on = [] if not occupied else ["--overwrite" if overwrite else "--resume"]
+    flags = [] if not occupied else ["--overwrite" if overwrite else "--resume"]
     try:
-        training.run("fit", ["--model", model, "--config", str(options), "--output", str(folder), *go_on])
+        training.run("fit", ["--model", model, "--config", str(options), "--output", str(folder), *flags])
     finally:
-        # What was refused before it began changed nothing, and the options are those of what is there.
-        if _mark(folder / CONFIG_FILE) == begun:
+        # A run refused before its start changed nothing: restore the options of the existing run.
+        if _file_version(folder / CONFIG_FILE) == before:
             if known is None:
                 options.unlink()
-                with suppress(OSError):  # other things lie there
+                with suppress(OSError):  # the folder has other files
                     options.parent.rmdir()
             else:
                 write_text_atomic(options, known)
@@ -114,7 +114,7 @@ def train(
 def _trained(folder: Path, model: str) -> TrainingResult:
     path = folder / FILES[model]
     if not path.is_file():
-        raise UserError(f"the run in {folder} broke before its first evaluation: lower the learning rate")
+        raise UserError(f"the run in {folder} failed before its first evaluation: lower the learning rate")
     table = pd.read_csv(folder / RESULTS_FILE)
     majority = table["majority"].mean()
     return TrainingResult(
@@ -127,27 +127,27 @@ def _trained(folder: Path, model: str) -> TrainingResult:
     )
 
 
-def _mark(path: Path) -> tuple[int, int] | None:
-    """What changes when a file is written again, with equal content too."""
+def _file_version(path: Path) -> tuple[int, int] | None:
+    """Return a value that changes whenever the file is written, even with equal content."""
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
 
 def _content(text: str) -> tuple[str, Any]:
-    """What decides a run: of source prompts their digests, which stand in the first line, and not where they lie."""
-    made_of, _, rest = text.partition("\n")
+    """Return the origin and options that identify a run; source prompts count by digest, not by path."""
+    origin, _, rest = text.partition("\n")
     options = yaml.safe_load(rest)
     options.get("model", {}).pop("prompts", None)
-    return made_of, options
+    return origin, options
 
 
 def _difference(known: str | None, text: str) -> str:
-    """For messages: the options in which two files differ."""
+    """Describe the options in which two files differ, for messages."""
     if known is None:
-        return "options that are not known here (this hub did not make it)"
+        return "unknown options (this hub did not create it)"
     before, now = _flat(_content(known)[1]), _flat(_content(text)[1])
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if not changed:
-        return "other source prompts (they were trained anew)"
+        return "other source prompts (they were retrained)"
     return ", ".join(f"{key} {before.get(key)}, not {now.get(key)}" for key in changed[:4])
 
 

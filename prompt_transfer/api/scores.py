@@ -1,4 +1,4 @@
-"""Scores of a hub: the studies of transfer and of masked neurons, asked for one prompt."""
+"""Scores of a single prompt, computed by the transfer and masking studies."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import SettingsChangedError, UserError
 
 CONTROL = "constant"
-# Metadata that decide with which words answers are scored.
+# Metadata that determine the label words of a score.
 WORDS = ("label_words_policy", "data_label_words")
 COLUMNS = ("what", "value", "low", "high", "n")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 def evaluation_data(args: PromptTrainingArguments, task: str) -> EvaluationData:
-    """Where the rows come from that a prompt is scored on."""
+    """Return the evaluation data of a task under the hub's settings."""
     known = get_task(task)
     return EvaluationData(
         source=args.source_of(known),
         root=args.data_root,
         max_length=args.max_length,
         limit_eval=args.limit_eval,
-        # Built-in tasks have no label words of release 1.0; None: those that the prompt was trained with.
+        # Built-in tasks have no label words of release 1.0; None uses those of the prompt's training.
         label_words="default" if known.builtin else None,
     )
 
 
-def recompute_if_changed(folder: Path, work: Callable[[], Made]) -> Made:
-    """What a study gives; what lies in its folder is removed where it was made with other data or options."""
+def recompute_if_changed(folder: Path, work: Callable[[], Result]) -> Result:
+    """Run a study, removing its earlier outputs if they were produced with different data or options."""
     try:
         return work()
     except SettingsChangedError:
@@ -49,8 +49,8 @@ def recompute_if_changed(folder: Path, work: Callable[[], Made]) -> Made:
         return work()
 
 
-def of_one_mode(*prompts: Prompt) -> bool:
-    """Whether prompts of a backbone are used with one layout, attention mode, dtype, head and revision."""
+def have_same_mode(*prompts: Prompt) -> bool:
+    """Return whether prompts of a backbone share layout, attention mode, dtype, head and revision."""
     try:
         backbone_options({str(number): prompt for number, prompt in enumerate(prompts)})
     except UserError:
@@ -58,10 +58,10 @@ def of_one_mode(*prompts: Prompt) -> bool:
     return True
 
 
-def compare_well(prompt: Prompt, other: Prompt) -> bool:
-    """Whether two prompts of a backbone are scored in one way: in one mode, with the same label words."""
+def are_comparable(prompt: Prompt, other: Prompt) -> bool:
+    """Return whether two prompts of a backbone are scored in the same mode with the same label words."""
     words = [{key: one.metadata.get(key) or "" for key in WORDS} for one in (prompt, other)]
-    return of_one_mode(prompt, other) and words[0] == words[1]
+    return have_same_mode(prompt, other) and words[0] == words[1]
 
 
 def score(
@@ -73,17 +73,17 @@ def score(
     source: str,
     output: Path,
 ) -> Score:
-    """The score of a prompt, with its baselines; it is printed too.
+    """Score a prompt and its baselines, print the table and return the score.
 
     Args:
-        backbone, task: where the prompt is used.
-        prompts: folders with the prompt, the task's own one, and controls.
-        name: of the prompt in the study: that of its run folder or file.
-        source: the task that it was trained on.
+        backbone, task: the backbone and task of the evaluation.
+        prompts: folders with the prompt, the task's own prompt and controls.
+        name: the prompt's name in the study: its run folder's or file's.
+        source: the task that the prompt was trained on.
         output: folder of the study.
 
     Raises:
-        UserError: anything that does not fit.
+        UserError: any error of the study.
     """
     study = TransferStudy(
         backbone=backbone,
@@ -118,7 +118,7 @@ def score(
         {"what": "random prompts, mean", "value": found.random},
         {"what": _baseline(task), "value": found.baseline},
     ]
-    print(f"{found.task}, {found.split}: {found.metric} behind {backbone}")
+    print(f"{found.task}, {found.split}: {found.metric}, {backbone}")
     results.show(rows, columns=COLUMNS)
     return found
 
@@ -133,16 +133,16 @@ def masked_score(
     scope: str,
     output: Path,
 ) -> MaskedScore:
-    """The score of a task's own prompt with its own neurons masked, and with random ones; it is printed too.
+    """Score a task's own prompt with its own and with random neurons masked, print the table and return the score.
 
     Args:
         run: folder of the prompt.
         neurons: folder of its captured neurons.
-        ratio, scope: which neurons (see `neurons.mask.most_activated`).
+        ratio, scope: see `neurons.mask.most_activated`.
         output: folder of the study.
 
     Raises:
-        UserError: anything that does not fit.
+        UserError: any error of the study.
     """
     study = MaskStudy(
         backbone=backbone,
@@ -174,9 +174,7 @@ def masked_score(
         {"what": "as many random ones masked, mean", "value": found.random},
         {"what": _baseline(task), "value": found.baseline},
     ]
-    title = (
-        f"{found.task}, {found.split}: {found.metric} behind {backbone}, {found.masked} neurons masked ({ratio:.0%})"
-    )
+    title = f"{found.task}, {found.split}: {found.metric}, {backbone}, {found.masked} neurons masked ({ratio:.0%})"
     print(title)
     results.show(rows, columns=COLUMNS)
     return found
@@ -191,8 +189,8 @@ def _common(row: pd.Series, backbone: str) -> dict[str, Any]:
     }
 
 
-def _row(what: str, row: pd.Series) -> dict[str, Any]:
-    return {"what": what, **{key: float(row[key]) for key in ("value", "low", "high")}, "n": int(row["n"])}
+def _row(label: str, row: pd.Series) -> dict[str, Any]:
+    return {"what": label, **{key: float(row[key]) for key in ("value", "low", "high")}, "n": int(row["n"])}
 
 
 def _baseline(task: str) -> str:

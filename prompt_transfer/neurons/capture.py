@@ -1,4 +1,4 @@
-"""What neurons do at the answer slot, or at prompt rows: sums over examples, kept on the device."""
+"""Capture of neurons at the answer slot or at prompt tokens, summed over examples on the device."""
 
 from __future__ import annotations
 
@@ -14,31 +14,30 @@ from prompt_transfer.neurons.hooks import FfnHooks, Visit
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.nonfinite import FirstNonFinite
 
-# Positions of one forward pass over prompts alone: 13 prompts of 100 rows are 1,326.
+# Maximum positions in one forward pass over prompts without input text: 13 prompts of 100 tokens have 1,326.
 MAX_POSITIONS = 32_768
 
 
 class NeuronCapture(FfnHooks):
-    """Inside `with`, every forward pass of the backbone adds the neurons at its answer slots to sums.
+    """Context that sums the neurons at the answer slots of every forward pass, per prompt.
 
-    Sites are those of the family's row (`backbones/families.py`): of a masked LM the feed-forward network of each
-    encoder layer, of a causal LM of each layer, of a seq2seq LM of each decoder layer at its first step. Examples are
-    told apart by their prompt: sums are kept for each of N prompts. Nothing leaves the device before it is asked for.
+    The hooked modules are those of the family (`backbones/families.py`): the FFN of each encoder layer of a masked LM,
+    of each layer of a causal LM, and of each decoder layer of a seq2seq LM at its first step. Sums stay on the device
+    until they are requested.
 
-    | name | what |
+    | name | content |
     |---|---|
-    | `activations` | neurons: after the activation; of gated FFNs the product that enters the second layer |
-    | `before` | what enters the activation function |
-    | `gate` | what the activation function gives, for gated FFNs |
-    | `active` | 1 where a neuron is > 0, else 0 |
+    | `activations` | neurons: outputs of the activation; for gated FFNs the product that enters the second layer |
+    | `before` | inputs of the activation function |
+    | `gate` | outputs of the activation function, for gated FFNs |
+    | `active` | 1 if a neuron is > 0, else 0 |
 
-    Shape letters: B batch, L layers, F neurons a layer, N prompts.
+    Shape letters: B batch, L layers, F neurons per layer, N prompts.
 
     Args:
-        backbone: whose neurons.
-        prompts: N, how many prompts the batches number with `prompt_ids`; 1 where they have none.
-        every_kind: `before` and `gate` too, not only `activations` and `active`, where the activation function is a
-            known module of the backbone.
+        backbone: the backbone to observe.
+        prompts: N, the number of prompts that the batches index with `prompt_ids`; 1 if they have none.
+        every_kind: also capture `before` and `gate`, if the activation function is a known module of the backbone.
     """
 
     def __init__(self, backbone: FrozenBackbone, prompts: int = 1, every_kind: bool = True) -> None:
@@ -47,7 +46,7 @@ class NeuronCapture(FfnHooks):
         self.layers = len(backbone.ffn_sites())
         self._sums: dict[str, Tensor] = {}
         self._counts: Tensor | None = None
-        # Places are passes from 0.
+        # The watcher records passes, counted from 0.
         self._watched, self._passes = FirstNonFinite(), 0
 
     def visits(self) -> dict[str, Visit]:
@@ -58,7 +57,7 @@ class NeuronCapture(FfnHooks):
 
     def _adder(self, name: str) -> Visit:
         def add(layer: int, neurons: Tensor, slot: AnswerSlot | None) -> None:
-            # Outside of an answer the prompt alone is computed, or a text is written.
+            # Without an answer slot, the pass computes only the prompt or generates text.
             if slot is None:
                 return
             values = neurons.detach()[torch.arange(len(slot.places), device=neurons.device), slot.places].float()
@@ -86,13 +85,13 @@ class NeuronCapture(FfnHooks):
 
     @property
     def counts(self) -> Tensor:
-        """Examples of each prompt so far, [N]."""
+        """Number of examples per prompt so far, `[N]`."""
         return torch.zeros(self.prompts) if self._counts is None else self._counts
 
     def means(self) -> dict[str, Tensor]:
-        """Name -> mean over the examples of each prompt, float32 [N, L, F] on the CPU; NaN for a prompt without any.
+        """Return name -> mean over each prompt's examples, float32 `[N, L, F]` on the CPU; NaN without examples.
 
-        That of `active` is the share of examples in which a neuron is active.
+        The mean of `active` is the fraction of examples in which a neuron is active.
 
         Raises:
             UserError: a neuron was NaN or Inf.
@@ -102,9 +101,9 @@ class NeuronCapture(FfnHooks):
         return {name: (total / counts.to(total.device)).cpu() for name, total in self._sums.items()}
 
     def broken(self) -> tuple[int, int | None] | None:
-        """The first prompt with a neuron that was not finite, and in which pass of this process (from 0); else None.
+        """Return the first prompt with a non-finite neuron and its pass in this process (from 0), or None.
 
-        Of several processes it may have been another one, which then knows the pass.
+        The pass is None if it happened in another process.
         """
         if not self._sums:
             return None
@@ -113,11 +112,11 @@ class NeuronCapture(FfnHooks):
         return (wrong[0], self._watched.found().get(0, ("", None))[1]) if wrong else None
 
     def refuse_broken(self, names: Sequence[str] | None = None, where: Callable[[int], str] | None = None) -> None:
-        """Raise a UserError where a neuron was not finite.
+        """Raise UserError if a neuron was non-finite.
 
         Args:
-            names: of the prompts; None: their numbers.
-            where: what the inputs of a pass are called.
+            names: names of the prompts for the message; None uses their numbers.
+            where: maps a pass to the name of its inputs.
         """
         found = self.broken()
         if found is None:
@@ -125,18 +124,18 @@ class NeuronCapture(FfnHooks):
         prompt, place = found
         first = "" if place is None else f", first in {where(place) if where else f'batch {place} (from 0)'}"
         raise UserError(
-            f"neurons behind prompt {names[prompt] if names else prompt} are NaN or Inf{first}: take it out, or try "
+            f"neurons of prompt {names[prompt] if names else prompt} are NaN or Inf{first}: remove the prompt, or try "
             f"--dtype float32 (it is {self.backbone.dtype_name})"
         )
 
     def reset(self) -> Self:
-        """Begin anew."""
+        """Clear all sums and return itself."""
         self._watched, self._passes = FirstNonFinite(), 0
         self._sums, self._counts = {}, None
         return self
 
     def all_reduce(self) -> None:
-        """Add up the sums of all processes, with one exchange; nothing happens where there is one process."""
+        """Add the sums of all processes with one all-reduce; does nothing in a single process."""
         if not torch.distributed.is_available() or not torch.distributed.is_initialized():
             return
         if not self._sums:
@@ -149,7 +148,7 @@ class NeuronCapture(FfnHooks):
         self._sums = {name: total.view_as(self._sums[name]) for name, total in zip(names, totals, strict=True)}
 
     def _zeros(self) -> dict[str, Tensor]:
-        """Sums of a process that has seen no example; their sizes are found out with one."""
+        """Return the zero sums of a process without examples; a forward pass determines their sizes."""
         rows = torch.zeros(1, self.backbone.hidden_size, device=self.backbone.device)
         found = capture_prompts(self.backbone, [rows])
         names = [*(name for name in found if name in self.visits()), "active"]
@@ -161,18 +160,22 @@ class NeuronCapture(FfnHooks):
 def capture_prompts(
     backbone: FrozenBackbone, prompts: Sequence[Tensor], names: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """The neurons that prompts activate by themselves, without any data: the way of Su et al.
+    """Capture the neurons of prompts without input text, as Su et al. do.
 
-    All prompts of one length stand in one batch, each before the token that stands for no text
-    (`TextEncoder.without_text`); only more than fit into 32,768 positions are parted. The code of Su et al. fills such
-    inputs up to a fixed length, and T5 attends to these pads there; here there are none.
+    Prompts of equal length form one batch, split only above 32,768 positions; each prompt is followed by the tokens of
+    an empty text (`TextEncoder.without_text`). Unlike the code of Su et al., which pads these inputs to a fixed length
+    and lets T5 attend to the padding, there is no padding here.
 
     Args:
-        prompts: N tensors [P, H].
-        names: of the prompts, for messages.
+        backbone: the backbone to observe.
+        prompts: N tensors `[P, H]`.
+        names: names of the prompts, for messages.
 
     Returns:
-        `activations`, `before` and for gated FFNs `gate`: name -> float32 [N, L, F] on the CPU.
+        `activations`, `before` and, for gated FFNs, `gate`: name -> float32 `[N, L, F]` on the CPU.
+
+    Raises:
+        UserError: a neuron was NaN or Inf.
     """
     device = backbone.device
     lengths = [len(prompt) for prompt in prompts]
@@ -201,13 +204,13 @@ def capture_prompts(
 
 
 class PromptRows(FfnHooks):
-    """Inside `with`, `visit` sees the neurons [B, P', F] of each layer: at all prompt rows, or at the answer slot.
+    """Context that passes each layer's neurons at the prompt tokens, or at the answer slot, to a function.
 
     Args:
-        backbone: whose neurons.
-        visit: called with the layer and [B, P', F]; P' is 1 where prompt rows do not see the text (`shared` attention,
-            causal and seq2seq models), or `rows` is off: the answer slot.
-        rows: look at prompt rows where that says something.
+        backbone: the backbone to observe.
+        visit: called with the layer and its neurons `[B, P', F]`. P' is 1, the answer slot, if `rows` is false or
+            prompt tokens do not attend to the text (`shared` attention, causal and seq2seq models).
+        rows: observe the prompt tokens if they attend to the text.
     """
 
     def __init__(self, backbone: FrozenBackbone, visit: Callable[[int, Tensor], Any], rows: bool = True) -> None:

@@ -1,15 +1,15 @@
-"""Files of neurons: one safetensors file a prompt, that several studies add tensors to.
+"""Neuron files: one safetensors file per prompt, to which several studies add tensors.
 
-| tensor | what | written by |
+| tensor | content | written by |
 |---|---|---|
-| `activations`, `before`, `gate` | [L, F], the prompt alone | `neurons capture` |
-| `mean`, `active` | [L, F], over the inputs of all tasks, each task weighing the same | `neurons capture --tasks` |
-| `mean/TASK`, `active/TASK` | [L, F], over the inputs of a task | the same |
-| `predictivity` | [L, F], of the prompt's own task | `neurons skill` |
-| `fisher`, `gradient` | [P, H], on labelled examples of the prompt's own task | `neurons probe` |
-| `leep/TASK` | [1], on labelled examples of a task | `neurons probe` |
+| `activations`, `before`, `gate` | `[L, F]`, the prompt without input text | `neurons capture` |
+| `mean`, `active` | `[L, F]`, means over the inputs of all tasks, tasks weighted equally | `neurons capture --tasks` |
+| `mean/TASK`, `active/TASK` | `[L, F]`, means over the inputs of a task | the same |
+| `predictivity` | `[L, F]`, for the prompt's own task | `neurons skill` |
+| `fisher`, `gradient` | `[P, H]`, on labelled examples of the prompt's own task | `neurons probe` |
+| `leep/TASK` | `[1]`, on labelled examples of a task | `neurons probe` |
 
-The metadata name the prompt by the digest of its numbers: tensors of another prompt are never mixed in.
+The metadata identify the prompt by a digest of its values, which prevents mixing tensors of different prompts.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from prompt_transfer.utils.files import atomic_path
 
 
 def digest(embeddings: Tensor) -> str:
-    """16 hex digits that tell prompts [P, H] apart."""
+    """Return 16 hex digits that identify a prompt `[P, H]`."""
     return digest_of(embeddings)[:16]
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file.
+    """Read the tensors and metadata of a file.
 
     Raises:
-        UserError: no such file, or not a safetensors file.
+        UserError: the file does not exist or is not a safetensors file.
     """
     if not path.is_file():
-        raise UserError(f"no neurons {path}: capture those of all prompts with `prompt-transfer neurons capture`")
+        raise UserError(f"no neuron file {path}: capture all prompts with `prompt-transfer neurons capture`")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}; remove it and capture again") from error
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}; delete it and capture again") from error
 
 
 def check(path: Path, facts: Mapping[str, str]) -> None:
-    """Make sure that tensors made under these facts may go to `path`.
+    """Check that tensors with these facts may be added to the file `path`.
 
     Raises:
-        UserError: the file there is of another prompt or backbone, or cannot be read.
+        UserError: the file belongs to another prompt or backbone, or cannot be read.
     """
     if not path.exists():
         return
@@ -58,18 +58,20 @@ def check(path: Path, facts: Mapping[str, str]) -> None:
     other = sorted(key for key in facts if key in known and known[key] != facts[key])
     if other:
         raise UserError(
-            f"{path} holds neurons of another {' and '.join(other)}: give another --output, or remove that folder"
+            f"{path} holds neurons of another {' and '.join(other)}: give another --output, or delete that folder"
         )
 
 
 def add(
     path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str], notes: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors, float32, into a file of neurons; those that it holds under other names stay.
+    """Add tensors to a neuron file as float32, keeping its tensors of other names.
 
     Args:
+        path: the file, created if missing.
+        tensors: name -> tensor.
         facts: `prompt` (the digest), `backbone` (its fingerprint), `attention`, `layout`, `dtype`, `task`.
-        notes: metadata that may change from one time to the next.
+        notes: further metadata, which need not match those in the file.
 
     Raises:
         UserError: see `check`; or the file cannot be written.

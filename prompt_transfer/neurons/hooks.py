@@ -1,4 +1,4 @@
-"""Hooks on the feed-forward networks of a frozen backbone that always come off again."""
+"""Self-removing hooks on the feed-forward networks of a frozen backbone."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from prompt_transfer.backbones.answers import AnswerSlot
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.utils.errors import UserError
 
-# (layer, neurons [B, T', F], answer slot or None) -> None, or neurons to go on with.
+# (layer, neurons [B, T', F], answer slot or None) -> None, or replacement neurons.
 Visit = Callable[[int, Tensor, AnswerSlot | None], Tensor | None]
 KINDS = ("activations", "before", "gate")
 
 
 class FfnHooks:
-    """A context in which functions see, and may replace, the neurons of every layer of a backbone.
+    """Context in which functions observe, and may replace, the neurons of every layer of a backbone.
 
-    The hooks are on inside `with` alone: they come off at its end, after an exception, and where attaching fails half
-    way. Several may be on at once, of one kind or of several; each takes off its own. Inside `with` an object cannot be
-    entered again.
+    Hooks are removed when the context ends, also after an exception or if attaching them fails midway. Contexts may be
+    nested, and each removes only its own hooks, but one object cannot be entered twice at a time.
 
-    Shape letters: B batch, T' tokens of a forward pass, F neurons a layer.
+    Shape letters: B batch, T' tokens of a forward pass, F neurons per layer.
 
     Args:
-        backbone: whose neurons.
+        backbone: the backbone to hook.
     """
 
     def __init__(self, backbone: FrozenBackbone) -> None:
@@ -38,12 +37,12 @@ class FfnHooks:
         self._calls: dict[tuple[str, int], int] = {}
 
     def visits(self) -> dict[str, Visit]:
-        """What is called for each of `KINDS` of neurons: those after the activation, before it, and the gate."""
+        """Return the function to call per kind of neurons (`KINDS`): after the activation, before it, and the gate."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
         if self._handles:
-            raise RuntimeError(f"this {type(self).__name__} is on already; make another one to nest them")
+            raise RuntimeError(f"this {type(self).__name__} is already active; create another one to nest them")
         refuse_compiled(self.backbone)
         try:
             for kind, visit in self.visits().items():
@@ -73,7 +72,7 @@ class FfnHooks:
             def seen(neurons: Tensor, key: tuple[str, int] = (kind, number), layers: list[int] = layers) -> Any:
                 slot, whole = backbone.answer_slot, neurons
                 if neurons.ndim == 2:
-                    # OPT puts the tokens of all examples in one row after the other.
+                    # OPT flattens the tokens of all examples.
                     whole = neurons.unflatten(0, (1 if slot is None else len(slot.places), -1))
                 new = visit(self._layer(key, layers), whole, slot)
                 return None if new is None else new.view_as(neurons)
@@ -95,7 +94,7 @@ class FfnHooks:
                 self._handles.append(site.register_forward_hook(leave))
 
     def _layer(self, key: tuple[str, int], layers: list[int]) -> int:
-        """Which layer a site works for now: one that several layers share (ALBERT) works for them in turn."""
+        """Return the layer that a site is computing; layers that share a module (ALBERT) call it in turn."""
         if len(layers) == 1:
             return layers[0]
         if self.backbone.answer_slot is not self._pass:
@@ -106,19 +105,17 @@ class FfnHooks:
 
 
 def refuse_compiled(backbone: FrozenBackbone) -> None:
-    """A compiled model runs a graph in which hooks that come later are missing, without a sign.
+    """Refuse compiled models, whose graphs silently ignore hooks added later.
 
     Raises:
-        UserError: the backbone or a part of it is compiled, or its FFNs run over a part of the tokens at a time.
+        UserError: the backbone or a part of it is compiled, or its FFNs process the tokens in chunks.
     """
     for name, module in backbone.named_modules():
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            what = f"the part {name} of {backbone.id}" if name else f"the backbone {backbone.id}"
-            raise UserError(
-                f"{what} is compiled, and a compiled model does not show its neurons: use it without torch.compile"
-            )
+            part = f"the part {name} of {backbone.id}" if name else f"the backbone {backbone.id}"
+            raise UserError(f"{part} is compiled, which hides its neurons from hooks: use it without torch.compile")
     if getattr(backbone.config, "chunk_size_feed_forward", 0):
         raise UserError(
             f"{backbone.id} computes its feed-forward layers in chunks (chunk_size_feed_forward in its config.json), "
-            "in which the answer slot cannot be found: set it to 0"
+            "which hides the answer slot: set it to 0"
         )

@@ -1,6 +1,6 @@
-"""Skill neurons (Wang et al. 2022): how well one neuron alone tells the classes of a task apart.
+"""Skill neurons (Wang et al. 2022): how well a single neuron predicts the classes of a task.
 
-Shape letters: B batch, C classes, S binary sub-tasks, L layers, F neurons a layer, P' places (prompt rows, or 1).
+Shape letters: B batch, C classes, S binary sub-tasks, L layers, F neurons per layer, P' places (prompt tokens, or 1).
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 class ClassSums:
-    """Sums over the examples of each class: of neurons, or of how often they are above a threshold of each sub-task.
+    """Sums per class of neurons, or of the examples in which they exceed each sub-task's threshold.
 
     Args:
         classes: C.
         layers: L.
-        thresholds: [S, L, P', F]; None: neurons themselves are summed.
+        thresholds: `[S, L, P', F]`; None sums the neurons.
     """
 
     def __init__(self, classes: int, layers: int, thresholds: Tensor | None = None) -> None:
@@ -25,12 +25,12 @@ class ClassSums:
         self._counts = torch.zeros(classes)
 
     def next(self, labels: Tensor) -> None:
-        """The neurons that come now are of examples with these labels [B]."""
+        """Set the labels `[B]` of the neurons added next."""
         self.labels = labels
         self._counts = self._counts + torch.bincount(labels, minlength=self.classes).cpu()
 
     def add(self, layer: int, neurons: Tensor) -> None:
-        """Neurons [B, P', F] of a layer."""
+        """Add the neurons `[B, P', F]` of a layer."""
         values = neurons.float().unsqueeze(1)
         if self.thresholds is not None:
             values = (values > self.thresholds[:, layer]).float()
@@ -40,26 +40,26 @@ class ClassSums:
 
     @property
     def sums(self) -> Tensor:
-        """[C, S, L, P', F]; S is 1 without thresholds."""
+        """The sums, `[C, S, L, P', F]`; S is 1 without thresholds."""
         if self._sums is None:
             raise ValueError("no examples")
         return self._sums.transpose(1, 2)
 
     @property
     def counts(self) -> Tensor:
-        """Examples of each class [C]."""
+        """Number of examples per class, `[C]`."""
         return self._counts
 
 
 def subtasks(classes: int) -> list[int]:
-    """The class that each binary sub-task tells from all others; of two classes one task is enough."""
+    """Return the class that each binary sub-task separates from the others; two classes need one sub-task."""
     return [1] if classes == 2 else list(range(classes))
 
 
 def baselines(means: ClassSums) -> Tensor:
-    """The threshold of each sub-task, [S, L, P', F]: the mean of a neuron over training examples, balanced.
+    """Return the threshold of each sub-task, `[S, L, P', F]`: a neuron's balanced mean over training examples.
 
-    Balanced: the mean of its mean over the class and its mean over all other examples, as if both were as frequent.
+    It is the average of the mean over the class and the mean over all other examples.
     """
     sums, counts = means.sums[:, 0], means.counts
     found = []
@@ -70,14 +70,14 @@ def baselines(means: ClassSums) -> Tensor:
 
 
 def predictivity(above: ClassSums) -> Tensor:
-    """How well each neuron alone solves the task, [L, F]: 0.5 is chance, 1 is always right.
+    """Return the predictivity of each neuron, `[L, F]`: 0.5 is chance, 1 is perfect.
 
-    Acc of a neuron at a place is the share of development examples in which it is above its threshold exactly where the
-    example is of the class (balanced: the mean of the shares in the class and outside of it), Pred = max over places of
-    |Acc - 1/2| + 1/2. A task of several classes is one binary sub-task a class, and the predictivity of a neuron is
-    that in the sub-task that it solves best: the first k of this order are the union of the sub-tasks' first ones.
+    A neuron at a place predicts the class if it exceeds its threshold. Acc is the balanced accuracy on development
+    examples: the mean of the accuracies inside and outside the class. Pred = max over places of |Acc - 1/2| + 1/2. With
+    more than two classes, each class is one binary sub-task, and the best sub-task counts: the top neurons are then the
+    union of the sub-tasks' top neurons.
 
-    Source: Wang et al. 2022; there MNLI has two sub-tasks made by hand.
+    Source: Wang et al. 2022, who define two sub-tasks by hand for MNLI.
     """
     sums, counts = above.sums, above.counts
     best = []

@@ -1,4 +1,4 @@
-"""Projectors without training: solved or searched between the vocabularies of two backbones, no task and no label.
+"""Projectors without training: solved from the vocabularies of two backbones, without tasks or labels.
 
 Shape letters: N prompts, P prompt tokens, H and H' hidden of source and target, A anchors.
 """
@@ -18,10 +18,10 @@ from prompt_transfer.utils.errors import UserError
 
 
 class ClosedForm(Projector):
-    """A projector that is made from the embeddings of two backbones alone.
+    """Projector fitted only to the embeddings of two backbones.
 
     Attributes:
-        facts: what the fit found, for the metadata of its file; empty for one that was loaded.
+        facts: results of the fit, for the metadata of its file; empty if loaded from a file.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class ClosedForm(Projector):
 
     @abstractmethod
     def fit(self, source: Backbone, target: Backbone) -> ClosedForm:
-        """Make the map from `source` to `target`; returns itself.
+        """Fit the map from `source` to `target`; returns itself.
 
         Raises:
             UserError: the vocabularies share too few tokens.
@@ -38,15 +38,15 @@ class ClosedForm(Projector):
 
 
 class LeastSquares(ClosedForm):
-    """Each row times the matrix that maps the source's embeddings of shared tokens to the target's.
+    """Least-squares map from the source's to the target's embeddings of shared tokens, applied to prompt tokens.
 
-    Lester et al. (2022), v2v-lin.
+    Source: v2v-lin of Lester et al. (2022).
 
     Args:
-        ridge: penalty, as a share of the embeddings' mean square; null: the one that does best on held-out tokens.
-        center: subtract the means of both tables of embeddings first.
-        top_k: how many shared tokens to take; 0: all.
-        skip: how many of the first to leave out.
+        ridge: penalty, as a fraction of the embeddings' mean square; null selects the best one on held-out tokens.
+        center: subtract the mean of each embedding table first.
+        top_k: number of shared tokens to use; 0 for all.
+        skip: number of leading shared tokens to exclude.
     """
 
     named_options = ("ridge", "center", "top_k", "skip")
@@ -56,7 +56,7 @@ class LeastSquares(ClosedForm):
     def __init__(self, ridge: float | None = None, center: bool = False, top_k: int = 0, skip: int = 0) -> None:
         super().__init__()
         if (ridge is not None and ridge < 0) or top_k < 0 or skip < 0:
-            raise UserError(f"projector {type(self).__name__}: ridge, top_k and skip cannot be below 0")
+            raise UserError(f"projector {type(self).__name__}: ridge, top_k and skip must be 0 or more")
         self.ridge, self.center, self.top_k, self.skip = ridge, center, top_k, skip
 
     def allocate(self, source: Space, target: Space) -> None:
@@ -80,10 +80,10 @@ class LeastSquares(ClosedForm):
 
 
 class LinearCombination(LeastSquares):
-    """Each row as the smallest linear combination of the source's embeddings, with the same weights on the target's.
+    """Minimum-norm linear combination of the source's embeddings, applied to the target's embeddings.
 
-    Lester et al. (2022), lin-comb. The same solver as LeastSquares (`vocabulary.fit_ridge` says why), with no penalty
-    unless one is given.
+    Source: lin-comb of Lester et al. (2022). It uses the solver of LeastSquares (see `vocabulary.fit_ridge` for the
+    equivalence), by default without penalty.
 
     Args:
         ridge, center, top_k, skip: see LeastSquares.
@@ -94,22 +94,22 @@ class LinearCombination(LeastSquares):
 
 
 class Relative(ClosedForm):
-    """Searches, for each row, the point of the target's space that lies towards shared tokens as the row does.
+    """Search for target vectors with the same cosines to shared tokens as the source's prompt tokens.
 
-    Wu et al. (ICLR 2024). A row is described by its cosines to `anchors` shared tokens, of which the `nearest` largest
-    count; found is x with the same cosines in the target's space, 1 - cos(cosines, cosines) being least. x is
-    standardized to the mean and standard deviation of all numbers of the target's embeddings, so all results have the
-    size of embeddings. The search starts at the least-squares map, since directions that no anchor spans stay as they
-    began. It stops where the loss has not become smaller by a part of `tolerance` for `patience` steps: no label is
-    looked at.
+    Source: Wu et al. (ICLR 2024). A prompt token is represented by its cosines to `anchors` shared tokens, or only to
+    the `nearest` ones. The search finds x in the target's space that minimises 1 - cos(its cosines, the wanted
+    cosines). x is standardized to the mean and standard deviation of the target's whole embedding table, so results
+    have the scale of embeddings. The search starts at the least-squares map, because directions that no anchor spans
+    never change. It stops when the loss has not decreased by the fraction `tolerance` for `patience` steps. No labels
+    are used.
 
     Args:
-        anchors: A, how many shared tokens, the first ones; 0: all.
-        nearest: anchors that count for a row, well above H; 0: all.
-        learning_rate: of Adam.
-        max_steps: of the search.
-        patience: steps to wait for a smaller loss.
-        tolerance: how much smaller, as a part.
+        anchors: A, the number of leading shared tokens; 0 for all.
+        nearest: number of anchors used per prompt token, well above H; 0 for all.
+        learning_rate: learning rate of Adam.
+        max_steps: maximum number of search steps.
+        patience: number of steps without improvement before stopping.
+        tolerance: smallest relative decrease of the loss that counts as improvement.
     """
 
     named_options = ("anchors", "nearest", "learning_rate", "max_steps", "patience", "tolerance")
@@ -130,7 +130,9 @@ class Relative(ClosedForm):
     ) -> None:
         super().__init__()
         if min(anchors, nearest) < 0 or min(learning_rate, max_steps, patience) <= 0 or tolerance < 0:
-            raise UserError("projector Relative: anchors, nearest and tolerance cannot be below 0, the rest is above 0")
+            raise UserError(
+                "projector Relative: anchors, nearest and tolerance must be 0 or more, all other options above 0"
+            )
         self.anchors, self.nearest, self.learning_rate = anchors, nearest, learning_rate
         self.max_steps, self.patience, self.tolerance = max_steps, patience, tolerance
         self.steps = 0
@@ -158,9 +160,9 @@ class Relative(ClosedForm):
             ("moments", torch.stack([numbers.mean(), numbers.std()]).cpu()),
         ):
             self.register_buffer(name, value)
-        # How many there are is known now, and what the file says.
+        # The file records the actual number of anchors.
         self.anchors = len(self.source_anchors)
-        # The error on held-out tokens is that of the least-squares map: the search itself is made for each prompt anew.
+        # Only the least-squares start has a held-out error: the search runs for every prompt.
         self.facts = {"shared_tokens": str(len(tokens)), "held_out_error_of_start": f"{found.error:.4f}"}
         return self
 
@@ -197,7 +199,7 @@ class Relative(ClosedForm):
         return result
 
     def _standardized(self, rows: Tensor) -> Tensor:
-        """Rows with the mean and standard deviation of the target's embeddings."""
+        """Standardize each vector to the mean and standard deviation of the target's embeddings."""
         mean, std = self.moments
         centred = rows - rows.mean(dim=1, keepdim=True)
         return centred / centred.std(dim=1, keepdim=True) * std + mean

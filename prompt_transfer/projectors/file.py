@@ -1,4 +1,4 @@
-"""The projector file: the map, and the two backbones between which it maps."""
+"""The projector file: a map and its source and target backbones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FORMAT_VERSION = 1
 KINDS: dict[str, type[Projector]] = {
     kind.__name__: kind for kind in (MLP, TokenMLP, Linear, TaskVector, LeastSquares, LinearCombination, Relative)
 }
-# What a projected prompt keeps of the one that it was made of: what it was trained on, and how that is scored.
+# Metadata that a projected prompt inherits: its training task and how it is scored.
 KEPT = (
     *("task", "label_words", "seed", "random", "train_rows"),
     *(
@@ -53,13 +53,13 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Side:
-    """A backbone as a projector file knows it.
+    """The source or target backbone of a projector file.
 
     Attributes:
-        backbone, fingerprint, family: as in prompt files; `unknown` where an imported prompt does not say.
+        backbone, fingerprint, family: as in prompt files; `unknown` for imported prompts that lack them.
         hidden_size: width of its prompts.
-        prompt_length: rows of its prompts; None for a projector that maps row by row.
-        layout, attention, dtype, head, revision: with which prompts are used there; "" where not known.
+        prompt_length: number of prompt tokens; None for a projector that maps each prompt token separately.
+        layout, attention, dtype, head, revision: the mode of its prompts; "" if unknown.
     """
 
     backbone: str
@@ -75,7 +75,7 @@ class Side:
 
     @classmethod
     def of_backbone(cls, backbone: Any, prompt_length: int | None = None) -> Side:
-        """That of a `FrozenBackbone`."""
+        """Describe a `FrozenBackbone`."""
         return cls(
             backbone.id,
             backbone.fingerprint,
@@ -91,7 +91,7 @@ class Side:
 
     @classmethod
     def of_prompt(cls, prompt: Prompt, prompt_length: int | None = None) -> Side:
-        """That of the backbone of a prompt."""
+        """Describe the backbone of a prompt."""
         facts = prompt.metadata
         known = {key: facts.get(key) or UNKNOWN for key in ("backbone", "fingerprint", "family")}
         rest = {key: facts.get(key, "") for key in ("layout", "attention", "dtype", "head", "revision")}
@@ -99,16 +99,16 @@ class Side:
 
     @property
     def space(self) -> Space:
-        """Its sizes; one row stands for any number of them."""
+        """The prompts' shape, with length 1 if any length is allowed."""
         return Space(self.prompt_length or 1, self.hidden_size)
 
     @property
     def size(self) -> str:
-        """For messages: `100 x 768`, or `any number of rows x 768`."""
-        return f"{self.prompt_length or 'any number of rows'} x {self.hidden_size}"
+        """The shape for messages: `100 x 768`, or `any length x 768`."""
+        return f"{self.prompt_length or 'any length'} x {self.hidden_size}"
 
     def is_of(self, facts: Mapping[str, str]) -> bool:
-        """Whether metadata of a prompt name this backbone, as far as both say which it is."""
+        """Return whether a prompt's metadata name this backbone, or one of the two is unknown."""
         other = facts.get("fingerprint") or UNKNOWN
         if UNKNOWN not in (other, self.fingerprint):
             return other == self.fingerprint
@@ -118,14 +118,14 @@ class Side:
 
 @dataclass(eq=False)
 class ProjectorFile:
-    """A projector with the two backbones between which it maps.
+    """A projector with its source and target backbones.
 
     Attributes:
-        projector: built.
+        projector: the built projector.
         source, target: the backbones.
         metadata: strings only: objective, tasks, held_out (tasks, separated by commas), seed, steps, split, metric,
-            score, learning_rate, source_prompts, versions (JSON), created (UTC); of a closed form shared_tokens,
-            fitted_ridge, held_out_error (of a search: held_out_error_of_start). All may be missing.
+            score, learning_rate, source_prompts, versions (JSON), created (UTC); for closed forms shared_tokens,
+            fitted_ridge, held_out_error (for a search held_out_error_of_start). All may be missing.
         path: the file it was loaded from or saved to, for messages.
     """
 
@@ -137,25 +137,23 @@ class ProjectorFile:
 
     @property
     def kind(self) -> str:
-        """Name of its class, a key of `KINDS`."""
+        """Name of the projector's class, a key of `KINDS`."""
         return type(self.projector).__name__
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the file holds, float32 on the CPU.
+        """Return the tensors to save, float32 on the CPU.
 
         Raises:
-            UserError: a number is not finite.
+            UserError: a value is non-finite.
         """
         found = {name: value.detach().float().cpu() for name, value in self.projector.state_dict().items()}
         broken = [name for name, value in found.items() if not torch.isfinite(value).all()]
         if broken:
-            raise UserError(
-                f"the projector holds numbers that are not finite ({', '.join(broken)}); lower the learning rate"
-            )
+            raise UserError(f"the projector has non-finite values ({', '.join(broken)}); lower the learning rate")
         return found
 
     def digest(self) -> str:
-        """16 hex digits over its numbers."""
+        """Return 16 hex digits that identify the projector's values."""
         digest = hashlib.sha256()
         for name, value in sorted(self.tensors().items()):
             digest.update(name.encode())
@@ -163,10 +161,10 @@ class ProjectorFile:
         return digest.hexdigest()[:16]
 
     def save(self, path: str | Path) -> Path:
-        """Write the file as a whole or not at all; `versions` and `created` are added where missing.
+        """Write the file atomically and return its path; adds `versions` and `created` if missing.
 
         Raises:
-            UserError: the file cannot be written, or a number is not finite.
+            UserError: the file cannot be written, or a value is non-finite.
         """
         path = Path(path)
         self.metadata.setdefault("versions", library_versions())
@@ -186,16 +184,16 @@ class ProjectorFile:
     def load(cls, path: str | Path) -> ProjectorFile:
         """Read a projector file, or `projector.safetensors` in the folder of a run.
 
-        Names and shapes of all tensors must be those of the projector that the metadata describe; nothing of their size
-        is allocated before.
+        Memory is allocated only after the names and shapes of all tensors match the projector that the metadata
+        describe.
 
         Raises:
-            UserError: no such file, or not a whole and valid projector file; the line says which.
+            UserError: the file does not exist, or is not a complete and valid projector file.
         """
         path = Path(path).expanduser()
         path = path / "projector.safetensors" if path.is_dir() else path
         with open_file(
-            path, "projector", "`fit --model CrossModelProjector` and `prompts fit-projector` make them"
+            path, "projector", "create one with `fit --model CrossModelProjector` or `prompts fit-projector`"
         ) as file:
             header = read_header(file, path)
             projector, source, target = _described(header, path)
@@ -203,13 +201,13 @@ class ProjectorFile:
             found = {name: list(entry["shape"]) for name, entry in header.tensors.items()}
             if other := sorted(name for name in expected | found if expected.get(name) != found.get(name)):
                 name = other[0]
-                what = [sizes(shapes[name]) if name in shapes else "missing" for shapes in (found, expected)]
+                shown = [sizes(shapes[name]) if name in shapes else "missing" for shapes in (found, expected)]
                 raise UserError(
-                    f"{path} is damaged: its tensor `{name}` is {what[0]}, that of a {type(projector).__name__} of "
-                    f"these sizes is {what[1]}"
+                    f"{path} is damaged: its tensor `{name}` is {shown[0]}, that of a {type(projector).__name__} of "
+                    f"these sizes is {shown[1]}"
                 )
             if wrong := [name for name, entry in header.tensors.items() if entry.get("dtype") != "F32"]:
-                raise UserError(f"{path}: the tensor `{wrong[0]}` is not float32 (F32), as those of projectors are")
+                raise UserError(f"{path} is not a projector file: its tensor `{wrong[0]}` is not float32 (F32)")
             state = {name: read_values(file, header, name, path) for name in expected}
         projector.load_state_dict(state, assign=True)
         projector.requires_grad_(False)
@@ -220,10 +218,10 @@ class ProjectorFile:
         return loaded
 
     def check(self, prompt: Prompt) -> None:
-        """Make sure that a prompt is one of the source's, of a size that is mapped.
+        """Check that a prompt has the source's backbone and shape.
 
         Raises:
-            UserError: names both sides' sizes and backbones.
+            UserError: names the sizes and backbones of both sides.
         """
         length, width = prompt.embeddings.shape
         fits = width == self.source.hidden_size and self.source.prompt_length in (None, length)
@@ -243,11 +241,11 @@ class ProjectorFile:
 
     @torch.no_grad()
     def rows(self, prompts: Tensor) -> Tensor:
-        """Projections, float32 [N, P', H'] on the CPU, of prompts [N, P, H]."""
+        """Return the projections, float32 `[N, P', H']` on the CPU, of prompts `[N, P, H]`."""
         return self.projector(prompts).float().cpu()
 
     def project(self, prompt: Prompt) -> Prompt:
-        """The prompt of the target that a prompt of the source becomes; marked as projected.
+        """Project a prompt of the source to the target; the result is marked as projected.
 
         Raises:
             UserError: see `check`.
@@ -269,11 +267,11 @@ class ProjectorFile:
 
 
 def fit_closed_form(projector: Any, source: Backbone, target: Any) -> ProjectorFile:
-    """A projector without training between two backbones.
+    """Fit a closed-form projector between two backbones.
 
     Args:
         projector: a `ClosedForm`.
-        source, target: backbones; the prompts of the target are used as this one is.
+        source, target: backbones; projected prompts inherit the target's layout, attention and dtype.
 
     Raises:
         UserError: the vocabularies share too few tokens.
@@ -284,17 +282,18 @@ def fit_closed_form(projector: Any, source: Backbone, target: Any) -> ProjectorF
 
 
 def _described(header: Header, path: Path) -> tuple[Projector, Side, Side]:
-    """The projector of a header without its numbers, and both sides."""
+    """Return the projector that a header describes, on the meta device, and both sides."""
     facts = header.metadata
     version = facts.get("format_version", "")
     if "projector" not in facts or "source" not in facts or "target" not in facts:
         raise UserError(f"{path} is not a projector file: its metadata do not describe a projector")
     if version != str(FORMAT_VERSION):
         raise UserError(
-            f"{path} has format_version {version[:20]!r}, this prompt_transfer ({__version__}) reads {FORMAT_VERSION}"
+            f"{path} has format_version {version[:20]!r}, but prompt_transfer {__version__} reads {FORMAT_VERSION}: "
+            "install another prompt_transfer"
         )
     if facts["projector"] not in KINDS:
-        raise UserError(f"{path} holds a projector {facts['projector'][:40]!r}; there are {', '.join(KINDS)}")
+        raise UserError(f"{path} has the unknown projector {facts['projector'][:40]!r}; known are {', '.join(KINDS)}")
     try:
         sides = [Side(**json.loads(facts[key])) for key in ("source", "target")]
         projector = KINDS[facts["projector"]](**json.loads(facts.get("options", "{}")))
@@ -304,7 +303,7 @@ def _described(header: Header, path: Path) -> tuple[Projector, Side, Side]:
             projector.allocate(sides[0].space, sides[1].space)
     except UserError:
         raise
-    except Exception as error:  # whatever JSON can hold that the classes cannot
+    except Exception as error:  # JSON values may break the classes in many ways
         raise UserError(f"{path} is damaged: its metadata do not describe a projector ({error})"[:300]) from error
     return projector, sides[0], sides[1]
 
@@ -318,4 +317,4 @@ def _check_sizes(side: Side) -> None:
     if not all(
         isinstance(value, str) for key, value in asdict(side).items() if key not in ("hidden_size", "prompt_length")
     ):
-        raise ValueError("a name that is no text")
+        raise ValueError("a name that is not a string")

@@ -1,4 +1,4 @@
-"""The prompts that a projector is trained on: those of the source by task, and those of the target beside them."""
+"""Training prompts of a projector: source prompts by task, paired with target prompts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, readable_prompts
 from prompt_transfer.prompts.tensor_file import sizes
 from prompt_transfer.utils.errors import UserError
 
-# Marks of prompts that were not trained on the task that their metadata name.
+# Metadata of prompts that were not trained on their task.
 MADE = ("random", "projected", "arithmetic")
 
 
 @dataclass(frozen=True)
 class PromptsByTask:
-    """K trained prompts of one backbone and shape, of one task each.
+    """K trained single-task prompts of one backbone and shape.
 
     Attributes:
-        prompts: in the order of their paths.
-        numbers: task -> the numbers of its prompts.
+        prompts: the prompts, sorted by path.
+        numbers: task -> indices of its prompts.
     """
 
     prompts: list[Prompt]
@@ -32,17 +32,17 @@ class PromptsByTask:
 
     @property
     def embeddings(self) -> Tensor:
-        """All of them, float32 [K, P, H]."""
+        """All prompts, float32 `[K, P, H]`."""
         return torch.stack([prompt.embeddings for prompt in self.prompts])
 
     def backbone(self, name: str | None = None) -> FrozenBackbone:
-        """Their backbone, used as they were trained.
+        """Load the prompts' backbone in the mode of their training.
 
         Args:
-            name: in place of the one that they name.
+            name: overrides the backbone in their metadata.
 
         Raises:
-            UserError: they do not name it, or it is another one.
+            UserError: no backbone is named, or it does not fit the prompts.
         """
         first = self.prompts[0]
         known = {key: value for key, value in first.metadata.items() if value and value != UNKNOWN}
@@ -50,53 +50,57 @@ class PromptsByTask:
         if name is None:
             raise UserError(f"{first.path} does not name its backbone: give it (--model.source_backbone of fit)")
         mode = {key: known[key] for key in ("layout", "attention", "dtype", "head", "revision") if key in known}
-        backbone = FrozenBackbone(name, **mode)  # type: ignore[arg-type]  # none of these is the flag
+        backbone = FrozenBackbone(name, **mode)  # type: ignore[arg-type]  # all of these options are strings
         first.check(backbone)
         return backbone
 
     @property
     def names(self) -> list[str]:
-        """Their paths."""
+        """The paths of the prompts."""
         return [str(prompt.path) for prompt in self.prompts]
 
-    def need(self, tasks: Sequence[str], what: str) -> None:
-        """Make sure that there is a prompt for each task.
+    def need(self, tasks: Sequence[str], side: str) -> None:
+        """Check that every task has a prompt.
+
+        Args:
+            tasks: names of tasks.
+            side: whose prompts these are (`source`, `target`), for the message.
 
         Raises:
-            UserError: names the tasks without one, and those that have one.
+            UserError: names the tasks with and without a prompt.
         """
         missing = [task for task in tasks if task not in self.numbers]
         if missing:
             raise UserError(
-                f"no {what} prompt was trained on {', '.join(missing)}: there are prompts for "
+                f"no {side} prompt was trained on {', '.join(missing)}: there are prompts for "
                 f"{', '.join(sorted(self.numbers)) or 'no task'}"
             )
 
     def common_start(self, numbers: Sequence[int], kind: str) -> Tensor:
-        """What all of these prompts began with, [P, H].
+        """Return the common initial prompt `[P, H]` of some prompts.
 
         Args:
-            numbers: of the prompts.
-            kind: of the projector that asks, for the message.
+            numbers: indices of the prompts.
+            kind: name of the projector, for the message.
 
         Raises:
-            UserError: one does not hold its start, or two began differently.
+            UserError: a prompt has no initial prompt, or the initial prompts differ.
         """
         first, *others = [self.prompts[number] for number in numbers]
-        why = f"projector {kind} maps what prompts have learned since one start, and"
+        why = f"projector {kind} needs prompts with a common initial prompt, but"
         if first.initial is None:
-            raise UserError(f"{why} {first.path} does not hold what it began with")
+            raise UserError(f"{why} {first.path} holds none: use prompts that `fit` trained")
         for other in others:
             if other.initial is None or not torch.equal(other.initial, first.initial):
                 raise UserError(
-                    f"{why} {first.path} and {other.path} began with other numbers: train the source prompts with one "
+                    f"{why} those of {first.path} and {other.path} differ: train the source prompts with one "
                     "--seed_everything and --model.init"
                 )
         return first.initial
 
     def partners(self, others: PromptsByTask, numbers: Sequence[int]) -> list[int]:
-        """For some of these prompts the other backbone's prompt of the same task: that of the same seed where there is
-        one, else the first."""
+        """Return the index of the other backbone's prompt of the same task, and of the same seed if possible, for each
+        of these prompts."""
         found = []
         for number in numbers:
             facts = self.prompts[number].metadata
@@ -108,16 +112,16 @@ class PromptsByTask:
 
 
 def load_by_task(paths: Sequence[str], option: str) -> PromptsByTask:
-    """Prompts of files, of run folders, and of folders that hold them at any depth.
+    """Load prompts from files, run folders, and folders that contain them at any depth.
 
-    Prompts that were not trained on one task (random, projected, sums, of several tasks) are left out.
+    Prompts that were not trained on a single task (random, projected, arithmetic, of several tasks) are skipped.
 
     Args:
-        paths: what to read.
-        option: that named them, for messages.
+        paths: files and folders.
+        option: the option that gave the paths, for messages.
 
     Raises:
-        UserError: nothing there, a file that cannot be read, or prompts of several backbones or shapes.
+        UserError: no prompt, an unreadable file, or prompts of several backbones or shapes.
     """
     found: list[Prompt] = []
     for path in paths:
@@ -132,14 +136,14 @@ def load_by_task(paths: Sequence[str], option: str) -> PromptsByTask:
         and prompt.metadata.get("task")
         and "," not in prompt.metadata["task"]
     ]
-    # A prompt that lies below two of the paths counts once.
+    # A prompt found below several paths counts once.
     distinct: dict[bytes, Prompt] = {}
     for prompt in prompts:
         key = prompt.metadata["task"].encode() + prompt.embeddings.numpy().tobytes()
         distinct.setdefault(key, prompt)
     prompts = list(distinct.values())
     if not prompts:
-        raise UserError(f"{option} {', '.join(map(str, paths))}: no prompt there that was trained on one task")
+        raise UserError(f"{option} {', '.join(map(str, paths))}: found no prompt trained on a single task")
     _check_together(prompts, option)
     numbers: dict[str, list[int]] = {}
     for number, prompt in enumerate(prompts):
@@ -155,7 +159,7 @@ def _check_together(prompts: Sequence[Prompt], option: str) -> None:
         names = [one.metadata.get("backbone") or UNKNOWN for one in (first, prompt)]
         other = prints[0] != prints[1] if UNKNOWN not in prints else UNKNOWN not in names and names[0] != names[1]
         if other:
-            raise UserError(f"{both} are prompts of {names[0]} and {names[1]}: give those of one backbone")
+            raise UserError(f"{both} are prompts of {names[0]} and {names[1]}: give prompts of one backbone")
         shapes = [sizes(one.embeddings.shape) for one in (first, prompt)]
         if shapes[0] != shapes[1]:
-            raise UserError(f"{both} are {shapes[0]} and {shapes[1]}: a projector is trained on prompts of one shape")
+            raise UserError(f"{both} are {shapes[0]} and {shapes[1]}: give prompts of one shape")

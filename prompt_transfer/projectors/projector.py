@@ -1,10 +1,10 @@
-"""Projectors: maps from the prompts of a source backbone to prompts of a target backbone.
+"""Projectors: maps from prompts of a source backbone to prompts of a target backbone.
 
-All have one shape: `forward` takes prompts [N, P, H] of the source and gives prompts [N, P', H'] of the target. Options
-are known before the sizes, hence two steps: `MLP(768).build(source, target, generator)`. What is trained is in
-parameters; what stays is in buffers; both go into the projector file.
+`forward` maps prompts `[N, P, H]` of the source to prompts `[N, P', H']` of the target. Options are known before the
+sizes, hence two steps: `MLP(768).build(source, target, generator)`. Trained values are parameters, constants are
+buffers; the projector file holds both.
 
-Shape letters: N prompts, P and P' prompt tokens, H and H' hidden of source and target, R the width of a hidden layer.
+Shape letters: N prompts, P and P' prompt tokens, H and H' hidden of source and target, R width of the hidden layer.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
 }
 STARTS = ("random", "least_squares")
-# What a small network adds to a linear map at first, as a part of what it would add with usual weights: little enough
-# to start at the map, and not 0, behind which no gradient would come to its first layer.
+# Initial scale of the network added to a linear map: small enough to start near the map, but not 0, which would
+# block the gradient of the first layer.
 SMALL = 0.01
 
 
 class Space(NamedTuple):
-    """The sizes of the prompts of a backbone: P rows of H numbers."""
+    """The shape of a backbone's prompts: P prompt tokens of width H."""
 
     prompt_length: int
     hidden_size: int
 
 
 class AffineMap(NamedTuple):
-    """Rows x -> x @ weight + bias; weight [H, H'], bias [H'], float32."""
+    """The map x -> x @ weight + bias of prompt tokens; weight `[H, H']`, bias `[H']`, float32."""
 
     weight: Tensor
     bias: Tensor
 
 
 class Projector(nn.Module, ABC):
-    """Maps prompts [N, P, H] to prompts [N, P', H'].
+    """Module that maps prompts `[N, P, H]` to prompts `[N, P', H']`.
 
     Attributes:
-        whole: whether a prompt is mapped as a whole, with a length of its own; else row by row, whatever its length.
-        named_options: names of the options of the class, which are attributes too.
+        whole: whether it maps a prompt of fixed length as a whole; otherwise each prompt token separately.
+        named_options: names of the class's options, which are also attributes.
     """
 
     whole = False
@@ -61,38 +61,38 @@ class Projector(nn.Module, ABC):
 
     @abstractmethod
     def allocate(self, source: Space, target: Space) -> None:
-        """Make parameters and buffers of the right sizes, with any numbers."""
+        """Create parameters and buffers of the right sizes, without setting values."""
 
     @abstractmethod
     def forward(self, prompts: Tensor) -> Tensor:
-        """Prompts of the target, float32 [N, P', H'] also under autocast, of prompts [N, P, H] of the source."""
+        """Map source prompts `[N, P, H]` to target prompts, float32 `[N, P', H']` even under autocast."""
 
     @property
     def is_built(self) -> bool:
-        """Whether its sizes are known."""
+        """Whether parameters and buffers exist."""
         return bool(self.state_dict())
 
     def options(self) -> dict[str, Any]:
-        """Its options as plain values."""
+        """Return the options as plain values."""
         return {name: getattr(self, name) for name in self.named_options}
 
     def describe(self) -> str:
-        """One line for metadata: the class and its options."""
+        """Return the class and its options in one line, for metadata."""
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options().items())})"
 
 
 class TrainedProjector(Projector):
-    """A projector whose parameters are trained.
+    """Projector with trained parameters.
 
     Args:
-        standardize: subtract the mean of the prompts that it is trained on (of each row where a prompt is mapped as a
-            whole, else one of all rows) and divide by the standard deviation of what is left. Prompts of one start
-            differ little, and a network that is fed what they have in common gives the same prompt for all.
+        standardize: subtract the mean of the training prompts (per prompt token if a prompt is mapped as a whole, else
+            over all prompt tokens) and divide by the standard deviation of the differences. Prompts with the same
+            initial prompt differ little, and a network fed their common part returns the same prompt for all.
     """
 
     shift: Tensor
     scale: Tensor
-    # Whether what is subtracted is the common start of the prompts, and not their mean.
+    # Whether to subtract the common initial prompt instead of the mean.
     wants_initial = False
 
     def __init__(self, standardize: bool = False) -> None:
@@ -101,7 +101,7 @@ class TrainedProjector(Projector):
 
     @property
     def wants_start(self) -> bool:
-        """Whether it starts from the least-squares map between the two vocabularies."""
+        """Whether it is initialized from the least-squares map between the two vocabularies."""
         return getattr(self, "start", "random") == "least_squares"
 
     def build(
@@ -113,14 +113,14 @@ class TrainedProjector(Projector):
         start: AffineMap | None = None,
         initial: Tensor | None = None,
     ) -> TrainedProjector:
-        """Create the parameters; building again starts again.
+        """Create and initialize the parameters; calling it again resets them.
 
         Args:
-            source, target: sizes of the prompts on both sides.
+            source, target: shapes of the prompts of both backbones.
             generator: a CPU generator, the only source of randomness.
-            prompts: [N, P, H], those that it will be trained on; needed to standardize.
-            start: the map to start from where `wants_start`.
-            initial: [P, H], the numbers that the prompts began with, where `wants_initial`.
+            prompts: training prompts `[N, P, H]`; needed to standardize.
+            start: the map to start from, if `wants_start`.
+            initial: the prompts' common initial prompt `[P, H]`, if `wants_initial`.
 
         Returns:
             The module itself.
@@ -129,14 +129,14 @@ class TrainedProjector(Projector):
         with torch.no_grad():
             if self.standardize:
                 if prompts is None:
-                    raise ValueError("standardize needs the prompts that the projector is trained on")
+                    raise ValueError("standardize needs the training prompts")
                 common = prompts.mean(dim=0) if self.whole else prompts.mean(dim=(0, 1)).unsqueeze(0)
                 if self.wants_initial:
                     if initial is None:
-                        raise ValueError("the projector needs the numbers that the prompts began with")
+                        raise ValueError("the projector needs the initial prompt")
                     common = initial
                 self.shift.copy_(common)
-                # A single prompt leaves nothing over: it is then its mean, and its own size is as good as any.
+                # A single prompt equals its mean: keep its scale instead of dividing by 0.
                 rest = (prompts - common).square().mean().sqrt()
                 self.scale.fill_(rest if rest > 1e-6 * prompts.square().mean().sqrt() else 1.0)
             self.fill(generator, start)
@@ -150,15 +150,15 @@ class TrainedProjector(Projector):
 
     @abstractmethod
     def make(self, source: Space, target: Space) -> None:
-        """Make the parameters."""
+        """Create the parameters."""
 
     @abstractmethod
     def fill(self, generator: torch.Generator, start: AffineMap | None) -> None:
-        """Give the parameters their first numbers."""
+        """Initialize the parameters."""
 
     @abstractmethod
     def map(self, inputs: Tensor) -> Tensor:
-        """Prompts of the target of standardized prompts [N, P, H]."""
+        """Map standardized prompts `[N, P, H]` to target prompts."""
 
     def forward(self, prompts: Tensor) -> Tensor:
         with _float32(prompts):
@@ -166,24 +166,24 @@ class TrainedProjector(Projector):
             return self.map((prompts - self.shift) / self.scale if self.standardize else prompts)
 
     def _on_inputs(self, start: AffineMap) -> AffineMap:
-        """The same map for standardized rows."""
+        """Return the equivalent map for standardized inputs."""
         if not self.standardize:
             return start
         return AffineMap(start.weight * self.scale, start.bias + self.shift[0] @ start.weight)
 
 
 class MLP(TrainedProjector):
-    """The projector of Su et al.: the whole prompt through a narrow layer, then a LayerNorm of each row.
+    """The projector of Su et al.: a bottleneck network over the whole prompt, then LayerNorm per prompt token.
 
-    up(activation(down(vec(prompt)))), [P H] -> R -> [P' H']. P H R + R + R P' H' + P' H' numbers are trained, and 2 H'
-    more with layer_norm. Release 1.0 has R 768 (512 for T5-XXL), LeakyReLU or Tanh.
+    up(activation(down(vec(prompt)))), `[P H]` -> R -> `[P' H']`. P H R + R + R P' H' + P' H' values are trained, and
+    2 H' more with layer_norm. Release 1.0 uses R 768 (512 for T5-XXL) with LeakyReLU or Tanh.
 
     Args:
         bottleneck: R, the width of the hidden layer.
         activation: leaky_relu, tanh, relu or gelu.
-        layer_norm: normalise each row of the result.
-        norm_weight: weight of the LayerNorm at first: the standard deviation of the prompts that it gives.
-        weight_std: draw the weights from N(0, weight_std) (release 1.0 for T5: 1); null: as nn.Linear draws them.
+        layer_norm: normalise each prompt token of the output.
+        norm_weight: initial LayerNorm weight, and therefore the initial standard deviation of the output.
+        weight_std: standard deviation of the initial weights (release 1.0 for T5: 1); null initializes as nn.Linear.
         standardize: see TrainedProjector.
     """
 
@@ -207,10 +207,10 @@ class MLP(TrainedProjector):
         self.weight_std = weight_std if weight_std is None else positive("MLP", "weight_std", weight_std)
 
     def make(self, source: Space, target: Space) -> None:
-        before, behind = math.prod(source), math.prod(target)
+        inputs, outputs = math.prod(source), math.prod(target)
         self.target = target
-        self.down, self.down_bias = _empty(self.bottleneck, before), _empty(self.bottleneck)
-        self.up, self.up_bias = _empty(behind, self.bottleneck), _empty(behind)
+        self.down, self.down_bias = _empty(self.bottleneck, inputs), _empty(self.bottleneck)
+        self.up, self.up_bias = _empty(outputs, self.bottleneck), _empty(outputs)
         if self.layer_norm:
             self.norm, self.norm_bias = _empty(target.hidden_size), _empty(target.hidden_size)
 
@@ -232,16 +232,16 @@ class MLP(TrainedProjector):
 
 
 class TokenMLP(TrainedProjector):
-    """A small network that all rows of the prompt share; with `skip` on top of a linear map.
+    """A small network applied to every prompt token, added to a linear map with `skip`.
 
-    skip(x) + up(activation(down(x))), H -> R -> H'. H R + R + R H' + H' numbers are trained, and H H' more with skip.
-    Without skip it has the shape of Lester et al.'s v2v-nn (R = 4 H', ReLU).
+    skip(x) + up(activation(down(x))), H -> R -> H'. H R + R + R H' + H' values are trained, and H H' more with skip.
+    Without skip it has the architecture of Lester et al.'s v2v-nn (R = 4 H', ReLU).
 
     Args:
         bottleneck: R, the width of the hidden layer.
         activation: relu, leaky_relu, tanh or gelu.
-        skip: add a linear map of the row.
-        start: of the linear map: random, or least_squares between the vocabularies of the two backbones.
+        skip: add a linear map of the prompt token.
+        start: initial linear map: random, or least_squares between the two backbones' vocabularies.
         standardize: see TrainedProjector.
     """
 
@@ -261,7 +261,7 @@ class TokenMLP(TrainedProjector):
         self.skip = skip
         self.start = _known("TokenMLP", "start", start, STARTS)
         if self.wants_start and not skip:
-            raise UserError("projector TokenMLP: start least_squares is that of its linear map: set skip to true")
+            raise UserError("projector TokenMLP: start least_squares needs its linear map: set skip to true")
 
     def make(self, source: Space, target: Space) -> None:
         self.down, self.down_bias = _empty(self.bottleneck, source.hidden_size), _empty(self.bottleneck)
@@ -288,10 +288,10 @@ class TokenMLP(TrainedProjector):
 
 
 class Linear(TrainedProjector):
-    """One affine map of each row of the prompt: H H' + H' numbers are trained.
+    """One affine map of every prompt token: H H' + H' values are trained.
 
     Args:
-        start: random, or least_squares between the vocabularies of the two backbones.
+        start: initial map: random, or least_squares between the two backbones' vocabularies.
         standardize: see TrainedProjector.
     """
 
@@ -321,7 +321,7 @@ def _empty(*sizes: int) -> nn.Parameter:
 
 
 def _like_linear(weight: Tensor, bias: Tensor, generator: torch.Generator) -> None:
-    # The range of nn.Linear, whose own constructor would draw from the global generator.
+    # The range of nn.Linear, whose constructor draws from the global generator.
     _uniform(weight, weight.shape[1], generator)
     _uniform(bias, weight.shape[1], generator)
 
@@ -336,7 +336,7 @@ def _float32(tensor: Tensor) -> AbstractContextManager:
 
 
 def positive(name: str, option: str, value: Number) -> Number:
-    """`value`, or a UserError where it is not above 0."""
+    """Return `value`, or raise UserError if it is not above 0."""
     if not value > 0:
         raise UserError(f"projector {name}: {option} is {value}; it must be above 0")
     return value

@@ -1,4 +1,4 @@
-"""A projector of what prompts have learned, without what they began with."""
+"""A projector of task vectors, the differences between prompts and their initial prompt."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from prompt_transfer.utils.errors import UserError
 
 
 class TaskVector(TrainedProjector):
-    """What a prompt has learned since its start, mapped and put on the target's start. Ours.
+    """Linear map of a prompt's task vector, added to the target's initial prompt. Our method.
 
-    start' + up(down((prompt - start) / scale)) / R, [P H] -> R -> [P' H'], without activation: a sum of task vectors
-    goes to the sum of what they go to, and what no trained prompt points along goes to nothing. start' is the
-    least-squares map of the source's start between the vocabularies of the two backbones; `down` are fixed random
-    directions. R P H' numbers are trained.
+    start' + up(down((prompt - start) / scale)) / R, `[P H]` -> R -> `[P' H']`, without activation: sums of task vectors
+    map to sums of their images, and directions orthogonal to all training prompts map to 0. start' is the
+    least-squares map of the source's initial prompt between the two vocabularies; `down` holds fixed random
+    directions. R P H' values are trained.
 
-    The difference of two prompts of one start is small beside what they have in common, and a map of whole prompts sees
-    little else; of task vectors those of one task type have a cosine of 0.3 to 0.7 and others about 0.1 (measured on
-    the built-in backbones).
+    Prompts with the same initial prompt differ little compared to their common part, which dominates a map of whole
+    prompts. Task vectors differ: their cosine is 0.3 to 0.7 within a task type and about 0.1 otherwise (measured on the
+    built-in backbones).
 
     Args:
-        directions: R, how many random directions a task vector is seen along.
+        directions: R, the number of random directions.
     """
 
     whole = True
@@ -41,8 +41,8 @@ class TaskVector(TrainedProjector):
     def make(self, source: Space, target: Space) -> None:
         if source.prompt_length != target.prompt_length:
             raise UserError(
-                f"projector TaskVector: the prompts have {source.prompt_length} rows and their projections "
-                f"{target.prompt_length}: what a row has learned goes to the same row; leave prompt_length out"
+                f"projector TaskVector: the prompts have {source.prompt_length} prompt tokens and their projections "
+                f"{target.prompt_length}, but it maps each to the same position; omit prompt_length"
             )
         self.target = target
         self.register_buffer("down", torch.empty(self.directions, math.prod(source)))
@@ -51,13 +51,13 @@ class TaskVector(TrainedProjector):
 
     def fill(self, generator: torch.Generator, start: AffineMap | None) -> None:
         if start is None:
-            raise ValueError("TaskVector begins at the least-squares map")
-        # Rows of length 1: seen along each of them, a task vector of numbers of size 1 has size 1.
+            raise ValueError("TaskVector starts from the least-squares map")
+        # Directions of length about 1 keep unit-variance task vectors at unit variance.
         self.down.normal_(0.0, 1 / math.sqrt(self.down.shape[1]), generator=generator)
         self.base.copy_(self.shift @ start.weight + start.bias)
-        # Nothing is added at first.
+        # Start from the target's initial prompt.
         self.up.zero_()
 
     def map(self, inputs: Tensor) -> Tensor:
-        seen = inputs.flatten(1) @ self.down.T / self.directions
-        return self.base + (seen @ self.up.T).view(-1, *self.target)
+        components = inputs.flatten(1) @ self.down.T / self.directions
+        return self.base + (components @ self.up.T).view(-1, *self.target)

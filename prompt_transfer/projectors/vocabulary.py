@@ -1,4 +1,4 @@
-"""What the vocabularies of two backbones have in common, and the linear map between their embeddings.
+"""Tokens shared by the vocabularies of two backbones, and the linear map between their embeddings.
 
 Shape letters: V shared tokens, H and H' hidden of source and target.
 """
@@ -16,18 +16,18 @@ from prompt_transfer.prompts.initializers import embedding_rows, vocabulary_ids
 from prompt_transfer.prompts.prompt import Backbone
 from prompt_transfer.utils.errors import UserError
 
-# Ridge penalties that are tried, as shares of the mean square of an embedding's number summed over tokens.
+# Ridge penalties to try, as fractions of the mean over dimensions of the embeddings' sum of squares over tokens.
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-HELD_OUT = 10  # every tenth token chooses the penalty
+HELD_OUT = 10  # every tenth token is held out to select the penalty
 
 
 @dataclass(frozen=True)
 class SharedTokens:
-    """Tokens that two vocabularies share, in the order of the source's ids (about that of frequency).
+    """Tokens shared by two vocabularies, in the order of the source's ids (roughly by frequency).
 
     Attributes:
-        source, target: float32 embeddings [V, H] and [V, H'] on the CPU.
-        texts: V texts, those that start a word with a blank before them.
+        source, target: float32 embeddings `[V, H]` and `[V, H']` on the CPU.
+        texts: V texts; those that start a word begin with a space.
     """
 
     source: Tensor = field(repr=False)
@@ -39,17 +39,17 @@ class SharedTokens:
 
 
 def shared_tokens(source: Backbone, target: Backbone, top_k: int = 0, skip: int = 0) -> SharedTokens:
-    """Ordinary tokens that stand for the same text in both vocabularies.
+    """Return the ordinary tokens with the same text in both vocabularies.
 
-    Byte-level BPE, WordPiece and SentencePiece mark the start of a word differently; here it is a blank.
+    Byte-level BPE, WordPiece and SentencePiece mark word starts differently; all are converted to a leading space.
 
     Args:
         source, target: the backbones.
-        top_k: how many shared tokens to take; 0: all. Lester et al. take 4,000 English words.
-        skip: how many of the first to leave out (Lester et al.: 1,000).
+        top_k: number of shared tokens to use; 0 for all. Lester et al. use 4,000 English words.
+        skip: number of leading shared tokens to exclude (Lester et al.: 1,000).
 
     Raises:
-        UserError: fewer than the source's H are left: directions of its space would be mapped to nothing.
+        UserError: fewer than the source's H remain, so some directions of its space would map to 0.
     """
     ids, others = _texts(source), _texts(target)
     both = [text for text in ids if text in others]
@@ -57,8 +57,8 @@ def shared_tokens(source: Backbone, target: Backbone, top_k: int = 0, skip: int 
     if len(chosen) < source.hidden_size:
         left = "" if len(chosen) == len(both) else f", of which skip {skip} and top_k {top_k} leave {len(chosen)}"
         raise UserError(
-            f"the vocabularies of {source.id} and {target.id} share {len(both)} tokens{left}; a map of {source.id} "
-            f"needs {source.hidden_size}, one for each dimension of its embeddings: train a projector in its place "
+            f"the vocabularies of {source.id} and {target.id} share {len(both)} tokens{left}; a map from {source.id} "
+            f"needs {source.hidden_size}, one per dimension of its embeddings: train a projector instead "
             "(prompt-transfer fit --model CrossModelProjector)"
         )
     return SharedTokens(
@@ -69,7 +69,7 @@ def shared_tokens(source: Backbone, target: Backbone, top_k: int = 0, skip: int 
 
 
 def _texts(backbone: Backbone) -> dict[str, int]:
-    """Text -> id of the ordinary tokens, in the order of ids; of two tokens with one text the first."""
+    """Return text -> id of the ordinary tokens, in the order of ids; the first of tokens with equal text."""
     tokenizer = backbone.tokenizer
     ids = vocabulary_ids(backbone, 0)
     tokens: list[str] = tokenizer.convert_ids_to_tokens(ids)
@@ -85,7 +85,7 @@ def _texts(backbone: Backbone) -> dict[str, int]:
 def _word_piece(token: str) -> str:
     if token.startswith("##"):
         return token[2:]
-    # Punctuation stands for itself there, whether a blank comes before it or not.
+    # WordPiece punctuation is the same token with and without a preceding space.
     return f" {token}" if token[0].isalnum() else token
 
 
@@ -97,12 +97,12 @@ def _spaced(token: str, tokenizer: Any) -> str:
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """A map and how well it does on tokens that it was not fitted on.
+    """A fitted map and its error on held-out tokens.
 
     Attributes:
-        affine: fitted on all tokens.
+        affine: the map, fitted on all tokens.
         ridge: the penalty.
-        error: on held-out tokens, squared error over that of their mean: 0 is perfect, 1 no better than the mean.
+        error: squared error on held-out tokens, relative to predicting the mean: 0 is perfect, 1 as bad as the mean.
     """
 
     affine: AffineMap
@@ -111,18 +111,18 @@ class RidgeFit:
 
 
 def fit_ridge(source: Tensor, target: Tensor, ridge: float | None = None, center: bool = False) -> RidgeFit:
-    """The map x -> x W + b with the least squared error between two tables of embeddings.
+    """Fit the map x -> x W + b between two embedding tables by ridge regression.
 
-    With penalty r, W = (S'S + r m I)^-1 S'T, m the mean of S'S's diagonal. It is also the map of the minimum-norm
-    linear combinations: weights X of embeddings with least |X S - P|^2 + r m |X|^2 give X T = P W, since
-    S'(SS' + c I)^-1 = (S'S + c I)^-1 S'. So "least squares" and "linear combination" of Lester et al. (2022) are one
-    solver here, and differ by the penalty alone. Penalty 0 is the pseudo-inverse.
+    With penalty r, W = (S'S + r m I)^-1 S'T, where m is the mean of the diagonal of S'S. The minimum-norm linear
+    combination gives the same map: the weights X that minimise |X S - P|^2 + r m |X|^2 give X T = P W, since
+    S'(SS' + c I)^-1 = (S'S + c I)^-1 S'. "Least squares" and "linear combination" of Lester et al. (2022) therefore
+    share this solver and differ only in the penalty. Penalty 0 is the pseudo-inverse.
 
     Args:
-        source, target: [V, H] and [V, H'].
-        ridge: r, or None: of `RIDGES` the one with the least error on every tenth token, fitted on the others. No task
-            and no label is looked at.
-        center: subtract the means of both tables first; b is then not 0.
+        source, target: `[V, H]` and `[V, H']`.
+        ridge: r; None selects from `RIDGES` by the error on every tenth token, fitted on the others. No labels are
+            used.
+        center: subtract the mean of each table first; b is then not 0.
     """
     source, target = source.double(), target.double()
     held = torch.arange(len(source)) % HELD_OUT == HELD_OUT - 1
@@ -135,7 +135,7 @@ def fit_ridge(source: Tensor, target: Tensor, ridge: float | None = None, center
     tried = {penalty: error(penalty) for penalty in (RIDGES if ridge is None else (ridge,))}
     best = min(tried, key=lambda penalty: tried[penalty])
     weight, bias = _solve(source, target, best, center)
-    # A solver hands out columns; a file holds rows, and products differ in the last digit between the two.
+    # Solvers return column-major results, files are row-major, and their products differ in the last digit.
     affine = AffineMap(weight.float().contiguous(), bias.float())
     return RidgeFit(affine, best, tried[best])
 

@@ -1,10 +1,10 @@
-"""Task prompt vectors: what training added to a prompt, summed, scaled, averaged, and put onto another start.
+"""Arithmetic on task prompt vectors: add, scale, average and transplant the change that training made to a prompt.
 
-T = P - P_init is the vector of a task (Belanec et al. 2025); sums of vectors stand for several tasks, -T for forgetting
-one. Vectors are directions from a start, so those of several prompts go together only where the prompts had the same
-initial prompt; `transplant` alone changes the start.
+T = P - P_init is a task's vector (Belanec et al. 2025); a sum of vectors represents several tasks, -T forgets one.
+Vectors are offsets from an initial prompt, so prompts can be combined only if they share it; `transplant` moves a
+vector to another initial prompt.
 
-Numbers are combined in float64 and rounded once; terms are summed in order of size, so their order does not matter.
+Values are combined in float64 and rounded once. Terms are sorted before summation, so results do not depend on order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.prompts.recommendation import shares
 from prompt_transfer.utils.errors import UserError
 
-# What stays true of a prompt that is made of others, where they agree in it.
+# Metadata that a combined prompt inherits if all its inputs agree.
 KEPT = (
     *("backbone", "fingerprint", "family", "layout", "attention", "dtype", "head", "revision", "seed", "random"),
     *("label_words_policy", "data_source", "data_root", "data_label_words", "data_max_length", "data_seed"),
@@ -30,64 +30,64 @@ SAME = ("layout", "attention")
 
 
 def task_vector(prompt: Prompt) -> Tensor:
-    """T = P - P_init, float64 [P, H].
+    """Return T = P - P_init, float64 `[P, H]`.
 
     Raises:
-        UserError: the prompt file holds no initial prompt.
+        UserError: the prompt has no initial prompt.
     """
     return prompt.embeddings.double() - _initial(prompt).double()
 
 
 def add(prompts: Sequence[Prompt], factors: Sequence[float] | None = None) -> Prompt:
-    """P_init + the sum of the prompts' task vectors, each times its factor.
+    """Return P_init plus the weighted sum of the prompts' task vectors.
 
     Args:
         prompts: one or more with the same initial prompt.
-        factors: one for each prompt; None: 1 each.
+        factors: one per prompt; None means 1 each.
 
     Raises:
-        UserError: they do not belong together; the line says why.
+        UserError: the prompts cannot be combined, or the number of factors differs.
     """
     factors = [1.0] * len(prompts) if factors is None else list(factors)
     if len(factors) != len(prompts):
-        raise UserError(f"{len(prompts)} prompts and {len(factors)} factors: give one factor for each prompt")
+        raise UserError(f"{len(prompts)} prompts and {len(factors)} factors: give one factor per prompt")
     check_together(prompts)
     whole = all(factor == 1 for factor in factors)
     parts = [_name(prompt) if whole else f"{factor:g} * {_name(prompt)}" for factor, prompt in _pairs(factors, prompts)]
-    return _made(prompts, factors, f"add({', '.join(parts)})")
+    return _combine(prompts, factors, f"add({', '.join(parts)})")
 
 
 def scale(prompt: Prompt, factor: float) -> Prompt:
-    """P_init + factor * T: 1 is the prompt itself, 0 its start, -1 the negated task.
+    """Return P_init + factor * T: 1 gives the prompt, 0 its initial prompt, -1 the negated task.
 
     Raises:
-        UserError: the prompt file holds no initial prompt.
+        UserError: the prompt has no initial prompt.
     """
-    return _made([prompt], [factor], f"scale({_name(prompt)}, {factor:g})")
+    return _combine([prompt], [factor], f"scale({_name(prompt)}, {factor:g})")
 
 
 def mean(prompts: Sequence[Prompt]) -> Prompt:
-    """P_init + the mean of the task vectors: the mean of prompts with one start, such as checkpoints of a run.
+    """Return the mean of prompts with one initial prompt, such as the checkpoints of a run.
 
     Raises:
-        UserError: they do not belong together; the line says why.
+        UserError: the prompts cannot be combined.
     """
     check_together(prompts)
     names = ", ".join(_name(prompt) for prompt in prompts)
-    return _made(prompts, [1 / len(prompts)] * len(prompts), f"mean({names})")
+    return _combine(prompts, [1 / len(prompts)] * len(prompts), f"mean({names})")
 
 
 def average(prompts: Sequence[Prompt], weights: Sequence[float]) -> Prompt:
-    """Weighted average of whole prompts, whatever they started from: a prompt to start from (SPoT, Vu et al. 2022).
+    """Return the weighted average of prompts, to initialize a new prompt (SPoT, Vu et al. 2022).
 
-    Unlike `mean` it asks for no common start, and it is a start itself: the result has no initial prompt.
+    Unlike `mean`, it needs no common initial prompt, and the result has none.
 
     Args:
         prompts: one or more.
-        weights: one for each, 0 or more; they count in proportion to their sum.
+        weights: one per prompt, 0 or more; they are normalised to sum to 1.
 
     Raises:
-        UserError: they are not of one backbone, shape and mode, or the weights cannot be.
+        UserError: backbone, shape or mode of the prompts differ, or the weights are invalid.
     """
     check_together(prompts, shared_start=False)
     rows = weighted_mean([prompt.embeddings for prompt in prompts], weights)
@@ -96,26 +96,26 @@ def average(prompts: Sequence[Prompt], weights: Sequence[float]) -> Prompt:
 
 
 def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Mean of prompts `[P, H]` with weights, float32; one of them alone comes out bit for bit.
+    """Return the weighted mean of prompts `[P, H]`, float32; a single prompt is returned bit-equal.
 
     Raises:
-        UserError: see `prompt_transfer.prompts.recommendation.shares`, or another number of weights.
+        UserError: invalid weights (see `recommendation.shares`), or not one per prompt.
     """
     if len(rows) != len(weights):
-        raise UserError(f"{len(rows)} prompts and {len(weights)} weights: give one weight for each prompt")
+        raise UserError(f"{len(rows)} prompts and {len(weights)} weights: give one weight per prompt")
     terms = [share * one.double() for share, one in zip(shares(list(weights)), rows, strict=True)]
     return _sum(torch.stack(terms)).float()
 
 
 def transplant(prompt: Prompt, onto: Prompt) -> Prompt:
-    """The task vector of a prompt on another start.
+    """Add a prompt's task vector to another prompt's initial prompt.
 
     Args:
-        prompt: whose vector is taken.
-        onto: whose initial prompt is the new start; a prompt without one is itself the start.
+        prompt: the prompt that provides the task vector.
+        onto: the prompt that provides the initial prompt; if it has none, its embeddings are used.
 
     Raises:
-        UserError: they are not of one backbone, shape and mode, or `prompt` has no initial prompt.
+        UserError: backbone, shape or mode of the two differ, or `prompt` has no initial prompt.
     """
     check_together([prompt, onto], shared_start=False)
     start = onto.embeddings if onto.initial is None else onto.initial
@@ -123,19 +123,19 @@ def transplant(prompt: Prompt, onto: Prompt) -> Prompt:
         rows = prompt.embeddings.double()
     else:
         rows = _sum(torch.stack([start.double(), prompt.embeddings.double(), -_initial(prompt).double()]))
-    what = f"transplant({_name(prompt)}, onto the start of {_name(onto)})"
-    return Prompt(rows.float(), _metadata([prompt], what), start)
+    operation = f"transplant({_name(prompt)}, onto the start of {_name(onto)})"
+    return Prompt(rows.float(), _metadata([prompt], operation), start)
 
 
 def check_together(prompts: Sequence[Prompt], shared_start: bool = True) -> None:
-    """Make sure that prompts can be combined.
+    """Check that prompts can be combined.
 
     Args:
-        prompts: two or more are compared with the first.
-        shared_start: they must have the same initial prompt too.
+        prompts: each is compared with the first.
+        shared_start: also require the same initial prompt.
 
     Raises:
-        UserError: the first thing that does not fit, with both files.
+        UserError: names the first mismatch and both files.
     """
     if not prompts:
         raise UserError("no prompt was given: give prompt files")
@@ -150,14 +150,14 @@ def check_together(prompts: Sequence[Prompt], shared_start: bool = True) -> None
             raise UserError(f"{both}: one is {_shape(shapes[0])}, the other {_shape(shapes[1])}")
         for key in SAME:
             values = [one.metadata.get(key, UNKNOWN) for one in (first, prompt)]
-            # For causal models full and shared attention are one function.
+            # Full and shared attention are the same function for causal models.
             causal = key == "attention" and is_causal(first.metadata.get("layout"))
             if values[0] != values[1] and UNKNOWN not in values and not causal:
                 raise UserError(f"{both}: one was trained with {key} {values[0]}, the other with {values[1]}")
         if shared_start and not torch.equal(_initial(first), _initial(prompt)):
             raise UserError(
                 f"{both}: they had different initial prompts, so their task vectors start at different points; train "
-                "them from one start (same seed and init), or move one with `prompts transplant`"
+                "them from one initial prompt (same seed and init), or move one with `prompts transplant`"
             )
 
 
@@ -172,19 +172,19 @@ def _other_backbone(first: Prompt, second: Prompt) -> bool:
 def _initial(prompt: Prompt) -> Tensor:
     if prompt.initial is None:
         raise UserError(
-            f"{_name(prompt)} holds no initial prompt, so it is not known what training added; prompts that `fit` "
-            "writes hold one, imported ones do not"
+            f"{_name(prompt)} holds no initial prompt, so it has no task vector; use a prompt that `fit` wrote "
+            "(imported ones hold none)"
         )
     return prompt.initial
 
 
-def _made(prompts: Sequence[Prompt], factors: Sequence[float], what: str) -> Prompt:
-    # (1 - sum of factors) P_init + sum of factor * P: no difference is rounded, so P_init + T is P, bit for bit.
+def _combine(prompts: Sequence[Prompt], factors: Sequence[float], operation: str) -> Prompt:
+    # (1 - sum of factors) P_init + sum of factor * P rounds no difference, so P_init + T is bit-equal to P.
     start = _initial(prompts[0])
     terms = [factor * prompt.embeddings.double() for factor, prompt in _pairs(factors, prompts)]
     rest = 1 - sum(sorted(factors))
     rows = _sum(torch.stack([rest * start.double(), *terms]))
-    return Prompt(rows.float(), _metadata(prompts, what), start)
+    return Prompt(rows.float(), _metadata(prompts, operation), start)
 
 
 def _pairs(factors: Sequence[float], prompts: Sequence[Prompt]) -> list[tuple[float, Prompt]]:
@@ -192,11 +192,11 @@ def _pairs(factors: Sequence[float], prompts: Sequence[Prompt]) -> list[tuple[fl
 
 
 def _sum(terms: Tensor) -> Tensor:
-    """Sum of `terms` [K, P, H] over K, the same for every order of them."""
+    """Sum `terms` `[K, P, H]` over K, independent of their order."""
     return terms.sort(dim=0).values.sum(dim=0)
 
 
-def _metadata(prompts: Sequence[Prompt], what: str) -> dict[str, str]:
+def _metadata(prompts: Sequence[Prompt], operation: str) -> dict[str, str]:
     facts = [prompt.metadata for prompt in prompts]
     kept = {key: facts[0][key] for key in KEPT if key in facts[0] and len({one.get(key) for one in facts}) == 1}
     tasks = list(dict.fromkeys(name for one in facts for name in one.get("task", "").split(",") if name))
@@ -205,15 +205,15 @@ def _metadata(prompts: Sequence[Prompt], what: str) -> dict[str, str]:
     for one in facts:
         words |= json.loads(one.get("label_words") or "{}")
         paths |= dict.fromkeys(json.loads(one.get("data_task") or "[]"))
-    made = {"task": ",".join(tasks), "arithmetic": what, "init": what}
+    combined = {"task": ",".join(tasks), "arithmetic": operation, "init": operation}
     if words:
-        made["label_words"] = json.dumps(words)
+        combined["label_words"] = json.dumps(words)
     if paths:
-        made["data_task"] = json.dumps(list(paths))
+        combined["data_task"] = json.dumps(list(paths))
     if any(one.get("projected") == "true" for one in facts):
-        made["projected"] = "true"
-    made["source_prompt"] = ",".join(str(prompt.path) for prompt in prompts if prompt.path)
-    return kept | made
+        combined["projected"] = "true"
+    combined["source_prompt"] = ",".join(str(prompt.path) for prompt in prompts if prompt.path)
+    return kept | combined
 
 
 def _name(prompt: Prompt) -> str:
@@ -221,4 +221,4 @@ def _name(prompt: Prompt) -> str:
 
 
 def _shape(shape: Sequence[int]) -> str:
-    return f"{shape[0]} rows of {shape[1]}"
+    return f"{shape[0]} prompt tokens of width {shape[1]}"

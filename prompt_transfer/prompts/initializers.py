@@ -1,7 +1,7 @@
-"""How a prompt starts. How it is attached to the backbone is another matter; transfer is one more initializer.
+"""Initializers of a prompt; transfer by initialization is one of them.
 
-A new initializer is one class here: `__init__` takes its options (plain types), `__call__` makes the prompt. All
-randomness comes from the generator, so one seed gives one prompt on every machine.
+To add one, write a class here: `__init__` takes its options (plain types), `__call__` creates the prompt. All
+randomness comes from the generator, so a seed gives the same prompt on every machine.
 """
 
 from __future__ import annotations
@@ -21,46 +21,46 @@ from prompt_transfer.prompts.prompt import Backbone, Prompt
 from prompt_transfer.prompts.recommendation import read_choices, shares
 from prompt_transfer.utils.errors import UserError
 
-# Slots that tokenizers reserve without calling them special: BERT, RoBERTa (fairseq), T5.
+# Reserved tokens that tokenizers do not mark as special: BERT, RoBERTa (fairseq), T5.
 _RESERVED = re.compile(r"\[unused\d+\]|madeupword\d+|<extra_id_\d+>|<unused_?\d+>")
-# Prompt rows have no position embedding in encoders: two equal rows get equal gradients and stay equal for ever.
+# Prompt tokens have no position embedding in encoders: equal ones would get equal gradients and stay equal.
 REPEAT_NOISE = 0.1
 
 
 class Initializer(ABC):
-    """Makes the first prompt of a run."""
+    """Factory of the initial prompt of a run."""
 
     @abstractmethod
     def __call__(
         self, backbone: Backbone, shape: tuple[int, int], generator: torch.Generator, label_words: Sequence[str] = ()
     ) -> Tensor:
-        """Make a prompt.
+        """Create a prompt.
 
         Args:
-            backbone: the backbone it is for.
+            backbone: the backbone that the prompt is for.
             shape: (P, H).
             generator: a CPU generator, the only source of randomness.
-            label_words: the label words of the task, or of all tasks of the run.
+            label_words: the label words of all tasks of the run.
 
         Returns:
             The prompt, float32 `[P, H]` on the CPU.
         """
 
     def for_seed(self, seed: int) -> Initializer:
-        """The initializer of the run with that seed: itself, unless its options name the seed."""
+        """Return the initializer for a run with that seed: itself, unless its options contain `{seed}`."""
         return self
 
     def describe(self) -> str:
-        """One line for the metadata of the prompt: the class and its options."""
+        """Return the class and its options in one line, for the prompt's metadata."""
         options = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
         return f"{type(self).__name__}({options})"
 
 
 class Normal(Initializer):
-    """Independent normal numbers with mean 0.
+    """Independent normal values with mean 0.
 
     Args:
-        std: standard deviation; None takes that of all numbers in the backbone's embedding table.
+        std: standard deviation; None uses that of the backbone's whole embedding table.
     """
 
     def __init__(self, std: float | None = None) -> None:
@@ -76,15 +76,15 @@ class Normal(Initializer):
 
 
 class Vocabulary(Initializer):
-    """Embeddings of ordinary tokens, drawn at random (Lester et al. 2021, "sampled vocabulary").
+    """Embeddings of ordinary tokens, drawn at random ("sampled vocabulary" of Lester et al. 2021).
 
-    Tokens are drawn from the first `top_k` ids, each at most once where there are enough of them. The order of ids
-    stands in for frequency: true for RoBERTa's and T5's vocabularies, nearly so for BPE merges and WordPiece.
-    Special and reserved tokens never count.
+    Tokens are drawn from the first `top_k` ids, each at most once if there are enough. The order of ids serves as a
+    proxy for frequency: exact for RoBERTa's and T5's vocabularies, approximate for BPE merges and WordPiece. Special
+    and reserved tokens are excluded.
 
     Args:
-        top_k: how many tokens to draw from; 0 for all.
-        skip: how many of the first ordinary tokens to leave out (the very commonest are punctuation and letters).
+        top_k: number of tokens to draw from; 0 for all.
+        skip: number of leading ordinary tokens to exclude (the most frequent ones are punctuation and letters).
     """
 
     def __init__(self, top_k: int = 5000, skip: int = 0) -> None:
@@ -100,12 +100,12 @@ class Vocabulary(Initializer):
 
 
 class ClassLabels(Initializer):
-    """Embeddings of the label words first, the other rows drawn from the vocabulary (Lester et al. 2021).
+    """Embeddings of the label words, then of tokens drawn from the vocabulary (Lester et al. 2021).
 
-    A word of several tokens gives the mean of their embeddings. Words that several tasks share count once.
+    A word of several tokens contributes the mean of their embeddings. Words shared by several tasks are used once.
 
     Args:
-        top_k: how many tokens the other rows are drawn from; 0 for all. See `Vocabulary`.
+        top_k: number of tokens that the remaining prompt tokens are drawn from; 0 for all. See `Vocabulary`.
     """
 
     def __init__(self, top_k: int = 5000) -> None:
@@ -119,7 +119,7 @@ class ClassLabels(Initializer):
             raise UserError("init ClassLabels needs label words, and this task has none; choose init Vocabulary")
         if len(words) > shape[0]:
             warnings.warn(
-                f"{len(words)} label words, but only {shape[0]} prompt rows: {words[shape[0] :]} are left out"
+                f"{len(words)} label words, but only {shape[0]} prompt tokens: {words[shape[0] :]} are left out"
             )
             words = words[: shape[0]]
         pieces = [word_pieces(backbone.tokenizer, word) for word in words]
@@ -132,14 +132,14 @@ class ClassLabels(Initializer):
 
 
 class Text(Initializer):
-    """Embeddings of a text's tokens, one row a token; cut, or repeated from the start, to the prompt's length.
+    """Embeddings of a text's tokens, truncated or repeated to the prompt length.
 
-    Rows that repeat a token get noise of a tenth of the standard deviation of the embedding table (REPEAT_NOISE):
-    an encoder cannot tell two equal prompt rows apart, so they would stay equal throughout training.
+    Repeated tokens get normal noise with a tenth of the embedding table's standard deviation (REPEAT_NOISE): an
+    encoder cannot distinguish equal prompt tokens, so they would stay equal throughout training.
 
     Args:
-        text: the text, e.g. an instruction that describes the task. Put a text with a colon and a blank (": ") in
-            quotes in a config file.
+        text: the text, e.g. an instruction that describes the task. In a config file, quote a text that contains a
+            colon followed by a space (": ").
     """
 
     def __init__(self, text: str) -> None:
@@ -161,14 +161,14 @@ class FromPrompt(Initializer):
     """A trained prompt, or the mean of several (transfer by initialization; SPoT, Vu et al. 2022).
 
     Args:
-        prompt: a prompt file; several as a list or separated by commas. `{seed}` in a path stands for the seed of the
-            run, so that runs of several seeds start from prompts of several seeds.
-        weights: of several prompts, 0 or more, in proportion to their sum; null: equal ones, or with `recommendation`
-            what its column says (SPoT's weighted average).
-        recommendation: a table of `prompts recommend`, from which the prompts are taken in place of `prompt`.
-        by: its column that chooses; null: the one that it recommends by.
-        top: how many prompts; 1 takes the best.
-        target: the target task, where the table has several.
+        prompt: a prompt file, or several as a list or separated by commas. `{seed}` in a path is replaced by the
+            run's seed, which lets each seed start from its own prompt.
+        weights: one per prompt, 0 or more, normalised to sum to 1; null weighs all equally, or by the values of the
+            recommendation's column (SPoT's weighted average).
+        recommendation: a table of `prompts recommend` to choose the prompts from, instead of `prompt`.
+        by: the table's column to rank by; null uses the one that it recommends by.
+        top: number of prompts; 1 uses the best.
+        target: the target task, if the table has several.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class FromPrompt(Initializer):
             choices = read_choices(recommendation, by, top, target)
             prompt = [choice.path for choice in choices]
             if weights is None and top > 1:
-                # SPoT's similarities are positive; what a ranking calls negative takes no part.
+                # SPoT's similarities are positive; prompts with negative values get no weight.
                 weights = [max(choice.value, 0.0) for choice in choices]
         elif by is not None or top != 1 or target is not None:
             raise UserError("init FromPrompt: by, top and target choose from a table: give recommendation FILE too")
@@ -202,7 +202,7 @@ class FromPrompt(Initializer):
         self.weights = weights
         if weights is not None and len(weights) != len(self.prompt):
             raise UserError(
-                f"init FromPrompt: {len(self.prompt)} prompts and {len(weights)} weights: give one weight for each"
+                f"init FromPrompt: {len(self.prompt)} prompts and {len(weights)} weights: give one weight per prompt"
             )
         if weights is not None:
             shares(weights)
@@ -219,25 +219,25 @@ class FromPrompt(Initializer):
     ) -> Tensor:
         prompts = [Prompt.load(path) for path in self.prompt]
         for path, prompt in zip(self.prompt, prompts, strict=True):
-            # Layout and attention are left out: to start from a prompt of another mode is a legitimate experiment.
+            # Layout and attention may differ: starting from a prompt of another mode is a legitimate experiment.
             prompt.check(backbone)
             length = prompt.embeddings.shape[0]
             if length != shape[0]:
                 raise UserError(
-                    f"init FromPrompt: {path} has {length} rows, the run wants {shape[0]}; "
+                    f"init FromPrompt: {path} has {length} prompt tokens, the run {shape[0]}; "
                     f"set --model.prompt_length {length}"
                 )
         return weighted_mean([prompt.embeddings for prompt in prompts], self.weights or [1.0] * len(prompts))
 
 
 def vocabulary_ids(backbone: Backbone, top_k: int, skip: int = 0, exclude: Iterable[int] = ()) -> list[int]:
-    """The first `top_k` ids (0: all) of ordinary tokens after the first `skip`, in order, without `exclude`.
+    """Return the first `top_k` ids (0: all) of ordinary tokens after the first `skip`, in order, without `exclude`.
 
     Raises:
-        UserError: none is left.
+        UserError: no token is left.
     """
     tokenizer = backbone.tokenizer
-    # Embedding tables are padded beyond the vocabulary (T5: 32128 rows, 32100 tokens).
+    # Embedding tables are padded beyond the vocabulary (T5: 32128 embeddings, 32100 tokens).
     size = min(backbone.embedding_weight.shape[0], len(tokenizer))
     special = set(tokenizer.all_special_ids)
     tokens = tokenizer.convert_ids_to_tokens(list(range(size)))
@@ -257,7 +257,7 @@ def vocabulary_ids(backbone: Backbone, top_k: int, skip: int = 0, exclude: Itera
 
 
 def draw(ids: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
-    """Draw `count` of `ids`: no id again before all have been drawn equally often."""
+    """Draw `count` of `ids`, repeating an id only after all have been drawn equally often."""
     order: list[int] = []
     while len(order) < count:
         order += torch.randperm(len(ids), generator=generator).tolist()
@@ -265,15 +265,15 @@ def draw(ids: Sequence[int], count: int, generator: torch.Generator) -> list[int
 
 
 def embedding_rows(backbone: Backbone, ids: Sequence[int]) -> Tensor:
-    """The input embeddings of `ids`, float32 `[len(ids), H]` on the CPU.
+    """Return the input embeddings of `ids`, float32 `[len(ids), H]` on the CPU.
 
     Raises:
-        UserError: a token of the tokenizer that the backbone has no embedding of.
+        UserError: the backbone has no embedding for one of the tokens.
     """
     table = backbone.embedding_weight
     if ids and max(ids) >= len(table):
         token = backbone.tokenizer.convert_ids_to_tokens([max(ids)])[0]
-        raise UserError(f"{backbone.id} has no word embedding of its token {token!r}: choose other words")
+        raise UserError(f"{backbone.id} has no embedding for its token {token!r}: choose other words")
     return table[torch.tensor(ids, device=table.device)].to("cpu", torch.float32)
 
 

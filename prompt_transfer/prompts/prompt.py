@@ -1,4 +1,4 @@
-"""The prompt file: a trained `[P, H]` matrix with all that is needed to use it rightly again."""
+"""The prompt file: a trained `[P, H]` matrix and the metadata needed to use it correctly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LISTED_METADATA = (
 
 
 class Backbone(Protocol):
-    """What prompts need to know of a backbone; `FrozenBackbone` is one."""
+    """The attributes of a backbone that prompts use; `FrozenBackbone` implements it."""
 
     @property
     def id(self) -> str: ...
@@ -46,21 +46,21 @@ class Backbone(Protocol):
 class Prompt:
     """A trained prompt.
 
-    The tensors are copied to float32 on the CPU, so that training on does not change a prompt that was kept.
-    `format_version`, `prompt_length` and `hidden_size` in the metadata are always those of `embeddings`.
+    The tensors are copied to the CPU: further training does not change a stored prompt. `format_version`,
+    `prompt_length` and `hidden_size` in the metadata always describe `embeddings`.
 
     Attributes:
         embeddings: the prompt, float32 `[P, H]`; H is the width of the backbone's input embeddings.
         metadata: strings only: format_version, backbone, fingerprint, family, hidden_size, prompt_length, layout,
             attention, task, source, label_words, train_rows, split, metric, score, seed, steps, init,
-            source_prompt, reparameterization, dtype, versions (JSON), created (UTC); random and projected are "true"
-            for a prompt that was not trained, or made by a projector; arithmetic says of what prompts it was made. All
-            but the sizes may be missing.
+            source_prompt, reparameterization, dtype, versions (JSON), created (UTC); random is "true" for an untrained
+            prompt, projected for one that a projector computed; arithmetic is the operation on other prompts that
+            gave this one. All but the sizes may be missing.
         initial: the prompt before training, float32 `[P, H]`, or None; the difference is the task vector.
         path: the file it was loaded from or saved to, for messages.
 
     Raises:
-        UserError: a tensor is not float32 `[P, H]`, is empty or too large, or has values that are not finite.
+        UserError: a tensor is not float32 `[P, H]`, is empty, too large or has non-finite values.
     """
 
     embeddings: Tensor = field(repr=False)
@@ -75,11 +75,11 @@ class Prompt:
             if self.initial.shape != self.embeddings.shape:
                 raise UserError(
                     f"the initial prompt is {sizes(self.initial.shape)}, the prompt {sizes(self.embeddings.shape)}; "
-                    "they must be of one shape"
+                    "their shapes must be equal"
                 )
         for key, value in self.metadata.items():
             if not isinstance(key, str) or not isinstance(value, str):
-                raise TypeError(f"prompt metadata are strings, but {key!r} is {value!r}")
+                raise TypeError(f"prompt metadata must be strings, but {key!r} is {value!r}")
         self.metadata = self.metadata | {
             "format_version": str(FORMAT_VERSION),
             "prompt_length": str(self.embeddings.shape[0]),
@@ -90,10 +90,10 @@ class Prompt:
     def load(cls, path: str | Path) -> Prompt:
         """Read a prompt file, or `prompt.safetensors` in the folder of a run.
 
-        Nothing is allocated before the sizes in the header agree with each other and with the file.
+        Memory is allocated only after the sizes in the header agree with each other and with the file.
 
         Raises:
-            UserError: no such file, or not a whole and valid prompt file; the line says which.
+            UserError: the file does not exist, or is not a complete and valid prompt file.
         """
         path = Path(path).expanduser()
         path = path / "prompt.safetensors" if path.is_dir() else path
@@ -106,7 +106,7 @@ class Prompt:
             found = ", ".join(repr(name[:60]) for name in sorted(header.tensors)[:5]) or "no tensor at all"
             raise UserError(
                 f"{path} is not a prompt file: it has no tensor `embeddings` (but {found}); "
-                "prompts of other tools come in with `prompt-transfer prompts import`"
+                "import prompts of other tools with `prompt-transfer prompts import`"
             )
         _check_version(header.metadata, path)
         tensors = {
@@ -121,7 +121,7 @@ class Prompt:
             raise UserError(f"{path} is not a usable prompt: {error}") from error
 
     def save(self, path: str | Path) -> Path:
-        """Write the prompt file as a whole or not at all; `versions` and `created` are added where missing.
+        """Write the prompt file atomically and return its path; adds `versions` and `created` if missing.
 
         Raises:
             UserError: the file cannot be written.
@@ -137,19 +137,19 @@ class Prompt:
         return path
 
     def check(self, backbone: Backbone, layout: Any = None, attention: str | None = None) -> None:
-        """Make sure that the prompt is used where it was trained.
+        """Check that the prompt fits a backbone, layout and attention mode.
 
-        Equal fingerprints are the same backbone, whatever the two are called. Where the fingerprint is `unknown`
-        (imported prompts), width and family must match and a warning is given. Full and shared attention are the
-        same function for causal backbones and are not compared there.
+        Equal fingerprints mean the same backbone, regardless of names. If the fingerprint is `unknown` (imported
+        prompts), width and family must match, and a warning is given. Attention is not compared for causal
+        backbones, where full and shared attention are the same function.
 
         Args:
-            backbone: the backbone that the prompt shall be used with.
-            layout: its layout (name or object); None leaves it unchecked.
-            attention: its attention mode; None leaves it unchecked.
+            backbone: the backbone to use the prompt with.
+            layout: its layout (name or object); None skips the check.
+            attention: its attention mode; None skips the check.
 
         Raises:
-            UserError: names all that does not match and what to do about it.
+            UserError: lists every mismatch and its remedy.
         """
         problems, remedies = [], []
         width, trained_on = self.embeddings.shape[1], self._value("backbone", "another backbone")
@@ -177,31 +177,32 @@ class Prompt:
         if problems:
             raise UserError(
                 f"{self._name()}, trained on {trained_on}, does not fit {backbone.id}: {'; '.join(problems)}. "
-                f"What to do: {'; '.join(remedies)}"
+                f"Remedy: {'; '.join(remedies)}"
             )
         if not known:
             stated = self._value("backbone", "")
-            what = "which backbone it was trained on"
-            what = f"exactly {what} ({stated})" if stated else what
+            unknown = "which backbone it was trained on"
+            unknown = f"exactly {unknown} ({stated})" if stated else unknown
             warnings.warn(
-                f"{self._name()} does not say {what}; its width {width} fits {backbone.id}, more cannot be checked",
-                stacklevel=1,  # one place, so that it is said once however often a prompt is checked
+                f"{self._name()} does not say {unknown}; only its width {width} was checked against {backbone.id}",
+                stacklevel=1,  # a fixed location: Python then shows the warning once, however many checks there are
             )
 
     def _name(self) -> str:
         return f"prompt {self.path}" if self.path else f"the prompt for {self._value('task', 'an unnamed task')}"
 
     def _value(self, key: str, missing: str = UNKNOWN) -> str:
-        # Files come from anywhere, and a message is one line.
+        # Metadata of unknown files may be long or multi-line; messages are one short line.
         return " ".join(self.metadata.get(key, "").split())[:200] or missing
 
 
 def describe(prompt: Prompt) -> dict[str, Any]:
-    """Facts of a prompt for `prompts inspect`.
+    """Return the facts that `prompts inspect` shows.
 
     Returns:
-        path, prompt_length, hidden_size, mean/min/max_row_norm (Euclidean), distance_from_initial (Frobenius norm
-        of the difference, None without `initial`), mean_row_distance (the same a row) and metadata.
+        path, prompt_length, hidden_size, mean/min/max_row_norm (Euclidean, per prompt token), distance_from_initial
+        (Frobenius norm of the difference, None without `initial`), mean_row_distance (the mean per prompt token) and
+        metadata.
     """
     norms = prompt.embeddings.norm(dim=1)
     moved = None if prompt.initial is None else prompt.embeddings - prompt.initial
@@ -219,17 +220,17 @@ def describe(prompt: Prompt) -> dict[str, Any]:
 
 
 def list_prompts(folder: str | Path) -> list[dict[str, Any]]:
-    """All prompt files below `folder`, sorted by path.
+    """List all prompt files below `folder`, sorted by path.
 
-    Safetensors files of something else (a model, a projector) are left out; those that cannot be read are listed.
+    Other safetensors files (models, projectors) are skipped; unreadable ones are listed with their error.
 
     Returns:
-        One dict a file: path, prompt_length, hidden_size (None where unreadable), the metadata task, backbone,
-        layout, attention, metric, score, split, seed, created, source, random, projected, arithmetic ("" where
-        missing), and error (None where all is well).
+        One dict per file: path, prompt_length, hidden_size (None if unreadable), the metadata task, backbone, layout,
+        attention, metric, score, split, seed, created, source, random, projected, arithmetic ("" if missing), and
+        error (None if readable).
 
     Raises:
-        UserError: no such folder.
+        UserError: the folder does not exist.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -237,7 +238,7 @@ def list_prompts(folder: str | Path) -> list[dict[str, Any]]:
     found = [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors"))
     rows = []
     for path in found:
-        # Names with a dot are the temporary files of a writer at work; opening a pipe would wait for ever.
+        # Skip the temporary files of other writers (names with a dot) and pipes, which would block.
         if path.name.startswith(".") or not (path.is_file() or path.is_symlink()):
             continue
         prompt, error = None, None
@@ -257,10 +258,10 @@ def list_prompts(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def readable_prompts(folder: str | Path) -> list[dict[str, Any]]:
-    """As `list_prompts`, without the copy that a run of several prompts makes of its best one.
+    """List as `list_prompts`, without a multi-prompt run's copy of its best prompt.
 
     Raises:
-        UserError: no such folder, or a file in it that cannot be read.
+        UserError: the folder does not exist, or one of its files cannot be read.
     """
     rows = list_prompts(folder)
     for row in rows:
@@ -270,9 +271,9 @@ def readable_prompts(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def run_name(path: Path) -> str | None:
-    """The name of a prompt file: that of its run folder where `fit` named the file.
+    """Return the name of a prompt file: its run folder's name if `fit` named the file.
 
-    None for the copy that a run of several prompts makes of its best one.
+    Returns None for a multi-prompt run's copy of its best prompt.
     """
     if path.stem == "prompt":
         return None if any(path.parent.glob("prompt-*.safetensors")) else path.resolve().parent.name
@@ -282,7 +283,7 @@ def run_name(path: Path) -> str | None:
 
 
 def library_versions() -> str:
-    """Versions of the libraries that decide the numbers, as JSON."""
+    """Return the versions of the libraries that affect results, as JSON."""
     return json.dumps(provenance.library_versions(), sort_keys=True)
 
 
@@ -292,8 +293,8 @@ def _check_version(metadata: dict[str, str], path: Path) -> None:
         raise UserError(f"{path} is damaged: its format_version is {version!r}")
     if int(version) > FORMAT_VERSION:
         raise UserError(
-            f"{path} has format_version {version}, this prompt_transfer ({__version__}) reads up to "
-            f"{FORMAT_VERSION}; install a newer one"
+            f"{path} has format_version {version}, but prompt_transfer {__version__} reads only versions up to "
+            f"{FORMAT_VERSION}; install a newer prompt_transfer"
         )
 
 
@@ -302,5 +303,5 @@ def _checked(name: str, tensor: Tensor) -> Tensor:
     if tensor.dtype != torch.float32:
         raise UserError(f"`{name}` is {str(tensor.dtype).removeprefix('torch.')}, a prompt is float32; use .float()")
     if not torch.isfinite(tensor).all():
-        raise UserError(f"`{name}` has values that are not finite (NaN or infinity); train with a lower learning rate")
+        raise UserError(f"`{name}` has non-finite values (NaN or infinity); train with a lower learning rate")
     return tensor.detach().to("cpu", copy=True).contiguous()

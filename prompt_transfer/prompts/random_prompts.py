@@ -1,4 +1,4 @@
-"""Prompts that were never trained: the baseline of every score of a prompt."""
+"""Untrained random prompts: the baseline of every prompt's score."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from torch import Tensor
 from prompt_transfer.prompts.initializers import Vocabulary
 from prompt_transfer.prompts.prompt import Backbone
 
-# Of the prompt before the first; far from the seeds that people give to runs.
+# Prompt n uses RANDOM_SEED + n, far from the seeds that users give to runs.
 RANDOM_SEED = 1_000_003
 DRAWS = ("vocabulary", "uniform")
 
 
 def random_prompt(backbone: Backbone, shape: tuple[int, int], number: int, draw: str = "vocabulary") -> Tensor:
-    """Random prompt `number` (1, 2, ...) for a backbone; one number gives one prompt on every machine.
+    """Return random prompt `number` for a backbone; the same on every machine.
 
     Args:
-        backbone: the backbone it is for.
+        backbone: the backbone that the prompt is for.
         shape: (P, H).
-        number: which one.
-        draw: `vocabulary`, as the default initializer draws (embeddings of tokens), or `uniform`, numbers of U[0, 1)
-            as in release 1.0 of Su et al.
+        number: 1, 2, ...
+        draw: `vocabulary` for token embeddings, as the default initializer draws them, or `uniform` for U[0, 1), as
+            in release 1.0 of Su et al.
 
     Returns:
         float32 `[P, H]` on the CPU.

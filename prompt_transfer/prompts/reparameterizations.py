@@ -1,8 +1,8 @@
-"""What is trained instead of the prompt itself: modules whose `forward()` is the prompt `[P, H]`.
+"""Reparameterizations of a prompt: modules whose `forward()` returns the prompt `[P, H]`.
 
-Each starts exactly at the initial prompt and folds into a plain prompt on export, so no later use of the prompt needs
-to know which one it was. Options are known before the prompt, hence two steps: `ResidualMLP(64).build(initial, ...)`.
-Parameters are what is trained; buffers are constants that a checkpoint needs to go on.
+Each starts exactly at the initial prompt and folds into a plain prompt on export, so users of the prompt never need to
+know which one trained it. Options are known before the initial prompt, hence two steps:
+`ResidualMLP(64).build(initial, ...)`. Parameters are trained; buffers are constants that resuming needs.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from prompt_transfer.utils.errors import UserError
 
 
 class Reparameterization(nn.Module, ABC):
-    """Makes the prompt `[P, H]` from its own parameters."""
+    """Module that computes the prompt `[P, H]` from its parameters."""
 
     @abstractmethod
     def build(self, initial: Tensor, backbone: Backbone, generator: torch.Generator) -> Reparameterization:
-        """Create the parameters, so that `forward()` is `initial`, bit for bit.
+        """Create the parameters; `forward()` is then bit-equal to `initial`.
 
-        Building again starts again: parameters that were trained are lost.
+        Calling it again resets trained parameters.
 
         Args:
             initial: the initial prompt, float32 `[P, H]`; it is copied.
-            backbone: the backbone it is for (Superposition takes embeddings from it).
+            backbone: the backbone that the prompt is for (Superposition samples its embeddings).
             generator: a CPU generator, the only source of randomness.
 
         Returns:
@@ -40,25 +40,25 @@ class Reparameterization(nn.Module, ABC):
 
     @abstractmethod
     def forward(self) -> Tensor:
-        """The prompt, float32 `[P, H]` also under autocast, with gradients to the parameters."""
+        """Return the prompt, float32 `[P, H]` even under autocast, with gradients to the parameters."""
 
     @property
     def is_built(self) -> bool:
-        """Whether `build` has made the parameters."""
+        """Whether `build` has created the parameters."""
         return any(True for _ in self.parameters())
 
     @torch.no_grad()
     def fold(self) -> Tensor:
-        """The prompt as a plain tensor `[P, H]` that shares nothing with the parameters."""
+        """Return the prompt as a plain tensor `[P, H]` that shares no memory with the parameters."""
         return self().detach().clone()
 
     def describe(self) -> str:
-        """One line for the metadata of the prompt: the class and its options."""
+        """Return the class and its options in one line, for the prompt's metadata."""
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
 class Plain(Reparameterization):
-    """The prompt itself is the parameter: P * H numbers are trained."""
+    """The prompt itself as the parameter: P * H values are trained."""
 
     def build(self, initial: Tensor, backbone: Backbone, generator: torch.Generator) -> Plain:
         self.prompt = _parameter(initial)
@@ -69,14 +69,14 @@ class Plain(Reparameterization):
 
 
 class ResidualMLP(Reparameterization):
-    """The prompt plus a small network of itself that all rows share: P + up(relu(down(P))).
+    """Residual prompt tuning: P + up(relu(down(P))), with one network for all prompt tokens.
 
-    Residual prompt tuning (Razdaibiedina et al. 2023). P is trained as well: P * H + 2 * H * bottleneck numbers, and
-    2 * H more with layer_norm. There are no biases. `up` starts at zero; with layer_norm its scale and shift do.
+    Source: Razdaibiedina et al. 2023. P is trained too: P * H + 2 * H * bottleneck values, and 2 * H more with
+    layer_norm. There are no biases. `up` is initialized with zeros, or scale and shift with layer_norm.
 
     Args:
         bottleneck: width of the hidden layer.
-        layer_norm: normalise what the network adds (the paper does, its code's default does not).
+        layer_norm: normalise the network's output (the paper does, its code's default does not).
     """
 
     def __init__(self, bottleneck: int = 64, layer_norm: bool = False) -> None:
@@ -90,7 +90,7 @@ class ResidualMLP(Reparameterization):
         self.down = _parameter(_uniform((self.bottleneck, width), generator))
         up = _uniform((width, self.bottleneck), generator)
         if self.layer_norm:
-            # A zero `up` would sit where the norm is singular, and behind a zero scale it would never move.
+            # Layer norm is singular at a zero output, and with a zero scale a zero `up` would get no gradient.
             self.up = _parameter(up)
             self.scale = _parameter(torch.zeros(width))
             self.shift = _parameter(torch.zeros(width))
@@ -110,16 +110,16 @@ class ResidualMLP(Reparameterization):
 
 
 class Superposition(Reparameterization):
-    """Every row is a learnt mixture of the same sampled vocabulary embeddings E `[M, H]`, plus a constant.
+    """Learned mixtures of sampled vocabulary embeddings E `[M, H]`, plus a constant offset.
 
-    SuperPos-Prompt (SadraeiJavaeri et al. 2024). The mixture weights W `[P, M]` are trained: P * num_embeddings
-    numbers. W starts at the ridge solution W0 of W E = initial, and what that leaves over stays a constant offset:
-    the prompt is W E + (initial - W0 E), computed as initial + (W - W0) E, which is exact at the first step. So only
-    directions in the span of E are learnt, and weight decay pulls W, not the prompt, towards zero.
+    Source: SuperPos-Prompt (SadraeiJavaeri et al. 2024). The mixture weights W `[P, M]` are trained:
+    P * num_embeddings values. W starts at the ridge solution W0 of W E = initial, and the residual remains as a
+    constant offset: the prompt is W E + (initial - W0 E), computed as initial + (W - W0) E, which is exact at the
+    first step. Only directions in the span of E are learned, and weight decay acts on W, not on the prompt.
 
     Args:
-        num_embeddings: M, how many embeddings are mixed; from about 128 on, more help little.
-        top_k: how many tokens they are drawn from; 0 for all. See the initializer `Vocabulary`.
+        num_embeddings: M, the number of embeddings to mix; more than about 128 helps little.
+        top_k: number of tokens to draw them from; 0 for all. See the initializer `Vocabulary`.
     """
 
     embeddings: Tensor
@@ -136,7 +136,7 @@ class Superposition(Reparameterization):
         if len(ids) < self.num_embeddings:
             raise UserError(
                 f"Superposition: num_embeddings is {self.num_embeddings}, but there are only {len(ids)} tokens to draw "
-                "from; take fewer, or a larger top_k"
+                "from; use fewer, or a larger top_k"
             )
         embeddings = embedding_rows(backbone, draw(ids, self.num_embeddings, generator))
         start = _ridge(initial.detach().cpu(), embeddings)
@@ -154,10 +154,10 @@ class Superposition(Reparameterization):
 
 
 class LowRank(Reparameterization):
-    """The initial prompt plus a learnt matrix of low rank: initial + U V, U `[P, rank]`, V `[rank, H]`.
+    """The initial prompt plus a learned low-rank matrix: initial + U V, U `[P, rank]`, V `[rank, H]`.
 
-    rank * (P + H) numbers are trained. V starts at zero, U normal with variance 1 / rank, so that a step of V moves a
-    row about as far as the same step moves a row of Plain.
+    rank * (P + H) values are trained. V is initialized with zeros and U from a normal with variance 1 / rank: a step
+    of V then moves a prompt token about as far as the same step does with Plain.
 
     Args:
         rank: the rank, at most P and H.
@@ -173,7 +173,7 @@ class LowRank(Reparameterization):
         length, width = initial.shape
         if self.rank > min(length, width):
             raise UserError(
-                f"LowRank: rank {self.rank} is above the size of the prompt, {length} x {width}; take a smaller rank"
+                f"LowRank: rank {self.rank} is above the size of the prompt, {length} x {width}; use a smaller rank"
             )
         self.u = _parameter(torch.randn(length, self.rank, generator=generator) / math.sqrt(self.rank))
         self.v = _parameter(torch.zeros(self.rank, width))
@@ -193,15 +193,15 @@ def _parameter(value: Tensor) -> nn.Parameter:
 
 
 def _uniform(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    # The range of nn.Linear, whose own constructor would draw from the global generator.
+    # The range of nn.Linear, whose constructor draws from the global generator.
     return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(shape[1])
 
 
 def _ridge(targets: Tensor, rows: Tensor) -> Tensor:
-    """Weights `[P, M]` with weights @ rows [M, H] near targets [P, H], lightly regularised."""
+    """Solve weights `[P, M]` @ rows `[M, H]` = targets `[P, H]` by lightly regularised least squares."""
     rows, targets = rows.double(), targets.double()
     gram = rows @ rows.T
-    # Without it, more embeddings than dimensions would give no unique, and nearly equal ones huge weights.
+    # Keeps weights unique with more embeddings than dimensions, and small with nearly equal embeddings.
     penalty = 1e-3 * gram.diagonal().mean().clamp_min(1e-12)
     return torch.linalg.solve(gram + penalty * torch.eye(len(rows)).double(), rows @ targets.T).T.float().contiguous()
 

@@ -1,7 +1,7 @@
-"""Safetensors files of float32 tensors, read with suspicion and written byte for byte the same.
+"""Safe reader and deterministic writer of safetensors files with float32 tensors.
 
-The format: 8 bytes header length (little endian), a JSON header with type, shape and place of every tensor, the data.
-The reference writer orders metadata at random; files that lie in git should not change when nothing did.
+Format: 8 bytes of header length (little endian), a JSON header with type, shape and offsets of every tensor, the data.
+The reference writer orders metadata at random, which would change files in git without a change of content.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from prompt_transfer.utils.files import atomic_path
 MAX_PROMPT_LENGTH, MAX_HIDDEN_SIZE = 10_000, 100_000
 # The limit of the reference implementation of safetensors.
 MAX_HEADER_BYTES = 100_000_000
-# Types of numbers that other tools save prompts in -> numpy's; numpy has no bfloat16, the upper half of a float32.
+# Safetensors dtype -> numpy dtype; numpy has no bfloat16, which is the upper half of a float32.
 _TYPES = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2"}
-_IMPORT = "prompts of other tools come in with `prompt-transfer prompts import`"
+_IMPORT = "import prompts of other tools with `prompt-transfer prompts import`"
 
 
 class Header(NamedTuple):
-    """The checked header: tensor name -> entry, the metadata, and where the data start in the file."""
+    """The checked header: tensor name -> entry, the metadata, and the offset of the data in the file."""
 
     tensors: dict[str, dict[str, Any]]
     metadata: dict[str, str]
@@ -37,7 +37,7 @@ class Header(NamedTuple):
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write float32 CPU tensors and string metadata to `path`, as a whole or not at all.
+    """Write float32 CPU tensors and string metadata to `path` atomically.
 
     Raises:
         UserError: the file cannot be written.
@@ -53,20 +53,20 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            # One after the other and without a copy: a projector may have gigabytes.
+            # Write tensors one by one without copies: a projector may have gigabytes.
             file.write(np.ascontiguousarray(tensor.numpy(), dtype="<f4").data)
 
 
-def open_file(path: Path, what: str = "prompt", hint: str = SEE_PROMPTS) -> BinaryIO:
+def open_file(path: Path, kind: str = "prompt", hint: str = SEE_PROMPTS) -> BinaryIO:
     """Open `path` for reading.
 
     Args:
         path: the file.
-        what: it shall be, for messages.
-        hint: what to do where there is none.
+        kind: kind of file, for messages.
+        hint: advice if the file does not exist.
 
     Raises:
-        UserError: there is no such file, or it may not be read.
+        UserError: the file does not exist or cannot be read.
     """
     try:
         return path.open("rb")
@@ -75,16 +75,16 @@ def open_file(path: Path, what: str = "prompt", hint: str = SEE_PROMPTS) -> Bina
             raise UserError(
                 f"the folder {path.parent} holds no {path.name}, so it is no run: name a file in it"
             ) from None
-        raise no_such_file(path, what, hint) from None
+        raise no_such_file(path, kind, hint) from None
     except OSError as error:
-        raise UserError(f"cannot read the {what} file {path}: {error.strerror}") from error
+        raise UserError(f"cannot read the {kind} file {path}: {error.strerror}") from error
 
 
 def read_header(file: BinaryIO, path: Path) -> Header:
-    """Read and check the header; its sizes are believed only where they agree with the size of the file.
+    """Read the header and check its sizes against the size of the file.
 
     Raises:
-        UserError: not a safetensors file, truncated, or longer than it says.
+        UserError: not a safetensors file, truncated, or too long.
     """
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
@@ -97,7 +97,7 @@ def read_header(file: BinaryIO, path: Path) -> Header:
         entries = json.loads(file.read(length))
         metadata = entries.pop("__metadata__", {})
         if not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("metadata that are not strings")
+            raise ValueError("metadata values must be strings")
         end = max((_span(entry)[1] for entry in entries.values()), default=0)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a safetensors file: its header cannot be read; {_IMPORT}") from error
@@ -113,7 +113,7 @@ def read_tensor(file: BinaryIO, header: Header, name: str, path: Path) -> Tensor
     """Read the float32 matrix `name` `[P, H]`.
 
     Raises:
-        UserError: another type or number of dimensions, too large, or the sizes do not agree.
+        UserError: the tensor is not float32, not a matrix, too large, or its sizes disagree.
     """
     entry = header.tensors[name]
     dtype, shape = entry.get("dtype"), entry["shape"]
@@ -126,19 +126,19 @@ def read_tensor(file: BinaryIO, header: Header, name: str, path: Path) -> Tensor
 
 
 def read_values(file: BinaryIO, header: Header, name: str, path: Path) -> Tensor:
-    """Read the float32 tensor `name` of a shape that the caller has checked.
+    """Read the float32 tensor `name`, whose shape the caller has checked.
 
     Raises:
-        UserError: the sizes do not agree.
+        UserError: the sizes disagree.
     """
     return torch.from_numpy(_read(file, header, name, path, "<f4").astype(np.float32))
 
 
 def read_as_float32(file: BinaryIO, header: Header, name: str, path: Path) -> Tensor:
-    """Read the tensor `name`, of a shape that the caller has checked, in whatever precision it has.
+    """Read the tensor `name` of any floating-point type, whose shape the caller has checked, as float32.
 
     Raises:
-        UserError: not real numbers, or the sizes do not agree.
+        UserError: the type is not floating-point, or the sizes disagree.
     """
     kind = str(header.tensors[name].get("dtype"))[:20]
     if kind not in _TYPES:
@@ -146,7 +146,7 @@ def read_as_float32(file: BinaryIO, header: Header, name: str, path: Path) -> Te
     values = _read(file, header, name, path, _TYPES[kind])
     if kind == "BF16":
         values = (values.astype(np.uint32) << 16).view(np.float32)
-    # Beyond the range of float32 lies infinity, which a prompt refuses.
+    # Values beyond float32's range become infinite, which Prompt refuses.
     with np.errstate(over="ignore"):
         return torch.from_numpy(values.astype(np.float32))
 
@@ -163,20 +163,21 @@ def _read(file: BinaryIO, header: Header, name: str, path: Path, kind: str) -> n
     return values.reshape(shape)
 
 
-def check_shape(what: str, shape: Sequence[int]) -> None:
-    """Raise a UserError about `what` unless `shape` is a sensible `[P, H]`."""
+def check_shape(name: str, shape: Sequence[int]) -> None:
+    """Raise UserError about the tensor `name` unless `shape` is a valid `[P, H]`."""
     if len(shape) != 2:
-        raise UserError(f"{what} has {len(shape)} dimensions ({sizes(shape)}); a prompt is a matrix [P, H]")
+        raise UserError(f"{name} has {len(shape)} dimensions ({sizes(shape)}); a prompt is a matrix [P, H]")
     if min(shape) < 1:
-        raise UserError(f"{what} is empty ({sizes(shape)}); a prompt has at least one row")
+        raise UserError(f"{name} is empty ({sizes(shape)}); a prompt has at least one prompt token")
     if shape[0] > MAX_PROMPT_LENGTH or shape[1] > MAX_HIDDEN_SIZE:
         raise UserError(
-            f"{what} is {sizes(shape)}; a prompt has at most {MAX_PROMPT_LENGTH} rows of {MAX_HIDDEN_SIZE} numbers"
+            f"{name} is {sizes(shape)}; a prompt has at most {MAX_PROMPT_LENGTH} prompt tokens of width "
+            f"{MAX_HIDDEN_SIZE}"
         )
 
 
 def sizes(shape: Sequence[int]) -> str:
-    """A shape for a message: `100 x 768`."""
+    """Format a shape for a message: `100 x 768`."""
     return " x ".join(str(size) for size in shape) or "a single number"
 
 
@@ -184,5 +185,5 @@ def _span(entry: dict[str, Any]) -> tuple[int, int]:
     start, end = entry["data_offsets"]
     numbers = (start, end, *entry["shape"])
     if not all(type(number) is int and number >= 0 for number in numbers) or end < start:
-        raise ValueError("sizes that are none")
+        raise ValueError("invalid sizes")
     return start, end

@@ -1,4 +1,4 @@
-"""The README of a PEFT adapter: how to load it, and what PEFT leaves to the user (cue, answer slot, label words)."""
+"""The README of a PEFT adapter: how to load it, and the parts that PEFT does not store (cue, answer slot, words)."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
 
 _AUTO = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}
-# What the tokenizer puts before a text, and a text as it continues another: some tokenizers put a blank before each.
+# Code for the start tokens, and for a text that continues another: some tokenizers add a space before every text.
 _START = """start = tokenizer("a")["input_ids"]
-start = start[: start.index(ids("a")[0])]  # what the tokenizer puts before a text
+start = start[: start.index(ids("a")[0])]  # start tokens that the tokenizer adds
 """
 _CONTINUED = """def continued(text):
     return ids("a" + text)[len(ids("a")) :]
 """
 _LINE_FEED = """line = ids("\\n")
-if tokenizer.convert_ids_to_tokens(line[:1]) == ["▁"]:  # a blank that SentencePiece put before it
+if tokenizer.convert_ids_to_tokens(line[:1]) == ["▁"]:  # a space that SentencePiece added
     line = continued("\\n")
 """
 
 
 def adapter_card(prompt: Prompt, backbone: str, is_builtin: bool = False, license: str | None = None) -> str:
-    """Markdown for the adapter of a prompt of a causal or sequence-to-sequence backbone.
+    """Return the Markdown card of an adapter of a causal or sequence-to-sequence backbone.
 
     Args:
         prompt: the prompt.
-        backbone: the name that the adapter gives its base model.
-        is_builtin: that is one of the backbones that ship with prompt_transfer.
-        license: goes into the head of the card.
+        backbone: the adapter's name for its base model.
+        is_builtin: whether the backbone ships with prompt_transfer.
+        license: license to record in the card.
 
     Raises:
-        UserError: PEFT cannot express the prompt.
+        UserError: PEFT has no equivalent of the prompt.
     """
     tasks, unknown = tasks_of(prompt.metadata)
     causal = check_exportable(prompt) == "CAUSAL_LM"
@@ -48,16 +48,16 @@ def adapter_card(prompt: Prompt, backbone: str, is_builtin: bool = False, licens
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# Soft prompt for {inline(', '.join(names) or 'an unnamed task')}, as a PEFT adapter",
-        f"{rows} virtual tokens of {width} numbers for `{inline(backbone)}`, trained with prompt_transfer (layout "
+        f"{rows} virtual tokens of width {width} for `{inline(backbone)}`, trained with prompt_transfer (layout "
         f"`{inline(prompt.metadata.get('layout', 'unknown'))}`).",
-        "## What PEFT does not know",
-        "The adapter holds the rows in front of the text, nothing else. What follows is yours to do.",
+        "## Not stored by PEFT",
+        "The adapter holds only the virtual tokens in front of the text. Your code must do the following.",
         *(_reading(task, causal, prompt.metadata) for task in tasks),
     ]
     if unknown or not tasks:
         parts.append(
-            f"Of the task {inline(', '.join(unknown)) or '(the prompt names none)'} nothing is known here: text form, "
-            "label words" + (" and the cue behind the text" if causal else "") + " must be those of its training."
+            f"The task {inline(', '.join(unknown)) or '(the prompt names none)'} is unknown here: text format, label "
+            "words" + (" and the cue after the text" if causal else "") + " must be those of its training."
         )
     parts.append(_padding(causal, rows))
     parts += ["## Use", _code(tasks[0] if tasks else None, prompt, backbone, is_builtin)]
@@ -65,7 +65,7 @@ def adapter_card(prompt: Prompt, backbone: str, is_builtin: bool = False, licens
 
 
 def tasks_of(metadata: Mapping[str, str]) -> tuple[list[Task], list[str]]:
-    """The tasks that a prompt was trained on, as they were read in its training, and names of those unknown here."""
+    """Return a prompt's tasks, with the label words of its training, and the names of unknown tasks."""
     try:
         stored = json.loads(metadata.get("data_task") or "[]")
         words = json.loads(metadata.get("label_words") or "{}")
@@ -90,69 +90,68 @@ def tasks_of(metadata: Mapping[str, str]) -> tuple[list[Task], list[str]]:
 
 
 def inline(text: str) -> str:
-    """Text of a file from anywhere, fit for a line or a table cell of Markdown."""
+    """Escape untrusted text for one line or table cell of Markdown."""
     return " ".join(text.split()).replace("|", "/").replace("`", "'").replace("<", "&lt;")[:300]
 
 
 def _reading(task: Task, causal: bool, facts: Mapping[str, str]) -> str:
-    """What stands behind the prompt, and where the answer is."""
+    """Describe the input that follows the prompt, and where to read the answer."""
     pair = task.text_b is not None and not task.join_texts
-    # The columns' names say which of a pair comes first: the paper has the hypothesis there.
+    # Column names show which text comes first: the paper puts the hypothesis first.
     columns = [f"`{inline(column)}`" for column in (task.text_a, task.text_b) if column is not None]
-    first = " and ".join(columns) + " with a blank between" if task.join_texts else columns[0]
+    first = " and ".join(columns) + " separated by a space" if task.join_texts else columns[0]
     if causal:
-        texts = f"{first}, a line feed, a blank and {columns[1]}" if pair else first
-        cue = f", then the cue ` {task.cue.strip()}` (with its blank)" if task.cue else ", without any cue"
+        texts = f"{first}, a line feed, a space and {columns[1]}" if pair else first
+        cue = f", then the cue ` {task.cue.strip()}` (with its space)" if task.cue else ", without a cue"
         start = f"{_start(facts)}, " if _start(facts) else ""
         form = (
-            f"{start}{texts}{cue}. Each part is tokenised alone, without special tokens, those behind the first as "
-            "they continue a text; the last token is the answer slot"
+            f"{start}{texts}{cue}. Each part is tokenised separately, without special tokens, and parts after the "
+            "first as the continuation of a text; the last token is the answer slot"
         )
     elif task.seq2seq_frame is not None:
         before, between = (f"the words {words!r}, " if words else "" for words in task.seq2seq_frame)
         texts = f"{before}{first}, {between}{columns[1]}" if pair else f"{before}{first}"
-        form = f"{texts}, the end token. Each part is tokenised alone"
+        form = f"{texts}, the end token. Each part is tokenised separately"
     else:
         texts = f"{first}, the end token, {columns[1]}, the end token" if pair else f"{first}, the end token"
-        form = f"{texts}. Each part is tokenised alone"
-    lines = [f"**{inline(task.name)}**", f"- Input behind the virtual tokens: {form}."]
+        form = f"{texts}. Each part is tokenised separately"
+    lines = [f"**{inline(task.name)}**", f"- Input after the virtual tokens: {form}."]
     if task.is_generation:
         lines.append(f"- The answer is a text of at most {task.max_target_length} tokens: `model.generate`.")
         return "\n".join(lines)
     if not causal:
-        lines.append("- The answer is what the first step of the decoder says.")
+        lines.append("- The answer is the output of the first decoder step.")
     ids = task.token_ids.get(facts.get("family", ""))
     words = ", ".join(f"`{inline(word)}`" for word in task.label_words)
     how = {
-        "sequence": "the label whose tokens together are likeliest",
+        "sequence": "the label with the most likely token sequence",
         "first": "the label word whose first token has the highest logit",
         "mean": "the label word whose tokens have the highest mean logit",
     }.get(task.label_words_policy, "the label word whose token has the highest logit")
     lines.append(f"- Label words, in the order of the classes: {words}; the answer is {how}.")
     if ids:
-        lines.append(f"- Token ids in place of the words' own: {list(ids)}.")
+        lines.append(f"- Token ids to use instead of the words' own: {list(ids)}.")
     return "\n".join(lines)
 
 
 def _start(facts: Mapping[str, str]) -> str:
-    """What stands between the virtual tokens and a causal model's text."""
+    """Describe the tokens between the virtual tokens and a causal model's text."""
     if facts.get("layout") == "answer_last":
         return ""
-    words = "the start token that the tokenizer puts before a text"
-    return words if facts.get("layout") == "start_answer_last" else f"{words} (none where it puts none)"
+    words = "the start token that the tokenizer adds"
+    return words if facts.get("layout") == "start_answer_last" else f"{words} (none if it adds none)"
 
 
 def _padding(causal: bool, rows: int) -> str:
     if causal:
         return (
-            "Pad on the **right** and read the logits at the last token that is no padding: PEFT takes no position "
-            "ids, so padding on the left would move the text to other positions (in `generate` too: give it texts of "
-            "one length, or one at a time). PEFT puts the rows in front of the text; its logits "
-            "have them in front as well."
+            "Pad on the **right** and read the logits at the last token that is not padding: PEFT accepts no position "
+            "ids, so padding on the left would shift the text's positions (in `generate` too: give it texts of equal "
+            "length, or one at a time). PEFT's logits include the positions of the virtual tokens in front."
         )
     return (
-        f"PEFT's format for sequence-to-sequence models has two halves, {rows} rows for the encoder and {rows} for the "
-        "decoder. Prompt tuning reads the first alone; the second is a copy of it here."
+        f"PEFT's format for sequence-to-sequence models has two halves: {rows} virtual tokens for the encoder and "
+        f"{rows} for the decoder. Prompt tuning reads only the first; here the second is a copy of it."
     )
 
 
@@ -192,7 +191,7 @@ def _code(task: Task | None, prompt: Prompt, backbone: str, is_builtin: bool) ->
         lines += [
             f"written = model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), "
             f"max_new_tokens={length})",
-            # A causal model gives its input back as well.
+            # A causal model's output includes its input.
             f"print(tokenizer.decode(written[0{', tokens.shape[1] :' if causal else ''}], skip_special_tokens=True))",
         ]
     return "```python\n" + "\n".join(lines) + "\n```"

@@ -1,4 +1,4 @@
-"""The card of a repository of prompts on the hub: what they are, how good, beside what, and how to use them."""
+"""The card of a hub repository of prompts: facts, scores with baselines, and usage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prompt_transfer.prompts.io.adapter_card import inline
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.utils.errors import UserError
 
-# By this line a card is known as one that may be replaced; one that people wrote may not.
+# Marks a generated card, which may be replaced; a card written by hand may not.
 MARK = "<!-- written by prompt_transfer: `prompts push` replaces this card -->"
 OWN = "this prompt"
 _BASELINES = ("random prompt", "majority class", "lead of the text")
@@ -25,8 +25,8 @@ class Entry:
     """A prompt of the repository.
 
     Attributes:
-        file: its path there.
-        prompt: as it lies there.
+        file: its path in the repository.
+        prompt: the prompt in that file.
         scores: see `scores_of`.
     """
 
@@ -36,16 +36,16 @@ class Entry:
 
 
 def scores_of(path: Path, table: str | Path | None = None) -> list[dict[str, Any]]:
-    """Scores of a prompt and their baselines from a table of results.
+    """Read a prompt's scores and their baselines from a table of results.
 
     Args:
         path: the prompt file.
-        table: a table, or the folder of one, that `test`, `validate`, `fit` or `transfer` left; None: beside the
-            prompt, where there may be none.
+        table: a table, or its folder, that `test`, `validate`, `fit` or `transfer` wrote; None looks in the prompt's
+            folder and returns nothing if it has no table.
 
     Returns:
-        Rows with task, split, metric, what (`this prompt` or a baseline), value, low, high, n; random prompts as one
-        row, their mean. Empty where the table does not know the prompt.
+        Rows with task, split, metric, `what` (`this prompt` or a baseline), value, low, high, n; random prompts as one
+        row, their mean. Empty if the table does not contain the prompt.
 
     Raises:
         UserError: `table` is given and cannot be read.
@@ -56,13 +56,13 @@ def scores_of(path: Path, table: str | Path | None = None) -> list[dict[str, Any
     if file is None:
         if table is None:
             return []
-        raise UserError(f"no table of results in {table}: give a results.csv or results.parquet")
+        raise UserError(f"no results table in {table}: give a results.csv or results.parquet")
     try:
         frame = pd.read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
-    except (ValueError, OSError) as error:  # what pandas and pyarrow raise has these two as bases
+    except (ValueError, OSError) as error:  # the base classes of pandas' and pyarrow's errors
         raise UserError(f"the table {file} cannot be read: {error}") from error
     if not {"task", "metric", "value", "prompt"} <= set(frame.columns):
-        raise UserError(f"{file} is no table of results: it lacks the columns task, metric, value or prompt")
+        raise UserError(f"{file} is not a results table: it lacks the columns task, metric, value or prompt")
     return _rows_of(frame, path)
 
 
@@ -72,7 +72,7 @@ def _rows_of(frame: pd.DataFrame, path: Path) -> list[dict[str, Any]]:
     tasks = set(frame.loc[mine, "task"])
     columns = ["task", "split", "metric", "what", "value", "low", "high", "n"]
     parts = [frame.loc[mine].assign(what=OWN)]
-    if "majority" in frame:  # `fit` and `transfer` have it in a column
+    if "majority" in frame:  # `fit` and `transfer` write it as a column
         parts.append(
             frame.loc[mine & frame["majority"].notna()].assign(
                 what="majority class", value=frame["majority"], low=None, high=None
@@ -81,7 +81,7 @@ def _rows_of(frame: pd.DataFrame, path: Path) -> list[dict[str, Any]]:
     others = frame.loc[~mine & frame["what"].isin(_BASELINES) & frame["task"].isin(tasks)]
     for _, group in others.groupby(["task", "split", "metric", "what"], dropna=False, sort=False):
         row = group.iloc[[0]].assign(value=group["value"].mean())
-        # The interval of one random prompt is not that of their mean.
+        # One random prompt's interval is not that of the mean.
         parts.append(row if len(group) == 1 else row.assign(what=f"{len(group)} random prompts", low=None, high=None))
     rows = pd.concat([part[columns].astype(object) for part in parts if len(part)]) if tasks else frame[columns][:0]
     rows = rows.sort_values("task", kind="stable").drop_duplicates()
@@ -90,22 +90,22 @@ def _rows_of(frame: pd.DataFrame, path: Path) -> list[dict[str, Any]]:
 
 
 def _same_file(value: str, path: Path) -> bool:
-    # `--prompt` also takes the folder of a run.
+    # `--prompt` also accepts a run folder.
     given = Path(value)
     return path.resolve() in (given.resolve(), (given / "prompt.safetensors").resolve())
 
 
 def hub_card(repo: str, entries: Sequence[Entry], license: str | None, builtin: frozenset[str]) -> str:
-    """Markdown for the repository `repo`.
+    """Return the Markdown card of the repository `repo`.
 
     Args:
         repo: USER/NAME.
-        entries: all prompts that are in it.
-        license: for the head of the card.
-        builtin: names of backbones that ship with the project, which the hub does not know.
+        entries: all prompts in the repository.
+        license: license to record in the card.
+        builtin: names of the backbones that ship with the project and are not on the hub.
     """
     backbones = sorted({entry.prompt.metadata.get("backbone", "") for entry in entries})
-    # The hub takes ids of its own alone here.
+    # The hub accepts only its own ids as base models.
     known = [name for name in backbones if name.count("/") == 1 and not name.startswith(("/", "."))]
     data = ModelCardData(
         base_model=known or None, library_name="prompt_transfer", license=license, tags=["prompt-tuning", "soft-prompt"]
@@ -115,9 +115,8 @@ def hub_card(repo: str, entries: Sequence[Entry], license: str | None, builtin: 
         f"---\n{data.to_yaml()}\n---",
         MARK,
         f"# Soft prompts: {inline(repo.partition('/')[2])}",
-        "Matrices of virtual tokens that stand in front of the text of a frozen language model, trained with "
-        "prompt_transfer. A prompt works with the backbone that it was trained on; its fingerprint says whether "
-        "another copy is the same.",
+        "Virtual tokens for the input of a frozen language model, trained with prompt_transfer. A prompt works with "
+        "the backbone that it was trained on; the fingerprint identifies equal copies of it.",
         _table(rows),
     ]
     for entry in entries:
@@ -157,18 +156,18 @@ def _facts(entry: Entry) -> dict[str, str]:
 
 
 def _section(entry: Entry) -> list[str]:
-    """What is known of the scores of one prompt."""
+    """Return the section on the training and scores of one prompt."""
     facts = entry.prompt.metadata
     lines = [f"## {inline(entry.file)}"]
     made = [f"{name} {inline(facts[name])}" for name in ("seed", "steps", "train_rows", "init") if facts.get(name)]
     if made:
         lines.append(f"Trained: {'; '.join(made)}.")
     if entry.scores:
-        lines += ["Scores and what they are to be compared with:", _table([_scored(row) for row in entry.scores])]
+        lines += ["Scores and baselines:", _table([_scored(row) for row in entry.scores])]
     elif facts.get("score"):
         lines.append(
             f"Score: {inline(facts.get('metric', ''))} {_number(facts['score'])} on {inline(facts.get('split', '?'))}, "
-            "which also chose the best step; no baselines were at hand when it was pushed."
+            "which also selected the best step; no baselines were available when it was pushed."
         )
     else:
         lines.append("No score is known.")
@@ -186,12 +185,12 @@ def _scored(row: Mapping[str, Any]) -> dict[str, str]:
 def _number(text: str) -> str:
     try:
         return f"{float(text):.3f}"
-    except ValueError:  # a file may say anything
+    except ValueError:  # metadata are not validated
         return inline(text)
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    # Code spans keep their backticks: they are put here, not read from a file.
+    # The `file` column is not escaped: its backticks are ours.
     cells = [[row.get(key, "") if key == "file" else inline(row.get(key, "")) for key in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *cells])

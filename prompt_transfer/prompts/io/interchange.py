@@ -1,10 +1,10 @@
-"""Prompts of others: adapters of PEFT (`peft_adapter.py`), and what Su et al. (2022) published with their code.
+"""Import of PEFT adapters (`peft_adapter.py`) and of the prompts that Su et al. (2022) published with their code.
 
-Of releases 1.0 and 2.0 each prompt lies in a folder `<task>Prompt<Backbone>` as `task_prompt`, a bare tensor
-`[100, H]`, or as `<epoch>.pkl` or `<epoch>_task_prompt.pkl`, a dictionary with the tensor under `model`.
+Releases 1.0 and 2.0 keep each prompt in a folder `<task>Prompt<Backbone>` as `task_prompt`, a bare tensor `[100, H]`,
+or as `<epoch>.pkl` or `<epoch>_task_prompt.pkl`, a dictionary with the tensor under `model`.
 
-Release 1.0 writes the mask's embedding over row 0 of the prompts of RoBERTa and BERT (modelling_roberta.py:202), so
-that row drifted without any effect: it is dropped, and 99 rows remain. T5's prompts keep all rows.
+Release 1.0 overwrites prompt token 0 of RoBERTa and BERT prompts with the mask's embedding (modelling_roberta.py:202),
+so it drifted without effect: it is dropped, and 99 prompt tokens remain. T5 prompts keep all 100.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ PUBLISHED_ROWS = 100
 FILE_NAME = "task_prompt"
 SUFFIXES = (".pkl", ".pt", ".pth", ".bin")
 ADAPTER_FILES = (peft_adapter.CONFIG_FILE, peft_adapter.WEIGHTS_FILE, peft_adapter.TORCH_FILE)
-# Tokens of a text with special tokens; release 1.0 cuts at 128 without them, at 384 where T5 writes a text.
+# In tokens, including special tokens; release 1.0 truncates at 128 without them, at 384 for T5's generation tasks.
 MAX_LENGTH, MAX_LENGTH_GENERATION = "130", "386"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one source: `prompt`, saved in the output folder as `name`, or the line `error` why not."""
+    """The import of one source: `prompt`, saved in the output folder as `name`, or an `error` message."""
 
     source: Path
     name: str
@@ -51,11 +51,10 @@ def read_published(path: Path) -> Prompt:
     """Read one published file as a prompt `[99, H]` (RoBERTa, BERT) or `[100, H]` (T5).
 
     Args:
-        path: the file; its folder's name, or its own, says task and backbone (see `parse_name`).
+        path: the file; its name or its folder's names task and backbone (see `parse_name`).
 
     Raises:
-        UserError: an unknown name, a file that cannot be trusted (see `read_torch_file`), or not a prompt of that
-            backbone.
+        UserError: an unknown name, an unsafe file (see `read_torch_file`), or not a prompt of that backbone.
     """
     whole = _read_whole(path)
     dropped = json.loads(whole.metadata["dropped_rows"])
@@ -63,9 +62,9 @@ def read_published(path: Path) -> Prompt:
 
 
 def read_published_rows(path: Path) -> Tensor:
-    """All rows of a published file, the dead row 0 of RoBERTa's and BERT's prompts too, float32 `[100, H]`.
+    """Read the whole published tensor, float32 `[100, H]`, with the dead token 0 of RoBERTa and BERT prompts.
 
-    Only for comparing with numbers that were made of all rows: with the dead row it is not a prompt that was trained.
+    Use it only to compare with numbers computed from all 100: token 0 had no effect in training.
 
     Raises:
         UserError: as `read_published`.
@@ -74,7 +73,7 @@ def read_published_rows(path: Path) -> Tensor:
 
 
 def _read_whole(path: Path) -> Prompt:
-    """The file with all its rows, and the metadata of the prompt that is left without the dropped ones."""
+    """Read the whole tensor, with the metadata of the prompt without the dropped tokens."""
     name = source_name(path)
     facts = parse_name(name)
     width = next(row.width for row in BACKBONES.values() if row.id == facts["backbone"])
@@ -84,10 +83,10 @@ def _read_whole(path: Path) -> Prompt:
     if tensor.shape != (PUBLISHED_ROWS, width):
         raise UserError(
             f"{path} is {sizes(tensor.shape)}, a published prompt of {facts['backbone']} is "
-            f"{PUBLISHED_ROWS} x {width}; look whether it is in the right folder"
+            f"{PUBLISHED_ROWS} x {width}; check that it is in the right folder"
         )
     if not tensor.is_floating_point():
-        raise UserError(f"{path} holds {str(tensor.dtype).removeprefix('torch.')}, a prompt is made of real numbers")
+        raise UserError(f"{path} holds {str(tensor.dtype).removeprefix('torch.')}, a prompt has floating-point values")
     dropped = [0] if facts["layout"] == "mask_first" else []
     generation = facts.get("task") in task_names() and get_task(facts["task"]).is_generation
     metadata = {
@@ -104,30 +103,30 @@ def _read_whole(path: Path) -> Prompt:
     }
     metadata |= facts | _history(content, path)
     try:
-        # Row 0 is looked at too: a file with NaN anywhere was damaged, or its training failed.
+        # Token 0 is checked too: NaN anywhere means a damaged file or failed training.
         return Prompt(tensor.float(), metadata, path=path)
     except UserError as error:
         raise UserError(f"{path} is not a usable prompt: {str(error).split(';')[0]}") from error
 
 
 def source_name(path: Path) -> str:
-    """The name that says what a file is: its own where that says it (`IMDBPromptRoberta.pt`), else its folder's."""
+    """Return the published name of a file: its own if it has one (`IMDBPromptRoberta.pt`), else its folder's."""
     return path.stem if has_published_name(path.stem) else path.absolute().parent.name
 
 
 def import_sources(sources: Sequence[str | Path], output: str | Path, overwrite: bool = False) -> list[Outcome]:
-    """Read published prompts and PEFT adapters, and save each as `<name of its folder>.safetensors` in `output`.
+    """Import published prompts and PEFT adapters, each as `<name of its folder>.safetensors` in `output`.
 
-    Where two folders have one name, the deeper one also gets the name of the folder above it. A prompt that is refused
-    does not keep the others from being imported.
+    If two folders have the same name, the deeper one is prefixed with its parent's name. A refused prompt does not stop
+    the import of the others.
 
     Args:
-        sources: files, prompt folders, or folders that hold such folders at any depth.
-        output: made when the first prompt is saved.
+        sources: files, prompt folders, or folders that contain such folders at any depth.
+        output: created with the first saved prompt.
         overwrite: replace files in `output`.
 
     Raises:
-        UserError: a source does not exist or holds nothing to import, or `output` cannot be written.
+        UserError: a source does not exist or has nothing to import, or `output` cannot be written.
     """
     outcomes: list[Outcome] = []
     taken: set[str] = set()
@@ -141,7 +140,7 @@ def import_sources(sources: Sequence[str | Path], output: str | Path, overwrite:
             if problem:
                 raise UserError(problem)
             if clash:
-                raise UserError(f"another source is named {name} too; import it into another --output")
+                raise UserError(f"another source has the same name {name}; import it into another --output")
             if target.exists() and not overwrite:
                 raise UserError(f"{target} exists; --overwrite replaces it")
             prompt = peft_adapter.read_adapter(path.parent) if _is_adapter(path) else read_published(path)
@@ -154,7 +153,7 @@ def import_sources(sources: Sequence[str | Path], output: str | Path, overwrite:
 
 
 def write_numpy(prompt: Prompt, folder: str | Path) -> None:
-    """Write `prompt.npy`, float32 [P, H] as `numpy.load` reads it, and `prompt.json`, the metadata, in `folder`.
+    """Write `prompt.npy` (float32 `[P, H]`, for `numpy.load`) and the metadata as `prompt.json` to `folder`.
 
     Raises:
         UserError: the folder cannot be written.
@@ -170,11 +169,11 @@ def _is_adapter(path: Path) -> bool:
 
 
 def _find(sources: Sequence[str | Path]) -> list[tuple[Path, str | None]]:
-    """Files to import, shallow ones first; a folder that holds several comes with the problem that this is."""
+    """Return the files to import, shallow ones first; a folder with an ambiguous choice comes with an error message."""
     found: dict[Path, tuple[Path, str | None]] = {}
     for source in map(Path, sources):
         if source.is_file():
-            # The weights of an adapter mean nothing without what lies beside them.
+            # An adapter's weights cannot be read without its configuration.
             config = source.with_name(peft_adapter.CONFIG_FILE)
             source = config if source.name in ADAPTER_FILES and config.is_file() else source
             found.setdefault(source.resolve(), (source, None))
@@ -185,7 +184,7 @@ def _find(sources: Sequence[str | Path]) -> list[tuple[Path, str | None]]:
             )
         folders: dict[Path, list[Path]] = defaultdict(list)
         adapters = sorted(file for file in source.rglob(peft_adapter.CONFIG_FILE) if file.is_file())
-        # PEFT's training checkpoints have states of optimizers beside the adapter, in files with the same endings.
+        # PEFT's training checkpoints also contain optimizer states, in files with the same suffixes.
         taken = {file.parent for file in adapters}
         found.update((file.resolve(), (file, None)) for file in adapters)
         for file in source.rglob("*"):
@@ -193,7 +192,7 @@ def _find(sources: Sequence[str | Path]) -> list[tuple[Path, str | None]]:
                 folders[file.parent].append(file)
         if not folders and not adapters:
             raise UserError(
-                f"no prompt in {source}: none of its files is called {FILE_NAME}, *.pkl, *.pt or "
+                f"no prompt in {source}: none of its files is named {FILE_NAME}, *.pkl, *.pt or "
                 f"{peft_adapter.CONFIG_FILE}"
             )
         for folder in sorted(folders, key=lambda path: (len(path.parts), str(path))):
@@ -209,7 +208,7 @@ def _find(sources: Sequence[str | Path]) -> list[tuple[Path, str | None]]:
 
 
 def _tensor(content: Any, path: Path) -> Tensor:
-    """The tensor itself, or the one under `model` in a checkpoint."""
+    """Return the tensor itself, or the one under `model` in a checkpoint."""
     if isinstance(content, dict) and "model" in content:
         content = content["model"]
         if isinstance(content, dict) and len(content) == 1:
@@ -217,19 +216,21 @@ def _tensor(content: Any, path: Path) -> Tensor:
     if isinstance(content, Tensor):
         return content
     if isinstance(content, dict) and {"best_prompt", "prompt_model.template.soft_embeds"} & content.keys():
-        raise UserError(f"{path} was trained with position embeddings on its rows, in a layout that is not built here")
+        raise UserError(
+            f"{path} was trained with position embeddings on its prompt tokens: that layout is not supported"
+        )
     keys = f"a dictionary of {[str(key)[:40] for key in content][:5]}" if isinstance(content, dict) else "no tensor"
     raise UserError(f"{path} holds {keys}; a published prompt is a tensor, or a dictionary with one under 'model'")
 
 
 def _history(content: Any, path: Path) -> dict[str, str]:
-    """What a checkpoint tells of its training: epoch and steps; the epoch also stands in its file's name."""
+    """Return a checkpoint's epoch and steps, from its content or file name, as metadata."""
     facts = {}
     number = re.match(r"\d+", path.stem)
     if number:
         facts["epoch"] = number[0]
     above = path.absolute().parent.parent.name
-    if "_from_" in above:  # a second run by a co-author lies in RobertaLarge_from_chimin
+    if "_from_" in above:  # RobertaLarge_from_chimin holds a second run by a co-author
         facts["run"] = above
     if isinstance(content, dict):
         for key, name in (("trained_epoch", "epoch"), ("global_step", "steps")):

@@ -1,16 +1,17 @@
-"""PEFT's prompt-tuning adapters, written and read without PEFT: a folder with a JSON file and a safetensors file.
+"""Reader and writer of PEFT's prompt-tuning adapters, without PEFT: a folder with a JSON and a safetensors file.
 
-What PEFT 0.21 really does with one (peft_model.py):
+Behaviour of PEFT 0.21 (peft_model.py):
 
-- The file holds one tensor, `prompt_embeddings` `[S * P, H]`, S the `num_transformer_submodules`.
-- A causal model (S = 1) reads all rows in front of the text, without position ids: it counts from the first row.
-- A sequence-to-sequence model (S = 2, PEFT's default) reads the first P rows in front of the text in its encoder. The
-  other P were meant for the decoder; prompt tuning and P-tuning read them neither in `forward` nor in `generate`.
-- `P_TUNING` saves what its encoder gave, and reads that as prompt tuning does.
+- The file holds one tensor, `prompt_embeddings` `[S * P, H]`, S being `num_transformer_submodules`.
+- A causal model (S = 1) reads all prompt tokens in front of the text. PEFT passes no position ids, and positions count
+  from the first prompt token.
+- A sequence-to-sequence model (S = 2, PEFT's default) reads the first P in front of the encoder's text. The other P
+  were meant for the decoder; with prompt tuning and P-tuning, neither `forward` nor `generate` reads them.
+- `P_TUNING` saves the output of its prompt encoder, and reads it like prompt tuning.
 
-The rows stand before all that the tokenizer gave, so before the start token where it adds one: layout
-`start_answer_last`. An adapter of others does not name its layout; the tokenizer of its base model tells it, where that
-lies on this machine. Elsewhere the layout is left open, and the backbone that the prompt is used with decides.
+The prompt precedes all of the tokenizer's output, including a start token if it adds one: layout `start_answer_last`.
+Adapters of other tools do not record a layout; the base model's tokenizer determines it if it is on this machine.
+Otherwise the layout stays open, and the backbone that the prompt is used with decides.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ from prompt_transfer.utils.files import write_text_atomic
 
 CONFIG_FILE, WEIGHTS_FILE, TORCH_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 TENSOR = "prompt_embeddings"
-# Layout of a prompt <-> PEFT's name for the kind of model. It has none for a masked LM with an answer slot.
+# Layout -> PEFT's task type; PEFT has none for a masked LM with an answer slot.
 TASK_TYPES = {"answer_last": "CAUSAL_LM", "start_answer_last": "CAUSAL_LM", "encoder": "SEQ_2_SEQ_LM"}
 SUBMODULES = {"CAUSAL_LM": 1, "SEQ_2_SEQ_LM": 2}
 PEFT_TYPES = ("PROMPT_TUNING", "P_TUNING")
-# Under this key the metadata of a prompt travel in the safetensors file, where PEFT does not look.
+# Key of the prompt's metadata in the safetensors file; PEFT ignores it.
 METADATA_KEY = "prompt_transfer"
 MAX_JSON_BYTES = 2**20
 
 
 def check_exportable(prompt: Prompt) -> str:
-    """PEFT's task type for a prompt.
+    """Return PEFT's task type for a prompt.
 
     Raises:
-        UserError: PEFT cannot express it; says why.
+        UserError: PEFT has no equivalent of the prompt.
     """
     facts = prompt.metadata
     layout, name = facts.get("layout", UNKNOWN), prompt.path or "the prompt"
@@ -53,17 +54,17 @@ def check_exportable(prompt: Prompt) -> str:
     if layout in ("prefix", "mask_first"):
         raise UserError(
             f"{name} is for a masked LM (layout {layout}): PEFT's prompt tuning has no answer slot, only CAUSAL_LM and "
-            "SEQ_2_SEQ_LM are adapters with the same meaning; --format numpy writes the bare matrix"
+            "SEQ_2_SEQ_LM have an equivalent; --format numpy writes the bare matrix"
         )
     if layout not in TASK_TYPES:
-        raise UserError(f"{name} has the layout {layout[:40]!r}: PEFT can express {', '.join(TASK_TYPES)}")
+        raise UserError(f"{name} has the layout {layout[:40]!r}: PEFT supports only {', '.join(TASK_TYPES)}")
     if layout == "encoder" and facts.get("attention", "full") not in ("full", UNKNOWN):
         raise UserError(
             f"{name} was trained with attention {facts['attention'][:40]}: in PEFT the prompt always sees the text, "
             "which is another function in an encoder; train with --model.attention full"
         )
     if facts.get("head", "lm") != "lm":
-        raise UserError(f"{name} was trained with head {facts['head'][:40]}: PEFT scores with the LM head alone")
+        raise UserError(f"{name} was trained with head {facts['head'][:40]}: PEFT scores only with the LM head")
     return TASK_TYPES[layout]
 
 
@@ -71,16 +72,16 @@ def write_adapter(prompt: Prompt, folder: str | Path, card: str, backbone: str |
     """Write a prompt as an adapter that `PeftModel.from_pretrained` loads.
 
     Args:
-        prompt: of a causal or sequence-to-sequence backbone.
-        folder: made where it does not exist; its files of an adapter are replaced.
+        prompt: a prompt of a causal or sequence-to-sequence backbone.
+        folder: created if missing; existing adapter files in it are replaced.
         card: the text of its README.md.
-        backbone: stands in the adapter as the base model; default: the prompt's own.
+        backbone: base model to record in the adapter; default: the prompt's own.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: PEFT cannot express the prompt, or the folder cannot be written.
+        UserError: PEFT has no equivalent of the prompt, or the folder cannot be written.
     """
     task_type, folder = check_exportable(prompt), Path(folder)
     rows = prompt.embeddings
@@ -89,7 +90,7 @@ def write_adapter(prompt: Prompt, folder: str | Path, card: str, backbone: str |
         "base_model_name_or_path": backbone or prompt.metadata.get("backbone"),
         "inference_mode": True,
         "modules_to_save": None,
-        "num_attention_heads": None,  # PEFT fills in these two from the model, and prompt tuning reads neither
+        "num_attention_heads": None,  # PEFT takes this and num_layers from the model; prompt tuning uses neither
         "num_layers": None,
         "num_transformer_submodules": SUBMODULES[task_type],
         "num_virtual_tokens": rows.shape[0],
@@ -102,11 +103,11 @@ def write_adapter(prompt: Prompt, folder: str | Path, card: str, backbone: str |
         "tokenizer_kwargs": None,
         "tokenizer_name_or_path": None,
     }
-    # `format` is what transformers asks of safetensors files that torch wrote.
+    # transformers requires `format` in safetensors files.
     facts = {"format": "pt", METADATA_KEY: json.dumps(prompt.metadata, sort_keys=True)}
     write(folder / WEIGHTS_FILE, {TENSOR: rows.repeat(SUBMODULES[task_type], 1)}, facts)
     write_text_atomic(folder / "README.md", card)
-    # Last: without it the folder is no adapter yet.
+    # Written last: until then the folder is not an adapter.
     write_text_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder
 
@@ -114,10 +115,10 @@ def write_adapter(prompt: Prompt, folder: str | Path, card: str, backbone: str |
 def read_adapter(folder: str | Path) -> Prompt:
     """Read a prompt-tuning or P-tuning adapter of a causal or sequence-to-sequence model as a prompt.
 
-    The metadata of one that `write_adapter` made come back with it. Of others the backbone is known by its name alone.
+    Restores the metadata that `write_adapter` stored. Adapters of other tools identify their backbone only by name.
 
     Raises:
-        UserError: another kind of adapter, files that do not fit each other, or no adapter at all.
+        UserError: another kind of adapter, inconsistent files, or no adapter.
     """
     folder = Path(folder)
     config = read_json(folder / CONFIG_FILE)
@@ -158,15 +159,15 @@ def read_adapter(folder: str | Path) -> Prompt:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON object.
+    """Read a small JSON object.
 
     Raises:
-        UserError: no such file, too large, or something else.
+        UserError: the file does not exist, is too large, or is not a JSON object.
     """
     with open_file(path, "configuration", "give the folder of a PEFT adapter") as file:
         text = file.read(MAX_JSON_BYTES + 1)
     if len(text) > MAX_JSON_BYTES:
-        raise UserError(f"{path} is larger than {MAX_JSON_BYTES} bytes: that is no configuration")
+        raise UserError(f"{path} is larger than {MAX_JSON_BYTES} bytes, too large for a configuration")
     try:
         values = json.loads(text)
         if not isinstance(values, dict):
@@ -177,16 +178,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_config(config: dict[str, Any], folder: Path) -> tuple[str, int, int]:
-    """Task type, virtual tokens P, and how often the file holds them."""
+    """Return the task type, the number of virtual tokens P and the number of submodules S."""
     kind, task_type = str(config.get("peft_type"))[:40], str(config.get("task_type"))[:40]
     if kind not in PEFT_TYPES:
-        raise UserError(f"{folder} is a PEFT adapter of the type {kind}; only {' and '.join(PEFT_TYPES)} are prompts")
+        raise UserError(f"{folder} is a PEFT adapter of type {kind}; only {' and '.join(PEFT_TYPES)} are prompts")
     if task_type not in SUBMODULES:
-        raise UserError(
-            f"{folder} is for the task type {task_type}; prompts of {' and '.join(SUBMODULES)} can be taken in"
-        )
+        raise UserError(f"{folder} is for the task type {task_type}; only {' and '.join(SUBMODULES)} can be imported")
     if config.get("modules_to_save"):
-        raise UserError(f"{folder} also trained parts of the model ({CONFIG_FILE}: modules_to_save): no prompt alone")
+        raise UserError(f"{folder} is not only a prompt: it also holds model weights ({CONFIG_FILE}: modules_to_save)")
     length, parts = config.get("num_virtual_tokens"), config.get("num_transformer_submodules")
     parts = SUBMODULES[task_type] if parts is None else parts
     allowed = range(1, SUBMODULES[task_type] + 1)
@@ -198,7 +197,7 @@ def _check_config(config: dict[str, Any], folder: Path) -> tuple[str, int, int]:
 
 
 def _read_weights(folder: Path) -> tuple[Tensor, Path, dict[str, str]]:
-    """The only tensor of an adapter, its file, and the metadata of a prompt that was exported from here."""
+    """Return an adapter's tensor, its file, and the metadata if `write_adapter` wrote it."""
     path = folder / WEIGHTS_FILE
     if not path.exists() and (folder / TORCH_FILE).exists():
         path = folder / TORCH_FILE
@@ -206,9 +205,9 @@ def _read_weights(folder: Path) -> tuple[Tensor, Path, dict[str, str]]:
         names = [str(name)[:60] for name in content] if isinstance(content, dict) else []
         _check_names(names, path)
         if not isinstance(content[TENSOR], Tensor) or not content[TENSOR].is_floating_point():
-            raise UserError(f"{path} is damaged: `{TENSOR}` is no tensor of real numbers")
+            raise UserError(f"{path} is damaged: `{TENSOR}` is not a floating-point tensor")
         return content[TENSOR].float(), path, {}
-    with open_file(path, "adapter", f"a PEFT adapter has it beside its {CONFIG_FILE}") as file:
+    with open_file(path, "adapter", f"a PEFT adapter has it next to its {CONFIG_FILE}") as file:
         header = read_header(file, path)
         _check_names([name[:60] for name in header.tensors], path)
         check_shape(f"{path}: `{TENSOR}`", header.tensors[TENSOR]["shape"])
@@ -218,18 +217,18 @@ def _read_weights(folder: Path) -> tuple[Tensor, Path, dict[str, str]]:
     except (ValueError, RecursionError):
         own = None
     if not isinstance(own, dict) or not all(isinstance(value, str) for value in own.values()):
-        raise UserError(f"{path} is damaged: its metadata {METADATA_KEY!r} are none of a prompt")
+        raise UserError(f"{path} is damaged: its metadata {METADATA_KEY!r} are not those of a prompt")
     return tensor, path, own
 
 
 def _check_names(names: list[str], path: Path) -> None:
     if names != [TENSOR]:
         found = ", ".join(map(repr, names[:5])) or "nothing"
-        raise UserError(f"{path} holds {found}; the adapter of a prompt holds `{TENSOR}` alone")
+        raise UserError(f"{path} holds {found}; the adapter of a prompt holds only `{TENSOR}`")
 
 
 def _layout(task_type: str, base: Any, revision: Any) -> str | None:
-    """The layout of an adapter of others; None where the tokenizer that decides it is not on this machine."""
+    """Return the layout of another tool's adapter; None if the tokenizer that decides is not on this machine."""
     if task_type == "SEQ_2_SEQ_LM":
         return "encoder"
     from prompt_transfer.backbones.loading import local_start_ids
@@ -240,9 +239,9 @@ def _layout(task_type: str, base: Any, revision: Any) -> str | None:
 
 
 def _family(backbone: str) -> str | None:
-    """The architecture of a backbone that lies in a folder; of others it is not known without loading them."""
+    """Return the architecture of a backbone in a local folder; None for any other, which would have to be loaded."""
     try:
         kind = read_json(Path(backbone).expanduser() / "config.json").get("model_type")
-    except (UserError, ValueError, RuntimeError):  # the last two: no path, no home folder
+    except (UserError, ValueError, RuntimeError):  # ValueError: not a path; RuntimeError: no home folder
         return None
     return kind if isinstance(kind, str) else None

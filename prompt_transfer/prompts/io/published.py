@@ -1,7 +1,7 @@
-"""Names of the prompts that Su et al. (2022) published: all that is known of one is the name of its folder.
+"""Parser of the folder names of Su et al.'s (2022) published prompts, which are their only metadata.
 
-Release 1.0 writes the mask's embedding over row 0 of the prompts of RoBERTa and BERT (modelling_roberta.py), so their
-layout is `mask_first`. T5's prompts stand in the encoder.
+Release 1.0 overwrites prompt token 0 of RoBERTa and BERT prompts with the mask's embedding (modelling_roberta.py):
+their layout is `mask_first`. T5 prompts are in the encoder.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from prompt_transfer.utils.errors import UserError
 
 
 class PublishedBackbone(NamedTuple):
-    """The hub id, the family's name and the width H of a backbone."""
+    """The hub id, family name and width H of a backbone."""
 
     id: str
     family: str
     width: int
 
 
-# As the folders spell them. The authors say T5XXL, its FFN is gated and 10,240 wide: that is version 1.1.
+# Spelled as in the folder names. T5XXL is version 1.1: its FFN is gated and 10,240 wide.
 BACKBONES = {
     "Roberta": PublishedBackbone("FacebookAI/roberta-base", "roberta", 768),
     "RobertaLarge": PublishedBackbone("FacebookAI/roberta-large", "roberta", 1024),
@@ -34,7 +34,7 @@ BACKBONES = {
     "T5Large": PublishedBackbone("google-t5/t5-large", "t5", 1024),
     "T5XXL": PublishedBackbone("google/t5-v1_1-xxl", "t5", 4096),
 }
-# As the folders spell them -> the registry. `recastner`, an early task of theirs, is in no registry.
+# Spelling in the folder names -> task name. `recastner`, an early task of the authors, is not in the registry.
 TASKS = {
     "IMDB": "imdb",
     "SST2": "sst2",
@@ -64,30 +64,29 @@ _NAME = re.compile(
 
 
 def has_published_name(name: str) -> bool:
-    """Whether `name` has the form of a published folder's."""
+    """Return whether `name` has the form of a published folder's name."""
     return _NAME.fullmatch(name) is not None
 
 
 def parse_name(name: str) -> dict[str, str]:
-    """What the name of a published folder says, as metadata.
+    """Parse the name of a published folder into metadata.
 
-    `<task>Prompt<Backbone>` may carry what else the authors wrote into it: `_proj`, `_base_emotion`, `_base_nli`,
-    `_tanh` and `_cross_model_<Backbone>_to_<Backbone>` for prompts that a projector made (`projected`, with
-    `source_backbone` and `projector` where the name says them), `_trained` for one that was trained on from such a
-    start, and the number of an epoch.
+    `<task>Prompt<Backbone>` may have further parts: `_proj`, `_base_emotion`, `_base_nli`, `_tanh` and
+    `_cross_model_<Backbone>_to_<Backbone>` for projected prompts (`projected`, with `source_backbone` and `projector`
+    if the name has them), `_trained` for a prompt trained further from a projected one, and an epoch number.
 
     Returns:
-        backbone, family, layout, and where they apply task, label_words (JSON), random, projected, source_backbone,
+        backbone, family, layout, and if applicable task, label_words (JSON), random, projected, source_backbone,
         projector, init, epoch.
 
     Raises:
-        UserError: the name says no task or backbone that is known, or has another ending.
+        UserError: unknown task, backbone or suffix.
     """
     found = _NAME.fullmatch(name)
     if found is None:
         raise UserError(
-            f"{name[:80]!r} names no task and backbone: a published prompt lies in a folder <task>Prompt<Backbone>, "
-            "such as IMDBPromptRoberta; rename the folder"
+            f"{name[:80]!r} names no task and backbone: rename the folder to <task>Prompt<Backbone>, such as "
+            "IMDBPromptRoberta"
         )
     backbone = _backbone(found["backbone"] or found["target"], name)
     facts = {
@@ -108,7 +107,7 @@ def parse_name(name: str) -> dict[str, str]:
     elif re.fullmatch(r"_\d+", end):
         facts["epoch"] = end[1:]
     elif end:
-        raise UserError(f"{name}: {end!r} is no known ending: it may mean other label words or another layout")
+        raise UserError(f"{name}: unknown suffix {end!r}: it may mean other label words or another layout")
     if found["trained"]:
         facts["init"] = "projected prompt"
     return facts
@@ -116,7 +115,7 @@ def parse_name(name: str) -> dict[str, str]:
 
 def _backbone(name: str, whole: str) -> PublishedBackbone:
     if name not in BACKBONES:
-        raise UserError(f"{whole}: {name!r} is none of the backbones that are known ({', '.join(BACKBONES)})")
+        raise UserError(f"{whole}: unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}")
     return BACKBONES[name]
 
 
@@ -124,7 +123,7 @@ def _task_facts(name: str, whole: str) -> dict[str, str]:
     if name == RANDOM:
         return {"random": "true"}
     if name not in TASKS:
-        raise UserError(f"{whole}: {name!r} is none of the tasks of release 1.0 ({', '.join(TASKS)}, {RANDOM})")
+        raise UserError(f"{whole}: unknown task {name!r}; release 1.0 has {', '.join(TASKS)}, {RANDOM}")
     task = TASKS[name]
     words = get_task(task).paper_variant().label_words if task in task_names() else ()
     return {"task": task} | ({"label_words": json.dumps({task: list(words)})} if words else {})

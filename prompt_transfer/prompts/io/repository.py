@@ -1,7 +1,6 @@
-"""Prompts on the Hugging Face hub: whole or not at all in both directions, nothing run, no token shown or kept.
+"""Push and pull of prompts on the Hugging Face hub: atomic, without running code, showing or storing a token.
 
-The client of `huggingface_hub` finds the token (`HF_TOKEN`, or what `hf auth login` stored) and the hub
-(`HF_ENDPOINT`) by itself.
+`huggingface_hub` finds the token (`HF_TOKEN` or the one that `hf auth login` stored) and the hub (`HF_ENDPOINT`).
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ from prompt_transfer.utils.network import hub_reachable
 from prompt_transfer.version import __version__
 
 CARD = "README.md"
-# A prompt of 100 rows of the widest models has 7 MB with its initial one; whole models must not come in by mistake.
+# Guards against downloading whole models: 100 prompt tokens of the widest models have 7 MB with the initial prompt.
 MAX_FILE_BYTES, MAX_FILES = 2**28, 10_000
 _NAME = re.compile(r"(?!\.)[\w. -]+(?:/(?!\.)[\w. -]+)*")
-# A path of this machine inside a value: at least one folder, and what it leads to.
+# A local path inside a value: at least one folder, and the last part, which is kept.
 _LOCAL_PATH = re.compile(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\",\]/\\]+[/\\])+([^\s'\",\]/\\]+)")
 
 
 @dataclass(frozen=True)
 class PushResult:
-    """Where prompts are now: the repository's address, the commit, the files in it, and what the user should know."""
+    """The repository's URL, the commit, the pushed files, and notes for the user."""
 
     url: str
     commit: str
@@ -57,7 +56,7 @@ class PushResult:
 
 @dataclass(frozen=True)
 class PullResult:
-    """What came: the commit, prompts by their place here, and what was refused with the reason."""
+    """The commit, the prompts by local path, and the reason for every refused file."""
 
     commit: str
     prompts: dict[Path, Prompt] = field(default_factory=dict)
@@ -75,24 +74,24 @@ def push(
     backbone: str | None = None,
     builtin: frozenset[str] = frozenset(),
 ) -> PushResult:
-    """Put prompts and a card into a repository of the hub, in one commit.
+    """Push prompts and a card to a hub repository in one commit.
 
-    Prompts that are there already stay, and are in the card too. Paths of this machine in the metadata are cut down to
+    Prompts that the repository already has are kept and listed in the card. Local paths in the metadata are reduced to
     their last part.
 
     Args:
-        sources: prompt files or folders of runs.
-        repo: USER/NAME, made where it does not exist.
-        private: it must be private; made so where it does not exist.
-        revision: branch, made where it does not exist; None: the main one.
+        sources: prompt files or run folders.
+        repo: USER/NAME, created if missing.
+        private: require a private repository; a new one is created private.
+        revision: branch, created if missing; None means the main branch.
         results: table of scores and baselines (see `scores_of`).
-        license: for the head of the card.
-        backbone: written into the prompts as their backbone.
-        builtin: names of backbones that ship with the project.
+        license: license to record in the card.
+        backbone: backbone to record in the prompts.
+        builtin: names of the backbones that ship with the project.
 
     Raises:
-        UserError: a prompt cannot be read or names a backbone that nobody else has; no token, no network, or the hub
-            refuses; the repository is public and must be private.
+        UserError: a prompt cannot be read or its backbone is a local folder; no token or network, or the hub refuses;
+            the repository is public although `private` is set.
     """
     _check_repo(repo)
     entries: dict[str, Entry] = {}
@@ -106,12 +105,12 @@ def push(
         entries[name] = Entry(name, _public(prompt, backbone, builtin), scores)
     _check_online("push")
     if get_token() is None:
-        raise UserError("push needs a token that may write: `hf auth login`, or the environment variable HF_TOKEN")
+        raise UserError("push needs a token with write access: run `hf auth login` or set HF_TOKEN")
     api, notes = _api(), []
     with _as_user_error(repo), tempfile.TemporaryDirectory() as folder:
         url = api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.model_info(repo).private:
-            raise UserError(f"{repo} is there already and public: nothing was pushed; make it private, or another one")
+            raise UserError(f"{repo} exists and is public; nothing was pushed: make it private or choose another one")
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         there = {entry.file: entry for entry in _entries_there(api, repo, revision, set(entries))}
@@ -122,7 +121,7 @@ def push(
         if _card_is_ours(api, repo, revision):
             operations.append(CommitOperationAdd(CARD, hub_card(repo, whole, license, builtin).encode()))
         else:
-            notes.append(f"{repo} has a {CARD} that was written by hand: it was left as it is")
+            notes.append(f"{repo} has a {CARD} written by hand: it was not changed")
         commit = api.create_commit(
             repo, operations, commit_message=f"Add {', '.join(entries)}"[:200], revision=revision
         )
@@ -130,20 +129,19 @@ def push(
 
 
 def pull(repo: str, output: str | Path, *, revision: str | None = None, overwrite: bool = False) -> PullResult:
-    """Take all prompts of a repository: prompt files and PEFT adapters.
+    """Pull all prompts of a repository: prompt files and PEFT adapters.
 
-    They are read from the hub's cache and checked; the good ones are put into place when all have been looked at.
+    Files are read from the hub's cache; valid ones are written only after all have been checked.
 
     Args:
         repo: USER/NAME.
-        output: folder, made where it does not exist; files keep their paths in the repository, an adapter is named
-            after its folder, or after the repository.
+        output: folder, created if missing; files keep their paths in the repository, an adapter is named after its
+            folder or the repository.
         revision: branch, tag or commit.
-        overwrite: replace files that are there already.
+        overwrite: replace existing files.
 
     Raises:
-        UserError: no network, no such repository or revision, nothing in it that is a prompt, or a file is there
-            already.
+        UserError: no network, no such repository or revision, no prompt in it, or a file exists already.
     """
     _check_repo(repo)
     _check_online("pull")
@@ -183,10 +181,10 @@ def _api() -> HfApi:
 
 
 def _download(api: HfApi, repo: str, revision: str | None) -> tuple[Path, str, list[str]]:
-    """The folder of the cache with what may be prompts, the commit, and the files in it that were wanted.
+    """Download the files that may be prompts; return the cache folder, the commit and the file names.
 
     Raises:
-        UserError: a file with the name of a prompt is too large to be one, or its name leads elsewhere.
+        UserError: a file is too large for a prompt, its name is unsafe, or there are no such files.
     """
     info = api.model_info(repo, revision=revision, files_metadata=True)
     wanted = {
@@ -197,19 +195,21 @@ def _download(api: HfApi, repo: str, revision: str | None) -> tuple[Path, str, l
     }
     for name, size in wanted.items():
         if not _NAME.fullmatch(name):
-            raise UserError(f"{repo} has a file with the name {name[:80]!r}: it was not taken")
+            raise UserError(f"{repo} has a file with the unsafe name {name[:80]!r}: nothing was downloaded")
         if size is None or size > MAX_FILE_BYTES:
             raise UserError(
-                f"{repo} is no repository of prompts: {name} has {size} bytes, a prompt at most {MAX_FILE_BYTES}"
+                f"{repo} is not a repository of prompts: {name} has {size} bytes, a prompt at most {MAX_FILE_BYTES}"
             )
-    if not wanted or len(wanted) > MAX_FILES or info.sha is None:
-        raise UserError(f"there is no prompt in {repo}: {len(wanted)} files could be one")
+    if not wanted or info.sha is None:
+        raise UserError(f"there is no prompt in {repo}: it has neither safetensors files nor a PEFT adapter")
+    if len(wanted) > MAX_FILES:
+        raise UserError(f"{repo} is not a repository of prompts: {len(wanted)} files, the limit is {MAX_FILES}")
     folder = snapshot_download(repo, revision=info.sha, allow_patterns=list(wanted), endpoint=api.endpoint)
     return Path(folder), info.sha, sorted(wanted)
 
 
 def _entries_there(api: HfApi, repo: str, revision: str | None, replaced: set[str]) -> Iterator[Entry]:
-    """The prompts that a repository has already, for its card."""
+    """Yield the prompts that a repository already has, for its card."""
     names = [file.rfilename for file in api.model_info(repo, revision=revision).siblings or []]
     others = [name for name in names if name.endswith(".safetensors") and name not in replaced]
     if not others:
@@ -218,12 +218,12 @@ def _entries_there(api: HfApi, repo: str, revision: str | None, replaced: set[st
     for name in others:
         try:
             yield Entry(name, Prompt.load(folder / name))
-        except UserError:  # something else that has been put there: no prompt, no line in the card
+        except UserError:  # not a prompt: no entry in the card
             continue
 
 
 def _card_is_ours(api: HfApi, repo: str, revision: str | None) -> bool:
-    """Whether the card may be written: there is none, or the empty one of a new repository, or one of ours."""
+    """Return whether the card may be written: it is missing, or was written by this project."""
     if not api.file_exists(repo, CARD, revision=revision):
         return True
     path = api.hf_hub_download(repo, CARD, revision=revision)
@@ -231,15 +231,15 @@ def _card_is_ours(api: HfApi, repo: str, revision: str | None) -> bool:
 
 
 def _public(prompt: Prompt, backbone: str | None, builtin: frozenset[str]) -> Prompt:
-    """The prompt as others shall see it: no paths of this machine."""
+    """Return the prompt without local paths in its metadata."""
     facts = dict(prompt.metadata)
     name = backbone or facts.get("backbone", "")
     if backbone is None and name not in builtin:
         path = Path(name).expanduser()
         if name and (path.is_dir() or path.is_absolute() or name.startswith(("./", "../"))):
             raise UserError(
-                f"{prompt.path} was trained on the folder {name}, which nobody else has: give the hub id of that "
-                "backbone with --backbone"
+                f"{prompt.path} was trained on the local folder {name}, which others do not have: give the hub id of "
+                "that backbone with --backbone"
             )
     facts = {key: _LOCAL_PATH.sub(r"\1", value) for key, value in facts.items()}
     return Prompt(prompt.embeddings, facts | ({"backbone": name} if name else {}), prompt.initial)
@@ -251,36 +251,36 @@ def _check_repo(repo: str) -> None:
     except HFValidationError:
         repo = ""
     if repo.count("/") != 1:
-        raise UserError("the repository must be USER/NAME, letters, digits, '-', '_' and '.'")
+        raise UserError("invalid repository: give USER/NAME of letters, digits, '-', '_' and '.'")
 
 
 def _check_online(verb: str) -> None:
     if not hub_reachable():
         raise UserError(
             f"prompts {verb} needs the Hugging Face hub, which cannot be reached (or HF_HUB_OFFLINE is set); go "
-            "online, or copy the prompt files: nothing else belongs to them"
+            "online, or copy the prompt files: they are self-contained"
         )
 
 
 @contextmanager
 def _as_user_error(repo: str) -> Iterator[None]:
-    """What the hub says, in one line and without a token; for files this small its bars say nothing."""
+    """Convert the hub's errors to one-line UserErrors without the token, and hide its progress bars."""
     bars = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
         yield
     except GatedRepoError as error:
-        raise UserError(f"{repo} is gated: ask for access on its page on the hub") from error
+        raise UserError(f"{repo} is gated: request access on its hub page") from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"no repository {repo} on the hub, or it is private and the token does not open it") from error
+        raise UserError(f"no repository {repo} on the hub, or it is private and the token has no access") from error
     except RevisionNotFoundError as error:
         raise UserError(f"{repo} has no such --revision: give a branch, a tag or a commit") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
-        hint = {401: "; log in with `hf auth login`", 403: "; the token must have the right to write"}.get(status, "")
+        hint = {401: "; log in with `hf auth login`", 403: "; the token needs write access"}.get(status, "")
         raise UserError(f"the hub refused ({status}): {_first_line(error)}{hint}") from error
     except (HTTPError, OSError, ValueError) as error:
-        raise UserError(f"the exchange with the hub failed: {_first_line(error)}; try again") from error
+        raise UserError(f"the transfer from or to the hub failed: {_first_line(error)}; try again") from error
     finally:
         if bars:
             enable_progress_bars()
