@@ -97,7 +97,10 @@ def test_sequence_scores_are_log_probabilities_of_whole_labels(tiny: Tiny) -> No
 def test_what_a_backbone_cannot_answer_is_refused(tiny: Tiny) -> None:
     gpt, bert = FrozenBackbone(str(tiny("gpt2"))), FrozenBackbone(str(tiny("bert")))
     assert isinstance(make_objective(gpt, [WRITE]), Generation)
-    with pytest.raises(UserError, match="fills in one word: use a causal or sequence-to-sequence backbone"):
+    with pytest.raises(
+        UserError,
+        match=r"needs generated text, but .* predicts one word: use a causal or sequence-to-sequence backbone",
+    ):
         make_objective(bert, [WRITE])
     with pytest.raises(UserError, match="cannot be mixed in one run"):
         make_objective(gpt, [WRITE, CHOICE])
