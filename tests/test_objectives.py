@@ -107,7 +107,7 @@ def test_what_a_backbone_cannot_answer_is_refused(tiny: Tiny) -> None:
     with pytest.raises(UserError, match=r"'not acceptable' is 2 tokens.*sequence"):
         make_objective(gpt, [CHOICE])
     sequence = Task(name="x", type="x", text_a="t", label_words=("bad", "good"), label_words_policy="sequence")
-    with pytest.raises(UserError, match="needs a backbone that writes text"):
+    with pytest.raises(UserError, match="needs a backbone that generates text"):
         make_objective(bert, [sequence])
     prefix = Task(name="x", type="x", text_a="t", label_words=("not", "not bad"), label_words_policy="sequence")
     with pytest.raises(UserError, match="'not bad' begins with all of 'not'"):

@@ -31,7 +31,7 @@ _SAVED = ("contrastive", "variance", "variance_floor", "distance_weight", "disti
 
 
 class CrossModelProjector(TrainedModule):
-    """Trains a projector; both backbones and the source prompts stay bit-equal.
+    """A projector trained from a source to a target backbone; both backbones and the source prompts stay bit-equal.
 
     Each example is scored by the target backbone with the projection of a source prompt of the example's own task;
     several prompts of a task (seeds) take turns. Tasks in --data.held_out are not trained on. The score that selects is
@@ -92,7 +92,7 @@ class CrossModelProjector(TrainedModule):
         source_backbone: str | None = None,
         **options: Any,
     ) -> None:
-        self.projection = ProjectionConfig(
+        config = ProjectionConfig(
             objective=objective,
             distance_weight=distance_weight,
             contrastive=contrastive,
@@ -105,16 +105,17 @@ class CrossModelProjector(TrainedModule):
             select=select,
         )
         given = [target_prompts] if isinstance(target_prompts, str) else list(target_prompts or ())
-        if self.projection.uses_distance and not given:
+        if config.uses_distance and not given:
             raise UserError(
                 f"objective {objective} needs the target's own prompts of the same tasks: give --model.target_prompts"
             )
         sources = load_by_task([prompts] if isinstance(prompts, str) else prompts, "--model.prompts")
         super().__init__(**options)
+        self.projection = config
         self.projector = projector or MLP()
         self.sources = sources
         self.targets: PromptsByTask | None = None
-        if self.projection.uses_distance:
+        if config.uses_distance:
             self.targets = load_by_task(given, "--model.target_prompts")
         self.source_length, source_width = sources.embeddings.shape[1:]
         self.prompt_length = self.source_length if prompt_length is None else prompt_length
@@ -132,7 +133,7 @@ class CrossModelProjector(TrainedModule):
         self.agreement = MeanMetric()
         self.save_hyperparameters(
             {
-                **asdict(self.projection),
+                **asdict(config),
                 "prompt_length": self.prompt_length,
                 "projector": self.projector.describe(),
                 "source_prompts": hashlib.sha256(sources.embeddings.numpy().tobytes()).hexdigest()[:16],

@@ -26,7 +26,7 @@ _NOT_SAVED = ("name", "dropout", "trust_remote_code")
 
 
 class TrainedModule(PromptedModule):
-    """Trains the parameters returned by `trained`; the backbone stays bit-equal.
+    """Base of modules that train parameters (`trained`) in front of a frozen backbone, which stays bit-equal.
 
     A subclass sets `prompt_length` and builds its parameters in `begin`, or in `restore` from a checkpoint.
 
