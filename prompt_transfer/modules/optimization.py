@@ -41,7 +41,7 @@ class OptimizationConfig:
             raise UserError(f"unknown schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
 
     def make_optimizer(self, parameters: list[Any], learning_rate: float) -> torch.optim.Optimizer:
-        """Return the optimizer of `parameters` (tensors or groups).
+        """Return the optimizer of the trained parameters.
 
         Args:
             parameters: tensors or parameter groups.
