@@ -329,7 +329,7 @@ def test_fit_leaves_a_projector_that_goes_on_where_it_stopped(
         ("--model.prompts {nothing}", "no such prompt file"),
         (
             "--model.projector Linear --model.prompt_length 9",
-            "Linear maps row by row, and the source prompts have 4 rows",
+            "Linear maps token by token, and the source prompts have 4 tokens",
         ),
         ("--model.projector Lin", "cannot make --model.projector Lin: choose one of Linear, MLP, TaskVector, TokenMLP"),
         ("--model.projector TaskVector", "films-0.safetensors holds none"),
@@ -337,7 +337,10 @@ def test_fit_leaves_a_projector_that_goes_on_where_it_stopped(
         ("--model.contrastive -1", "contrastive is -1.0: a weight is 0 or more"),
         ("--data.held_out [sst2]", "sst2 is none of --data.task"),
         ("--data.held_out {all}", "no task is left to train on"),
-        ("--model.objective distance --model.target_prompts {long}", "has 6 rows and the projections have 4"),
+        (
+            "--model.objective distance --model.target_prompts {long}",
+            "has 6 prompt tokens and the projections have 4, but a distance needs equal lengths",
+        ),
         ("--model.objective distance --model.target_prompts {source}", "does not fit"),
     ],
 )

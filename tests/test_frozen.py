@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from prompt_transfer.backbones.config import BackboneConfig
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.utils.errors import UserError
 
@@ -227,3 +228,16 @@ def test_text_features_are_the_mean_of_the_models_own_states(folder: Path) -> No
     for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
         states = body(ids[mask.bool()][None]).last_hidden_state[0]
         torch.testing.assert_close(backbone.text_features(batch)[row], states.mean(dim=0), atol=1e-5, rtol=0)
+
+
+def test_a_configuration_object_equals_keyword_arguments(folder: Path) -> None:
+    options = {"layout": "mask_first", "attention": "shared", "dtype": "bfloat16", "head": "embedding", "dropout": True}
+    config = BackboneConfig(str(folder), **options)  # type: ignore[arg-type]
+    one, other = FrozenBackbone(config), FrozenBackbone(str(folder), **options)
+    changed = FrozenBackbone(config, attention="full")
+    for backbone in (one, other, changed):
+        assert (backbone.id, backbone.layout.name, backbone.dtype_name) == (str(folder), "mask_first", "bfloat16")
+        assert (backbone.head, backbone.dropout, backbone.training) == ("embedding", True, True)
+        assert backbone.attention == ("full" if backbone is changed else "shared")
+    with pytest.raises(TypeError, match="atention"):
+        FrozenBackbone(str(folder), atention="shared")

@@ -15,7 +15,8 @@ from test_families import MODES
 from tiny_models import CAUSAL, MASKED, SEQ2SEQ
 from torch import Tensor
 
-from prompt_transfer.backbones.frozen import DTYPES, FrozenBackbone
+from prompt_transfer.backbones.config import DTYPES
+from prompt_transfer.backbones.frozen import FrozenBackbone
 
 P = 5
 Tiny = Callable[[str], Path]

@@ -97,14 +97,17 @@ def test_sequence_scores_are_log_probabilities_of_whole_labels(tiny: Tiny) -> No
 def test_what_a_backbone_cannot_answer_is_refused(tiny: Tiny) -> None:
     gpt, bert = FrozenBackbone(str(tiny("gpt2"))), FrozenBackbone(str(tiny("bert")))
     assert isinstance(make_objective(gpt, [WRITE]), Generation)
-    with pytest.raises(UserError, match="fills in one word: use a causal or sequence-to-sequence backbone"):
+    with pytest.raises(
+        UserError,
+        match=r"needs generated text, but .* predicts one word: use a causal or sequence-to-sequence backbone",
+    ):
         make_objective(bert, [WRITE])
     with pytest.raises(UserError, match="cannot be mixed in one run"):
         make_objective(gpt, [WRITE, CHOICE])
     with pytest.raises(UserError, match=r"'not acceptable' is 2 tokens.*sequence"):
         make_objective(gpt, [CHOICE])
     sequence = Task(name="x", type="x", text_a="t", label_words=("bad", "good"), label_words_policy="sequence")
-    with pytest.raises(UserError, match="needs a backbone that writes text"):
+    with pytest.raises(UserError, match="needs a backbone that generates text"):
         make_objective(bert, [sequence])
     prefix = Task(name="x", type="x", text_a="t", label_words=("not", "not bad"), label_words_policy="sequence")
     with pytest.raises(UserError, match="'not bad' begins with all of 'not'"):

@@ -88,7 +88,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms that may import transformers, and the files elsewhere that do, each with its reason.
 MODEL_ROOMS = ("backbones", "backbones.kernels", "pretraining")
-TRANSFORMERS = {"modules/trained.py": "get_scheduler, the learning rate schedules"}
+TRANSFORMERS = {"modules/optimization.py": "get_scheduler, the learning rate schedules"}
 MOST_PARAMETERS = 8
 # Functions with more parameters; the list may only shrink. Constructors are exempt: their parameters are the options of
 # classes.

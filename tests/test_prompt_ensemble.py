@@ -263,8 +263,8 @@ def test_seeds_of_a_transferred_prompt(task: str, tiny_roberta: Path, tmp_path: 
         ({"seeds": [1, 1]}, "different numbers"),
         ({"seeds": [-1]}, "different numbers"),
         ({"learning_rates": [0.1, 0.0]}, "above 0"),
-        ({"learning_rates": [0.1], "learning_rate": 0.1}, "in place of"),
-        ({"seeds": [1], "prompts_at_once": 0}, "one prompt or more"),
+        ({"learning_rates": [0.1], "learning_rate": 0.1}, "excludes --model.learning_rate"),
+        ({"seeds": [1], "prompts_at_once": 0}, "prompts_at_once is 0: give 1 or more"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], expected: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,17 @@ import lightning as L
 import pandas as pd
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
+from prompt_transfer.backbones.config import BackboneConfig
 from prompt_transfer.callbacks.export import PromptExport
 from prompt_transfer.data.datamodule import TaskDataModule
+from prompt_transfer.modules.cross_model_projector import CrossModelProjector
+from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
+from prompt_transfer.modules.trained import TrainedModule
 from prompt_transfer.prompts.initializers import Normal
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.reparameterizations import LowRank, Reparameterization
@@ -239,3 +246,38 @@ def test_learning_rate_and_optimizer_exclude_each_other(tiny_roberta: Path) -> N
         PromptTuning(str(tiny_roberta), learning_rate=0.1, optimizer=torch.optim.SGD)
     with pytest.raises(UserError, match="choose one of linear"):
         PromptTuning(str(tiny_roberta), schedule="reduce_lr_on_plateau")
+
+
+@pytest.mark.parametrize("module", [PromptTuning, PromptEnsemble, CrossModelProjector])
+def test_backbone_options_are_flags_of_every_module_with_their_help(
+    module: type[TrainedModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    parser = ArgumentParser()
+    parser.add_class_arguments(module, "model")
+    defaults, text = parser.get_defaults()["model"], parser.format_help()
+    flags = {"name": "backbone", "dropout": "backbone_dropout"}
+    options = {flags.get(field.name, field.name): field.default for field in fields(BackboneConfig)}
+    assert {key: defaults[key] for key in options} == {**options, "backbone": "roberta-nano"}
+    for name in (*options, "learning_rate", "schedule", "warmup_steps"):
+        assert re.search(rf"--model\.{name} \S+\s+[^\s(].*\(type: ", text), name
+
+
+def test_hyperparameters_hold_the_options_but_not_the_leave_to_run_remote_code(tiny_roberta: Path) -> None:
+    module = PromptTuning(str(tiny_roberta), prompt_length=2, attention="shared", backbone_dropout=True)
+    facts = dict(module.hparams)
+    assert {key: facts[key] for key in ("init", "reparameterization")} == {
+        "init": module.init.describe(), "reparameterization": module.reparameterization.describe(),
+    }  # fmt: skip
+    del facts["init"], facts["reparameterization"]
+    assert facts == {
+        "backbone": str(tiny_roberta), "prompt_length": 2, "layout": "prefix", "attention": "shared",
+        "learning_rate": module.backbone.family.learning_rate, "schedule": "linear", "warmup_steps": 0,
+        "dtype": "float32", "head": "lm", "label_words_policy": None, "num_beams": 1, "backbone_dropout": True,
+        "gradient_checkpointing": False, "compile": False, "revision": None,
+    }  # fmt: skip
+
+
+def test_an_unknown_option_is_an_error(tiny_roberta: Path) -> None:
+    with pytest.raises(TypeError, match="atention"):
+        PromptTuning(str(tiny_roberta), prompt_length=2, atention="shared")

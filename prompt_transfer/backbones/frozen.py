@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.backbones import decoder_attention, generic, layer_calls, loading, plain, proof
+from prompt_transfer.backbones import decoder_attention, generic, layer_calls, loading, plain, proof, substitutes
 from prompt_transfer.backbones.answers import IGNORED, AnswerSlot, PromptBank, Prompts
+from prompt_transfer.backbones.config import BackboneConfig
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.fingerprint import text_rules
 from prompt_transfer.backbones.gguf import SOURCE
 from prompt_transfer.backbones.kernels import frozen_linear, frozen_norm
 from prompt_transfer.backbones.layouts import get_layout
-from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, fuse_activations, path_of, replace
+from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, fuse_activations, path_of
 from prompt_transfer.backbones.tokenization import start_ids, tokens_beyond
 from prompt_transfer.utils.errors import UserError
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def is_emulated(dtype: str, device: torch.device) -> bool:
@@ -29,85 +31,57 @@ def is_emulated(dtype: str, device: torch.device) -> bool:
 
 
 class FrozenBackbone(nn.Module):
-    """A pretrained language model that answers at the answer slot behind a soft prompt.
+    """A frozen language model that scores the answer slot given a soft prompt.
 
-    Its weights never get a gradient and stay in `eval()` through `train()`; a gradient flows to the prompt alone.
+    The weights never get a gradient and stay in `eval()` through `train()`; gradients flow only to the prompt.
     Shape letters: B batch, T text tokens, P prompt tokens, H hidden, N prompts, S target tokens, U scored tokens, V
     vocabulary.
 
     Args:
-        name: a built-in backbone (`roberta-nano`), the folder of a Hugging Face model, a GGUF file, a hub id, or
-            `org/repo:file.gguf` on the hub.
-        layout: of a masked LM `prefix` (prompt, answer slot, text) or `mask_first` (answer slot, prompt, text: release
-            1.0 of Su et al., needed by published prompts); of a causal LM `start_answer_last` (prompt, the start token
-            that its tokenizer puts before a text, text), or `answer_last` (no start token: of tokenizers that add none,
-            and of prompts trained so); of a seq2seq LM `encoder`. None: the first of these that there is.
-        attention: `full` (the prompt sees the text, as in the paper) or `shared` (the prompt sees only itself; its
-            keys and values are computed once for a batch). For a causal LM both are the same function; an encoder
-            loses one or two points on SST-2 with `shared` (results/attention.csv), hence the default.
-        dtype: `float32`, `bfloat16` or `float16`, of the weights; prompts are float32 always.
-        head: `lm`, or `embedding`: answer state times word embeddings, for checkpoints without an LM head.
-        dropout: use the backbone's dropout in training.
-        gradient_checkpointing: keep only the layers' inputs and compute the rest again in the backward pass.
-        compile: compile the layers with `torch.compile`: up to a minute at the start, once for all lengths. It cannot
-            pay for short runs on small models.
-        revision: of a hub repository.
-        trust_remote_code: run model code that comes with the checkpoint.
-        ffn_site: of a family without a row, the path of the module of layer `{i}` whose input are the neurons; None:
+        name: a name or path as in `BackboneConfig`, or a whole configuration.
+        ffn_site: for a family without a row, the path of the module in layer `{i}` whose input are the neurons; None:
             found by the sizes of its linear layers.
+        options: fields of `BackboneConfig`; they override those of a given configuration.
 
     Raises:
-        UserError: see `loading.load` and `proof.prove`; also an unknown layout, attention mode, head or dtype, and
-            layers that cannot be compiled or computed again.
+        UserError: see `BackboneConfig`, `loading.load` and `proof.prove`; also for an unknown layout, and for layers
+            that cannot be compiled or recomputed.
     """
 
     def __init__(
         self,
-        name: str,
+        name: str | BackboneConfig,
         *,
-        layout: str | None = None,
-        attention: str = "full",
-        dtype: str = "float32",
-        head: str = "lm",
-        dropout: bool = False,
-        gradient_checkpointing: bool = False,
-        compile: bool = False,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
         ffn_site: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        for option, value, allowed in (
-            ("attention mode", attention, ("full", "shared")),
-            ("head", head, ("lm", "embedding")),
-            ("dtype", dtype, tuple(DTYPES)),
-        ):
-            if value not in allowed:
-                raise UserError(f"unknown {option} {value!r}: choose one of {', '.join(allowed)}")
+        config = replace(name, **options) if isinstance(name, BackboneConfig) else BackboneConfig(name, **options)
+        name, attention = config.name, config.attention
         self.id = name
-        self.attention, self.dtype_name, self.head = attention, dtype, head
-        self.dropout = dropout
-        loaded = loading.load(name, head, DTYPES[dtype], revision, trust_remote_code)
+        self.attention, self.dtype_name, self.head = attention, config.dtype, config.head
+        self.dropout = config.dropout
+        loaded = loading.load(name, config.head, config.torch_dtype, config.revision, config.trust_remote_code)
         self.model, self.tokenizer, self.family, self.fingerprint = loaded
         if ffn_site is not None:
             self.family = generic.with_site(self.model, self.family, ffn_site)
         plain.refuse_shared(name, self.family, attention)
         start = start_ids(self.tokenizer) if self.family.kind == "causal_lm" else ()
-        self.layout = get_layout(layout, self.family.kind, self.family.needs_positions, bool(start))
+        self.layout = get_layout(config.layout, self.family.kind, self.family.needs_positions, bool(start))
         self._start = start if self.layout.start_token else ()
         self._beyond = tokens_beyond(self.tokenizer, self.model.get_input_embeddings().weight.shape[0])
-        # Tokenised rows are kept between runs, and must not outlive a change of the tokenizer's rules.
+        # Part of the key of cached token ids, which must not outlive a change of the tokenizer's rules.
         rules = text_rules(self.tokenizer, self.family.kind, self._start)
         self._text_rules = f"{self.fingerprint}-{rules}"
-        self.revision = revision
+        self.revision = config.revision
         self.config = self.model.config
-        # What the hub gave for the revision that was asked for; None for what does not come from there.
+        # The Hub commit that the revision resolved to; None for backbones from elsewhere.
         self.commit: str | None = getattr(self.config, "_commit_hash", None)
-        # Of a backbone from a GGUF file: file, sha256 and quantization (license, where it says so); else empty.
+        # For GGUF files: file, sha256, quantization and, if given, license; else empty.
         self.gguf: dict[str, str] = getattr(self.config, SOURCE, None) or {}
         self._substitute()
         self.model.requires_grad_(False)
-        # Lightning trains in the mode that it finds: dropout that is asked for must be on from the beginning.
+        # Lightning keeps the mode that it finds, so dropout must be on from the start.
         self.train()
         mask_token_id = self.tokenizer.mask_token_id
         if self.family.kind == "masked_lm" and mask_token_id is None:
@@ -119,9 +93,9 @@ class FrozenBackbone(nn.Module):
         if not self.family.has_row:
             with loading.quiet_transformers():
                 proof.prove(self)
-        if compile:
+        if config.compile:
             layer_calls.compile_layers(self._answers.stack, name)
-        if gradient_checkpointing:
+        if config.gradient_checkpointing:
             layer_calls.recompute(self._answers.stack, name)
 
     def _substitute(self) -> None:
@@ -130,12 +104,12 @@ class FrozenBackbone(nn.Module):
             return
         for table in (family.position_table, family.token_type_table):
             if table is not None:
-                replace(model, table, OptionalEmbedding.sharing(model.get_submodule(table)))
+                substitutes.replace(model, table, OptionalEmbedding.sharing(model.get_submodule(table)))
         decoder_attention.substitute(model, family)
         fuse_activations(model)
         output = model.get_output_embeddings()
         self._output = SelectedRows.sharing(output)
-        replace(model, path_of(model, output), self._output)
+        substitutes.replace(model, path_of(model, output), self._output)
         frozen_norm.substitute(model)
         frozen_linear.substitute(model)
 

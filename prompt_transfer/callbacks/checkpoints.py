@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill, and runs that go on from them with the options of today."""
+"""Atomic checkpoints, a final validation, and current options after a resume."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from prompt_transfer.utils.files import atomic_path
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoint files that are whole or absent.
+    """Checkpoint I/O whose files are complete or absent.
 
-    Lightning writes to the system's temporary folder and moves: across file systems that is a copy, and a kill in the
-    middle of it would take the last good checkpoint along.
+    Lightning moves files from the system's temporary folder. Across file systems that is a copy, and a kill during the
+    copy would destroy the last good checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -26,9 +26,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class FinalValidation(Callback):
-    """Evaluates after the last step, also where it is no multiple of the interval between evaluations.
+    """Validation after the last step, even if it is no multiple of the validation interval.
 
-    Otherwise the steps behind the last evaluation would be trained, but neither scored nor kept.
+    Otherwise the steps since the last validation would be neither scored nor kept.
     """
 
     def on_train_batch_end(
@@ -38,15 +38,15 @@ class FinalValidation(Callback):
         epochs = trainer.max_epochs or 0
         last_batch = trainer.is_last_batch and 0 < epochs <= trainer.current_epoch + 1
         if last_step or last_batch:
-            # Lightning evaluates once more when a run is told to stop.
+            # Lightning validates once more when a run stops.
             trainer.should_stop = True
 
 
 class GivenOptimizerOptions(Callback):
-    """After a resume, the options of the optimizer are those given now, not those of the checkpoint.
+    """Optimizer options that override those of the checkpoint after a resume.
 
-    Restoring an optimizer restores its learning rate as well, so that `--resume --model.learning_rate X` would be
-    written to the configuration and yet not be used. Moments and the position in the schedule stay.
+    Restoring an optimizer also restores its learning rate: `--resume --model.learning_rate X` would be saved in the
+    configuration but not used. Moments and the position in the schedule are kept.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

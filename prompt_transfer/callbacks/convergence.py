@@ -1,4 +1,4 @@
-"""How a run converges: its evaluations, with what each of them had cost by then, as a file in the run folder."""
+"""Convergence of a run: its evaluations and their cumulative cost, as a file in the run folder."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ COLUMNS = ("prompt", "step", "samples", "seconds", "metric", "value", "majority"
 
 
 class ConvergenceSpeed(Callback):
-    """Writes one row an evaluation (and prompt) to `path`, whole or not at all.
+    """CSV file with one row per evaluation and prompt, written atomically to `path`.
 
     Columns:
         prompt: name of the prompt file without its suffix.
         step, samples: optimizer steps, and examples trained on over all processes.
-        seconds: since `started`. Loading, preparation, training, waiting, checkpoints and evaluations count, the one of
-            the row too; of a run in several goes those of all of them, but for what a kill took away.
-        metric, value: what selects prompts, on the validation split; of several tasks the mean.
-        majority: the same of the commonest class; for written texts of the lead baseline.
+        seconds: wall-clock time since `started`, including loading, preparation, training, waiting, checkpoints and
+            evaluations (also the row's own). Resumed runs add the time of earlier processes up to their checkpoint.
+        metric, value: the metric that selects prompts, on the validation split; the mean over several tasks.
+        majority: the same metric of the majority class; for generation tasks, of the lead baseline.
 
-    The rows are part of the checkpoint: a resumed run goes on with those of its checkpoint, so that none is doubled and
-    none is missing, whatever the file held. Process 0 writes.
+    The rows are part of the checkpoint. A resumed run continues with those of its checkpoint, whatever the file
+    contains, which avoids duplicate and missing rows. Process 0 writes.
 
     Args:
         path: the CSV file.
-        from_start: evaluate before the first step too, so that the start of a prompt counts.
-        started: reading of `time.monotonic` from which seconds count; None: when this callback was made.
+        from_start: also evaluate before the first step.
+        started: `time.monotonic()` at the start of the run; None: at the creation of this callback.
     """
 
     def __init__(self, path: str | Path, from_start: bool = False, started: float | None = None) -> None:
@@ -46,14 +46,14 @@ class ConvergenceSpeed(Callback):
 
     @property
     def seconds(self) -> float:
-        """Of this run until now."""
+        """Wall-clock seconds of the run so far."""
         return time.monotonic() - self._since
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Not `on_train_start`: other callbacks (the progress bar) begin there.
+        # Not in `on_train_start`, where other callbacks (the progress bar) are not ready yet.
         if not self.from_start or trainer.global_step or self.rows:
             return
-        # As Lightning itself evaluates within training.
+        # The same calls as in Lightning's training epoch loop.
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
@@ -86,7 +86,7 @@ class ConvergenceSpeed(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.samples = [list(row) for row in state_dict["rows"]], state_dict["samples"]
-        # What this process has spent on getting ready again counts as well.
+        # The start-up time of this process counts as well.
         self._since -= state_dict["seconds"]
 
 

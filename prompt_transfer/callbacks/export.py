@@ -1,4 +1,4 @@
-"""Keeps the best of what a run trains as files."""
+"""Callbacks that export the best prompt or projector of a run."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from prompt_transfer.utils.errors import UserError
 
 
 class BestExport(Callback):
-    """Writes `path` whenever the validation score is better than ever before in the run.
+    """Base of callbacks that write `path` whenever the validation score improves.
 
-    A run that ends without any validation leaves what it has in the end, marked as not scored. The best scores are part
-    of the checkpoint, so a resumed run does not replace a better one with a worse one.
+    A run that ends without validation exports its final state, marked as not scored. The best scores are part of the
+    checkpoint, which keeps a resumed run from replacing a better file with a worse one.
 
     Args:
         path: the file.
-        metadata: string facts to store besides those that the module knows (seed, data source).
+        metadata: strings to store in addition to the module's own (seed, data source).
     """
 
     def __init__(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
         self.path = Path(path)
         self.metadata = metadata or {}
-        # Name of what is kept -> its best score and the step of it.
+        # Name of the prompt or projector -> its best score and the step of that score.
         self.best: dict[str, tuple[float, int]] = {}
 
     @property
     def best_score(self) -> float | None:
-        """The best of all."""
+        """The best score over all names."""
         return max((score for score, _ in self.best.values()), default=None)
 
     @property
     def best_step(self) -> int | None:
-        """The step at which one first had the best score of all."""
+        """The first step with the best score."""
         return min((step for score, step in self.best.values() if score == self.best_score), default=None)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -80,28 +80,32 @@ class BestExport(Callback):
         try:
             whole = self.make(module, name, facts)
         except UserError as error:
-            what = name.partition("-")[0]
+            kind = name.partition("-")[0]
             raise UserError(
-                f"the {what} was not written at step {trainer.global_step}: {error} (--model.learning_rate)"
+                f"the {kind} was not written at step {trainer.global_step}: {error} (--model.learning_rate)"
             ) from error
-        # Of several that are trained at once each has a file of its own.
+        # Each prompt of an ensemble has a file of its own.
         own = self.path.with_stem(self.path.stem + "".join(name.partition("-")[1:]))
         for path in dict.fromkeys([own, self.path] if best else [own]):
             whole.save(path)
 
     def checked(self, module: L.LightningModule) -> Any:
-        """The module, if it is one whose work this keeps."""
+        """Return the module if its type is supported.
+
+        Raises:
+            UserError: it is not.
+        """
         raise NotImplementedError
 
     def names(self, module: Any) -> list[str]:
-        """What the module trains, as in its `named_scores`."""
+        """Return the names of the trained prompts or projectors, as in the module's `named_scores`."""
         raise NotImplementedError
 
     def make(self, module: Any, name: str, facts: dict[str, str]) -> Prompt | ProjectorFile:
-        """What is written, with its metadata.
+        """Return the prompt or projector file to write, with its metadata.
 
         Raises:
-            UserError: it holds numbers that are not finite.
+            UserError: it contains non-finite values.
         """
         raise NotImplementedError
 
@@ -113,34 +117,34 @@ class BestExport(Callback):
 
 
 class PromptExport(BestExport):
-    """Keeps the best prompt of a run.
+    """Export of the best prompt of a run.
 
-    Of prompts that are trained at once each has a file of its own beside `path` (`prompt-seed0.safetensors`), and
-    `path` is the best of all.
+    Each prompt of an ensemble gets a file of its own next to `path` (`prompt-seed0.safetensors`); `path` is the best of
+    all.
     """
 
     def checked(self, module: L.LightningModule) -> PromptTuning:
         if not isinstance(module, PromptTuning):
-            raise UserError(f"PromptExport writes prompts of PromptTuning, not of {type(module).__name__}")
+            raise UserError(f"PromptExport supports PromptTuning, not {type(module).__name__}")
         return module
 
     def names(self, module: PromptTuning) -> list[str]:
-        # Of several those that were not stopped because they broke.
+        # Without the stopped prompts of an ensemble.
         active = getattr(module, "active", None)
         return [name for number, name in enumerate(module.files) if active is None or number in active]
 
     def make(self, module: PromptTuning, name: str, facts: dict[str, str]) -> Prompt:
         prompt = module.prompt(name)
-        # What the module knows of a prompt (the seed of one of several) wins over what holds for the run.
+        # The module's metadata (the seed of an ensemble's prompt) overrides that of the run.
         return Prompt(prompt.embeddings, {**self.metadata, **prompt.metadata, **facts}, prompt.initial)
 
 
 class ProjectorExport(BestExport):
-    """Keeps the best projector of a run."""
+    """Export of the best projector of a run."""
 
     def checked(self, module: L.LightningModule) -> CrossModelProjector:
         if not isinstance(module, CrossModelProjector):
-            raise UserError(f"ProjectorExport writes projectors of CrossModelProjector, not of {type(module).__name__}")
+            raise UserError(f"ProjectorExport supports CrossModelProjector, not {type(module).__name__}")
         return module
 
     def names(self, module: CrossModelProjector) -> list[str]:

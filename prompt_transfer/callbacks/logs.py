@@ -1,4 +1,4 @@
-"""A log that a resumed run goes on with: Lightning's CSV logger deletes what an earlier process wrote."""
+"""CSV log that a resumed run appends to; Lightning's CSV logger deletes the rows of earlier processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prompt_transfer.utils.files import atomic_path
 
 
 class _Writer(ExperimentWriter):
-    """Leaves the files alone until training begins, so that a command that is refused changes nothing."""
+    """Writer that touches no file before training begins, because a rejected command must not change the log."""
 
     def _check_log_dir_exists(self) -> None:
         """The base class deletes the old log here."""
@@ -26,7 +26,7 @@ class _Writer(ExperimentWriter):
         self.hparams.update(params)
 
     def begin(self, step: int) -> None:
-        """Keep the rows of the first `step` steps: those behind them will be trained, and logged, once more."""
+        """Keep the rows of the first `step` steps; later steps are trained and logged again."""
         super().log_hparams({})
         path = Path(self.metrics_file_path)
         if not path.is_file():
@@ -54,7 +54,7 @@ class _Writer(ExperimentWriter):
 
 
 class RunLog(CSVLogger):
-    """`logs/metrics.csv` in the folder of a run, over all processes that worked on it.
+    """`logs/metrics.csv` in a run folder, continued by every process that resumes the run.
 
     Args:
         folder: the folder of the run.
@@ -74,7 +74,7 @@ class RunLog(CSVLogger):
 
 
 class LogFlush(Callback):
-    """Begins the log where training begins, and brings it to disk before each checkpoint."""
+    """Callback that opens the log when training begins and flushes it before each checkpoint."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for logger in trainer.loggers:
@@ -84,7 +84,7 @@ class LogFlush(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Lightning's own count is one too low after some resumes (a checkpoint of a last step between two evaluations).
+        # Lightning's count is one too low after resuming from a checkpoint of a last step between two validations.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

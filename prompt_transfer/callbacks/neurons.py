@@ -20,23 +20,23 @@ from prompt_transfer.utils.files import check_writable_dir
 
 
 class _EvaluationHooks(Callback):
-    """Hooks that are on from the start to the end of each evaluation, and off whatever ends it."""
+    """Base of callbacks whose hooks are active during each evaluation and removed however it ends."""
 
     def __init__(self) -> None:
         self._hooks: FfnHooks | None = None
 
     def make(self, module: PromptedModule) -> FfnHooks:
-        """The hooks for an evaluation."""
+        """Return the hooks for an evaluation."""
         raise NotImplementedError
 
     def finish(self, trainer: L.Trainer, module: PromptedModule, hooks: FfnHooks) -> None:
-        """What is to be done with them after an evaluation that went through."""
+        """Process the hooks after a completed evaluation."""
 
     def _start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking:
             return
         if not isinstance(module, PromptedModule) or isinstance(module, PromptEnsemble):
-            raise UserError(f"{type(self).__name__} looks at one prompt at a time, not at {type(module).__name__}")
+            raise UserError(f"{type(self).__name__} supports one prompt at a time, not {type(module).__name__}")
         self._stop()
         self._hooks = self.make(module).__enter__()
 
@@ -72,13 +72,13 @@ class _EvaluationHooks(Callback):
 
 
 class CaptureNeurons(_EvaluationHooks):
-    """Writes what the neurons do at the answer slot of every evaluated example, as `neurons capture --tasks` does.
+    """Neuron statistics at the answer slot over the evaluated examples, as written by `neurons capture --tasks`.
 
-    `STEP.safetensors` holds `mean`, `active` (the share of examples) [L, F], `before` and for gated FFNs `gate`. With
-    several processes their sums are put together with one exchange, and the first one writes.
+    `STEP.safetensors` contains `mean`, `active` (the share of examples) [L, F], `before` and for gated FFNs `gate`.
+    With several processes, the sums are combined by one all-reduce and process 0 writes.
 
     Args:
-        folder: for the files.
+        folder: output folder.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -107,11 +107,11 @@ class CaptureNeurons(_EvaluationHooks):
 
 
 class MaskNeurons(_EvaluationHooks):
-    """Masks neurons while a prompt is validated or tested; training goes on with all of them.
+    """Neuron mask that applies in validation and test, not in training.
 
     Args:
         mask: bool [L, F].
-        options: as of NeuronMask: method, means, deviation, seed.
+        options: those of `NeuronMask`: method, means, deviation, seed.
     """
 
     def __init__(self, mask: torch.Tensor, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""A progress bar that counts optimizer steps and shows what a person watches."""
+"""Progress bar over optimizer steps with the main metrics."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rich.text import Text
 
 
 class _Speed(ProcessingSpeedColumn):
-    """Iterations a second where one is known: one batch has none, and 0.00it/s would be untrue."""
+    """Iterations per second; empty while unknown, instead of 0.00it/s."""
 
     def render(self, task: Task) -> RenderableType:
         return super().render(task) if task.speed else Text("")
 
 
 class StepProgress(RichProgressBar):
-    """Lightning's rich bar, on standard error, without a number of epochs: a budget of steps has none."""
+    """Lightning's rich bar on standard error, without a number of epochs, which a budget of steps does not have."""
 
     def __init__(self) -> None:
         super().__init__(leave=False, console_kwargs={"stderr": True})
@@ -36,7 +36,7 @@ class StepProgress(RichProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         shown = super().get_metrics(trainer, pl_module)
-        # Without what all have in common, so that 80 columns hold the first few.
+        # Without the common prefixes, to fit the first metrics into 80 columns.
         return {
             name.removeprefix("train/").removeprefix("validation/"): (
                 value if isinstance(value, str) else f"{float(value):.3f}"

@@ -1,4 +1,4 @@
-"""Early stopping of prompts that are trained at once, each by itself."""
+"""Early stopping of the single prompts of an ensemble."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from prompt_transfer.utils.errors import UserError
 
 
 class StopEach(Callback):
-    """Stops a prompt after `patience` evaluations in a row without a better score, and the run with the last of them.
+    """Early stopping per prompt after `patience` evaluations in a row without a better score.
 
-    As Lightning's EarlyStopping would stop a run of that prompt alone. A prompt that is stopped is neither trained nor
-    scored any more.
+    Equals Lightning's EarlyStopping in separate runs. Stopped prompts are no longer trained or scored; the run ends
+    with the last of them.
 
     Args:
-        patience: evaluations, 1 or more.
+        patience: number of evaluations, at least 1.
     """
 
     def __init__(self, patience: int) -> None:
         if patience < 1:
-            raise UserError(f"--early_stopping is {patience}: give the evaluations to wait for a better score")
+            raise UserError(
+                f"--early_stopping is {patience}: give the evaluations to wait for a better score, 1 or more"
+            )
         self.patience = patience
         # Name of the prompt -> its best score, and evaluations since.
         self.waits: dict[str, tuple[float, int]] = {}

@@ -1,4 +1,4 @@
-"""A training run on W&B: metrics, convergence, what it started from, and in the end what it made."""
+"""Tracking of a training run on W&B: metrics, convergence, input prompts and output artifacts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from prompt_transfer.tracking.run import STEP, Tracker, to_table
 
 
 class WandbLog(Logger):
-    """Hands metrics to a tracker. Lightning's own logger begins a run before data and options have been checked.
+    """Logger that passes metrics to a tracker.
+
+    Lightning's W&B logger starts the run before data and options have been checked.
 
     Args:
-        tracker: begun by `RunTracking`.
+        tracker: started by `RunTracking`.
     """
 
     def __init__(self, tracker: Tracker) -> None:
@@ -41,20 +43,20 @@ class WandbLog(Logger):
         self.tracker.log(metrics, step)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The resolved configuration is there from the start."""
+        """Do nothing: the tracker has the resolved configuration from the start."""
 
 
 class RunTracking(Callback):
-    """Begins the run with the training, and logs every evaluation with what it had cost.
+    """Callback that starts the tracked run with training, and logs every evaluation with its cumulative cost.
 
-    Logs `convergence/score`, `/majority`, `/samples`, `/seconds`, `best/score`, `best/above_majority` and `best/step`;
-    of several prompts that are trained at once the mean score, and `convergence/<prompt>/score` of each.
+    Logs `convergence/score`, `/majority`, `/samples`, `/seconds`, `best/score`, `best/above_majority` and `best/step`.
+    For an ensemble the score is the mean, and `convergence/<prompt>/score` is logged for each prompt.
 
     Args:
-        tracker: not yet begun.
-        convergence: the callback whose rows are logged; it comes before this one.
-        sources: prompt files, or folders of them, that the run starts from.
-        resume: go on with the run that was begun in the folder.
+        tracker: not started yet.
+        convergence: the callback whose rows are logged; it must come before this one.
+        sources: prompt files, or folders of them, that the run is initialized from.
+        resume: continue the tracked run of the folder.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class RunTracking(Callback):
         self._logged = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Those of its checkpoint were logged by the process before.
+        # An earlier process logged the rows of the checkpoint.
         self._logged = len(self.convergence.rows)
         if not trainer.is_global_zero:
             return
@@ -73,7 +75,7 @@ class RunTracking(Callback):
             with self.tracker.shielded("the axes were not set"):
                 self.tracker.run.define_metric(STEP)
                 self.tracker.run.define_metric("*", step_metric=STEP, step_sync=True)
-            with self.tracker.shielded("the prompts that the run starts from were not linked"):
+            with self.tracker.shielded("the input prompts were not linked"):
                 for path in artifacts.find_prompt_files(self.sources):
                     self.tracker.use(artifacts.prompt_artifact(path))
 
@@ -96,13 +98,13 @@ class RunTracking(Callback):
 
 
 def finish_fit(tracker: Tracker, rows: Sequence[Mapping[str, Any]], folder: Path, log: Path) -> None:
-    """Log what a run has left in its folder, and end it on W&B.
+    """Log the outputs of a run folder, and finish the run on W&B.
 
     Args:
         tracker: of the run.
-        rows: of its results.
-        folder: the prompts or the projector in it are what the run has made.
-        log: its convergence.
+        rows: of its results table.
+        folder: contains the trained prompts or projector.
+        log: the convergence file.
     """
     with tracker.shielded("the results were not logged"):
         if tracker.run is not None:
@@ -120,7 +122,7 @@ def finish_fit(tracker: Tracker, rows: Sequence[Mapping[str, Any]], folder: Path
 
 
 def _artifact(path: Path) -> Any:
-    """The artifact of a prompt or projector; None of a copy of the best of several."""
+    """Return the artifact of a prompt or projector; None for the copy of an ensemble's best prompt."""
     if path.stem == "projector":
         return artifacts.projector_artifact(path)
     if path.stem.startswith("prompt") and path in artifacts.find_prompt_files([path.parent]):
@@ -129,15 +131,15 @@ def _artifact(path: Path) -> Any:
 
 
 def describe_fit(config: Mapping[str, Any], name: str) -> tuple[str, list[str], dict[str, Any]]:
-    """How a run of `fit` is grouped where nothing else is asked, its tags, and its configuration on W&B.
+    """Return the default group, the tags and the configuration of a `fit` run on W&B.
 
     Args:
         config: the resolved options as plain values.
         name: of the run.
 
     Returns:
-        The group (task and backbone), tags (task, backbone, seed, start), and the options below study, task, backbone,
-        seed, start and run, by which runs are grouped.
+        The group (task and backbone), tags (task, backbone, seed, start), and the configuration: task, backbone,
+        seed, start and run, by which runs are grouped, followed by the options.
     """
     data, model = config["data"], config["model"]
     tasks = data["task"] if isinstance(data["task"], list) else [data["task"]]
@@ -155,7 +157,7 @@ def describe_fit(config: Mapping[str, Any], name: str) -> tuple[str, list[str], 
 
 
 def sources_of(config: Mapping[str, Any]) -> list[str]:
-    """Prompt files and folders that a run of `fit` starts from, as in its resolved options; `{seed}` is filled in."""
+    """Return the prompt files and folders that a `fit` run is initialized from, with `{seed}` filled in."""
     model = config["model"]
     init = (model.get("init") or {}).get("init_args") or {}
     found: list[str] = []

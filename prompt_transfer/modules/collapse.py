@@ -1,7 +1,7 @@
-"""How far projections of different prompts are the same prompt, and what keeps them apart.
+"""Measures of how similar projections of different prompts are, and losses that keep them apart.
 
-The published projectors of Su et al. map prompts of different tasks to one vector (cosine 1.0000): what was transferred
-was one learnt prompt. All of these are free of scale: they see directions and shares, not the size of the prompts.
+The published projectors of Su et al. map prompts of different tasks to one vector (cosine 1.0000): they transfer a
+single learned prompt. All measures are scale-free: they depend on directions and shares, not on the size of prompts.
 
 Shape letters: N prompts, P prompt tokens, H hidden, D = P H.
 """
@@ -14,32 +14,32 @@ from torch.nn import functional
 
 
 def cosines(prompts: Tensor) -> Tensor:
-    """Cosine of every two prompts [N, P, H] as flat vectors, [N, N]."""
+    """Return the pairwise cosines [N, N] of prompts [N, P, H] as flat vectors."""
     flat = functional.normalize(prompts.flatten(1), dim=1)
     return flat @ flat.T
 
 
 def mean_cosine(prompts: Tensor, tasks: Tensor) -> Tensor:
-    """Mean cosine over the pairs of prompts of different tasks; NaN where there is one task alone.
+    """Return the mean cosine over pairs of prompts of different tasks; NaN for a single task.
 
     Args:
         prompts: [N, P, H].
-        tasks: [N], numbers that tell the tasks apart.
+        tasks: [N], the task of each prompt.
     """
     apart = tasks[:, None] != tasks[None, :]
     return cosines(prompts)[apart].mean()
 
 
 def distance(prompts: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared difference of prompts [N, P, H] from others, over the mean square of those: 1 is that of nothing."""
+    """Return the mean squared error of `prompts` [N, P, H], relative to that of zeros: 1 is no better than zeros."""
     return (prompts - targets).square().mean() / targets.square().mean()
 
 
 def contrastive(prompts: Tensor, tasks: Tensor, temperature: float) -> Tensor:
-    """A supervised contrastive loss in nats: each prompt nearer to those of its task than to those of others.
+    """Return a supervised contrastive loss in nats, which pulls prompts of a task together and those of others apart.
 
     -log(e^(p / t) / (e^(p / t) + sum over prompts of other tasks of e^(cos / t))), p the mean cosine with the other
-    prompts of its task, 1 where there is none. With one task alone it is 0.
+    prompts of its task, 1 if there are none. The loss is 0 for a single task.
 
     Args:
         prompts: [N, P, H].
@@ -57,14 +57,14 @@ def contrastive(prompts: Tensor, tasks: Tensor, temperature: float) -> Tensor:
 
 
 def spread(prompts: Tensor) -> Tensor:
-    """Share of the prompts' mean square [N, P, H] that is not their mean's: 0 where all are equal, at most 1.
+    """Return 1 minus the share of the mean in the prompts' mean square [N, P, H]: 0 if all are equal, at most 1.
 
-    For prompts of one length it is (1 - mean cosine) (N - 1) / N.
+    For prompts of equal norm it is (1 - mean cosine) (N - 1) / N.
     """
     whole = prompts.square().sum(dim=(1, 2)).mean()
     return 1 - prompts.mean(dim=0).square().sum() / whole
 
 
 def variance(prompts: Tensor, floor: float) -> Tensor:
-    """How far the `spread` is below `floor`, as a part of it: 1 where all prompts are equal, 0 from the floor on."""
+    """Return how far `spread` is below `floor`, relative to it: 1 if all prompts are equal, 0 at the floor or above."""
     return functional.relu(floor - spread(prompts)) / floor

@@ -1,7 +1,7 @@
-"""What frozen backbones answer behind fixed prompts, computed once; and a loss that makes two of them agree.
+"""Distillation from a frozen source backbone whose answers with fixed prompts are computed once.
 
-No label is looked at. Answers are compared over the label words, so the two backbones may have any vocabularies.
-Shape letters: B batch, n rows, K prompts, S prompts of a task at most, P prompt tokens, H hidden, C classes.
+No labels are used. Answers are compared over the label words, so the vocabularies of the backbones may differ.
+Shape letters: B batch, n examples, K prompts, S most prompts of a task, P prompt tokens, H hidden, C classes.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from prompt_transfer.data.tables import Tables
 from prompt_transfer.modules.objectives import Classification
 from prompt_transfer.utils.progress import steps
 
-# Texts of one forward pass.
+# Examples in a forward pass.
 ROWS = 128
-# In place of -inf where a task has fewer classes: a difference of two is 0, and not NaN.
+# Replaces -inf for missing classes, because the difference of two must be 0 and not NaN.
 NO_CLASS = -1e4
 
 
 class AnswerTable:
-    """Class logits of a split behind fixed prompts.
+    """Class logits of a split, conditioned on fixed prompts.
 
     Args:
-        objective: of the backbone that answers, on the device that computes.
-        data: a TaskDataModule; its rows are tokenised for this backbone.
+        objective: of the backbone that is asked, on its device.
+        data: a TaskDataModule; its examples are tokenized for this backbone.
         split: train, validation or test.
         prompts: [K, P, H]; P may be 0.
-        of_task: for each task the numbers of the prompts that its rows are answered behind.
-        asked: for each of these numbers the task whose label words are compared; default: that of the rows.
+        of_task: for each task the numbers of the prompts that its examples are scored with.
+        asked: for each of these numbers the task whose label words are compared; default: the task of the example.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class AnswerTable:
         self.values = values[torch.from_numpy(order)].to(device)
 
     def look(self, ids: Tensor, slots: Tensor) -> Tensor:
-        """Logits [B, C] of rows `ids` [B] behind the prompt number `slots` [B] of their task."""
+        """Return logits [B, C] of the examples `ids` [B], each with prompt `slots` [B] of its task."""
         return self.values[torch.searchsorted(self.ids, ids), slots]
 
 
 def divergence(target: Tensor, source: Tensor, temperature: float) -> Tensor:
-    """KL(source || target) of softened class logits [B, C], times the temperature squared: [B] in nats."""
+    """Return KL(source || target) of softened class logits [B, C], times the temperature squared: [B] in nats."""
     log_p = (source / temperature).log_softmax(dim=1)
     log_q = (target / temperature).log_softmax(dim=1)
     return functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1) * temperature**2
@@ -95,16 +95,16 @@ def distillation(
     alpha: float,
     temperature: float,
 ) -> Tensor:
-    """(1 - alpha) D(z_target, z_source) + alpha D(shift_target, shift_source), [B] in nats (POST, Wang et al. 2025).
+    """Return (1 - alpha) D(z_target, z_source) + alpha D(shift_target, shift_source), [B] in nats (Wang et al. 2025).
 
-    z are logits behind the prompt; a shift is what the prompt adds to the logits without one.
+    The loss of POST: z are logits with the prompt, a shift is their difference from the logits without one.
 
     Args:
         target, source: z, [B, C].
         target_alone, source_alone: logits without a prompt, [B, C]; None with alpha 0.
         mask: bool [B, C], the classes that the task has.
-        alpha: share of the shifts.
-        temperature: of D, a KL divergence.
+        alpha: weight of the shifts.
+        temperature: of D, the `divergence`.
     """
 
     def term(one: Tensor, other: Tensor) -> Tensor:
@@ -117,16 +117,16 @@ def distillation(
 
 
 class Teacher:
-    """The source backbone behind its own prompts, for a target that is to answer alike.
+    """Answers of the source backbone with its own prompts, which the target learns to match.
 
     Args:
-        source: objective of the source backbone, on the device that computes.
+        source: objective of the source backbone, on its device.
         data: a TaskDataModule.
         prompts: the source prompts [K, P, H].
         of_task: for each task the numbers of its prompts.
-        across: number of a prompt -> its task: training rows of every task are answered behind all of these; default:
-            rows are answered behind the prompts of their own task.
-        target: that of the target backbone, where it is to be trained; None: only to compare validation rows.
+        across: number of a prompt -> its task: training examples of every task are scored with all of these prompts;
+            default: with the prompts of their own task.
+        target: objective of the target backbone; None: no training, only comparison on the validation split.
         alpha, temperature: of `distillation`.
     """
 
@@ -159,12 +159,12 @@ class Teacher:
             self.alone.append(AnswerTable(objective, data, "train", nothing, slots, words))
 
     def losses(self, logits: Tensor, batch: dict[str, Tensor], slots: Tensor) -> Tensor:
-        """Loss [B] of the target's class logits [B, C] on training rows.
+        """Return the loss [B] of the target's class logits [B, C] on training examples.
 
         Args:
             logits: of the target.
             batch: `ids`, and `task_ids`, the tasks whose label words are compared.
-            slots: [B], which prompt of its task, or of those of `across`, each row is behind.
+            slots: [B], which prompt of its task, or of `across`, each example is scored with.
         """
         ids, first = batch["ids"], batch["task_ids"] if self.across else torch.zeros_like(slots)
         mine, its = (table.look(ids, first) for table in self.alone) if self.alone else (None, None)
@@ -172,5 +172,5 @@ class Teacher:
         return distillation(logits, self.train.look(ids, slots), mine, its, mask, self.alpha, self.temperature)
 
     def agrees(self, predictions: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
-        """Whether classes [B] of validation rows are the source's, float [B] of 0 and 1."""
+        """Return 1.0 for each validation example [B] whose predicted class is the source's, else 0.0."""
         return (predictions == self.validation.look(ids, slots).argmax(dim=1)).float()

@@ -1,4 +1,4 @@
-"""What a prompt is trained and scored on: to choose a label word, or to write a text.
+"""Objectives of training and evaluation: classification by label words, and text generation.
 
 Shape letters: B batch, T text tokens, P prompt tokens, S target tokens, C classes, K tasks.
 """
@@ -20,63 +20,63 @@ from prompt_transfer.tasks.verbalizers import Verbalizer, VerbalizerStack, label
 from prompt_transfer.utils.errors import UserError
 
 SPLITS = ("validation", "test")
-# (split, ids [B]) -> the texts that are right for each of them.
+# (split, ids [B]) -> the reference texts of each example.
 References = Callable[[str, Tensor], list[list[str]]]
 
 
 class Objective(nn.Module):
-    """Loss, predictions and metrics of the tasks of a run; all of one kind.
+    """Loss, predictions and metrics of the tasks of a run, all of one kind.
 
     Args:
-        backbone: what answers.
+        backbone: the frozen backbone.
         tasks: of the run; their order gives the task numbers.
     """
 
     def __init__(self, backbone: FrozenBackbone, tasks: list[Task]) -> None:
         super().__init__()
         self.tasks = tasks
-        # Not a submodule: the module that trains owns the backbone.
+        # Not a submodule: the LightningModule owns the backbone.
         self._backbone = [backbone]
         self.metrics = nn.ModuleDict({split: nn.ModuleList([make_metrics(task) for task in tasks]) for split in SPLITS})
-        # Over the examples of all processes. Lightning's own mean rounds their number a process down to a whole one.
-        # A NaN is told elsewhere, without the wait that a look at it costs here.
+        # Lightning's own mean would floor the number of examples per process.
+        # NaNs are reported elsewhere; checking here would synchronize the device.
         self.mean_loss = MeanMetric(nan_strategy="disable")
 
     @property
     def backbone(self) -> FrozenBackbone:
-        """What answers."""
+        """The frozen backbone."""
         return self._backbone[0]
 
     def losses(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Loss of each example [B] in nats."""
+        """Return the loss of each example [B] in nats."""
         raise NotImplementedError
 
     def predict(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """Predictions for a batch: `ids`, `task_ids` [B], and what the kind of task gives."""
+        """Return predictions for a batch: `ids`, `task_ids` [B], and the outputs of the kind of task."""
         raise NotImplementedError
 
     def outputs(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """What an evaluation needs of the backbone, each with one entry an example: a tensor [B, ...] or a list."""
+        """Return the backbone's outputs for an evaluation: tensors [B, ...] or lists, one entry per example."""
         raise NotImplementedError
 
     def count(
         self, outputs: dict[str, Any], batch: dict[str, Tensor], split: str, references: References, keep: bool = False
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Feed the metrics of `split`; the losses [B], and with `keep` a record of the examples."""
+        """Update the metrics of `split`; return the losses [B] and a record of the examples, complete with `keep`."""
         raise NotImplementedError
 
     def evaluate(
         self, prompt: Tensor, batch: dict[str, Tensor], split: str, references: References, keep: bool = False
     ) -> tuple[Tensor, dict[str, Any]]:
-        """`count` what the backbone answers behind `prompt`."""
+        """Run the backbone with `prompt`, and `count` its outputs."""
         return self.count(self.outputs(prompt, batch), batch, split, references, keep)
 
     def task_metrics(self, split: str) -> list[MetricCollection]:
-        """The metrics of every task on `validation` or `test`."""
+        """Return the metrics of every task on `validation` or `test`."""
         return [cast("MetricCollection", metrics) for metrics in cast("nn.ModuleList", self.metrics[split])]
 
     def compute(self, split: str) -> list[dict[str, Tensor]]:
-        """Every task's metrics over what was fed since the last call."""
+        """Return every task's metrics since the last call, and reset them."""
         found = []
         for metrics in self.task_metrics(split):
             found.append(metrics.compute())
@@ -85,7 +85,7 @@ class Objective(nn.Module):
 
 
 class Classification(Objective):
-    """Cross entropy over the label words, compared at the answer slot or, for the policy `sequence`, as whole texts."""
+    """Cross-entropy over the label words: at the answer slot or, with the policy `sequence`, as whole texts."""
 
     token_ids: Tensor
     word_weights: Tensor
@@ -97,12 +97,15 @@ class Classification(Objective):
         super().__init__(backbone, tasks)
         in_sequence = {task.label_words_policy == "sequence" for task in tasks}
         if len(in_sequence) > 1:
-            raise UserError("tasks with label_words_policy sequence and others cannot be mixed in one run")
+            raise UserError(
+                "tasks with label_words_policy sequence and others cannot be mixed in one run: give all of them "
+                "one policy with --model.label_words_policy"
+            )
         if in_sequence == {True}:
             if not backbone.writes:
                 raise UserError(
-                    f"label_words_policy sequence needs a backbone that writes text (built in: gpt2-nano, t5-nano), "
-                    f"{backbone.id} fills in one word: use label words of one token, or the policy first or mean"
+                    f"label_words_policy sequence needs a backbone that generates text (built in: gpt2-nano, t5-nano), "
+                    f"but {backbone.id} predicts one word: use label words of one token, or the policy first or mean"
                 )
             sequences, class_mask = label_sequences(tasks, backbone.encoder(1))
             self.register_buffer("sequences", sequences, persistent=False)
@@ -116,7 +119,7 @@ class Classification(Objective):
         self.register_buffer("predicted", torch.zeros_like(class_mask, dtype=torch.long), persistent=False)
 
     def logits(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
-        """Class logits [B, C], C the most classes of any task; -inf where a task has fewer."""
+        """Return class logits [B, C], C the most classes of any task; -inf beyond a task's classes."""
         if self.sequences is None:
             return self._class_logits(prompt, batch, [batch["task_ids"]])[0]
         targets = self.sequences[batch["task_ids"]]
@@ -124,7 +127,7 @@ class Classification(Objective):
         repeated = {"target_ids": targets.reshape(size * classes, length)}
         for name in ("input_ids", "attention_mask", "prompt_ids", "text_ids"):
             if name in batch:
-                # With `text_ids` the texts are not those of the examples.
+                # With `text_ids` the texts are shared, not one per example.
                 once = "text_ids" in batch and name in ("input_ids", "attention_mask")
                 repeated[name] = batch[name] if once else batch[name].repeat_interleave(classes, dim=0)
         found = self.backbone.target_log_probs(prompt, repeated).sum(dim=1).view(size, classes)
@@ -133,7 +136,7 @@ class Classification(Objective):
     def logits_of_tasks(
         self, prompt: Tensor | PromptBank, batch: dict[str, Tensor], asked: Sequence[int]
     ) -> list[Tensor]:
-        """`logits` as if all rows were of one task, for each of the tasks `asked`; words are computed once for all."""
+        """Return `logits` for each task in `asked`, as if all examples were of it; label words share a forward pass."""
         tasks = [torch.full_like(batch["task_ids"], task) for task in asked]
         if self.sequences is not None:
             return [self.logits(prompt, {**batch, "task_ids": task}) for task in tasks]
@@ -142,7 +145,7 @@ class Classification(Objective):
     def _class_logits(
         self, prompt: Tensor | PromptBank, batch: dict[str, Tensor], tasks: Sequence[Tensor]
     ) -> list[Tensor]:
-        """[B, C] at the answer slot for each of these task indices [B]."""
+        """Return logits [B, C] at the answer slot for each of the task indices [B]."""
         words = self.backbone(prompt, batch, self.token_ids)
         stacked = VerbalizerStack(self.token_ids, self.word_weights, self.class_mask)
         return [stacked.class_logits(words, task) for task in tasks]
@@ -151,12 +154,12 @@ class Classification(Objective):
         return nn.functional.cross_entropy(self.logits(prompt, batch), batch["labels"], reduction="none")
 
     def predict(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """`ids`, `task_ids` [B] and `probabilities` [B, C]."""
+        """Return `ids`, `task_ids` [B] and `probabilities` [B, C]."""
         probabilities = self.logits(prompt, batch).softmax(dim=1)
         return {"ids": batch["ids"], "task_ids": batch["task_ids"], "probabilities": probabilities}
 
     def choices(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
-        """The predicted class of each example [B]; -1 where a logit is NaN or +Inf, whose largest says nothing."""
+        """Return the predicted class of each example [B]; -1 if a logit is NaN or +Inf (invalid argmax)."""
         logits = self.logits(prompt, batch)
         return logits.argmax(dim=1).masked_fill((logits.isnan() | logits.isposinf()).any(dim=1), -1)
 
@@ -170,7 +173,7 @@ class Classification(Objective):
         predictions = logits.argmax(dim=1)
         for index, metrics in enumerate(self.task_metrics(split)):
             rows = batch["task_ids"] == index
-            if rows.any():  # torchmetrics' accuracy refuses an empty update
+            if rows.any():  # torchmetrics rejects empty updates
                 metrics.update(predictions[rows], batch["labels"][rows])
         counted = (batch["task_ids"], predictions)
         self.predicted.index_put_(counted, torch.ones_like(predictions), accumulate=True)
@@ -179,7 +182,7 @@ class Classification(Objective):
         return losses, {**{name: batch[name] for name in ("ids", "task_ids", "labels")}, "predictions": predictions}
 
     def only_predictions(self, counts: Tensor) -> list[tuple[Task, str]]:
-        """Tasks of whose classes one alone was predicted, with its word; `counts` [K, C] over all processes."""
+        """Return the tasks with a single predicted class and its label word; `counts` [K, C] covers all processes."""
         return [
             (task, task.label_words[int(row.argmax())])
             for task, row in zip(self.tasks, counts, strict=True)
@@ -188,10 +191,10 @@ class Classification(Objective):
 
 
 class Generation(Objective):
-    """Mean cross entropy over the tokens of the text to be written; scored on what is written greedily or in beams.
+    """Mean cross-entropy over the tokens of the target text; scored on generated text.
 
     Args:
-        num_beams: 1 writes greedily.
+        num_beams: 1 is greedy decoding.
     """
 
     def __init__(self, backbone: FrozenBackbone, tasks: list[Task], num_beams: int = 1) -> None:
@@ -199,7 +202,7 @@ class Generation(Objective):
         self.num_beams = num_beams
         if not backbone.writes:
             raise UserError(
-                f"{tasks[0].name} is to be answered with a text, and {backbone.id} fills in one word: use a causal or "
+                f"{tasks[0].name} needs generated text, but {backbone.id} predicts one word: use a causal or "
                 "sequence-to-sequence backbone (gpt2-nano and t5-nano are built in)"
             )
 
@@ -213,7 +216,7 @@ class Generation(Objective):
         return self.backbone.decode(written)
 
     def predict(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """`ids`, `task_ids` [B] and `texts`, B of them."""
+        """Return `ids`, `task_ids` [B] and `texts`, a list of B."""
         return {"ids": batch["ids"], "task_ids": batch["task_ids"], "texts": self._write(prompt, batch)}
 
     def outputs(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
@@ -242,12 +245,12 @@ class Generation(Objective):
 
 
 def make_objective(backbone: FrozenBackbone, tasks: list[Task], num_beams: int = 1) -> Objective:
-    """The objective of `tasks`.
+    """Return the objective of `tasks`.
 
     Raises:
-        UserError: tasks of both kinds, or a backbone that cannot do what they ask for.
+        UserError: tasks of both kinds, or a backbone without the ability that they need.
     """
     kinds = {task.is_generation for task in tasks}
     if len(kinds) > 1:
-        raise UserError("tasks with label words and tasks that write a text cannot be mixed in one run")
+        raise UserError("classification and generation tasks cannot be mixed in one run: train them separately")
     return Generation(backbone, tasks, num_beams) if kinds == {True} else Classification(backbone, tasks)

@@ -1,4 +1,4 @@
-"""PromptEnsemble: several prompts trained at once over one frozen backbone, each as if it were alone."""
+"""PromptEnsemble: several prompts trained at once on one frozen backbone, with the results of separate runs."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ from prompt_transfer.utils.nonfinite import FirstNonFinite, largest
 
 
 class PromptEnsemble(PromptTuning):
-    """Trains a prompt for each pair of a seed and a learning rate; all see the same batches.
+    """One prompt for each pair of seed and learning rate, all trained on the same batches.
 
-    A batch of texts is repeated for the N prompts with `prompt_ids` [N * B]: loading, tokenising and waiting are paid
-    once, and where prompts see only themselves the keys and values of each are computed once a step. The loss is the
-    sum of the prompts' own mean losses, gradients are clipped prompt by prompt, and one optimizer with a group of
-    parameters for each steps them all: N prompts trained together are those trained alone (but for the backbone's
-    dropout, which draws other numbers). A prompt that is stopped, or whose numbers are no longer finite, costs nothing
-    from then on.
+    A batch of texts is repeated for the N prompts with `prompt_ids` [N * B]: loading and tokenization are paid once,
+    and if prompts see only themselves, their keys and values are computed once per step. The loss is the sum of the
+    prompts' mean losses, gradients are clipped per prompt, and one optimizer has a parameter group for each prompt.
+    This makes N prompts trained together equal to N separate runs, except for the random numbers of the backbone's
+    dropout. A prompt that is stopped or has become non-finite costs nothing from then on.
 
     Shape letters: B batch, P prompt tokens, H hidden, N prompts.
 
     Args:
-        seeds: one prompt each, as a run with that `--seed_everything` would train it; None: that of the run.
-        learning_rates: each seed with each of them.
-        prompts_at_once: of one forward pass, at most; None: all, or as many as --data.max_tokens allows.
-        options: as of PromptTuning.
+        seeds: one prompt each, equal to a run with that `--seed_everything`; None: the seed of the run.
+        learning_rates: combined with each seed.
+        prompts_at_once: most prompts in a forward pass; None: all, or as many as --data.max_tokens allows.
+        options: those of `PromptTuning`.
     """
 
     initial_prompt: Tensor
@@ -62,12 +61,12 @@ class PromptEnsemble(PromptTuning):
         grid = list(itertools.product(own_seeds, rates))
         self.seeds: list[int | None] = [seed for seed, _ in grid]
         self.learning_rates: list[float | None] = [rate for _, rate in grid]
-        # Short names for logs; those of the files have `prompt-` before them.
+        # Names in logs; file names add the prefix `prompt-`.
         self.names = [_name(seed, rate) for seed, rate in grid]
         self.inits: list[Initializer] = [self.init] * len(grid)
         self.members = nn.ModuleList([copy.deepcopy(self.reparameterization) for _ in grid])
         self.active = list(range(len(grid)))
-        # Scored in the last evaluation.
+        # Prompts scored in the last evaluation.
         self.evaluated: list[int] = []
         self.watched, self.answered = FirstNonFinite(len(grid)), FirstNonFinite(len(grid))
 
@@ -75,11 +74,11 @@ class PromptEnsemble(PromptTuning):
 
     @property
     def files(self) -> list[str]:
-        """Names of the prompts' files without the suffix."""
+        """File names of the prompts, without suffix."""
         return [f"prompt-{name}" for name in self.names]
 
     def member(self, number: int) -> Reparameterization:
-        """What is trained in place of a prompt."""
+        """Return the reparameterization of prompt `number`."""
         return cast("Reparameterization", self.members[number])
 
     @property
@@ -87,7 +86,7 @@ class PromptEnsemble(PromptTuning):
         return self.member(0).is_built
 
     def connect(self, tasks: list[Task]) -> None:
-        """Build what `tasks` are trained and scored on: metrics for each prompt."""
+        """Build the objective of `tasks`, with metrics for each prompt."""
         before = getattr(self, "objective", None)
         super().connect(tasks)
         if self.objective is before:
@@ -96,7 +95,7 @@ class PromptEnsemble(PromptTuning):
         self.objectives = nn.ModuleList([self.objective, *others]).to(self.device)
 
     def begin(self, seed: int) -> None:
-        """Make the initial prompts; `seed` is that of those that have none of their own."""
+        """Initialize the prompts; those without a seed of their own use `seed`."""
         self.seeds = [seed if own is None else own for own in self.seeds]
         starts = []
         for number, own in enumerate(self.seeds):
@@ -106,7 +105,7 @@ class PromptEnsemble(PromptTuning):
         self._check_different()
 
     def build(self, initial: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> None:
-        """Start from the prompts `initial` [N, P, H], with a generator for each."""
+        """Build the trained parameters from the prompts `initial` [N, P, H], with a generator for each."""
         self.prompt_length = initial.shape[1]
         self.register_buffer("initial_prompt", initial.detach().clone().float(), persistent=True)
         generators = generator if isinstance(generator, list) else [torch.Generator().manual_seed(0) for _ in initial]
@@ -115,7 +114,7 @@ class PromptEnsemble(PromptTuning):
         self.members.to(self.device)
 
     def _check_different(self) -> None:
-        """Equal prompts with equal learning rates would stay equal, and an interval over them would be a lie."""
+        """Raise UserError if two prompts would stay equal, which would make an interval over seeds meaningless."""
         if self.backbone.dropout:
             return
         for first, second in itertools.combinations(range(len(self.names)), 2):
@@ -124,24 +123,24 @@ class PromptEnsemble(PromptTuning):
             if same and self.learning_rates[first] == self.learning_rates[second]:
                 raise UserError(
                     f"the prompts {self.names[first]} and {self.names[second]} would start equal and stay equal with "
-                    f"{self.init.describe()}: give one seed, or a start for each (a path with {{seed}})"
+                    f"{self.init.describe()}: give one seed, or an initial prompt for each (a path with {{seed}})"
                 )
 
     # The forward pass ------------------------------------------------------------------------------------------
 
     def current_prompt(self) -> Tensor:
-        """All prompts [N, P, H] as they are now, with their gradients."""
+        """Return all current prompts [N, P, H], with their gradients."""
         return self.stacked(list(range(len(self.names))))
 
     def stacked(self, members: list[int]) -> Tensor:
-        """Some of the prompts, [N, P, H]."""
+        """Return the prompts with the numbers `members`, [N, P, H]."""
         return torch.stack([self.member(number)() for number in members])
 
     def trained(self) -> list[nn.Parameter]:
         return [p for number in self.active for p in self.member(number).parameters() if p.requires_grad]
 
     def passes(self, batches: list[dict[str, Tensor]]) -> list[Pass]:
-        """Each batch with as many of the active prompts as one forward pass takes."""
+        """Return each batch with groups of active prompts that fit in a forward pass."""
         found = []
         for batch in batches:
             size = min(self._at_once(batch), len(self.active))
@@ -159,7 +158,7 @@ class PromptEnsemble(PromptTuning):
         return max(1, min(limit, budget // (rows * (length + self.encoder.extra_positions + target))))
 
     def repeated(self, batch: dict[str, Tensor], times: int) -> dict[str, Tensor]:
-        """A batch [B, ...] once for each of so many prompts, [N * B, ...], prompt after prompt; the texts once."""
+        """Return a batch [B, ...] repeated for N = `times` prompts, [N * B, ...]; texts are not copied."""
         return cross_prompts(batch, torch.arange(times, device=batch["input_ids"].device))
 
     def summed_losses(self, batch: dict[str, Tensor], members: list[int]) -> Tensor:
@@ -169,17 +168,17 @@ class PromptEnsemble(PromptTuning):
         return sums.new_zeros(len(self.names)).index_add(0, where, sums) + self._unused()
 
     def _unused(self) -> Tensor:
-        """Zero, with all that is not trained any more in its graph: DDP waits for the gradient of every parameter."""
+        """Return a zero that depends on the stopped prompts, because DDP waits for the gradient of every parameter."""
         zero = torch.zeros((), device=self.device)
         if self.trainer.world_size == 1:
             return zero
         stopped = set(range(len(self.names))) - set(self.active)
-        # Over no element, so that a number that is not finite does not get in.
+        # A sum over no elements, because non-finite values would spread.
         return zero + sum(p.flatten()[:0].sum() for number in stopped for p in self.member(number).parameters())
 
     def on_after_backward(self) -> None:
         super().on_after_backward()
-        # Those that are stopped stay as they are: an optimizer with momentum would move them by a gradient of zero.
+        # Momentum would move stopped prompts even with a gradient of zero.
         for number in set(range(len(self.names))) - set(self.active):
             for parameter in self.member(number).parameters():
                 parameter.grad = None
@@ -198,7 +197,7 @@ class PromptEnsemble(PromptTuning):
     # Evaluation ------------------------------------------------------------------------------------------------
 
     def evaluation_step(self, batch: dict[str, Tensor], split: str) -> None:
-        """Feed the metrics of every active prompt from one pass over the data."""
+        """Update the metrics of every active prompt."""
         references, size = self.trainer.datamodule.targets, len(batch["ids"])
         for _, members in self.passes([batch]):
             outputs = self.objective.outputs(self.stacked(members), self.repeated(batch, len(members)))
@@ -212,7 +211,7 @@ class PromptEnsemble(PromptTuning):
         return cast("Objective", self.objectives[number])
 
     def evaluation_end(self, split: str) -> None:
-        """Log every prompt's metrics, and as `<split>/score` the best of them."""
+        """Log every prompt's metrics, and the best score as `<split>/score`."""
         self.check_answers(split)
         self.evaluated = list(self.active)
         scores = [
@@ -221,7 +220,7 @@ class PromptEnsemble(PromptTuning):
         self.log(f"{split}/score", torch.stack(scores).max(), prog_bar=True)
         self.gather_records()
 
-    # Numbers that are not finite -------------------------------------------------------------------------------
+    # Non-finite values ------------------------------------------------------------------------------------------
 
     def largest_gradients(self) -> Tensor:
         found = torch.zeros(len(self.names), device=self.device)
@@ -240,17 +239,17 @@ class PromptEnsemble(PromptTuning):
         return f"prompt {self.names[number]}"
 
     def handle_nonfinite(self, number: int, trouble: str) -> None:
-        """Stop a prompt and say so; the others go on, as if it had never been."""
+        """Stop the prompt with a warning; the others continue unaffected."""
         if number not in self.active:
             return
         if len(self.active) == 1:
             super().handle_nonfinite(number, f"{trouble}, and it was the last one")
         self.stop(number)
         if self.trainer.is_global_zero:
-            warnings.warn(f"{trouble}; it is stopped, its best until then is kept", stacklevel=2)
+            warnings.warn(f"{trouble}; it is stopped, its best state so far is kept", stacklevel=2)
 
     def stop(self, number: int) -> None:
-        """Train and score a prompt no longer."""
+        """Stop training and scoring a prompt."""
         self.active.remove(number)
 
     def named_scores(self, logged: Mapping[str, Tensor], split: str) -> dict[str, dict[str, float]]:
@@ -263,9 +262,7 @@ class PromptEnsemble(PromptTuning):
         return found
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        raise UserError(
-            "prompts that were trained at once predict one by one: give a prompt file of the run (--prompt)"
-        )
+        raise UserError("PromptEnsemble predicts with one prompt at a time: give a prompt file of the run (--prompt)")
 
     # Optimizer -------------------------------------------------------------------------------------------------
 
@@ -282,7 +279,7 @@ class PromptEnsemble(PromptTuning):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient of each prompt as if it were alone."""
+        """Clip the gradient of each prompt separately."""
         if not gradient_clip_val:
             return
         clip: Any = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
@@ -299,14 +296,14 @@ class PromptEnsemble(PromptTuning):
         trained = checkpoint.get("prompts", [])
         if trained != self.names:
             raise UserError(
-                f"this checkpoint trains the prompts {', '.join(trained) or '(one alone)'}, the options name "
-                f"{', '.join(self.names)}: go on with the seeds and learning rates that it was trained with"
+                f"this checkpoint trains the prompts {', '.join(trained) or '(a single one)'}, the options name "
+                f"{', '.join(self.names)}: resume with the seeds and learning rates of its training"
             )
         super().on_load_checkpoint(checkpoint)
         self.active = list(checkpoint["active"])
 
     def prompt(self, name: str = "prompt") -> Prompt:
-        """A prompt as it is now.
+        """Return a current prompt.
 
         Args:
             name: one of `files`.
@@ -334,8 +331,8 @@ def _check(
         raise UserError(f"--model.seeds {seeds}: give different numbers from 0 to 2**32 - 1")
     if rates is not None:
         if options.get("optimizer") is not None or options.get("learning_rate") is not None:
-            raise UserError("--model.learning_rates stands in place of --model.learning_rate and --model.optimizer")
+            raise UserError("--model.learning_rates excludes --model.learning_rate and --model.optimizer: give one")
         if len({_name(None, rate) for rate in rates}) != len(rates) or not all(rate > 0 for rate in rates):
             raise UserError(f"--model.learning_rates {rates}: give different numbers above 0")
     if prompts_at_once is not None and prompts_at_once < 1:
-        raise UserError(f"--model.prompts_at_once is {prompts_at_once}: one forward pass takes one prompt or more")
+        raise UserError(f"--model.prompts_at_once is {prompts_at_once}: give 1 or more")

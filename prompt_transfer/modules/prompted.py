@@ -1,4 +1,4 @@
-"""What LightningModules with a prompt in front of a frozen backbone share: tasks, evaluation, prediction."""
+"""Base of the LightningModules that score a prompt on a frozen backbone: tasks, evaluation, prediction."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from prompt_transfer.utils.nonfinite import FirstNonFinite
 
 
 class PromptedModule(L.LightningModule):
-    """Scores `current_prompt` on the tasks of the datamodule.
+    """A prompt (`current_prompt`) that is scored on the tasks of the datamodule.
 
     A subclass sets `backbone` and saves the hyperparameters `label_words_policy` and `num_beams`.
 
     Attributes:
         tasks: of the run, in the order of their numbers.
-        objective: what they are trained and scored on.
-        keep_records: set by those who want every prediction of an evaluation, not only its metrics.
-        records: one dict a batch, of all processes once the evaluation has ended.
-        answered: where the answers of an evaluation were not finite first; places are example ids.
+        objective: loss, predictions and metrics of the tasks.
+        keep_records: keep every prediction of an evaluation, not only the metrics.
+        records: one dict per batch; those of all processes after the evaluation.
+        answered: tracks the first non-finite answers of an evaluation; places are example ids.
     """
 
     backbone: FrozenBackbone
@@ -42,11 +42,11 @@ class PromptedModule(L.LightningModule):
         self.answered = FirstNonFinite()
 
     def current_prompt(self) -> Tensor:
-        """The prompt [P, H] that is scored."""
+        """Return the prompt [P, H] that is scored."""
         raise NotImplementedError
 
     def connect(self, tasks: list[Task]) -> None:
-        """Build what `tasks` are trained and scored on."""
+        """Build the objective and metrics of `tasks`."""
         tasks = [task.with_policy(self.hparams.label_words_policy) for task in tasks]
         if tasks == self.tasks:
             return
@@ -55,7 +55,7 @@ class PromptedModule(L.LightningModule):
         self.objective.to(self.device)
 
     def evaluation_step(self, batch: dict[str, Tensor], split: str) -> None:
-        """Feed the metrics of `split`."""
+        """Update the metrics of `split`."""
         references = self.trainer.datamodule.targets
         keep = self.keep_records
         losses, record = self.objective.evaluate(self.current_prompt(), batch, split, references, keep)
@@ -64,7 +64,7 @@ class PromptedModule(L.LightningModule):
         self.observe(record, batch, split)
 
     def observe(self, record: dict[str, Any], batch: dict[str, Tensor], split: str) -> None:
-        """Take what a subclass wants of the objective's record of an evaluation batch."""
+        """Process the objective's record of an evaluation batch; a hook for subclasses."""
 
     def _keep(self, record: dict[str, Any]) -> None:
         if self.keep_records:
@@ -72,42 +72,42 @@ class PromptedModule(L.LightningModule):
             self.records.append(kept)
 
     def evaluation_end(self, split: str) -> None:
-        """Log every task's metrics and `<split>/score`, the mean of those that select (`selects`).
+        """Log every task's metrics and `<split>/score`, the mean over the tasks that select (`selects`).
 
         Raises:
-            UserError: an answer was not finite, so that the scores would be wrong.
+            UserError: an answer was not finite, which would make the scores wrong.
         """
         self.check_answers(split)
         self.log_scores(self.objective, split, split, prog_bar=len(self.tasks) == 1)
         self.gather_records()
 
     def check_answers(self, split: str) -> None:
-        """Call `handle_nonfinite` for each prompt whose answers were not finite: the argmax of NaNs is a class too."""
-        for number, (what, example) in self.answered.found(self.gather).items():
+        """Call `handle_nonfinite` for each prompt with non-finite answers, whose argmax would count as a class."""
+        for number, (quantity, example) in self.answered.found(self.gather).items():
             self.handle_nonfinite(
-                number, f"the {what} on the {split} split is NaN or Inf, first in {self.row_numbers([example])}"
+                number, f"the {quantity} on the {split} split is NaN or Inf, first in {self.row_numbers([example])}"
             )
         self.answered.reset()
 
     def row_numbers(self, examples: Sequence[int]) -> str:
-        """Example ids as row numbers of their tasks, for messages."""
+        """Format example ids as row numbers of their tasks, for messages."""
         return named_rows(examples, [task.name for task in self.tasks])
 
     def handle_nonfinite(self, number: int, trouble: str) -> None:
-        """What becomes of prompt `number`, of which something is not finite any more.
+        """Handle a prompt whose values became non-finite.
 
         Raises:
-            UserError: there is no other that could go on.
+            UserError: no other prompt is left to continue with.
         """
         raise UserError(f"{trouble}: its scores would be wrong; try --model.dtype float32, or another prompt")
 
     @property
     def gather(self) -> Any:
-        """[..] -> [processes, ..], or None where there is one process."""
+        """A function [..] -> [processes, ..]; None if there is one process."""
         return self.all_gather if self.trainer.world_size > 1 else None
 
     def log_scores(self, objective: Objective, split: str, prefix: str, prog_bar: bool = False) -> Tensor:
-        """Log what `objective` has counted below `prefix`; the mean of the metrics that select."""
+        """Log the metrics of `objective` under `prefix`, and return the mean of those that select."""
         scores = []
         for task, values in zip(self.tasks, objective.compute(split), strict=True):
             start = prefix if len(self.tasks) == 1 else f"{prefix}/{task.name}"
@@ -119,38 +119,38 @@ class PromptedModule(L.LightningModule):
         self.log(f"{prefix}/loss", objective.mean_loss.compute())
         objective.mean_loss.reset()
         if isinstance(objective, Classification):
-            self._warn_of_one_class(objective, prefix)
+            self._warn_single_class(objective, prefix)
         return score
 
     @property
     def score_name(self) -> str:
-        """What the mean of the metrics is logged as; the best `score` is kept."""
+        """Log name of the mean of the metrics; the best `score` is kept."""
         return "score"
 
     def selects(self, task: Task) -> bool:
-        """Whether a task counts in the score: where some are held out from training, they alone do."""
+        """Whether a task counts in the score: only held-out tasks if there are any, else all."""
         held_out = getattr(self.trainer.datamodule, "held_out", ())
         return not held_out or task.name in held_out
 
     def named_scores(self, logged: Mapping[str, Tensor], split: str) -> dict[str, dict[str, float]]:
-        """Of all that was logged what the last evaluation on `split` gave: prompt -> name of the metric -> value.
+        """Return the last evaluation's metrics on `split` per prompt: prompt -> metric -> value.
 
-        A prompt is called like its file without the suffix.
+        A prompt's name is that of its file without the suffix.
         """
         prefix = f"{split}/"
         found = {name: float(value) for name, value in logged.items() if name.startswith(prefix)}
         return {"prompt": {name.removeprefix(prefix): value for name, value in found.items()}} if found else {}
 
     def gather_records(self) -> None:
-        """Put the records of all processes together, on each of them."""
+        """Gather the records of all processes on each of them."""
         if self.keep_records and self.trainer.world_size > 1:
             parts: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(parts, self.records)
             self.records = [record for part in parts for record in part]
 
-    def _warn_of_one_class(self, objective: Classification, prefix: str) -> None:
+    def _warn_single_class(self, objective: Classification, prefix: str) -> None:
         split, _, name = prefix.partition("/")
-        whose = f" behind the prompt {name}" if name else ""
+        whose = f" with the prompt {name}" if name else ""
         counts = objective.predicted
         if self.trainer.world_size > 1:
             counts = self.all_gather(counts).sum(dim=0)
@@ -158,7 +158,7 @@ class PromptedModule(L.LightningModule):
             for task, word in objective.only_predictions(counts):
                 warnings.warn(
                     f"step {self.global_step}: every {split} example of {task.name}{whose} "
-                    f"is predicted {word!r}; if this stays, try another learning rate or more steps",
+                    f"is predicted {word!r}; if this persists, try another learning rate or more steps",
                     stacklevel=2,
                 )
         objective.predicted.zero_()
@@ -176,7 +176,7 @@ class PromptedModule(L.LightningModule):
         self.evaluation_end("test")
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """`ids`, `task_ids` [B] and `probabilities` [B, C], or `texts` where the task is to write."""
+        """Return `ids`, `task_ids` [B] and `probabilities` [B, C], or `texts` for generation tasks."""
         output = self.objective.predict(self.current_prompt(), batch)
         if "probabilities" in output:
             self.answered.observe_rows("answer", output["probabilities"].sum(dim=1), batch["ids"])

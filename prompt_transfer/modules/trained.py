@@ -1,159 +1,122 @@
-"""What LightningModules share that train something in front of a frozen backbone: steps, optimizer, checkpoints."""
+"""Base of the LightningModules that train in front of a frozen backbone: steps, optimizer, checkpoints."""
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from transformers import get_scheduler
 
+from prompt_transfer.backbones.config import BackboneConfig
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.frozen import FrozenBackbone, is_emulated
+from prompt_transfer.modules.optimization import OptimizationConfig
 from prompt_transfer.modules.prompted import PromptedModule
 from prompt_transfer.tasks.task import LABEL_WORDS_POLICIES
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.nonfinite import FirstNonFinite, largest
 
-# A batch, and the numbers of the prompts that see it.
+# A batch and the numbers of the prompts that are applied to it.
 Pass = tuple[dict[str, Tensor], list[int]]
-# Those of transformers that need nothing but their length.
-SCHEDULES = ("linear", "constant", "constant_with_warmup", "cosine", "polynomial", "inverse_sqrt")
+# Saved under another name, or not at all: permission to run code is not inherited from a checkpoint.
+_NOT_SAVED = ("name", "dropout", "trust_remote_code")
 
 
 class TrainedModule(PromptedModule):
-    """Trains what a subclass gives as `trained`; the backbone stays bit-equal.
+    """Base of modules that train parameters (`trained`) in front of a frozen backbone, which stays bit-equal.
 
-    A subclass sets `prompt_length`, and builds what it trains in `begin`, or in `restore` from a checkpoint.
+    A subclass sets `prompt_length` and builds its parameters in `begin`, or in `restore` from a checkpoint.
 
     Args:
-        backbone: a built-in backbone, the folder of a Hugging Face model, a GGUF file, or a hub id.
-        layout: of an encoder `prefix` (prompt, answer slot, text; the default) or `mask_first` (release 1.0 of Su et
-            al.); of a causal backbone `start_answer_last` (the tokenizer's start token before the text; the default
-            where it adds one) or `answer_last` (no start token).
-        attention: `full` (the prompt sees the text) or `shared` (it sees only itself; faster).
-        optimizer: default AdamW without weight decay.
-        learning_rate: of the default optimizer; default: `default_learning_rate`.
+        backbone: a built-in backbone, the folder of a Hugging Face model, a GGUF file, or a Hub id.
+        optimizer: default: AdamW without weight decay.
+        learning_rate: of the default optimizer; default: that of the backbone's family, for projectors 1e-3.
         schedule: name of a transformers schedule (`linear`, `constant_with_warmup`, `cosine`, ...) over all steps.
         warmup_steps: optimizer steps of that schedule's warm-up.
-        scheduler: a scheduler of your own, stepped every optimizer step, in place of `schedule`.
-        dtype: of the backbone's weights (`float32`, `bfloat16`, `float16`); what is trained is float32 always.
-        head: `lm`, or `embedding` for checkpoints without an LM head.
-        label_words_policy: for label words of several tokens, in place of the tasks' own: `error`, `first` (token),
-            `mean`, or `sequence` (the whole label text is scored: causal and seq2seq backbones).
-        num_beams: beams of texts that are written; 1 writes greedily.
+        scheduler: a custom scheduler, stepped every optimizer step; replaces `schedule`.
+        label_words_policy: for label words of several tokens; overrides the tasks' own policy: `error`, `first`
+            (token), `mean`, or `sequence` (score the whole label text: causal and seq2seq backbones).
+        num_beams: beams for generated text; 1 is greedy decoding.
         backbone_dropout: use the backbone's dropout in training.
-        gradient_checkpointing: for long inputs: keep only the layers' inputs and compute the rest again in the backward
-            pass. Where single examples fit, `--data.max_tokens` saves memory at no cost.
-        compile: compile the backbone's layers (`torch.compile`).
-        revision: of a hub repository.
-        trust_remote_code: run model code that comes with a checkpoint.
+        backbone_options: the other fields of `BackboneConfig`.
     """
 
     prompt_length: int
-    # What a run trains, for messages.
-    what = "prompt"
+    # Used in messages.
+    trained_name = "prompt"
 
     def __init__(
         self,
         backbone: str = "roberta-nano",
-        layout: str | None = None,
-        attention: str = "full",
         optimizer: OptimizerCallable | None = None,
         learning_rate: float | None = None,
         schedule: str = "linear",
         warmup_steps: int = 0,
         scheduler: LRSchedulerCallable | None = None,
-        dtype: str = "float32",
-        head: str = "lm",
         label_words_policy: str | None = None,
         num_beams: int = 1,
         backbone_dropout: bool = False,
-        gradient_checkpointing: bool = False,
-        compile: bool = False,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
+        **backbone_options: Any,
     ) -> None:
         super().__init__()
-        if optimizer is not None and learning_rate is not None:
-            raise UserError("learning_rate is that of the default optimizer: with --model.optimizer give its own lr")
-        if learning_rate is not None and not learning_rate > 0:
-            raise UserError(f"learning_rate is {learning_rate}: give a number above 0 (null: the family's default)")
-        if warmup_steps < 0:
-            raise UserError(f"warmup_steps is {warmup_steps}: give 0 or more")
-        if schedule not in SCHEDULES:
-            raise UserError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        self.optimization = OptimizationConfig(optimizer, learning_rate, schedule, warmup_steps, scheduler)
         if label_words_policy is not None and label_words_policy not in LABEL_WORDS_POLICIES:
             raise UserError(
                 f"unknown label_words_policy {label_words_policy!r}: choose one of {', '.join(LABEL_WORDS_POLICIES)}"
             )
         if num_beams < 1:
-            raise UserError(f"num_beams is {num_beams}: 1 writes greedily, more search")
-        self._optimizer, self._scheduler = optimizer, scheduler
-        # Places are positions of training batches.
+            raise UserError(f"num_beams is {num_beams}: give 1 (greedy decoding) or more")
+        # Places are positions of training batches in the data order.
         self.watched = FirstNonFinite()
-        # The batch at hand, and the number from 1 of its optimizer step.
+        # Position of the current batch, and its optimizer step, counted from 1.
         self._position = self._step = 0
-        self.backbone = FrozenBackbone(
-            backbone,
-            layout=layout,
-            attention=attention,
-            dtype=dtype,
-            head=head,
-            dropout=backbone_dropout,
-            gradient_checkpointing=gradient_checkpointing,
-            compile=compile,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
-        # Plain types only: Lightning loads checkpoints with weights_only.
+        # jsonargparse resolves `backbone_options` through this call: it makes the fields flags of the command line.
+        config = BackboneConfig(backbone, dropout=backbone_dropout, **backbone_options)
+        self.backbone = FrozenBackbone(config)
+        # Plain types only, because Lightning loads checkpoints with weights_only.
         self.save_hyperparameters(
             {
                 "backbone": backbone,
+                "backbone_dropout": backbone_dropout,
+                **{name: value for name, value in asdict(config).items() if name not in _NOT_SAVED},
                 "layout": self.backbone.layout.name,
-                "attention": attention,
                 "learning_rate": learning_rate or self.default_learning_rate,
                 "schedule": schedule,
                 "warmup_steps": warmup_steps,
-                "dtype": dtype,
-                "head": head,
                 "label_words_policy": label_words_policy,
                 "num_beams": num_beams,
-                "backbone_dropout": backbone_dropout,
-                "gradient_checkpointing": gradient_checkpointing,
-                "compile": compile,
-                "revision": revision,
             }
         )
-        # Only what is trained is saved (`state_dict`), so the backbone is missing from every checkpoint.
+        # The backbone is missing from every checkpoint (`state_dict`).
         self.strict_loading = False
 
     @property
     def default_learning_rate(self) -> float:
-        """Learning rate where none is given."""
+        """Learning rate if none is given: that of the backbone's family."""
         return self.backbone.family.learning_rate
 
     # Set-up ----------------------------------------------------------------------------------------------------
 
     @property
     def encoder(self) -> TextEncoder:
-        """What the datamodule tokenises with."""
+        """The encoder that the datamodule tokenizes with."""
         return self.backbone.encoder(self.prompt_length)
 
     def setup(self, stage: str) -> None:
-        """Learn the tasks of the datamodule and make what is trained."""
+        """Connect the tasks of the datamodule and build the trained parameters."""
         if self.trainer.precision in ("bf16-true", "16-true"):
             raise UserError(
-                f"--trainer.precision {self.trainer.precision} would cast what is trained and its optimizer too; "
-                "use --model.dtype bfloat16 for the backbone's weights"
+                f"--trainer.precision {self.trainer.precision} would also cast the trained parameters and "
+                "their optimizer; use --model.dtype bfloat16 for the backbone's weights"
             )
-        # The module itself is moved to its device only after this.
+        # The module is not on its device yet.
         device = self.trainer.strategy.root_device
         if self.trainer.is_global_zero and is_emulated(self.backbone.dtype_name, device):
             warnings.warn(
-                f"this processor has no instructions for {self.backbone.dtype_name}: float32 will be faster here",
+                f"this processor has no instructions for {self.backbone.dtype_name}: float32 is faster here",
                 stacklevel=2,
             )
         self.watched.reset()
@@ -163,33 +126,33 @@ class TrainedModule(PromptedModule):
 
     @property
     def is_built(self) -> bool:
-        """Whether there is something to train."""
+        """Whether the trained parameters exist."""
         raise NotImplementedError
 
     def begin(self, seed: int) -> None:
-        """Make what is trained in the run whose seed is `seed`."""
+        """Initialize the trained parameters with the seed of the run."""
         raise NotImplementedError
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Make room for the state of a checkpoint."""
+        """Allocate parameters that fit the state of a checkpoint."""
         raise NotImplementedError
 
     # Steps -----------------------------------------------------------------------------------------------------
 
     def trained(self) -> list[torch.nn.Parameter]:
-        """The parameters that a step trains."""
+        """Return the parameters that a step trains."""
         raise NotImplementedError
 
     def passes(self, batches: list[dict[str, Tensor]]) -> list[Pass]:
-        """The forward passes over some batches: each a batch and the numbers of the prompts that see it."""
+        """Return the forward passes of a step: each a batch and the numbers of the prompts that are applied to it."""
         return [(batch, [0]) for batch in batches]
 
     def summed_losses(self, batch: dict[str, Tensor], members: list[int]) -> Tensor:
-        """The sum of the examples' losses for each that is trained [N], 0 for those that are not among `members`."""
+        """Return each prompt's summed loss [N], 0 for prompts that are not in `members`."""
         raise NotImplementedError
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Mean loss over the examples of all ranks; several forward passes only save memory."""
+        """Return the mean loss over the examples of all ranks; several forward passes only save memory."""
         parameters = self.trained()
         count = batch["global_count"] / self.trainer.world_size
         *early, last = self.passes(batch["micro_batches"])
@@ -205,7 +168,7 @@ class TrainedModule(PromptedModule):
         totals.append(losses.detach())
         loss = losses.sum()
         if early:
-            # A term of value zero whose gradient is that of the micro-batches whose graphs are gone already.
+            # A term of value zero that carries the gradients of the earlier micro-batches, whose graphs are freed.
             carried = torch.stack([(g * p).sum() for g, p in zip(gradients, parameters, strict=True)]).sum()
             loss = loss + carried - carried.detach()
         self._position, self._step = batch["position"], self.trainer.global_step + 1
@@ -221,23 +184,23 @@ class TrainedModule(PromptedModule):
 
     @property
     def logs_this_step(self) -> bool:
-        """Whether the loggers write at the end of this step: when its number is a multiple."""
+        """Whether the loggers write at the end of this step."""
         every = self.trainer.log_every_n_steps
         return every > 0 and (self.trainer.global_step + 1) % every == 0
 
-    # Numbers that are not finite -------------------------------------------------------------------------------
+    # Non-finite values ------------------------------------------------------------------------------------------
 
     def largest_gradients(self) -> Tensor:
-        """The largest absolute number in the gradient of each that is trained [N]."""
+        """Return the largest absolute gradient of each prompt [N]."""
         return largest([p.grad for p in self.trained() if p.grad is not None])[None]
 
     def broken_prompts(self) -> list[int]:
-        """Numbers of the prompts that hold NaN or Inf now."""
+        """Return the numbers of the prompts that contain NaN or Inf."""
         with torch.no_grad():
             return [] if bool(torch.isfinite(self.current_prompt()).all()) else [0]
 
     def on_after_backward(self) -> None:
-        # In fp16 an overflow is nothing unusual: the step is skipped and the loss scaled down.
+        # Overflows are normal in fp16: the step is skipped and the loss scale lowered.
         if self.trainer.precision != "16-mixed":
             self.watched.observe("gradient", self.largest_gradients(), self._position)
         if self.logs_this_step:
@@ -255,17 +218,16 @@ class TrainedModule(PromptedModule):
         self.stop_nonfinite()
 
     def stop_nonfinite(self) -> None:
-        """Call `handle_nonfinite` for all whose loss or gradient was not finite in any step until now."""
-        for number, (what, position) in self.watched.found(self.gather).items():
+        """Call `handle_nonfinite` for each prompt with a non-finite loss or gradient in any step so far."""
+        for number, (quantity, position) in self.watched.found(self.gather).items():
             rows = self.row_numbers(self.trainer.datamodule.trained_examples(position))
             step = self._step - (self._position - position)
-            self.handle_nonfinite(
-                number, f"step {step}: the {what} of the {self.prompt_label(number)} is NaN or Inf (training {rows})"
-            )
+            label = self.prompt_label(number)
+            self.handle_nonfinite(number, f"step {step}: the {quantity} of the {label} is NaN or Inf (training {rows})")
 
     def prompt_label(self, number: int) -> str:
-        """What is trained as number `number`, for messages."""
-        return self.what
+        """Return the name of prompt `number` in messages."""
+        return self.trained_name
 
     def handle_nonfinite(self, number: int, trouble: str) -> None:
         if self.trainer.state.fn != "fit":
@@ -277,35 +239,23 @@ class TrainedModule(PromptedModule):
     # Optimizer -------------------------------------------------------------------------------------------------
 
     def parameter_groups(self) -> list[Any]:
-        """What the optimizer is made for."""
+        """Return the parameters or parameter groups of the optimizer."""
         return self.trained()
 
     def configure_optimizers(self) -> dict[str, Any]:
-        parameters = self.parameter_groups()
-        if self._optimizer is None:
-            # Weight decay would pull a prompt to zero, where no word embedding is; release 1.0 has none either, also
-            # for projectors.
-            optimizer = torch.optim.AdamW(parameters, lr=self.hparams.learning_rate, weight_decay=0.0)
-        else:
-            optimizer = self._optimizer(parameters)
-        if self._scheduler is not None:
-            scheduler = self._scheduler(optimizer)
-        else:
-            steps = self.trainer.estimated_stepping_batches
-            if steps == float("inf"):
-                raise UserError("give --trainer.max_steps or --trainer.max_epochs: the schedule must know its length")
-            scheduler = get_scheduler(self.hparams.schedule, optimizer, self.hparams.warmup_steps, int(steps))
+        optimizer = self.optimization.make_optimizer(self.parameter_groups(), self.hparams.learning_rate)
+        scheduler = self.optimization.make_scheduler(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Files -----------------------------------------------------------------------------------------------------
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Everything but the backbone."""
+        """Return the state without the backbone."""
         state = super().state_dict(*args, **kwargs)
         return {key: value for key, value in state.items() if not key.startswith("backbone.")}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # So that no checkpoint is replaced by one that cannot go on.
+        # A broken state must not replace the last good checkpoint.
         self.stop_nonfinite()
         checkpoint["rng"] = torch.get_rng_state()
         if torch.cuda.is_available():
@@ -316,7 +266,7 @@ class TrainedModule(PromptedModule):
         if checkpoint.get("fingerprint") != self.backbone.fingerprint:
             raise UserError(
                 f"this checkpoint was trained on {checkpoint['hyper_parameters'].get('backbone')}, "
-                f"another backbone than {self.backbone.id}"
+                f"another backbone than {self.backbone.id}: resume with that backbone"
             )
         state = checkpoint["state_dict"]
         if not self.is_built:
@@ -326,9 +276,8 @@ class TrainedModule(PromptedModule):
         if expected != found:
             other = sorted(name for name in expected | found if expected.get(name) != found.get(name))
             raise UserError(
-                f"this checkpoint does not fit the options given with it ({', '.join(other)} differ): go on with the "
-                "prompt length and reparameterization, or projector, that it was trained with, or start anew with "
-                "--overwrite"
+                f"this checkpoint does not match the given options ({', '.join(other)} differ): resume with the prompt "
+                "length and reparameterization, or projector, of its training, or start from scratch with --overwrite"
             )
         torch.set_rng_state(checkpoint["rng"].cpu())
         if torch.cuda.is_available() and checkpoint.get("cuda_rng"):

@@ -50,7 +50,7 @@ class PromptsByTask:
         if name is None:
             raise UserError(f"{first.path} does not name its backbone: give it (--model.source_backbone of fit)")
         mode = {key: known[key] for key in ("layout", "attention", "dtype", "head", "revision") if key in known}
-        backbone = FrozenBackbone(name, **mode)  # type: ignore[arg-type]  # all of these options are strings
+        backbone = FrozenBackbone(name, **mode)
         first.check(backbone)
         return backbone
 
