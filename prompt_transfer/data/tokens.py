@@ -199,7 +199,7 @@ def tokenise(
         if cache_file is not None and not np.diff(_flat(tokens, "input_ids")[1]).all():
             raise ValueError("rows without tokens")
     except (ValueError, OSError) as raised:
-        error = _of_the_disk(raised)
+        error = _disk_error(raised)
         # For a truncated file (full disk, power loss) pyarrow raises ValueError, or OSError without errno.
         damaged = getattr(error, "errno", None) is None
         if cache_file is None or (damaged and not cache_file.exists()):
@@ -223,7 +223,7 @@ def tokenise(
     )
 
 
-def _of_the_disk(error: Exception) -> Exception:
+def _disk_error(error: Exception) -> Exception:
     """Return the OSError that caused `error`: on a full disk, closing the unwritten file raises again."""
     cause: BaseException | None = error
     while cause is not None:

@@ -92,12 +92,12 @@ def informed_init(
     if model.config.is_encoder_decoder:
         table[: words.start] *= T5_SPECIAL_NORM
         table[words.stop :] *= T5_SPECIAL_NORM
-        _means_pass_on(model)
+        _pass_means(model)
     if architecture.transform is not None:
-        _bag_of_words(model, architecture, tokens, frequencies(streams, vocab_size))
+        _set_bag_of_words(model, architecture, tokens, frequencies(streams, vocab_size))
 
 
-def _bag_of_words(model: PreTrainedModel, architecture: Architecture, tokens: Tokens, shares: Tensor) -> None:
+def _set_bag_of_words(model: PreTrainedModel, architecture: Architecture, tokens: Tokens, shares: Tensor) -> None:
     """Make an encoder with initialized word embeddings predict from the mean of the text."""
     body = model.get_submodule(architecture.body)
     width = body.embeddings.word_embeddings.weight.shape[1]
@@ -117,14 +117,14 @@ def _bag_of_words(model: PreTrainedModel, architecture: Architecture, tokens: To
             parameter.copy_(bias)
 
 
-def _means_pass_on(model: PreTrainedModel) -> None:
+def _pass_means(model: PreTrainedModel) -> None:
     """Make a T5's encoder add the mean of the text to each position, and its decoder that of the encoder's output."""
     for name, parameter in model.named_parameters():
         # The output projection of each sublayer: attention and FFN.
         if name.endswith((".o.weight", ".wo.weight")):
             parameter *= T5_LAYER_GAIN
     for stack in (model.encoder, model.decoder):
-        _heads_look_around(stack.block[0].layer[0].SelfAttention, both_ways=stack is model.encoder)
+        _set_position_bias(stack.block[0].layer[0].SelfAttention, both_ways=stack is model.encoder)
     attentions = [model.encoder.block[0].layer[0].SelfAttention]
     attentions += [block.layer[1].EncDecAttention for block in model.decoder.block]
     for attention, gain in zip(attentions, [T5_VALUE_GAIN] + [1.0] * len(model.decoder.block), strict=True):
@@ -133,7 +133,7 @@ def _means_pass_on(model: PreTrainedModel) -> None:
         attention.o.weight.copy_(torch.eye(*attention.o.weight.shape) * gain)
 
 
-def _heads_look_around(attention: Any, both_ways: bool) -> None:
+def _set_position_bias(attention: Any, both_ways: bool) -> None:
     """Initialize the position bias of a T5's heads in turn to: just before, just after, nearby, no preference.
 
     The bias is a T5's only positional information, and Adam, whose steps are as long as its learning rate, needs

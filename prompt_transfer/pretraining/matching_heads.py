@@ -87,11 +87,11 @@ def matching_heads(model: PreTrainedModel, tokens: Tokens, texts: Tensor, shares
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(words.start, words.stop, texts.shape, generator=generator)
     ids = torch.cat([texts, torch.where(texts >= tokens.ordinary, drawn, texts)])
-    _, mark, found, around = _set_aside(model, words, tokens)
+    _, mark, found, around = _reserve_dimensions(model, words, tokens)
     code = _code(model.shared.weight, words, model.config.d_kv - 2)
     _mark_questions(model, ids, tokens, mark)
-    _look_for_the_same(model, ids, tokens, code, -shares.log(), found)
-    _look_around(model, ids, tokens, found, around)
+    _match_tokens(model, ids, tokens, code, -shares.log(), found)
+    _average_matches(model, ids, tokens, found, around)
     # On real texts only: random ones have no passage that the question is about.
     last, _ = _states(model, len(model.encoder.block), texts, tokens.pad)
     of_text = _side(texts, tokens)[texts != tokens.pad] < 0
@@ -100,7 +100,7 @@ def matching_heads(model: PreTrainedModel, tokens: Tokens, texts: Tensor, shares
     return Matches(found, {number: share / float(deviations[number]) for number, share in counts.items()})
 
 
-def _set_aside(model: PreTrainedModel, words: slice, tokens: Tokens) -> list[int]:
+def _reserve_dimensions(model: PreTrainedModel, words: slice, tokens: Tokens) -> list[int]:
     """Reserve four dimensions of the residual stream; the word embeddings set the first to a constant."""
     table = model.shared.weight
     # The dimensions in which words differ least.
@@ -149,7 +149,7 @@ def _mark_questions(model: PreTrainedModel, ids: Tensor, tokens: Tokens, mark: i
     attention.o.weight[mark, first] = _states(model, 1, ids, tokens.pad)[1]
 
 
-def _look_for_the_same(
+def _match_tokens(
     model: PreTrainedModel, ids: Tensor, tokens: Tokens, code: Tensor, rarity: Tensor, found: int
 ) -> None:
     """Set the head of the second layer: write to `found` the rarity of a token that also occurs on the other side."""
@@ -176,7 +176,7 @@ def _look_for_the_same(
     attention.o.weight[found, first] = _states(model, 2, ids, tokens.pad)[1]
 
 
-def _look_around(model: PreTrainedModel, ids: Tensor, tokens: Tokens, found: int, around: int) -> None:
+def _average_matches(model: PreTrainedModel, ids: Tensor, tokens: Tokens, found: int, around: int) -> None:
     """Set the head of the third layer: write to `around` the average match near a position, on its own side."""
     attention: Any = model.encoder.block[2].layer[0].SelfAttention
     head = model.config.num_heads - 3
@@ -193,7 +193,7 @@ def _look_around(model: PreTrainedModel, ids: Tensor, tokens: Tokens, found: int
     attention.v.weight[first, found] = 1
     attention.o.weight[:, rows] = 0
     attention.o.weight[around, first] = 1
-    written = _raw(model, 3, ids, tokens.pad)[..., around][present]
+    written = _residual_stream(model, 3, ids, tokens.pad)[..., around][present]
     attention.o.weight[around, first] = length / written.std()
 
 
@@ -224,7 +224,7 @@ def _norm(model: PreTrainedModel, layer: int) -> Any:
     return blocks[layer].layer[0].layer_norm if layer < len(blocks) else model.encoder.final_layer_norm
 
 
-def _raw(model: PreTrainedModel, layer: int, ids: Tensor, pad: int) -> Tensor:
+def _residual_stream(model: PreTrainedModel, layer: int, ids: Tensor, pad: int) -> Tensor:
     """Return the residual stream [N, T, H] at an encoder layer's input; past the last layer, at the final norm's."""
     norm = _norm(model, layer)
     read: list[Tensor] = []
@@ -242,5 +242,5 @@ def _raw(model: PreTrainedModel, layer: int, ids: Tensor, pad: int) -> Tensor:
 
 def _states(model: PreTrainedModel, layer: int, ids: Tensor, pad: int) -> tuple[Tensor, float]:
     """Return the normed input [tokens, H] of an encoder layer, and the root mean square of the stream there."""
-    stream = _raw(model, layer, ids, pad)[ids != pad]
+    stream = _residual_stream(model, layer, ids, pad)[ids != pad]
     return _norm(model, layer)(stream), float(stream.pow(2).mean(dim=-1).sqrt().mean())

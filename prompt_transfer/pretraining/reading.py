@@ -128,7 +128,7 @@ class ReadingBatches(IterableDataset):
             rng = np.random.default_rng((self.plain.seed, step, 1))
             for name, rows in (("copy", self.copies(rng)), ("cloze", self.clozes(rng, step))):
                 if self.unasked is not None:
-                    rows = [self._asked(rng, row, name) for row in rows]
+                    rows = [self._add_request(rng, row, name) for row in rows]
                 arrays = self._seq2seq(rows, name) if self.plain.tokens.reserved else self._causal(rng, rows)
                 batch |= {f"{name}_{key}": torch.from_numpy(array) for key, array in arrays.items()}
             yield batch
@@ -164,7 +164,7 @@ class ReadingBatches(IterableDataset):
         tokens = self.plain.tokens
         return rng.integers(tokens.ordinary, tokens.vocab_size - tokens.reserved, size)
 
-    def _asked(self, rng: np.random.Generator, row: ReadingSequence, kind: str) -> ReadingSequence:
+    def _add_request(self, rng: np.random.Generator, row: ReadingSequence, kind: str) -> ReadingSequence:
         """Put a request before a row; an `unasked` share of clozes gets random tokens or none, and is continued."""
         before = self._random(rng, int(rng.integers(1, BEFORE, endpoint=True)))
         if kind == "cloze" and rng.random() < (self.unasked or 0):

@@ -8,7 +8,7 @@ import re
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)$")
 # Shorter values are unlikely to be secrets and would match everywhere.
 _SHORTEST = 8
-SEE_PROMPTS = "see what there is with `prompt-transfer prompts list`"
+SEE_PROMPTS = "list prompts with `prompt-transfer prompts list`"
 _LOGIN = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
 
 

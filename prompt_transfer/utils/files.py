@@ -161,7 +161,7 @@ def exclusive_lock(folder: str | Path, name: str = LOCK, wait: bool = False) -> 
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     check_writable_dir(folder)
     path = folder / name
-    handle = None if sys.platform == "win32" else _locked(path, wait)
+    handle = None if sys.platform == "win32" else _acquire_lock(path, wait)
     try:
         yield
     finally:
@@ -173,7 +173,7 @@ def exclusive_lock(folder: str | Path, name: str = LOCK, wait: bool = False) -> 
                 place.rmdir()
 
 
-def _locked(path: Path, wait: bool) -> int | None:
+def _acquire_lock(path: Path, wait: bool) -> int | None:
     """Return the descriptor of the locked file; None if the file system does not support locks."""
     import fcntl
 
