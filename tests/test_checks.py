@@ -57,10 +57,9 @@ def test_empty_texts_and_splits_of_one_class_are_told(tmp_path: Path) -> None:
     with told() as lines:
         load_task(TASK, "local", tmp_path)
     assert lines == [
-        "task toy: all 3 validation rows are of one class ('good'); a score there tells good answers from bad ones no "
-        "more",
-        "task toy: 2 rows of the train split have an empty text, the first is row 2 (counted from 0); what is answered "
-        "there comes from nothing",
+        "task toy: all 3 validation rows are of one class ('good'); scores on it are meaningless",
+        "task toy: 2 rows of the train split have an empty text, the first is row 2 (counted from 0); answers to them "
+        "are meaningless",
     ]
 
 
@@ -130,5 +129,5 @@ def test_a_revision_of_the_hub_wins_over_the_registry(monkeypatch: pytest.Monkey
         for revision in (None, "0123abc"):
             _ = Selection([task], "hub", None, 0, "default", LIMITS, revision=revision).data
     assert asked == ["registry", "0123abc"]
-    with pytest.raises(UserError, match=r"--data\.revision x is one of a hub repository"):
+    with pytest.raises(UserError, match=r"--data\.revision x is for hub repositories: use --data\.source hub"):
         Selection([task], "local", None, 0, "default", LIMITS, revision="x")

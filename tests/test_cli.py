@@ -496,4 +496,6 @@ def test_a_misspelt_prompt_is_told_at_once() -> None:
         command = [sys.executable, "-c", code, "test", *given]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 2
-        assert done.stderr.startswith("error: no such prompt file: runs/nope; see what there is")
+        assert done.stderr.startswith(
+            "error: no such prompt file: runs/nope; list prompts with `prompt-transfer prompts list`"
+        )

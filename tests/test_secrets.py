@@ -126,7 +126,7 @@ def test_a_pinned_revision_goes_along_with_the_prompt(
     toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pinned = fit(toy, tiny_roberta, tmp_path / "run", "--data.revision", "abc")
-    assert "--data.revision abc is one of a hub repository" in error_of(capsys, pinned)
+    assert "--data.revision abc is for hub repositories: use --data.source hub" in error_of(capsys, pinned)
     assert fit(toy, tiny_roberta, tmp_path / "run") == 0
     path = tmp_path / "run" / "prompt.safetensors"
     prompt = Prompt.load(path)

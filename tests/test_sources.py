@@ -272,7 +272,7 @@ def test_another_encoding_is_told(tmp_path: Path) -> None:
 def test_another_separator_is_told(tmp_path: Path) -> None:
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "train.csv").write_text("sentence;label\na film;1\n")
-    assert "a comma is what must stand between columns" in _complaint(SINGLE, tmp_path)
+    assert "separate the columns by commas" in _complaint(SINGLE, tmp_path)
 
 
 def test_missing_texts_name_column_split_count_and_row(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_one_warning_counts_rows_and_tokens(tiny_roberta: Path, tmp_path: Path) 
 
     expected = (
         "task toy: 3 of 6 train rows and 1 of 2 validation rows hold special tokens of the backbone (</s> in 2, <mask> "
-        "in 2, <pad> in 1), which it reads as controls and not as text; --data.special_tokens split reads them as text"
+        "in 2, <pad> in 1), which it reads as control tokens; --data.special_tokens split reads them as text"
     )
     # The second time, tokens come from the cache.
     for _ in range(2):

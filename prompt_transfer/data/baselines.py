@@ -1,4 +1,4 @@
-"""What a score is compared with: answers that need no model."""
+"""Baselines that need no model: the majority class, and the lead of a text."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def trivial_answers(task: TaskData, rows: Dataset) -> list[str]:
-    """The lead baseline: the first words of each row's first text, as many as a target of the training split has.
+    """Return the lead baseline: the first words of each row's first text, as many as the mean training target has.
 
-    How many that is, is the mean over the first targets of all training rows, rounded, and at least one. For summaries
-    it is the usual baseline (the first line says most); for questions it tells what answering without reading is worth.
+    The number of words is the mean over the first targets of all training rows, rounded, at least one. For
+    summarization this is the usual baseline; for questions it is the score of answering without reading.
 
     Args:
         task: a generation task with its splits (`TaskDataModule.data`).
@@ -34,15 +34,15 @@ def trivial_answers(task: TaskData, rows: Dataset) -> list[str]:
 
 
 def trivial_score(data: TaskDataModule, split: str, index: int = 0) -> float:
-    """What answers without a model score in the task's own metric: the commonest class, or the lead of each text.
+    """Return the baseline's score in the task's main metric: the majority class, or the lead of each text.
 
     Args:
-        data: the data module, with its rows at hand.
-        split: of whose used rows.
-        index: of the task.
+        data: the data module, with its rows loaded.
+        split: split to score.
+        index: index of the task.
 
     Returns:
-        A fraction; for accuracy it is the majority share.
+        A fraction; for accuracy the share of the majority class.
     """
     task = data.tasks[index]
     if task.is_generation:
@@ -53,7 +53,7 @@ def trivial_score(data: TaskDataModule, split: str, index: int = 0) -> float:
 
 
 def majority_class(data: TaskDataModule, split: str, index: int = 0) -> dict[str, float]:
-    """What answering the commonest class of a split scores there, in every metric of the task; options as above."""
+    """Return the score of always answering the split's majority class, for every metric; options as `trivial_score`."""
     counts = np.array(data.label_counts(split, index))
     labels = np.arange(len(counts)).repeat(counts)
     answers = np.full_like(labels, int(counts.argmax()))

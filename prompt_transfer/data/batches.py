@@ -1,4 +1,4 @@
-"""Which rows make a batch, in which order and on which process, and the tensors of a batch."""
+"""Samplers that group rows into batches and divide them over processes, and the tensors of a batch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch.utils.data import Dataset, Sampler
 from prompt_transfer.data.tokens import TokenTable
 from prompt_transfer.utils.errors import UserError
 
-# What the loss leaves out: the padding of targets.
+# Ignored by the loss: padding of targets.
 IGNORED = -100
-# Batches whose rows are sorted by length together: enough to save most padding, few enough to stay random.
+# Batches sorted by length together: enough to save most padding, few enough to keep the order random.
 WINDOW_BATCHES = 50
 
 
 @dataclass(frozen=True)
 class BatchRows:
-    """What a sampler hands to the workers.
+    """The rows of one batch, passed from a sampler to the workers.
 
     Attributes:
         rows: ``[n]`` row numbers of this process.
@@ -37,18 +37,18 @@ class BatchRows:
 
 
 def collate(table: TokenTable, rows: np.ndarray, pad_token_id: int, pad_multiple: int = 1) -> dict[str, Tensor]:
-    """Tensors of some rows, padded on the right to the longest of them.
+    """Return the tensors of some rows, right-padded to the longest.
 
     Args:
         table: the token columns.
         rows: ``[B]`` row numbers.
-        pad_token_id: fills up `input_ids`.
+        pad_token_id: padding of `input_ids`.
         pad_multiple: T is rounded up to a multiple of this.
 
     Returns:
-        ``input_ids [B, T]``, ``attention_mask [B, T]``, ``labels [B]``, ``task_ids [B]``, ``ids [B]``, and where the
-        table has targets ``target_ids [B, S]``, padded with -100, all int64. S is at least 1; a row without a target
-        has -100 throughout.
+        ``input_ids [B, T]``, ``attention_mask [B, T]``, ``labels [B]``, ``task_ids [B]``, ``ids [B]``, and for a table
+        with targets ``target_ids [B, S]``, padded with -100; all int64. S is at least 1; rows without a target are -100
+        throughout.
     """
     input_ids, mask = _padded(table.values, table.offsets, rows, pad_token_id, pad_multiple)
     batch = {
@@ -67,7 +67,7 @@ def collate(table: TokenTable, rows: np.ndarray, pad_token_id: int, pad_multiple
 def _padded(
     values: np.ndarray, offsets: np.ndarray, rows: np.ndarray, fill: int, multiple: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a flat column as an int64 matrix padded on the right, and the mask of what is not padding."""
+    """Return rows of a flat column as a right-padded int64 matrix, and the mask of its tokens."""
     starts = offsets[rows]
     lengths = offsets[rows + 1] - starts
     columns = np.arange(int(round_up(np.maximum(lengths.max(initial=1), 1), multiple)))
@@ -78,19 +78,19 @@ def _padded(
 
 
 def round_up(lengths: np.ndarray, multiple: int) -> np.ndarray:
-    """`lengths` rounded up to multiples of `multiple`."""
+    """Round `lengths` up to multiples of `multiple`."""
     return -(-lengths // multiple) * multiple
 
 
 def batch_bounds(positions: np.ndarray, size: int, max_tokens: int | None = None, world_size: int = 1) -> np.ndarray:
-    """Bounds of consecutive batches: batch i is rows ``bounds[i]:bounds[i + 1]``, divided among the processes.
+    """Return the bounds of consecutive batches: batch i is rows ``bounds[i]:bounds[i + 1]``, divided among processes.
 
-    A process gets at most `size` rows of a batch and, padded to the longest, at most `max_tokens` positions, and at
-    least one row. So that none goes without, the last batch takes rows from the one before it, or joins it where that
-    has none to spare (then a process has two rows, which may be above the budget).
+    A process gets at most `size` rows of a batch and at most `max_tokens` positions (padding included), but at least
+    one row. If the last batch is too small for that, it takes rows from the previous batch, or is merged into it if
+    that has none to spare (a process then has two rows, which may exceed the budget).
 
     Args:
-        positions: ``[n]`` positions that each row takes, prompt and answer slot counted, in the order of the batches.
+        positions: ``[n]`` positions of each row, including prompt and answer slot, in batch order.
     """
     bounds = [0]
     while bounds[-1] < len(positions):
@@ -98,7 +98,7 @@ def batch_bounds(positions: np.ndarray, size: int, max_tokens: int | None = None
         count = len(window)
         if max_tokens is not None:
             rows = round_up(np.arange(1, count + 1), world_size) // world_size
-            # Both factors only grow along the window, so what fits is a head of it.
+            # Both factors grow along the window, so the rows that fit come first.
             fits = rows * np.maximum.accumulate(window) <= max_tokens
             count = max(int(fits.sum()), min(world_size, count))
         bounds.append(bounds[-1] + count)
@@ -112,26 +112,27 @@ def batch_bounds(positions: np.ndarray, size: int, max_tokens: int | None = None
 
 
 class LengthGroupedBatchSampler(Sampler[BatchRows]):
-    """Training batches of rows of similar length; batch i of a run is a pure function of (seed, i).
+    """A sampler of training batches of similar length; batch i of a run is a pure function of (seed, i).
 
-    An epoch shuffles all rows, sorts windows of 50 batches by length, cuts them into batches and shuffles those. Every
-    process takes each `world_size`-th row of a batch, so two processes train on the batches of one. (One exception:
-    where the last batch has fewer rows than there are processes it joins its neighbour, and epochs are one shorter.)
+    An epoch shuffles all rows, sorts windows of 50 batches by length, cuts them into batches and shuffles the batches.
+    Each process takes every `world_size`-th row of a batch, so any number of processes trains on the same batches. (One
+    exception: a last batch with fewer rows than processes is merged into its neighbour, which shortens the epoch by
+    one.)
 
-    Iteration begins at the batch after `start_batch` and hands out as many batches as an epoch has, beyond its end
-    where it began within one. It does not count how often it was begun: Lightning calls ``iter`` also for epochs that
-    it then does not train, and stops by its own counters.
+    Iteration starts after `start_batch` batches and yields one epoch's number of batches, across the epoch's end if it
+    started within one. It keeps no count of its iterations: Lightning also calls ``iter`` for epochs that it does not
+    train, and stops by its own counters.
 
     Args:
         lengths: ``[n]`` tokens of each row.
         batch_size: rows of a batch over all processes.
         seed: seed of the order, not negative.
-        rank, world_size: this process and how many there are.
-        start_batch: batches of the run that are trained already, over epochs; a function is asked at each beginning.
-        repeat: go round and round the first so many batches (Lightning's ``overfit_batches``).
+        rank, world_size: rank of this process and number of processes.
+        start_batch: batches of the run trained so far, over epochs, or a function that returns it.
+        repeat: cycle through this many first batches (Lightning's ``overfit_batches``).
 
     Raises:
-        UserError: fewer rows or a smaller batch than processes.
+        UserError: fewer rows than processes, or a batch size below the number of processes.
     """
 
     def __init__(
@@ -172,7 +173,7 @@ class LengthGroupedBatchSampler(Sampler[BatchRows]):
             yield BatchRows(rows[self.rank :: self.world_size], index + 1, len(rows))
 
     def global_batch(self, index: int) -> np.ndarray:
-        """Row numbers of batch `index` (from 0, over epochs), of all processes."""
+        """Return the row numbers of batch `index` (from 0, over epochs) over all processes."""
         epoch, number = divmod(index % self.repeat if self.repeat else index, len(self))
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, *self._order(epoch))
@@ -181,7 +182,7 @@ class LengthGroupedBatchSampler(Sampler[BatchRows]):
         return rows[self.bounds[batch] : self.bounds[batch + 1]]
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers in the order they are cut in, and the order of the batches."""
+        """Return the row numbers in the order they are cut into batches, and the order of the batches."""
         generator = np.random.default_rng([self.seed, epoch])
         rows = generator.permutation(len(self.lengths))
         windows = np.arange(len(rows)) // (WINDOW_BATCHES * self.batch_size)
@@ -190,17 +191,17 @@ class LengthGroupedBatchSampler(Sampler[BatchRows]):
 
 
 class EvaluationBatchSampler(Sampler[BatchRows]):
-    """Every row once over all processes, with as many batches on each, so that metrics can be synchronised.
+    """A sampler that yields every row once over all processes, with equal batch counts: metrics are synchronized.
 
     Args:
         lengths: ``[n]`` tokens of each row.
         batch_size: rows of a batch on one process.
-        task_ids: ``[n]``, ascending; a batch holds rows of one task.
-        rank, world_size: this process and how many there are.
+        task_ids: ``[n]``, ascending; a batch has rows of a single task.
+        rank, world_size: rank of this process and number of processes.
         max_tokens: positions of a batch on one process.
-        extra_positions: positions that each row takes beside its text: prompt and answer slot (P + 1), target.
+        extra_positions: positions of each row besides its text: prompt and answer slot (P + 1), target.
         pad_multiple: as in `collate`.
-        sort: longest rows first within each task (memory is short at once or never); False keeps the order.
+        sort: longest rows first within each task, so a lack of memory shows at once; False keeps the order.
 
     Raises:
         UserError: a task with fewer rows than processes.
@@ -245,17 +246,17 @@ def _check_rows(count: int, world_size: int, what: str) -> None:
 
 
 class BatchDataset(Dataset[dict[str, Any]]):
-    """Makes the batches of a `TokenTable` from the `BatchRows` of a sampler.
+    """A dataset whose items are batches of a `TokenTable`, indexed by the `BatchRows` of a sampler.
 
     A training batch is ``{"micro_batches": [collate(...), ...], "position": int, "global_count": int}``: the rows of
-    this process, split so that no part has more than `max_tokens` positions; the loss of the step is the sum over all
-    its rows divided by `global_count`. An evaluation batch is `collate` itself.
+    this process in parts of at most `max_tokens` positions. The loss of a step is the sum over all its rows divided by
+    `global_count`. An evaluation batch is the result of `collate`.
 
     Args:
         table: the token columns.
         pad_token_id, pad_multiple: as in `collate`.
-        max_tokens: positions of a micro-batch, prompt, answer slot and target of each row counted.
-        extra_positions: positions that each row takes beside its text: prompt and answer slot (P + 1), target.
+        max_tokens: positions of a micro-batch, including prompt, answer slot and target of each row.
+        extra_positions: positions of each row besides its text: prompt and answer slot (P + 1), target.
     """
 
     def __init__(
@@ -289,7 +290,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
             "global_count": request.global_count,
         }
 
-    # A loader with a batch sampler asks for several rows at once, one without (in predict) for a single item.
+    # A loader with a batch sampler calls `__getitems__`, one without (predict) calls `__getitem__`.
     __getitems__ = __getitem__
 
     def _tensors(self, rows: np.ndarray) -> dict[str, Tensor]:
@@ -297,12 +298,12 @@ class BatchDataset(Dataset[dict[str, Any]]):
 
 
 def identity_collate(batch: dict[str, Any]) -> dict[str, Any]:
-    """The loader's collate function: the data set has made the batch already."""
+    """Return the batch unchanged: the loader's collate function for a dataset of batches."""
     return batch
 
 
 def cross_prompts(batch: dict[str, Tensor], prompts: Tensor) -> dict[str, Tensor]:
-    """Each of D texts behind each of K prompts: K * D examples, prompt by prompt, whose texts are embedded once."""
+    """Combine each of K prompts with each of D texts: K * D examples in prompt order; texts are embedded once."""
     size = len(batch["ids"])
     texts = torch.arange(size, device=prompts.device).repeat(len(prompts))
     whole = {name: value for name, value in batch.items() if name in ("input_ids", "attention_mask")}

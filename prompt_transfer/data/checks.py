@@ -1,4 +1,4 @@
-"""What makes a number of a task mean less than it seems: found when rows are read, told once."""
+"""Checks of loaded rows: single-class splits, texts shared between splits or tasks, special tokens in texts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ELSE = re.compile(r"\W+")
-# What to do with special tokens that stand in users' texts.
+# Handling of special tokens in users' texts.
 SpecialTokens = Literal["keep", "split"]
-# Of them a message names.
+# Tokens that a message names.
 MOST_TOKENS = 6
 
 
 class SplitRows(Protocol):
-    """Rows of a split; `answers` are class indices or lists of texts."""
+    """The rows of a split; `answers` are class indices or lists of texts."""
 
     @property
     def ids(self) -> NDArray[np.int64]: ...
@@ -39,10 +39,10 @@ class SplitRows(Protocol):
 
 
 def check_rows(task: Task, made: Mapping[str, SplitRows]) -> None:
-    """Refuse rows that teach nothing; warn of those that say less than it seems.
+    """Reject training rows of a single class, and warn of data that make scores misleading.
 
-    Warnings are about texts that are in train and in an evaluation split, classes without a training row, evaluation
-    splits of one class and empty texts.
+    Warns of texts that are both in train and in an evaluation split, classes without training rows, evaluation splits
+    of one class, and empty texts.
 
     Raises:
         UserError: all training rows are of one class.
@@ -70,7 +70,7 @@ def _check_classes(task: Task, made: Mapping[str, SplitRows]) -> None:
         if len(only) == 1 and len(rows.ids) > 1:
             warnings.warn(
                 f"task {task.name}: all {len(rows.ids)} {split} rows are of one class "
-                f"({task.label_words[int(only[0])]!r}); a score there tells good answers from bad ones no more",
+                f"({task.label_words[int(only[0])]!r}); scores on it are meaningless",
                 stacklevel=4,
             )
 
@@ -94,11 +94,11 @@ def check_special_tokens(value: str) -> None:
 
 
 def warn_of_special_tokens(task: Task, parts: Mapping[str, Dataset], tokens: Sequence[str]) -> None:
-    """Warn of rows whose texts hold special tokens of the backbone.
+    """Warn of rows whose texts contain special tokens of the backbone.
 
     Args:
         parts: name for the message -> rows.
-        tokens: the special tokens, the longest first.
+        tokens: the special tokens, longest first.
     """
     if not tokens:
         return
@@ -118,15 +118,15 @@ def warn_of_special_tokens(task: Task, parts: Mapping[str, Dataset], tokens: Seq
         named = ", ".join([*(f"{token} in {count}" for token, count in most), *["..."] * (len(counts) > MOST_TOKENS)])
         warnings.warn(
             f"task {task.name}: {' and '.join(rows)} hold special tokens of the backbone ({named}), which it "
-            "reads as controls and not as text; --data.special_tokens split reads them as text",
+            "reads as control tokens; --data.special_tokens split reads them as text",
             stacklevel=4,
         )
 
 
 def text_keys(rows: Dataset) -> NDArray[np.uint64]:
-    """A number for each text or pair [n] with a letter or digit in it, to find rows of one task in another one.
+    """Return a hash [n] of each text or pair that has a letter or digit, to find rows of one task in another.
 
-    Case, blanks and punctuation do not count: collections that share sentences cut and space them in ways of their own.
+    Case, blanks and punctuation are ignored: data sets that share sentences tokenize them differently.
     """
     import pandas as pd
 
@@ -136,7 +136,7 @@ def text_keys(rows: Dataset) -> NDArray[np.uint64]:
 
 
 def shared_rows(evaluated: Mapping[str, NDArray[np.uint64]], trained: Mapping[str, NDArray[np.uint64]]) -> list[str]:
-    """Words for each evaluated task and each other one whose training rows hold texts of it.
+    """Describe how many rows of each evaluated task are training rows of another task.
 
     Args:
         evaluated, trained: task -> `text_keys`.

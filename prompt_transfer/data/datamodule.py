@@ -1,4 +1,4 @@
-"""`TaskDataModule`: tasks -> rows -> token batches, for one process or many, resumable within an epoch."""
+"""`TaskDataModule`: token batches of tasks, for one process or many, resumable within an epoch."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ STAGE_SPLITS = {"fit": ("train", "validation"), "validate": ("validation",), "te
 
 
 class TaskDataModule(L.LightningDataModule):
-    """Batches of one task or several, grouped by length.
+    """Batches of one or several tasks, grouped by length.
 
-    Training batches mix the tasks in proportion to their rows; evaluation goes through one task after the other. A
+    Training batches mix the tasks in proportion to their rows; evaluation runs the tasks one after the other. A
     training batch is ``{"micro_batches": [...], "position": int, "global_count": int}``, one optimizer step; evaluation
-    and prediction batches are plain dicts of tensors (`prompt_transfer.data.batches`). After each optimizer step the
-    module calls ``datamodule.batch_done(batch["position"])``; with it a run that was stopped goes on with the next
+    and prediction batches are plain dicts of tensors (`prompt_transfer.data.batches`). The module calls
+    ``datamodule.batch_done(batch["position"])`` after each optimizer step; with it a stopped run resumes at the next
     batch, also within an epoch.
 
     Args:
-        task: Name of a task, or path of a YAML file with one, or a list of these.
-        source: Where the rows come from. Tasks whose names start with builtin_ are built in, all others are not.
-        root: Folder that holds <task>/<split>.parquet, .jsonl or .csv for source local.
+        task: Name of a task, path of a task's YAML file, or a list of these.
+        source: Source of the rows. Tasks whose names start with builtin_ need builtin, all others hub or local.
+        root: Folder with <task>/<split>.parquet, .jsonl or .csv for source local.
         batch_size: Examples of one optimizer step, over all processes.
         eval_batch_size: Examples of one evaluation batch on each process.
-        max_length: Tokens that a text keeps, special tokens counted. None is the task's own, or less if only less fits.
-        max_tokens: Positions (prompt, answer slot, text, target and padding) that a forward pass may have on a process.
-            What is more is split into micro-batches, which changes memory and not the result. None is no limit.
+        max_length: Longest text in tokens, special tokens included. None is the task's own, or less if only less fits.
+        max_tokens: Most positions (prompt, answer slot, text, target and padding) of a forward pass on one process.
+            Larger batches are split into micro-batches, which changes memory but not the result. None is no limit.
         limit_train: Training rows to use of each task, a random subset by seed. None is all.
         limit_eval: Validation and test rows to use of each task, a random subset by seed. None is all.
         label_words: The registry's label words, or those of the paper's release 1.0.
-        num_workers: Processes that make batches. 0 makes them in the training process.
-        seed: Seed of order, subsets, and of a validation split that has to be cut from train.
-        cache_dir: Folder for tokenised rows. None is the variable PROMPT_TRANSFER_CACHE, or ~/.cache/prompt_transfer.
-        predict_split: Split that predict goes through, in its own order, with labels or without.
-        pad_multiple: Text lengths are padded up to a multiple of this.
-        held_out: Tasks of them, by name or path, that are evaluated and not trained on; the score that selects is then
-            theirs alone.
-        revision: Commit, tag or branch of the hub's repository. None is the one of the registry.
-        special_tokens: Special tokens of the backbone that stand in texts, such as </s>: keep them, with a warning, or
-            split them into ordinary tokens.
+        num_workers: Worker processes that build batches. 0 builds them in the training process.
+        seed: Seed of the order, of subsets, and of a validation split that is cut from train.
+        cache_dir: Folder for tokenized rows. None is the variable PROMPT_TRANSFER_CACHE, or ~/.cache/prompt_transfer.
+        predict_split: Split for predict, in its own order, labelled or not.
+        pad_multiple: Text lengths are padded to a multiple of this.
+        held_out: Tasks among --data.task, by name or path, that are evaluated but not trained on; then only they count
+            for model selection.
+        revision: Commit, tag or branch of the hub repository. None is the registry's.
+        special_tokens: Special tokens of the backbone inside texts, such as </s>: keep them, with a warning, or split
+            them into ordinary tokens.
 
     Raises:
-        UserError: an option that cannot be, or a source that does not have the task.
+        UserError: an invalid option, or a source that does not have the task.
     """
 
     def __init__(
@@ -113,16 +113,16 @@ class TaskDataModule(L.LightningDataModule):
         self._saved_order: dict[str, Any] | None = None
         self._sampler: LengthGroupedBatchSampler | None = None
 
-    # What there is.
+    # Contents.
 
     @property
     def tasks(self) -> list[Task]:
-        """The tasks in the order of `task_ids`, with the label words that are used."""
+        """The tasks in the order of `task_ids`, with the label words in use."""
         return self.selection.tasks
 
     @property
     def data(self) -> list[TaskData]:
-        """Each task with all its rows; loaded when first asked for."""
+        """Each task with all its rows; loaded on first access."""
         return self.selection.data
 
     @property
@@ -131,26 +131,26 @@ class TaskDataModule(L.LightningDataModule):
         return self.selection.held_out
 
     def num_examples(self, split: str) -> int:
-        """Rows of a split that are used, over all tasks."""
+        """Return the number of rows of a split, after limits, over all tasks."""
         return sum(len(self.selection.rows(split, index)) for index in range(len(self.tasks)))
 
     def label_counts(self, split: str, task_index: int = 0) -> list[int]:
-        """Rows of each class (C numbers) among those used of a split; empty for generation."""
+        """Return the number of rows of each class (C numbers) of a split, after limits; empty for generation."""
         return self.selection.label_counts(split, task_index)
 
     def to_predict(self, task_index: int = 0) -> Dataset:
-        """What predict goes through: columns ``id``, ``text_a``, ``text_b``, and the answer where there is one."""
+        """Return the rows for predict: columns ``id``, ``text_a``, ``text_b``, and the answer if known."""
         return self.selection.to_predict(self.predict_split, task_index) if self._texts is None else self._texts
 
     def targets(self, split: str, ids: Tensor) -> list[list[str]]:
-        """For generation tasks: the texts that count as right for each of `ids` (``[B]``, of a batch of the split)."""
+        """Return the reference texts of each of `ids` (``[B]``, from a batch of the split), for generation tasks."""
         return self.selection.targets(split, ids.tolist())
 
     def describe(self) -> dict[str, Any]:
-        """What results record of the data, in plain types: tasks, source, limits, lengths, and sizes of each split.
+        """Return a description of the data for result files: tasks, source, limits, lengths, and sizes of each split.
 
-        ``at_max_length`` counts the rows that fill `max_length`, most of which were cut (``at_max_target_length`` those
-        whose target does); it is there for splits that were tokenised.
+        ``at_max_length`` counts the rows that fill `max_length`, most of them truncated; ``at_max_target_length`` does
+        the same for targets. Both exist for tokenized splits only.
         """
         selection, tables = self.selection, self._made_tables()
         return {
@@ -169,47 +169,45 @@ class TaskDataModule(L.LightningDataModule):
         }
 
     def digests(self) -> dict[str, dict[str, str]]:
-        """Task -> split that was read -> SHA-256 of its token columns."""
+        """Return task -> tokenized split -> SHA-256 of its token columns."""
         return self._made_tables().digests()
 
-    # Wiring.
+    # Setup.
 
     def connect(self, encoder: TextEncoder) -> TaskDataModule:
-        """Tokenise with `encoder`; without this call it is ``trainer.lightning_module.encoder``. Returns itself."""
+        """Set the encoder; the default is ``trainer.lightning_module.encoder``. Returns itself."""
         self._connected = encoder
         return self
 
     def set_predict_texts(self, texts: Dataset | Sequence[str], texts_b: Sequence[str] | None = None) -> None:
-        """Let predict go through these texts rather than a split.
+        """Set the texts for predict, which replace `predict_split`.
 
         Args:
             texts: texts, or a Dataset with the columns ``id``, ``text_a``, ``text_b`` (`data.texts.load_texts`).
             texts_b: second texts, for tasks on pairs.
 
         Raises:
-            UserError: several tasks, or what `texts_to_predict` refuses.
+            UserError: several tasks, or texts that `texts_to_predict` rejects.
         """
         if len(self.tasks) > 1:
-            raise UserError(
-                "to predict on texts give one task with --data.task: it says which label words to choose from"
-            )
+            raise UserError("to predict on texts give one task with --data.task: it determines the label words")
         self._texts = texts_to_predict(texts, texts_b)
 
     def prepare_data(self) -> None:
-        """Download; Lightning calls it on one process of each node."""
+        """Download the tasks; Lightning calls this on one process of each node."""
         if self.selection.source == "hub" and self._texts is None:
             _ = self.data
 
     def setup(self, stage: str | None = None) -> None:
-        """Load and tokenise what `stage` (fit, validate, test, predict) needs; None: every split there is.
+        """Load and tokenize the splits of `stage` (fit, validate, test, predict); None: all splits.
 
         Raises:
-            UserError: data or options that do not fit each other, the model or the trainer.
+            UserError: data or options that do not match each other, the model or the trainer.
         """
         trainer = self.trainer
         check_trainer(trainer, stage)
         if stage == "fit" and trainer is not None and trainer.global_step == 0:
-            # A new run begins at its first batch; one that goes on gets its position from the checkpoint after this.
+            # A new run starts at batch 0; a resumed one gets its position from the checkpoint later.
             self.position = 0
             self._saved_order = None
         if stage == "predict":
@@ -249,7 +247,7 @@ class TaskDataModule(L.LightningDataModule):
         return self._within_budget(tables.texts(self._texts))
 
     def _extra(self, table: TokenTable) -> int:
-        """Positions that a row may take beside its text, at most: prompt, answer slot, target."""
+        """Return the most positions of a row besides its text: prompt, answer slot, target."""
         return self._encoder().extra_positions + table.longest_target
 
     def _within_budget(self, table: TokenTable) -> TokenTable:
@@ -259,7 +257,7 @@ class TaskDataModule(L.LightningDataModule):
     # Loaders.
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Training batches from `position` on."""
+        """Return the loader of training batches, starting at `position`."""
         table = self._table("train")
         trainer = self.trainer
         sampler = LengthGroupedBatchSampler(
@@ -274,20 +272,20 @@ class TaskDataModule(L.LightningDataModule):
         return self._loader(table, sampler)
 
     def trained_examples(self, position: int) -> list[int]:
-        """Ids of the training batch that has this `position`, over all processes."""
+        """Return the example ids of the training batch at `position`, over all processes."""
         assert self._sampler is not None
         return self._table("train").ids[self._sampler.global_batch(position - 1)].tolist()
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Every validation row once, task after task."""
+        """Return the loader of all validation rows, task by task."""
         return self._evaluation("validation")
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Every test row once, task after task."""
+        """Return the loader of all test rows, task by task."""
         return self._evaluation("test")
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """The rows to predict in their own order; of several processes each has every n-th row of a batch."""
+        """Return the loader of the rows to predict, in input order; each of n processes gets every n-th row."""
         return self._evaluation("predict")
 
     def _evaluation(self, split: str) -> DataLoader[dict[str, Any]]:
@@ -316,10 +314,10 @@ class TaskDataModule(L.LightningDataModule):
         trainer = self.trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
-    # Where the run is.
+    # Position in the run.
 
     def batch_done(self, position: int) -> None:
-        """Tell that the training batch with this `position` is trained, before a checkpoint can be written."""
+        """Record that the training batch at `position` is trained; call it before a checkpoint can be written."""
         self.position = int(position)
 
     def _start(self) -> int:
@@ -331,15 +329,15 @@ class TaskDataModule(L.LightningDataModule):
         return self.position
 
     def _order(self) -> dict[str, Any]:
-        """All that the order of the training batches depends on."""
+        """Return everything that determines the order of the training batches."""
         table = self._table("train")
         return {"seed": self.seed, "batch_size": self.batch_size, "rows": len(table), "examples": table.digest}
 
     def state_dict(self) -> dict[str, Any]:
-        """Position of the run (trained batches) and what the order of its batches depends on; plain types."""
+        """Return the position (number of trained batches) and everything that determines the batches' order."""
         return {"position": self.position, "order": self._saved_order}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the batch at which `state_dict` was taken; checked when training begins."""
+        """Resume after the batch at which `state_dict` was taken; the order is checked when training starts."""
         self.position = int(state_dict["position"])
         self._saved_order = state_dict["order"]

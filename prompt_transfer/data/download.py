@@ -1,4 +1,4 @@
-"""``data download``: tasks from the hub, written in the ``local`` form for machines without a network."""
+"""``data download``: tasks from the hub, written in the ``local`` format for machines without a network."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 def download_tasks(
     tasks: str | Sequence[str], output: str | Path, *, overwrite: bool = False, revision: str | None = None
 ) -> list[dict[str, object]]:
-    """Write ``<output>/<task>/<split>.parquet`` for every task; use it with ``--data.source local --data.root``.
+    """Write ``<output>/<task>/<split>.parquet`` for every task, for ``--data.source local --data.root``.
 
-    A task's folder appears when it is complete. A run that was stopped goes on with the tasks that are missing.
+    A task's folder appears once it is complete. A repeated call resumes with the missing tasks.
 
     Args:
-        tasks: names of tasks that have a hub row; a string has commas between them.
+        tasks: names of tasks with a hub source, as a list or separated by commas.
         output: folder for the task folders.
-        overwrite: load tasks again whose folder is there.
-        revision: of the tasks' repository, in place of the registry's.
+        overwrite: download tasks whose folder exists again.
+        revision: revision of the tasks' repository; None: the registry's.
 
     Returns:
-        One dict a task: task, folder, status (``written`` or ``kept``), rows (split -> number).
+        One dict per task: task, folder, status (``written`` or ``kept``), rows (split -> number).
 
     Raises:
-        UserError: a task without a hub row, no network, or a folder that cannot be written.
+        UserError: a task without a hub source, no network, or a folder that cannot be written.
     """
     names = [name.strip() for name in tasks.split(",")] if isinstance(tasks, str) else tasks
     rows = [get_task(name) for name in names]
@@ -75,7 +75,7 @@ def _local_frame(task: Task, raw: RawSplit) -> pd.DataFrame:
     frame = raw.frame[[name for name in used_columns(task) if name in raw.frame.columns]]
     if task.hub is None or task.hub.labels is None or task.label_column not in frame.columns:
         return frame
-    # The local form has the numbers of the registry where the hub has words.
+    # The hub has label words here, the local format the registry's numbers.
     numbers = (task.paper.labels if task.paper else None) or task.labels or ()
     table = dict(zip(task.hub.labels, numbers, strict=False))
     column = str(task.label_column)

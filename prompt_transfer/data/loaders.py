@@ -1,4 +1,4 @@
-"""The loader around a data set of batches, and what a trainer must not do with it."""
+"""The DataLoader of a dataset of batches, and checks of the options around it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from prompt_transfer.utils.errors import UserError
 def batch_loader(
     batches: BatchDataset, sampler: Sampler[Any], num_workers: int, seed: int, *, single: bool = False
 ) -> DataLoader[dict[str, Any]]:
-    """A loader of what `sampler` asks for.
+    """Return a loader of the sampler's batches.
 
     Args:
-        batches: makes a batch of each of the sampler's `BatchRows`.
-        sampler: a sampler of whole batches.
-        num_workers: processes that make batches; 0 makes them in this one.
-        seed: of the workers' random numbers.
-        single: True for predict, in which Lightning wraps batch samplers.
+        batches: dataset of batches.
+        sampler: sampler of whole batches (`BatchRows`).
+        num_workers: worker processes; 0 builds batches in this process.
+        seed: seed of the workers' random numbers.
+        single: True for predict, where Lightning wraps batch samplers.
     """
     if num_workers:
-        # The workers do not tokenise; without a word on it the tokenizers warn at every fork.
+        # Workers do not tokenize; without this variable tokenizers warn at every fork.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # In predict Lightning wraps batch samplers (and warns of those it does not know), but leaves samplers alone.
+    # In predict Lightning wraps batch samplers (and warns of unknown ones), but not samplers.
     which: dict[str, Any] = {"sampler": sampler, "batch_size": None} if single else {"batch_sampler": sampler}
     return DataLoader(
         batches,
@@ -38,20 +38,20 @@ def batch_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
-        # A loader draws a seed for its workers each time it begins; the run's random numbers stay its own.
+        # A loader draws a worker seed at each iteration; a generator of its own leaves the global RNG alone.
         generator=torch.Generator().manual_seed(seed),
     )
 
 
 def check_numbers(least: int, **options: int | None) -> None:
-    """Raise UserError if an option of the data is below `least`; None is no number."""
+    """Raise UserError if an option of the data is below `least`; None is skipped."""
     for name, value in options.items():
         if value is not None and value < least:
             raise UserError(f"--data.{name} must be {least} or more, not {value}")
 
 
 def check_budget(table: TokenTable, extra: int, max_tokens: int | None, pad_multiple: int) -> None:
-    """Raise UserError if the longest row, with `extra` positions beside its text, is above `max_tokens`."""
+    """Raise UserError if the longest row, with `extra` positions besides its text, exceeds `max_tokens`."""
     longest = int(round_up(table.lengths.max(initial=0), pad_multiple)) + extra
     if max_tokens is not None and longest > max_tokens:
         targets = f", of them {table.longest_target} of target" if table.longest_target else ""
@@ -66,13 +66,13 @@ def check_order(saved: dict[str, Any] | None, order: dict[str, Any]) -> None:
     if saved is not None and saved != order:
         changed = [name for name, value in order.items() if value != saved.get(name)]
         raise UserError(
-            f"cannot go on where the checkpoint stopped: the training data changed ({', '.join(changed)}); resume "
-            "with what it was trained with, or begin a new run"
+            f"cannot resume from the checkpoint: the training data changed ({', '.join(changed)}); restore the data "
+            "and options of that run, or start a new run"
         )
 
 
 def check_trainer(trainer: L.Trainer | None, stage: str | None) -> None:
-    """A UserError where options of the trainer would change what a batch is."""
+    """Raise UserError if options of the trainer would change the batches."""
     if trainer is None:
         return
     if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:

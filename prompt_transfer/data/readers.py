@@ -1,4 +1,4 @@
-"""Raw splits from the three sources: the hub, a local folder, the built-in generator."""
+"""Raw splits from the three sources: hub, local folder, built-in generator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prompt_transfer.utils.network import hub_reachable
 
 SPLITS = ("train", "validation", "test")
 ROOT_VARIABLE = "PROMPT_TRANSFER_DATA"
-# Names that others give to our splits: a file of such a name is most likely meant to be read.
+# Other common names of our splits: such a file is most likely meant to be read.
 _ALIASES = {"dev": "validation", "val": "validation", "valid": "validation", "eval": "validation"}
 # The packages below the hub client; their exceptions share no base class.
 _NETWORK_PACKAGES = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp")
@@ -25,21 +25,21 @@ _OFFLINE_ERRORS = ("OfflineModeIsEnabled", "LocalEntryNotFoundError")
 
 
 def used_columns(task: Task) -> list[str]:
-    """Source columns that `task` reads."""
+    """Return the source columns that `task` reads."""
     return [name for name in (task.text_a, task.text_b, task.label_column, task.target_column) if name is not None]
 
 
 def data_root(root: str | Path | None) -> Path | None:
-    """`root`, else the folder in the environment variable PROMPT_TRANSFER_DATA, else None."""
+    """Return `root`, else the folder in the environment variable PROMPT_TRANSFER_DATA, else None."""
     value = root or os.environ.get(ROOT_VARIABLE)
     return Path(value).expanduser() if value else None
 
 
 def read_local(task: Task, root: str | Path | None) -> dict[str, RawSplit]:
-    """The splits in ``task.local`` or ``<root>/<task.name>``: files ``<split>.parquet``, ``.jsonl`` or ``.csv``.
+    """Read the files ``<split>.parquet``, ``.jsonl`` or ``.csv`` in ``task.local`` or ``<root>/<task.name>``.
 
     Raises:
-        UserError: no root is set, no folder or no split is there, a split is there twice, or a file is unreadable.
+        UserError: no root is set, the folder or train split is missing, a split has two files, or a file is unreadable.
     """
     folder = _local_folder(task, root)
     splits = {}
@@ -84,7 +84,7 @@ def _local_folder(task: Task, root: str | Path | None) -> Path:
 
 
 def read_builtin(task: Task) -> dict[str, RawSplit]:
-    """The generated splits of a built-in task."""
+    """Generate the splits of a built-in task."""
     import pandas as pd
 
     from prompt_transfer.data.builtin import builtin_rows
@@ -99,13 +99,13 @@ def read_builtin(task: Task) -> dict[str, RawSplit]:
 
 
 def read_hub(task: Task, revision: str | None = None) -> dict[str, RawSplit]:
-    """The splits on the Hugging Face hub, columns under the names that the task uses.
+    """Read the splits from the Hugging Face hub, with columns renamed to the task's names.
 
     Args:
-        revision: commit, tag or branch of its repository; None: the one of the registry.
+        revision: commit, tag or branch of the repository; None: the registry's.
 
     Raises:
-        UserError: the task has no hub row, the hub was not reached, or the row does not fit what is there.
+        UserError: the task has no hub source, the hub is unreachable, or the repository does not match the task.
     """
     hub = task.hub
     if hub is None:
@@ -135,7 +135,7 @@ def _load_from_hub(hub: HubSource) -> Mapping[str, Any]:
     if not hub_reachable():
         import datasets
 
-        # Its cache on this machine may have the task; without this word the client retries for 25 s.
+        # Read the local cache only; otherwise the client retries for 25 s.
         datasets.config.HF_HUB_OFFLINE = True
     if hub.file is None:
         return load_dataset(hub.id, hub.config, revision=hub.revision)
@@ -160,7 +160,7 @@ def _hub_error(task: Task, hub: HubSource, error: Exception) -> UserError:
 
 
 def _is_unreachable(error: BaseException | None) -> bool:
-    """Whether `error` or one of its causes says that there was no connection, rather than a refusal of the server."""
+    """Return whether `error` or one of its causes is a failed connection, not a response of the server."""
     while error is not None:
         kind = type(error)
         if isinstance(error, ConnectionError | TimeoutError | socket.gaierror) or kind.__name__ in _OFFLINE_ERRORS:

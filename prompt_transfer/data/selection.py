@@ -1,4 +1,4 @@
-"""The rows of each task that a run uses: its splits, what the limits leave of them, and what they hold."""
+"""The rows of each task that a run uses: splits, limits and held-out tasks."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass
 class Selection:
-    """Rows of some tasks, loaded when first asked for.
+    """The rows of some tasks, loaded on first access.
 
     Args:
         registry: rows of the registry.
         source, root, seed, label_words: as in `prompt_transfer.data.sources.load_task`.
         limits: split -> rows to use of each task (a random subset by seed), None for all.
-        held_out: names of tasks of which no training row is used.
-        revision: of the hub's repository, in place of the registry's.
+        held_out: names of tasks that are not trained on.
+        revision: revision of the hub repository; None: the registry's.
 
     Raises:
-        UserError: a revision of what is not on the hub, a task twice, a source that does not have one, or nothing left
-            to train on.
+        UserError: a revision for a source other than the hub, a duplicate task, a source that lacks a task, or no task
+            left to train on.
     """
 
     registry: list[Task]
@@ -56,7 +56,7 @@ class Selection:
             reason = f"{other} is none of --data.task" if other else "no task is left to train on"
             raise UserError(f"--data.held_out names tasks of --data.task that are not trained on: {reason}")
         if self.revision is not None and self.source != "hub":
-            raise UserError(f"--data.revision {self.revision} is one of a hub repository: use --data.source hub")
+            raise UserError(f"--data.revision {self.revision} is for hub repositories: use --data.source hub")
         for task in self.registry:
             _check_source(task, self.source)
         paper = self.label_words == "paper"
@@ -72,7 +72,7 @@ class Selection:
         return self._data
 
     def _warn_of_shared_rows(self) -> None:
-        """Evaluation rows of a task that another task of the run trains on."""
+        """Warn of evaluation rows of a task that another task of the run trains on."""
         if len(self._data) == 1:
             return
         train, *others = [
@@ -83,10 +83,10 @@ class Selection:
                 warnings.warn(f"{split} split: {'; '.join(found)}", stacklevel=2)
 
     def rows(self, split: str, task_index: int = 0) -> Dataset:
-        """The rows of a split that are used, in the order of the source.
+        """Return the rows of a split after limits, in source order.
 
         Raises:
-            UserError: no such split.
+            UserError: an unknown split, or limited training rows of one class.
         """
         check_split(split)
         limit = self._limit(split, task_index)
@@ -99,27 +99,27 @@ class Selection:
         return chosen
 
     def to_predict(self, split: str, task_index: int = 0) -> Dataset:
-        """The rows of a split as the source has it, labelled or not, in its order."""
+        """Return the rows of a split, labelled or not, in source order."""
         check_split(split)
         return self._limited(self.data[task_index].to_predict(split), self._limit(split, task_index))
 
     def _limited(self, rows: Dataset, limit: int | None) -> Dataset:
         if limit is None or limit >= len(rows):
             return rows
-        # The head of a permutation: a larger limit keeps the rows of a smaller one.
+        # The first rows of a permutation: a larger limit contains the rows of a smaller one.
         return rows.select(np.sort(np.random.default_rng(self.seed).permutation(len(rows))[:limit]))
 
     def _limit(self, split: str, task_index: int) -> int | None:
         return 0 if split == "train" and self.tasks[task_index].name in self.held_out else self.limits[split]
 
     def facts(self, split: str, task_index: int) -> dict[str, Any]:
-        """What tells these rows apart from all others, in JSON values."""
+        """Return JSON values that identify the selected rows, for cache keys."""
         data, limit = self.data[task_index], self._limit(split, task_index)
         limited = limit is not None and limit < len(data.split(split))
         return {"data": data.fingerprint, "split": split, "subset": [limit, self.seed] if limited else None}
 
     def label_counts(self, split: str, task_index: int = 0) -> list[int]:
-        """Rows of each class (C numbers) among those used; empty for generation."""
+        """Return the number of rows of each class (C numbers) after limits; empty for generation."""
         task = self.tasks[task_index]
         if task.is_generation:
             return []
@@ -127,7 +127,7 @@ class Selection:
         return np.bincount(labels, minlength=task.num_classes).tolist()
 
     def targets(self, split: str, ids: list[int]) -> list[list[str]]:
-        """For generation: the texts that count as right for each of the `ids` of a batch of the split."""
+        """Return the reference texts of each of `ids` (from a batch of the split), for generation tasks."""
         check_split(split)
         found = []
         for key in ids:
@@ -136,7 +136,7 @@ class Selection:
         return found
 
     def _answers(self, split: str, index: int) -> dict[int, list[str]]:
-        """Row number -> right answers, for all rows of a split; kept, because every batch of an evaluation asks."""
+        """Return row number -> reference texts of a split; cached, since every evaluation batch needs it."""
         if (split, index) not in self._known:
             if not self.tasks[index].is_generation:
                 raise ValueError(f"task {self.tasks[index].name} has classes, not target texts")
@@ -146,7 +146,7 @@ class Selection:
 
 
 def check_split(split: str) -> None:
-    """A UserError where there can be no such split."""
+    """Raise UserError if the split is unknown."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
 

@@ -1,11 +1,11 @@
-"""Tasks to rows: one loader for hub, local and built-in data, its splits and its checks.
+"""One loader for the rows of a task from hub, local and built-in data.
 
-Split rule. Where the test split is labelled, it is the test split, and validation is the official one. Where it is
-not, the official validation split is the test split. What is then missing is cut from train by seed, a tenth and at
-most 2000 rows; `TaskData.origin` records it. Model selection never sees the split that scores are reported on.
+Splits: if the official test split is labelled, test and validation are the official ones. If it is not, the official
+validation split becomes the test split. A missing split is cut from train by seed, a tenth and at most 2000 rows;
+`TaskData.origin` records it. Model selection never sees the split that scores are reported on.
 
-Answers of generation tasks. A row may have several texts that are right; blank ones do not count, and the first is
-what a model is trained to write. Rows without any are left out with a warning; a split without any is unlabelled.
+Answers of generation tasks: a row may have several reference texts; blank ones are ignored, and the first is the
+training target. Rows without any are dropped with a warning; a split without any is unlabelled.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 Source = Literal["hub", "local", "builtin"]
 MAX_CUT = 2000
-# Labels that a message lists.
+# Most labels that a message lists.
 MOST_NAMED = 10
-# A test split that we cut ourselves must not move with the seed of a run: another run may have trained on it.
+# A test split cut from train must not depend on the run's seed: another run may have trained on it.
 TEST_SEED = 0
-# Keys of labels of which each stands for the other.
+# Label keys that are aliases of each other.
 _NUMBERS, _BOOLEANS = ("0", "1"), ("false", "true")
 
 
@@ -45,15 +45,14 @@ class TaskData:
     """The rows of a task.
 
     Attributes:
-        task: the task as it was loaded (its paper variant where that was asked for).
+        task: the task as loaded (its paper variant if requested).
         splits: ``train``, ``validation``, ``test`` -> Dataset with the columns ``id`` (int64, row number in the source
-            split, from 0), ``text_a``, ``text_b`` (``""`` where there is none) and ``label`` (int64 class index), or
+            split, from 0), ``text_a``, ``text_b`` (``""`` if there is none) and ``label`` (int64 class index), or
             ``target`` (list of str, at least one and none blank) for generation.
-        origin: split -> where its rows come from: ``official``, ``official validation``,
-            ``cut from train, seed 0``, ``official less the rows cut from it``.
+        origin: split -> origin of its rows: ``official``, ``official validation``, ``cut from train, seed 0``,
+            ``official less the rows cut from it``.
         fingerprint: SHA-256 over ids, texts and labels of all splits.
-        unlabelled: split of the source that has no answers -> its rows. They can be predicted, and nothing else; in
-            `splits` others stand for them.
+        unlabelled: source split without answers -> its rows, for prediction only; `splits` has other rows instead.
     """
 
     task: Task
@@ -61,17 +60,17 @@ class TaskData:
     origin: dict[str, str]
     fingerprint: str
     unlabelled: dict[str, RawSplit] = field(default_factory=dict)
-    # Those of `unlabelled` that were asked for: tokens and predictions both need them.
+    # Cache of `to_predict`: tokens and predictions both need its rows.
     _texts: dict[str, Dataset] = field(default_factory=dict, repr=False, compare=False)
 
     def split(self, name: str) -> Dataset:
-        """The rows of split `name`; a UserError where there is no such split."""
+        """Return the rows of split `name`; raises UserError if it is unknown."""
         if name not in self.splits:
             raise UserError(f"task {self.task.name} has no split {name!r}; there are {', '.join(self.splits)}")
         return self.splits[name]
 
     def to_predict(self, name: str) -> Dataset:
-        """The rows of split `name` as the source has it: without the column of the answer where it has none there."""
+        """Return the rows of split `name` as in the source: without the answer column if it is unlabelled."""
         if name not in self.unlabelled:
             return self.split(name)
         if name not in self._texts:
@@ -81,7 +80,7 @@ class TaskData:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Normalised rows of one split; `answers` is the int64 array of labels, or the list of targets."""
+    """Normalized rows of one split; `answers` is the int64 array of labels, or the list of targets."""
 
     ids: np.ndarray
     text_a: list[str]
@@ -104,18 +103,18 @@ def load_task(
     label_words: Literal["default", "paper"] = "default",
     revision: str | None = None,
 ) -> TaskData:
-    """Load a task and make it ready: texts, class indices, three splits.
+    """Load a task as three splits of texts with class indices or targets.
 
     Args:
         task: row of the registry or of a user's file (`prompt_transfer.tasks.registry.get_task`).
-        source: ``hub``, ``local`` or ``builtin``; never changed silently.
-        root: folder that holds ``<task>/<split>.parquet|jsonl|csv``; None: the variable PROMPT_TRANSFER_DATA.
-        seed: seed of a validation split that has to be cut from train.
-        label_words: ``paper`` loads the task as release 1.0 had it (words, classes, order of texts).
-        revision: commit, tag or branch of the hub's repository; None: the one of the registry.
+        source: ``hub``, ``local`` or ``builtin``; there is no fallback to another one.
+        root: folder with ``<task>/<split>.parquet|jsonl|csv``; None: the variable PROMPT_TRANSFER_DATA.
+        seed: seed of a validation split that is cut from train.
+        label_words: ``paper`` loads the task as in release 1.0 (words, classes, order of texts).
+        revision: commit, tag or branch of the hub repository; None: the registry's.
 
     Raises:
-        UserError: nothing to load there, or data that cannot be what was meant; the message says which row.
+        UserError: the source does not have the task, or its data are invalid; the message names the row.
     """
     if label_words not in ("default", "paper"):
         raise UserError(f"label words must be 'default' or 'paper', not {label_words!r}")
@@ -163,7 +162,7 @@ def _labelled_rows(task: Task, raw: Mapping[str, RawSplit]) -> dict[str, _Rows]:
 
 
 def _normalise(task: Task, split: str, raw: RawSplit) -> _Rows | None:
-    """Rows of one split, or None where it has no labels."""
+    """Return the rows of one split, or None if it has no labels."""
     answer_column = task.target_column or task.label_column
     if split != "train" and answer_column not in raw.columns:
         return None
@@ -186,7 +185,7 @@ def _normalise(task: Task, split: str, raw: RawSplit) -> _Rows | None:
 
 
 def _targets(task: Task, split: str, raw: RawSplit) -> list[list[str]]:
-    """Right answers of each row, [] for rows to leave out."""
+    """Return the reference texts of each row, [] for rows to drop."""
     targets, without = [], []
     for row, value in enumerate(raw.frame[task.target_column].tolist()):
         found = value.get("text") if isinstance(value, dict) else value
@@ -212,7 +211,7 @@ def _targets(task: Task, split: str, raw: RawSplit) -> list[list[str]]:
 
 
 def _label_key(value: Any) -> str | None:
-    """What labels are compared by: 1, 1.0, "1" and "1.0" are one label, True and "true" another; None is missing."""
+    """Return a comparison key: 1, 1.0, "1" and "1.0" are equal, as are True and "true"; None for a missing label."""
     if type(value) is int:
         return str(value)
     text = "" if value is None else str(value).strip()
@@ -224,10 +223,10 @@ def _label_key(value: Any) -> str | None:
 
 
 def _labels(task: Task, split: str, raw: RawSplit) -> np.ndarray | None:
-    """Class indices, -1 for rows to leave out; None where the whole split is unlabelled."""
+    """Return the class indices, -1 for rows to drop; None if the whole split is unlabelled."""
     classes = {_label_key(value): index for index, value in enumerate(task.labels or range(task.num_classes))}
     dropped = {_label_key(value) for value in task.drop_labels}
-    # Two classes that are called 0 and 1, or false and true, may be written in either way.
+    # Two classes named 0 and 1, or false and true, may be written either way.
     for names, aliases in ((_NUMBERS, _BOOLEANS), (_BOOLEANS, _NUMBERS)):
         if classes.keys() == set(names) and dropped.isdisjoint(aliases):
             classes |= {alias: classes[name] for name, alias in zip(names, aliases, strict=True)}
@@ -302,7 +301,7 @@ def _fingerprint(made: Mapping[str, _Rows]) -> str:
         digest.update(f"{name} {len(rows)}\n".encode())
         digest.update(rows.ids.astype("<i8").tobytes())
         for texts in (rows.text_a, rows.text_b):
-            # The lengths keep ("ab", "c") and ("a", "bc") apart.
+            # The lengths distinguish ("ab", "c") from ("a", "bc").
             digest.update(np.array([len(text) for text in texts], dtype="<i8").tobytes())
             digest.update("".join(texts).encode("utf-8", "surrogatepass"))
         answers = rows.answers

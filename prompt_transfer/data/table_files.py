@@ -1,4 +1,4 @@
-"""Users' tables (CSV, JSON lines, Parquet) as columns of plain Python values, with one check of names and encodings."""
+"""Readers of users' tables (CSV, JSON lines, Parquet) that return columns of plain Python values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
-# Characters of a value or a name that a message shows, and names that it lists.
+# Most characters of a value or name, and most names, in a message.
 MOST_CHARACTERS, MOST_NAMES = 60, 20
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _QUOTES = 'put texts that hold commas between double quotes ("like, this")'
@@ -25,7 +25,7 @@ _QUOTES = 'put texts that hold commas between double quotes ("like, this")'
 
 @dataclass(frozen=True)
 class RawSplit:
-    """One split as its source has it: `frame` with the columns that the task uses, and where it came from."""
+    """One split as its source has it: `frame` with the columns that the task uses, and its origin `where`."""
 
     frame: pd.DataFrame
     columns: tuple[str, ...]  # all columns of the source, for messages
@@ -34,7 +34,7 @@ class RawSplit:
 
 @dataclass(frozen=True)
 class _Table:
-    """All column names of a file as they are written, the values of the wanted columns, and the line of each row."""
+    """A file's column names as written, the values of the wanted columns, and the line of each row."""
 
     names: Sequence[str]
     columns: dict[str, list[Any]]
@@ -43,13 +43,13 @@ class _Table:
 
 
 def read_table(path: Path, wanted: Sequence[str]) -> RawSplit:
-    """Read the columns `wanted`, as far as they are there, of a .parquet, .jsonl or .csv file.
+    """Read the columns in `wanted` that exist from a .parquet, .jsonl or .csv file.
 
-    A missing value is None. CSV is RFC 4180 in UTF-8: every record has as many fields as the header, quotes inside of a
+    Missing values are None. CSV is RFC 4180 in UTF-8: every record has as many fields as the header, quotes inside a
     quoted field are doubled, and an empty field is a missing value.
 
     Raises:
-        UserError: the file cannot be read, or not as the format that its name says. Faults of a row name its line.
+        UserError: the file cannot be read in the format of its suffix. Errors in a row name its line.
     """
     import pandas as pd
 
@@ -72,7 +72,7 @@ NO_CHARACTER = "half of a surrogate pair, which is no character and has no UTF-8
 
 
 def lone_surrogate(values: Iterable[Any]) -> int | None:
-    """Return the index of the first value with a text that UTF-8 cannot hold, or None; lists and dicts are searched."""
+    """Return the index of the first value with a text that UTF-8 cannot encode, or None; searches lists and dicts."""
     values = list(values)
     try:
         "".join(text for value in values for text in _texts(value)).encode()
@@ -82,12 +82,12 @@ def lone_surrogate(values: Iterable[Any]) -> int | None:
 
 
 def shown_value(value: Any) -> str:
-    """A value of a user's file for a message: on one line, as Python writes it, and not too long."""
+    """Format a value of a user's file for a message: its `repr`, truncated."""
     return _cut(repr(value))
 
 
 def shown_names(names: Sequence[str], most: int = MOST_NAMES) -> str:
-    """Names of a user's file for a message, at most `most` of them."""
+    """Format at most `most` names of a user's file for a message."""
     found = [_cut(name if name.isprintable() else repr(name)) for name in names[:most]]
     return ", ".join([*found, *(["..."] if len(names) > most else [])])
 
@@ -112,7 +112,7 @@ def _fail(path: Path, reason: str) -> UserError:
 
 
 def _check_names(path: Path, names: Iterable[str], wanted: Iterable[str], what: str) -> None:
-    """Raise UserError if a wanted column is there more than once; which one is meant is unknown."""
+    """Raise UserError if a wanted column occurs more than once."""
     counts = Counter(names)
     for name in wanted:
         if counts[name] > 1:
@@ -123,7 +123,7 @@ def _check_names(path: Path, names: Iterable[str], wanted: Iterable[str], what: 
 
 
 def _read_csv(path: Path, wanted: list[str]) -> _Table:
-    # Fields are texts, whatever they look like: "007" and "null" are texts, and labels are compared as texts.
+    # All fields stay texts, "007" and "null" too; labels are compared as texts.
     names: list[str] = []
     found: list[list[str]] = []
     lines: list[int] = []
@@ -147,8 +147,8 @@ def _read_csv(path: Path, wanted: list[str]) -> _Table:
 
 
 def _records(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """The header and the records with the physical line in which each begins, all of one width; no blank lines."""
-    source: list[str] = []  # physical lines of the record at hand
+    """Yield header and records, each with its first physical line; all have one width, blank lines are skipped."""
+    source: list[str] = []  # physical lines of the current record
     reader = csv.reader(_kept(file, source), strict=True)
     width = 0
     while True:
@@ -191,7 +191,7 @@ def _csv_fault(line: int, error: csv.Error) -> str:
 
 
 def _has_other_reading(source: list[str], record: list[str], width: int) -> bool:
-    """Whether the lines of a record, read with backslash escapes, are whole records too and have other fields."""
+    """Return whether a record's lines, read with backslash escapes, are also valid records but with other fields."""
     try:
         others = list(csv.reader(source, escapechar="\\", strict=True))
     except csv.Error:
@@ -207,7 +207,7 @@ def _has_other_reading(source: list[str], record: list[str], width: int) -> bool
 
 
 class _Repeating(dict[str, Any]):
-    """A JSON object in which a key stands twice."""
+    """A JSON object with a duplicate key."""
 
     names: list[str]
 
@@ -251,7 +251,7 @@ def _read_jsonl(path: Path, wanted: list[str]) -> _Table:
 def _read_parquet(path: Path, wanted: list[str]) -> _Table:
     import pyarrow.parquet as pq
 
-    # Without pandas: its metadata may make an index of a column, and a folder `x=1` a column of its own.
+    # Not pandas: its metadata may turn a column into the index, and a folder `x=1` adds a column.
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         _check_names(path, names, wanted, "it")
@@ -269,7 +269,7 @@ def _values(path: Path, name: str, column: Any) -> list[Any]:
             try:
                 value.as_py()
             except UnicodeDecodeError:
-                where = f"row {row} (counted from 0) has in its column {name!r} what"
+                where = f"row {row} (counted from 0) has in its column {name!r} a value that"
                 raise _fail(path, f"{where} is not UTF-8 text; save it as UTF-8") from error
         raise
 
@@ -284,7 +284,7 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def not_utf8(path: Path) -> str:
-    """Say that a text file is not UTF-8, with the line and the byte that show it."""
+    """Return the message for a text file that is not UTF-8, with the line and value of the first invalid byte."""
     data = path.read_bytes()
     reason = "it is not UTF-8 text; save it as UTF-8"
     try:
@@ -296,7 +296,7 @@ def not_utf8(path: Path) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """The message of a library's exception on one line, at most 200 characters of it."""
+    """Return the message of an exception on one line, at most 200 characters."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text; save it as UTF-8"
     text = " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The token tables of a run: which texts are kept how long, and each split tokenised once."""
+"""The token tables of a run: text lengths per task, and each split tokenized once."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MIN_LENGTH = 8
 
 @dataclass
 class Tables:
-    """The splits of a `Selection` as one encoder tokenises them.
+    """The splits of a `Selection`, tokenized by one encoder.
 
     Args:
         selection: the rows.
-        encoder: the tokenizer with what prompt and answer slot take.
-        max_length: tokens that a text keeps; None: the task's own, or less where only less fits.
+        encoder: the tokenizer, with the positions of prompt and answer slot.
+        max_length: longest text in tokens; None: the task's own, or less if only less fits.
         cache_dir: as in `prompt_transfer.data.tokens.cache_path`.
-        special_tokens: `keep` those that stand in texts, or `split` them into ordinary tokens.
+        special_tokens: `keep` special tokens inside texts, or `split` them into ordinary tokens.
 
     Raises:
         UserError: the lengths do not fit the model.
@@ -48,7 +48,7 @@ class Tables:
     def _length(self, task: Task) -> int:
         budget, extra = self.encoder.text_budget(), self.encoder.extra_positions
         positions, taken = budget + extra, f"prompt ({extra - 1}) and answer slot"
-        # A causal model writes behind the text; others have a decoder with positions of its own, or write nothing.
+        # Only causal models write the target into the positions of the text.
         if task.is_generation and getattr(self.encoder, "targets_share_positions", False):
             budget -= task.max_target_length
             taken = f"prompt ({extra - 1}), answer slot and target ({task.max_target_length})"
@@ -63,10 +63,10 @@ class Tables:
         return length
 
     def warn_of_special_tokens(self, *splits: str, predicted: bool = False) -> None:
-        """Warn of rows of these splits whose texts hold special tokens, if these are kept; one warning for each task.
+        """Warn, once per task, of rows of these splits with special tokens, if those are kept.
 
         Args:
-            predicted: look at the rows to predict, which may have no labels.
+            predicted: check the rows to predict, which may be unlabelled.
         """
         rows = self.selection.to_predict if predicted else self.selection.rows
         for index, task in enumerate(self.selection.tasks):
@@ -77,7 +77,7 @@ class Tables:
             warn_of_special_tokens(task, parts, getattr(self.encoder, "special_tokens", ()))
 
     def split(self, name: str) -> TokenTable:
-        """All tasks' rows of a split, one task after the other."""
+        """Return all tasks' rows of a split, task by task."""
         if name not in self._splits:
             parts = [self._tokens(name, index) for index in range(len(self.lengths))]
             self._splits[name] = TokenTable.concatenate(parts)
@@ -96,13 +96,13 @@ class Tables:
             "seq2seq_frame": task.seq2seq_frame,
             "max_target_length": task.max_target_length if task.is_generation else None,
         }
-        # What the first targets are is in the fingerprint of the data, the end token in that of the encoder.
+        # The targets are part of the data's fingerprint, the end token of the encoder's.
         facts = {"encoder": self.encoder.fingerprint, **options, **self.selection.facts(split, index)}
         cache = cache_path(self.cache_dir, f"{task.name}-{split}", facts)
         return tokenise(self.selection.rows(split, index), self.encoder, task_index=index, cache_file=cache, **options)
 
     def texts(self, rows: Dataset) -> TokenTable:
-        """Texts to predict, for the first task; not cached.
+        """Tokenize texts to predict, for the first task; not cached.
 
         Raises:
             UserError: a single text for a task on pairs, or the reverse.
@@ -125,7 +125,7 @@ class Tables:
         )  # fmt: skip
 
     def to_predict(self, split: str) -> TokenTable:
-        """All tasks' rows of a split as its source has it; what has no labels is not cached."""
+        """Return all tasks' rows of a split as in the source; unlabelled rows are not cached."""
         unlabelled = [split in data.unlabelled for data in self.selection.data]
         if not any(unlabelled):
             return self.split(split)
@@ -138,8 +138,8 @@ class Tables:
         return self._splits[key]
 
     def facts(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Task -> split -> rows, available, origin; where the split was tokenised also at_max_length, for generation
-        at_max_target_length too."""
+        """Return task -> split -> rows, available, origin; for tokenized splits also at_max_length, and for generation
+        at_max_target_length."""
         selection = self.selection
         found: dict[str, dict[str, dict[str, Any]]] = {}
         for index, data in enumerate(selection.data):
@@ -157,7 +157,7 @@ class Tables:
         return found
 
     def digests(self) -> dict[str, dict[str, str]]:
-        """Task -> split that was tokenised -> digest of what the model reads of it (`TokenTable.content`)."""
+        """Return task -> tokenized split -> digest of its tokens (`TokenTable.content`)."""
         names = [task.name for task in self.selection.tasks]
         return {
             name: {split: table.content(index) for split, table in self._splits.items()}

@@ -1,4 +1,4 @@
-"""Texts that are read without an answer: of a user's file, or of a split that nobody labelled."""
+"""Texts without answers, from a user's file or an unlabelled split."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from prompt_transfer.utils.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Tables that people have and that are not read: as text, every line would be taken for one text.
+# Table formats that are not supported; read as plain text, each line would count as one text.
 OTHER_TABLES = (".tsv", ".json", ".ndjson", ".xlsx", ".arrow")
 
 
 def load_texts(path: str | Path, task: Task) -> Dataset:
-    """Texts to predict: columns ``id`` (row or line number from 0), ``text_a``, ``text_b`` (empty for single texts).
+    """Read texts to predict: columns ``id`` (row or line number from 0), ``text_a``, ``text_b`` (empty if single).
 
     Args:
-        path: .csv, .jsonl or .parquet with the task's text columns, or a file with one text a line, whose blank lines
-            are left out (their numbers are missing in ``id``).
-        task: says which columns are texts.
+        path: .csv, .jsonl or .parquet with the task's text columns, or a file with one text per line, where blank
+            lines are skipped (their numbers are missing in ``id``).
+        task: task that names the text columns.
 
     Raises:
-        UserError: the file cannot be read, or holds no text for the task.
+        UserError: the file cannot be read, or has no text for the task.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix in OTHER_TABLES:
         raise UserError(
-            f"{path} is no plain text: save it as {', '.join(SUFFIXES[1:])} or .parquet, or as one text a line"
+            f"{path} is not plain text: save it as {', '.join(SUFFIXES[1:])} or .parquet, or as one text a line"
         )
     if suffix not in SUFFIXES:
         return _lines(path)
@@ -72,9 +72,9 @@ def _lines(path: Path) -> Dataset:
 
 
 def unlabelled_rows(task: Task, what: str, raw: RawSplit) -> Dataset:
-    """All rows of `raw` as ``id`` (row number from 0), ``text_a`` and ``text_b``; `what` names them in messages.
+    """Return all rows of `raw` as ``id`` (row number from 0), ``text_a`` and ``text_b``; `what` names them in messages.
 
-    A missing text is empty: the other rows can be answered all the same.
+    A missing text becomes empty, because the other rows can still be predicted.
     """
     from datasets import Dataset
 
@@ -86,18 +86,18 @@ def unlabelled_rows(task: Task, what: str, raw: RawSplit) -> Dataset:
 
 
 def check_columns(task: Task, raw: RawSplit, columns: Sequence[str | None]) -> None:
-    """A UserError where the source lacks one of the columns."""
+    """Raise UserError if the source lacks one of the columns."""
     for column in columns:
         if column is not None and column not in raw.columns:
             there = shown_names(raw.columns)
-            hint = "; a comma is what must stand between columns" if len(raw.columns) == 1 and ";" in there else ""
+            hint = "; separate the columns by commas" if len(raw.columns) == 1 and ";" in there else ""
             raise UserError(f"task {task.name}: {raw.where} has no column {column!r}; its columns are {there}{hint}")
 
 
 def warn_of_empty(
     task: Task, what: str, ids: Sequence[int] | np.ndarray, text_a: Sequence[str], text_b: Sequence[str]
 ) -> None:
-    """A warning where texts are empty; `what` names their rows, `ids` numbers them."""
+    """Warn of empty texts; `what` names their rows, `ids` numbers them."""
     pairs = task.text_b is not None and not task.join_texts
     empty = [
         number
@@ -108,19 +108,19 @@ def warn_of_empty(
         rows = "1 row" if len(empty) == 1 else f"{len(empty)} rows"
         warnings.warn(
             f"task {task.name}: {rows} of {what} {'has' if len(empty) == 1 else 'have'} an empty text, the first is "
-            f"row {ids[empty[0]]} (counted from 0); what is answered there comes from nothing",
+            f"row {ids[empty[0]]} (counted from 0); answers to them are meaningless",
             stacklevel=5,
         )
 
 
 def texts_of(task: Task, what: str, raw: RawSplit) -> tuple[list[str], list[str]]:
-    """First and second texts of all rows; the second is ``""`` where the task has none, or joins it to the first.
+    """Return the first and second texts of all rows; the second is ``""`` for single or joined texts.
 
     Args:
-        what: names the rows in messages: "the test split".
+        what: name of the rows in messages, e.g. "the test split".
 
     Raises:
-        UserError: a missing text, or what is not text; it names the row.
+        UserError: a missing value or one that is not text; the message names the row.
     """
     text_a = _column(task, what, raw, task.text_a)
     text_b = [""] * len(text_a) if task.text_b is None else _column(task, what, raw, task.text_b)
@@ -149,11 +149,11 @@ def _column(task: Task, what: str, raw: RawSplit, column: str) -> list[str]:
 
 
 def texts_to_predict(texts: Dataset | Sequence[str], texts_b: Sequence[str] | None = None) -> Dataset:
-    """Texts, or a Dataset of them, with the columns ``id``, ``text_a`` and ``text_b``.
+    """Return texts, or a Dataset of them, as a Dataset with the columns ``id``, ``text_a`` and ``text_b``.
 
     Raises:
-        UserError: no texts, a first without its second one or the reverse, a text that UTF-8 cannot hold, or an id that
-            stands for two texts.
+        UserError: no texts, different numbers of first and second texts, a text that UTF-8 cannot encode, or a
+            duplicate id.
     """
     from datasets import Dataset
 

@@ -1,4 +1,4 @@
-"""Rows to token columns: tokenise once, keep it in a cache file, hand out numpy arrays."""
+"""Token columns of rows as numpy arrays, tokenized once and cached in a file."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from prompt_transfer.utils.files import cache_folder
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Part of every cache key: raise it when what is cached changes its meaning.
+# Part of every cache key: increase it when the cached content changes its meaning.
 FORMAT = 1
 ROWS_WITH_BAR = 20_000
 ROWS_A_CALL = 1000
-# Room for the row id below the task index in `ids`.
+# Bits of the row id, below the task index, in `ids`.
 ID_BITS = 32
 
 
 class TextEncoder(Protocol):
-    """What the data need to know of a backbone; `FrozenBackbone.encoder(prompt_length)` is one.
+    """The interface of a backbone that the data need; implemented by `FrozenBackbone.encoder(prompt_length)`.
 
     Attributes:
-        pad_token_id: fills up `input_ids`.
-        extra_positions: positions that prompt and answer slot take, P + 1.
-        fingerprint: tells encoders apart that give different ids.
-        targets_share_positions: optional, True where a target stands behind its text (causal models); the text is then
-            so short that both fit. Without it targets take no positions of the text.
-        special_tokens: optional, the tokens that mean something else in a text than their characters.
+        pad_token_id: padding of `input_ids`.
+        extra_positions: positions of prompt and answer slot, P + 1.
+        fingerprint: distinguishes encoders that give different ids.
+        targets_share_positions: optional, True if a target follows its text in the same positions (causal models); the
+            text is then shortened to fit both. By default targets take no positions of the text.
+        special_tokens: optional, tokens that are control tokens inside a text.
     """
 
     @property
@@ -46,7 +46,7 @@ class TextEncoder(Protocol):
     @property
     def fingerprint(self) -> str: ...
     def text_budget(self) -> int:
-        """Positions left for text, special tokens counted."""
+        """Return the positions left for text, special tokens included."""
         ...
 
     def splitting(self) -> Self:
@@ -61,28 +61,28 @@ class TextEncoder(Protocol):
         cue: str = "",
         seq2seq_frame: tuple[str, str] | None = None,
     ) -> list[list[int]]:
-        """Token ids of each example with special tokens, at most `max_length`; a causal model reads `cue` at the end, a
-        seq2seq model the frame before the first text and between the two.
+        """Return the token ids of each example with special tokens, at most `max_length`; causal models append `cue`,
+        seq2seq models put the frame before the first text and between the two.
         """
         ...
 
     def encode_targets(self, texts: list[str], max_length: int) -> list[list[int]]:
-        """Token ids of texts to write, each with the end token, which is one of at most `max_length` and never cut."""
+        """Return the token ids of target texts, at most `max_length` including the end token, which is always kept."""
         ...
 
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Token ids of n rows as flat columns: no Python object a row, and workers share the memory.
+    """Token ids of n rows as flat columns: no Python object per row, and memory that workers share.
 
     Attributes:
         values: ``[sum of lengths]`` int32, the token ids of all rows, one row after the other.
         offsets: ``[n + 1]`` int64; row i is ``values[offsets[i]:offsets[i + 1]]``.
-        labels: ``[n]`` int64 class index; -1 where there is none (texts to predict, generation).
+        labels: ``[n]`` int64 class index; -1 if there is none (texts to predict, generation).
         task_ids: ``[n]`` int64 index of the row's task.
         ids: ``[n]`` int64, ``task index * 2**32 + row number in the source split``: unique over tasks.
-        target_values: int32 token ids of the text to write of each row, end token included; None where no row has one.
-        target_offsets: ``[n + 1]`` int64, into `target_values`; a row of a classification task has none.
+        target_values: int32 token ids of the rows' targets, end token included; None if no row has one.
+        target_offsets: ``[n + 1]`` int64, into `target_values`; rows of classification tasks have empty targets.
     """
 
     values: np.ndarray
@@ -103,7 +103,7 @@ class TokenTable:
 
     @property
     def target_lengths(self) -> np.ndarray:
-        """``[n]`` int64, tokens of each row's target; 0 where it has none."""
+        """``[n]`` int64, tokens of each row's target; 0 without a target."""
         return np.zeros(len(self), dtype=np.int64) if self.target_offsets is None else np.diff(self.target_offsets)
 
     @cached_property
@@ -113,11 +113,11 @@ class TokenTable:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of ids and lengths: with seed and batch size all that the order of training depends on."""
+        """SHA-256 of ids and lengths, which with seed and batch size determine the order of training."""
         return hashlib.sha256(self.ids.tobytes() + self.lengths.tobytes()).hexdigest()
 
     def content(self, task_index: int) -> str:
-        """SHA-256 of all that is read of one task's rows: ids, tokens, labels and targets; tells data apart."""
+        """Return the SHA-256 of one task's rows: ids, tokens, labels and targets."""
         first, end = np.searchsorted(self.task_ids, [task_index, task_index + 1])
         digest = hashlib.sha256()
         for part in (self.ids, self.labels, self.lengths, self.target_lengths):
@@ -129,7 +129,7 @@ class TokenTable:
 
     @classmethod
     def concatenate(cls, tables: list[TokenTable]) -> TokenTable:
-        """One table with the rows of all, in the order given."""
+        """Concatenate the rows of several tables."""
         if len(tables) == 1:
             return tables[0]
         lengths = np.concatenate([table.lengths for table in tables])
@@ -158,21 +158,21 @@ def tokenise(
     task_index: int = 0,
     cache_file: Path | None = None,
 ) -> TokenTable:
-    """Token ids of `rows` (columns ``id``, ``text_a``, ``text_b`` and perhaps ``label`` or ``target``).
+    """Tokenize `rows` (columns ``id``, ``text_a``, ``text_b`` and optionally ``label`` or ``target``).
 
-    Where rows have several targets the first is the one to write.
+    If rows have several targets, the first is used.
 
     Args:
-        rows: the rows, of one split of one task.
-        encoder: gives the ids.
-        max_length: tokens that a row keeps.
+        rows: rows of one split of one task.
+        encoder: the tokenizer.
+        max_length: longest text in tokens.
         pairs: whether ``text_b`` is read.
-        cue: what a causal model reads after the text.
-        seq2seq_frame: what a seq2seq model reads before the first text and between the two.
-        max_target_length: tokens that a target keeps; None: targets are not read.
-        task_index: goes into `task_ids` and `ids`.
-        cache_file: an ``.arrow`` file whose name tells all that the tokens depend on (`cache_path`); it is read where
-            it exists and written otherwise, whole or not at all. None: no cache.
+        cue: text that causal models read after the example.
+        seq2seq_frame: texts that seq2seq models read before the first text and between the two.
+        max_target_length: longest target in tokens; None: targets are not read.
+        task_index: index of the task, for `task_ids` and `ids`.
+        cache_file: an ``.arrow`` file whose name is a key of everything the tokens depend on (`cache_path`); read if
+            it exists, else written atomically. None: no cache.
 
     Raises:
         UserError: the cache file cannot be written.
@@ -195,12 +195,12 @@ def tokenise(
         tokens = _map(rows, encode, with_targets, cache_file)
         if cache_file is not None and not np.array_equal(_column(tokens, "id"), _column(rows, "id")):
             raise ValueError("other rows")
-        # Of an older release: today every row has a token.
+        # Written by an older release: now every row has a token.
         if cache_file is not None and not np.diff(_flat(tokens, "input_ids")[1]).all():
             raise ValueError("rows without tokens")
     except (ValueError, OSError) as raised:
-        error = _of_the_disk(raised)
-        # pyarrow calls a file cut short (full disk, lost power) invalid, or an OSError that has no number.
+        error = _disk_error(raised)
+        # For a truncated file (full disk, power loss) pyarrow raises ValueError, or OSError without errno.
         damaged = getattr(error, "errno", None) is None
         if cache_file is None or (damaged and not cache_file.exists()):
             raise
@@ -223,8 +223,8 @@ def tokenise(
     )
 
 
-def _of_the_disk(error: Exception) -> Exception:
-    """The error of the disk behind `error`: on a full one, closing the unwritten file fails once more."""
+def _disk_error(error: Exception) -> Exception:
+    """Return the OSError that caused `error`: on a full disk, closing the unwritten file raises again."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno is not None:
@@ -246,8 +246,8 @@ def _map(
         features["target_ids"] = List(Value("int32"))
     if cache_file is not None:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
-    # `map` writes a temporary file beside the cache file and renames it, so two processes may do it at once. Its own
-    # key would hash the tokenizer's state, which changes with use; ours is in the file's name.
+    # `map` writes a temporary file and renames it, so two processes may run at once. Its own cache key would hash the
+    # tokenizer's state, which changes with use.
     with _bars(len(rows) >= ROWS_WITH_BAR):
         return rows.map(
             encode,
@@ -265,7 +265,7 @@ def _map(
 
 @contextmanager
 def _bars(wanted: bool) -> Iterator[None]:
-    """Show a progress bar for what takes seconds only."""
+    """Disable the progress bars of `datasets` unless `wanted`."""
     import datasets
 
     off_already = datasets.are_progress_bars_disabled()
@@ -279,7 +279,7 @@ def _bars(wanted: bool) -> Iterator[None]:
 
 
 def _flat(rows: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A column of lists as values and offsets, without a Python object a row."""
+    """Return a column of lists as values and offsets, without a Python object per row."""
     lists = rows.data.column(name).combine_chunks()
     offsets = lists.offsets.to_numpy().astype(np.int64)
     return lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0]
@@ -290,11 +290,11 @@ def _column(rows: Dataset, name: str) -> np.ndarray:
 
 
 def named_rows(examples: Sequence[int], tasks: Sequence[str], shown: int = 6) -> str:
-    """Example ids (`TokenTable.ids`) as numbers of source rows, for messages: `rows 3, 8 and 2 more of sst2`.
+    """Format example ids (`TokenTable.ids`) as source rows for a message, e.g. `rows 3, 8 and 2 more of sst2`.
 
     Args:
-        tasks: names, in the order of the task indices.
-        shown: how many numbers are named of each task.
+        tasks: task names, in the order of the task indices.
+        shown: most row numbers to list per task.
     """
     of_task: dict[int, list[int]] = {}
     for example in examples:
@@ -309,7 +309,7 @@ def named_rows(examples: Sequence[int], tasks: Sequence[str], shown: int = 6) ->
 
 
 def cache_path(folder: str | Path | None, name: str, facts: dict[str, Any]) -> Path:
-    """The cache file of tokens that depend on `facts` (JSON values), with a `name` for people.
+    """Return the path of the cache file of tokens that depend on `facts` (JSON values), with a readable `name`.
 
     `folder` None: the variable PROMPT_TRANSFER_CACHE, else ``~/.cache/prompt_transfer``.
     """

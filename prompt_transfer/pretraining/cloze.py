@@ -1,7 +1,7 @@
-"""Questions made from plain text, whose answer stands in the text: noisy clozes.
+"""Noisy clozes: questions made from plain text whose answer is a span of it, without labels.
 
-After Lewis et al. (2019, "Unsupervised Question Answering by Cloze Translation"): a span of a sentence is the answer;
-its neighbours, some left out, and a question word that fits the span are the question. Nobody labelled anything.
+After Lewis et al. (2019, "Unsupervised Question Answering by Cloze Translation"): a span is the answer; a question word
+that fits it, and the words around it with some left out, are the question.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEFT_OUT = (0.05, 0.4)  # share of a question's words, drawn for each
-LOOSE = (0.4, 0.8)  # the same of a loose question, which is made from more of the text around
-FEWEST_WORDS = 15  # of a text
+LEFT_OUT = (0.05, 0.4)  # range of the share of a question's words that is dropped
+LOOSE = (0.4, 0.8)  # the same for loose questions, which draw on more of the surrounding text
+FEWEST_WORDS = 15  # shortest text
 _NUMBER = re.compile(r"\d[\d,.]*(%|st|nd|rd|th|s)?")
 _YEAR = re.compile(r"(1\d|20)\d\ds?")
 _MARKS = ".,;:!?\"'()[]-"
@@ -28,7 +28,7 @@ _COMMON = frozenset(
 
 
 class Cloze(NamedTuple):
-    """A text, a question about it, and the answer, which is a part of the text."""
+    """A text, a question about it, and the answer, a span of the text."""
 
     context: str
     question: str
@@ -36,7 +36,7 @@ class Cloze(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Words `start` to `end` (exclusive) of a text, and the question word that asks for them."""
+    """Words `start` to `end` (exclusive) of a text, and the question word for them."""
 
     start: int
     end: int
@@ -44,16 +44,16 @@ class Span(NamedTuple):
 
 
 def make_cloze(text: str, rng: np.random.Generator, most_words: int, loose: bool = False) -> Cloze | None:
-    """One question about a text, or about a part of it that begins at a sentence.
+    """Make one question about a text, or about a part of it that starts at a sentence.
 
     Args:
         text: plain text.
-        rng: decides all that is left to chance.
-        most_words: longest context, in words.
-        loose: ask with few words from further around, as people do, in place of most of the nearest.
+        rng: random generator.
+        most_words: longest context in words.
+        loose: ask with few words from a wider window, as people do, instead of most of the nearest words.
 
     Returns:
-        None where the text is shorter than `FEWEST_WORDS`, or holds nothing to ask for.
+        The cloze; None if the text is shorter than `FEWEST_WORDS` or has no span to ask for.
     """
     words = text.split()
     if len(words) < FEWEST_WORDS:
@@ -75,7 +75,7 @@ def make_cloze(text: str, rng: np.random.Generator, most_words: int, loose: bool
 
 
 def spans(words: list[str], rng: np.random.Generator) -> list[Span]:
-    """What can be asked for: numbers, names (words with a capital within a sentence), and some longer words."""
+    """Return spans to ask for: numbers, names (capitalized words within a sentence), and some longer words."""
     found = []
     place = 0
     while place < len(words):
@@ -99,7 +99,7 @@ def spans(words: list[str], rng: np.random.Generator) -> list[Span]:
 def _number(words: list[str], place: int, rng: np.random.Generator) -> Span:
     if _YEAR.fullmatch(words[place].strip(_MARKS)):
         return Span(place, place + 1, "when")
-    # With what is counted, or without.
+    # With or without the counted noun.
     counted = place + 1 < len(words) and words[place + 1].strip(_MARKS).isalpha()
     return Span(place, place + 1 + (counted and rng.random() < 0.5), "how many")
 
@@ -118,11 +118,11 @@ def _name(words: list[str], place: int, rng: np.random.Generator) -> Span:
 
 
 def _question(words: list[str], span: Span, rng: np.random.Generator, loose: bool) -> str:
-    """The question word, and the words around the span: in their order, or what follows first."""
+    """Return the question word followed by words around the span, in text order or with the later words first."""
     reach = 2 if loose else 1
     before = words[max(0, span.start - reach * int(rng.integers(4, 10))) : span.start]
-    behind = words[span.end : span.end + reach * int(rng.integers(3, 10))]
-    parts = (before, behind) if rng.random() < 0.5 else (behind, before)
+    after = words[span.end : span.end + reach * int(rng.integers(3, 10))]
+    parts = (before, after) if rng.random() < 0.5 else (after, before)
     share = rng.uniform(*(LOOSE if loose else LEFT_OUT))
     kept = [word.strip(_MARKS) for part in parts for word in part if rng.random() >= share]
     return f"{span.word} {' '.join(word for word in kept if word)}?"

@@ -1,4 +1,4 @@
-"""Plain text for pretraining the built-in backbones: files, tokenizer and the store of tokens."""
+"""The pretraining corpus: text files, tokenizer and tokenized stores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prompt_transfer.utils.files import atomic_path
 
 
 def read_texts(path: str | Path, megabytes: float | None) -> list[str]:
-    """The column `text` of a Parquet or JSON-lines file, or the lines of a text file: a sample of `megabytes`."""
+    """Read a sample of `megabytes`: the column `text` of a Parquet or JSON-lines file, or the lines of a text file."""
     path = Path(path)
     kinds = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
     if not path.is_file() or path.suffix not in kinds:
@@ -40,28 +40,28 @@ def read_texts(path: str | Path, megabytes: float | None) -> list[str]:
 
 
 class CorpusDataModule(L.LightningDataModule):
-    """Text files for `BackbonePretraining`.
+    """Batches of text files for `BackbonePretraining`.
 
     Args:
-        files: file -> [weight, megabytes]; sequences are drawn from a file by weight, at most `megabytes` of it
-            (null: all) are read.
-        cache_dir: where tokenizer and tokens are kept between runs.
-        tokenizer: the family whose kind of tokenizer is trained on the files: `roberta`, `bert`, `gpt2` or `t5`.
-        tokenizer_from: take the tokenizer of this backbone, built in or a folder, in place of a new one.
+        files: file -> [weight, megabytes]; sequences are drawn by weight, from at most `megabytes` of a file (null:
+            all).
+        cache_dir: folder that keeps tokenizer and tokens between runs.
+        tokenizer: family of the tokenizer that is trained on the files: `roberta`, `bert`, `gpt2` or `t5`.
+        tokenizer_from: use the tokenizer of this backbone, built-in or a folder, instead of a new one.
         vocab_size: tokens of the tokenizer.
-        lengths: sequence lengths, one a batch, drawn evenly (repeat one to draw it more often).
-        tokens_per_batch: positions a batch, pads included.
-        max_positions: positions that the model has for text.
+        lengths: sequence lengths, one per batch, drawn uniformly (repeat a length to draw it more often).
+        tokens_per_batch: positions per batch, padding included.
+        max_positions: longest text of the model in positions.
         shifted: share of sequences whose positions are shifted.
         mask_share: share of text tokens that are masked (80 % mask, 10 % random, 10 % kept).
-        held_out: share of each file's texts kept for the held-out loss.
-        clozes: questions that are made from the texts, for `--model.reading` (`cloze.py`); 0: none.
-        loose_clozes: share of them that ask with few words from further around (`cloze.make_cloze`).
+        held_out: share of each file's texts reserved for the held-out loss.
+        clozes: number of questions made from the texts, for `--model.reading` (`cloze.py`); 0: none.
+        loose_clozes: share of them that ask with few words from a wider window (`cloze.make_cloze`).
         cloze_growth: steps over which their contexts grow from the shortest to the longest.
-        reading_tokens: positions of a batch of copies or clozes, pads included.
-        unasked: share of the clozes of a T5 whose answer nothing asks for, so that their text is continued; tokens
-            before the text ask for copies and for the other answers (`ReadingBatches`). null: nothing has to ask.
-        seed: of the order of sequences.
+        reading_tokens: positions of a batch of copies or clozes, padding included.
+        unasked: share of a T5's clozes without a request, whose text is continued instead; copies and the other answers
+            are requested by tokens before the text (`ReadingBatches`). null: no requests.
+        seed: seed of the order of sequences.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class CorpusDataModule(L.LightningDataModule):
                 f"--data.unasked is for the tokenizer of t5, which has sentinels, not for that of {tokenizer}"
             )
         self.save_hyperparameters()
-        # One folder whether a number was written 60 or 60.0.
+        # 60 and 60.0 must give the same folder.
         numbers = {file: [None if value is None else float(value) for value in row] for file, row in files.items()}
         identity = json.dumps([numbers, tokenizer, vocab_size, held_out], sort_keys=True)
         if tokenizer_from:
@@ -117,7 +117,7 @@ class CorpusDataModule(L.LightningDataModule):
             name = self.hparams.tokenizer_from
             tokenizer = PreTrainedTokenizerFast.from_pretrained(builtin_backbones().get(name, Path(name)))
         else:
-            # The heads of all files in turn: a tokenizer that stops early has seen each of them.
+            # Alternate between the files: the unigram trainer stops early and must see all of them.
             turns = (part[i] for i in range(max(map(len, texts.values()))) for part in texts.values() if i < len(part))
             tokenizer = train_tokenizer(turns, self.hparams.vocab_size, self.hparams.tokenizer)
         tokenizer.save_pretrained(self.folder / "tokenizer")
@@ -136,7 +136,7 @@ class CorpusDataModule(L.LightningDataModule):
             np.savez(path, allow_pickle=False, **tokenize(tokenizer, held_out))
 
     def _write_clozes(self, tokenizer: PreTrainedTokenizerFast, texts: list[list[str]], held_out: list[int]) -> None:
-        """Those for training, and a twentieth as many of the texts that are held out."""
+        """Write the clozes for training, and a twentieth as many from the held-out texts."""
         weights, number = self.weights(), self.hparams.clozes
         split = [(part[count:], part[:count]) for part, count in zip(texts, held_out, strict=True)]
         parts = {
@@ -152,7 +152,7 @@ class CorpusDataModule(L.LightningDataModule):
                 np.savez(path, allow_pickle=False, **store)
 
     def weights(self) -> list[float]:
-        """Of each file."""
+        """Return the weight of each file."""
         return [float(weight) for weight, _ in self.hparams.files.values()]
 
     def setup(self, stage: str | None = None) -> None:
@@ -184,12 +184,12 @@ class CorpusDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         held_out = self.batches([self.held_out_store], [1.0], 1, 40)
-        # All of them asked for, so that the loss is that of answers.
+        # All are requested, because the held-out loss is that of answers.
         unasked = None if self.hparams.unasked is None else 0.0
         return DataLoader(self._read(held_out, "held_out", 0, unasked), batch_size=None)
 
     def _read(self, batches: CorpusBatches, name: str, growth: int, unasked: float | None) -> IterableDataset:
-        """The batches with those to read beside them, where there are any."""
+        """Add batches of copies and clozes, if there are clozes."""
         if not self.clozes:
             return batches
         newline = self.tokenizer.backend_tokenizer.encode("\n", add_special_tokens=False).ids

@@ -14,22 +14,22 @@ from transformers import PreTrainedTokenizerFast
 from prompt_transfer.pretraining.corpus_tokenizers import KINDS
 
 IGNORED = -100
-# What a T5 reads and writes is filled up to a multiple: on a CPU a new shape costs about as much as its product.
+# T5 sequences are padded to a multiple: on a CPU a new shape costs about as much as its matrix product.
 MULTIPLE = 16
-# Span corruption as in T5 (Raffel et al. 2020): share of tokens that are dropped, mean tokens of a span.
+# Span corruption as in T5 (Raffel et al. 2020): share of dropped tokens, mean span length.
 NOISE_SHARE, SPAN_LENGTH = 0.15, 3
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The ids that batches are made with.
+    """Special ids of a tokenizer.
 
     Attributes:
         vocab_size: V.
         ordinary: first id that is neither special nor reserved.
-        reserved: how many ids at the end of the vocabulary are sentinels; sentinel i has the id V - 1 - i.
-        pad: fills up rows.
-        start, end, mask: stand before and after a text, and for a masked token; None where the kind has none.
+        reserved: number of sentinels at the end of the vocabulary; sentinel i has the id V - 1 - i.
+        pad: padding id.
+        start, end, mask: ids before and after a text, and of a masked token; None if the tokenizer has none.
         first_position: position id of the first token.
     """
 
@@ -44,12 +44,12 @@ class Tokens:
 
     @classmethod
     def of(cls, kind: str, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Tokens:
-        """Those of a tokenizer of one of the `KINDS`."""
+        """Return the special ids of a tokenizer of one of the `KINDS`."""
         row = KINDS[kind]
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         return cls(
             vocab_size=vocab_size,
-            # The special tokens of an existing tokenizer need not be the first ones, as BERT's are not.
+            # The special tokens of an existing tokenizer need not come first: BERT's do not.
             ordinary=1 + max(tokenizer.convert_tokens_to_ids(list(row.specials))),
             reserved=row.sentinels,
             pad=pad,
@@ -62,11 +62,11 @@ class Tokens:
 
 
 class CorpusBatches(IterableDataset):
-    """Endless batches that begin at sentences: one length a batch, sources mixed by weight.
+    """An endless dataset of batches for all objectives: sequences start at sentences, one length per batch.
 
-    A sequence ends with a sentence where one ends in its last quarter and is cut otherwise. A share of the sequences
-    has its positions shifted by a random offset (Kiyono et al. 2021, SHAPE), so that a text that stands behind a
-    prompt's positions, as in the layout `mask_first`, is nothing new.
+    A sequence ends with the last sentence that ends in its last quarter, else it is truncated. A share of the sequences
+    has its positions shifted by a random offset (Kiyono et al. 2021, SHAPE), which prepares the model for texts that
+    follow a prompt, as in the layout `mask_first`.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class CorpusBatches(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         step = self.skip
         while self.batches is None or step < self.batches:
-            # One generator a batch: resuming at a batch needs no replay.
+            # One generator per batch: resuming needs no replay.
             yield self.batch(np.random.default_rng((self.seed, step)))
             step += 1
 
     def sequence(self, rng: np.random.Generator, room: int) -> np.ndarray:
-        """At most `room` tokens of a text, from the beginning of one of its sentences."""
+        """Return at most `room` tokens of a text, from the start of a sentence."""
         store = self.stores[rng.choice(len(self.stores), p=self.weights)]
         while True:
             sentence = rng.integers(len(store["starts"]))
@@ -112,13 +112,13 @@ class CorpusBatches(IterableDataset):
         return store["tokens"][start:stop].astype(np.int64)
 
     def batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        """The tensors of one step.
+        """Return the tensors of one step.
 
         Returns:
             Without sentinels: `input_ids`, `attention_mask`, `position_ids`, `masked_ids`, `labels` (of masked tokens),
-            all [B, T]. With them: `input_ids`, `attention_mask` [B, T] and `labels` [B, S] for span corruption, and of
-            the same texts `prefix_ids`, `prefix_mask`, `prefix_labels` for prefix language modelling and `infill_ids`,
-            `infill_mask`, `infill_labels` (all [B, T]) for single tokens that the encoder alone fills in.
+            all [B, T]. With sentinels: `input_ids`, `attention_mask` [B, T] and `labels` [B, S] for span corruption,
+            and for the same texts `prefix_ids`, `prefix_mask`, `prefix_labels` for prefix language modelling and
+            `infill_ids`, `infill_mask`, `infill_labels` (all [B, T]) for masked tokens that the encoder fills in.
         """
         length = int(rng.choice(self.lengths))
         rows = self.tokens_per_batch // length
@@ -132,7 +132,7 @@ class CorpusBatches(IterableDataset):
         framed = [self._framed(sequence) for sequence in sequences]
         ids, present = padded(framed, t.pad, length)
         offsets = rng.integers(0, self.max_positions - length, rows) * (rng.random(rows) < self.shifted)
-        # A pad's position is RoBERTa's padding index, or any for the others.
+        # The position of padding: RoBERTa's padding index, arbitrary for the others.
         nowhere = max(t.first_position - 1, 0)
         positions = np.where(present, np.arange(length) + t.first_position + offsets[:, None], nowhere)
         arrays = {"input_ids": ids, "attention_mask": present.astype(np.int64), "position_ids": positions}
@@ -173,11 +173,11 @@ class CorpusBatches(IterableDataset):
         return arrays
 
     def _corrupt(self, rng: np.random.Generator, sequence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Input with sentinels in place of spans, and the target that names the spans."""
+        """Return the input with spans replaced by sentinels, and the target with the spans."""
         t, n = self.tokens, len(sequence)
         noise = max(1, round(n * NOISE_SHARE))
         spans = max(1, min(round(noise / SPAN_LENGTH), t.reserved - 1, n - noise))
-        # Lengths of dropped and kept stretches: random compositions of their sums.
+        # Lengths of dropped and kept spans: random compositions of their sums.
         dropped = np.diff(np.concatenate([[0], np.sort(rng.permutation(noise - 1)[: spans - 1]) + 1, [noise]]))
         kept = np.diff(np.concatenate([[0], np.sort(rng.permutation(n - noise - 1)[: spans - 1]) + 1, [n - noise]]))
         source: list[np.ndarray] = []
@@ -194,14 +194,14 @@ class CorpusBatches(IterableDataset):
 
 
 def rounded(rows: list[np.ndarray]) -> int:
-    """The length of the longest row, up to a multiple of `MULTIPLE`."""
+    """Return the length of the longest row, rounded up to a multiple of `MULTIPLE`."""
     return -(-max(map(len, rows)) // MULTIPLE) * MULTIPLE
 
 
 def padded(
     rows: list[np.ndarray], fill: int, width: int | None = None, dtype: type = np.int64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows as one matrix [B, T], and where it holds what they held."""
+    """Return rows as one right-padded matrix [B, T], and the bool mask of their values."""
     lengths = np.array([len(row) for row in rows])
     present = np.arange(width or lengths.max()) < lengths[:, None]
     matrix: np.ndarray = np.full(present.shape, fill, dtype=dtype)

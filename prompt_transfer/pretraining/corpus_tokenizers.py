@@ -1,4 +1,4 @@
-"""Tokenizers of the built-in backbones, trained on the pretraining corpus, and texts as one stream of their tokens."""
+"""Training of the built-in backbones' tokenizers, and tokenization of the corpus."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
-# The EM of the unigram model needs the statistics of words, not all of the corpus, and its time grows with the text.
+# The unigram model's EM needs word statistics, not the whole corpus, and its time grows with the text.
 UNIGRAM_CHARACTERS = 12_000_000
 SENTINELS = 32
 
 
 @dataclass(frozen=True)
 class TokenizerKind:
-    """A kind of tokenizer with its special tokens, as the family that it belongs to has them.
+    """A kind of tokenizer with the special tokens of its family.
 
     Attributes:
-        specials: the special tokens, which have the first ids in this order.
-        train: (texts, vocabulary size) -> tokenizer without its template.
-        template: how a single text and a pair stand; None adds nothing.
+        specials: the special tokens, which get the first ids in this order.
+        train: (texts, vocabulary size) -> tokenizer without a template.
+        template: templates of a single text and of a pair; None adds no tokens.
         roles: keyword arguments of transformers' tokenizer that name the special tokens.
-        sentinels: how many `<extra_id_...>` stand at the end of the vocabulary, the first one last.
+        sentinels: number of `<extra_id_...>` tokens at the end of the vocabulary, the first one last.
     """
 
     specials: tuple[str, ...]
@@ -85,7 +85,7 @@ def _unigram(texts: Iterable[str], vocab_size: int) -> Tokenizer:
                 return
 
     tokenizer = Tokenizer(models.Unigram())
-    # Spaces as SentencePiece has them: none at the ends, one between words. A space at an end would be a token.
+    # As in SentencePiece: no spaces at the ends, one between words. A trailing space would be a token.
     spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *spaces])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -97,7 +97,7 @@ def _unigram(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(head(), trainer)
-    # A small corpus gives fewer pieces than asked for; the sentinels still have the last ids of all.
+    # A small corpus gives fewer pieces than requested; the sentinels must still have the last ids.
     fill = vocab_size - SENTINELS - tokenizer.get_vocab_size()
     names = [f"<unused{i}>" for i in range(fill)] + [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
@@ -106,7 +106,7 @@ def _unigram(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 _ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 KINDS: dict[str, TokenizerKind] = {
-    # A mask takes the space before it with it, as RoBERTa's does, so that "a <mask> film" has three words.
+    # The mask absorbs the space before it, as RoBERTa's does: "a <mask> film" has three words.
     "roberta": TokenizerKind(
         _ROBERTA,
         _byte_bpe(_ROBERTA),
@@ -150,11 +150,11 @@ KINDS: dict[str, TokenizerKind] = {
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "roberta") -> PreTrainedTokenizerFast:
-    """A lower-cased tokenizer like that of the family `kind`, with its special tokens and pair template.
+    """Train a lower-cased tokenizer of the family `kind`, with its special tokens and pair template.
 
     Args:
-        texts: what it is trained on.
-        vocab_size: V, special tokens and sentinels counted.
+        texts: training texts.
+        vocab_size: V, special tokens and sentinels included.
         kind: a key of `KINDS`: byte-level BPE (`roberta`, `gpt2`), WordPiece (`bert`) or unigram pieces (`t5`).
     """
     row = KINDS[kind]
@@ -171,11 +171,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "roberta"
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> dict[str, np.ndarray]:
-    """All texts as one stream.
+    """Tokenize texts into one stream.
 
     Returns:
-        `tokens` uint16 [all tokens], `starts` int64 [sentences] (where each sentence begins),
-        `ends` int64 [sentences] (where the text that holds it ends).
+        `tokens` uint16 [all tokens], `starts` int64 [sentences] (start of each sentence), `ends` int64 [sentences] (end
+        of the text that contains it).
     """
     backend = tokenizer.backend_tokenizer
     tokens: list[np.ndarray] = []

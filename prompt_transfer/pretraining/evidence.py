@@ -1,10 +1,10 @@
-"""What a T5 is told while it learns to answer questions: which tokens matter, where the answer is, and where to look.
+"""Auxiliary losses for a T5 that learns to answer questions: repeated tokens, answer positions, and attention.
 
-The loss of an answer reaches the encoder through the decoder, a few tokens a text, and only once both of them do their
-part. Two linear maps of the encoder's states, thrown away after training, give it a loss on every token: whether the
-question has this token too (read in the middle of the encoder, where a match must be known to be of use), and whether
-the answer begins here (read at its end, as in extractive question answering). A third loss is for the decoder, which
-could do without what the encoder knows: where its first attention to the text looks before it writes.
+The loss of an answer covers a few tokens per text and reaches the encoder only through the decoder, once both work. Two
+linear probes on the encoder's states, discarded after training, add a loss on every token: whether the question repeats
+the token (probed in the middle of the encoder, where later layers can use a match), and whether the answer begins there
+(probed at its end, as in extractive question answering). A third loss makes the decoder use this information: its first
+cross-attention should look at the answer before the first token is written.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from prompt_transfer.pretraining.corpus_batches import IGNORED
 from prompt_transfer.pretraining.matching_heads import Matches
 
-# What a match counts at first, where heads that find it are set by hand. From nothing the map learns too slowly to keep
-# them: after 500 steps it told 0.87 of all pairs of a repeated token and another apart; what they write, 0.92 before.
+LOSSES = ("repeated", "begins", "looks")
+# Initial probe weight of a match found by hand-set heads. A probe that starts at zero learns too slowly to preserve
+# them: after 500 steps it separated 0.87 of all pairs of a repeated and another token, their output alone 0.92.
 KNOWN = 2.0
 
 
 class Evidence(nn.Module):
-    """The three losses.
+    """The probes and the three losses.
 
     Args:
         hidden_size: H.
-        num_layers: of the encoder.
+        num_layers: layers of the encoder.
     """
 
     def __init__(self, hidden_size: int, num_layers: int) -> None:
@@ -38,7 +39,7 @@ class Evidence(nn.Module):
 
     @torch.no_grad()
     def know(self, matches: Matches) -> None:
-        """Read what heads that are set by hand write."""
+        """Initialize the probes to read the output of hand-set heads."""
         self.repeated.weight[0, matches.found] = KNOWN
         for number, share in matches.places.items():
             self.begins.weight[0, number] = share
@@ -46,21 +47,21 @@ class Evidence(nn.Module):
     def forward(
         self, states: tuple[Tensor, ...], attention: Tensor, repeated: Tensor, begins: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean losses in nats of tokens that are repeated, of where answers begin, and of where the decoder looks.
+        """Return the mean losses in nats of repeated tokens, of answer positions, and of the decoder's attention.
 
         Args:
-            states: ``[B, T, H]`` each: what the encoder's layers read, and what it puts out.
-            attention: ``[B, T]`` the mean of the decoder's heads, before it writes the first token.
-            repeated: ``[B, T]`` 1 for a token of the text that the question has too, 0 for others, `IGNORED` for those
-                that are not asked for.
-            begins: ``[B, T]`` 1 where the answer begins, 0 elsewhere in the text, `IGNORED` behind it. A text without
-                any 1 counts nothing.
+            states: ``[B, T, H]`` each: inputs of the encoder's layers, and its output.
+            attention: ``[B, T]`` cross-attention at the first decoder step, mean over heads.
+            repeated: ``[B, T]`` 1 for tokens of the text that the question repeats, 0 for others, `IGNORED` for tokens
+                without a loss.
+            begins: ``[B, T]`` 1 where the answer begins, 0 elsewhere in the text, `IGNORED` after it. Texts without a 1
+                are skipped.
         """
         middle = states[self.layer]
         scale = torch.rsqrt(middle.pow(2).mean(dim=-1, keepdim=True) + 1e-6)
         asked = repeated != IGNORED
         found = self.repeated(middle * scale).squeeze(-1).float()[asked]
-        # Of no token asked for the mean would be NaN.
+        # A sum, since the mean over no tokens would be NaN.
         total = nn.functional.binary_cross_entropy_with_logits(found, repeated[asked].float(), reduction="sum")
         places = self.begins(states[-1]).squeeze(-1).float().masked_fill(begins == IGNORED, float("-inf"))
         right = begins == 1

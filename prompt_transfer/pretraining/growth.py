@@ -1,9 +1,9 @@
-"""A larger model that starts from what a smaller one has learnt (bert2BERT, Chen et al. 2022, after Net2Net).
+"""Initialization of a larger model from a smaller one (bert2BERT, Chen et al. 2022, after Net2Net).
 
-An encoder grows in width: every new unit is the copy of an old one, and whoever reads copies divides by their number,
-so that sums come out the same. And in depth: new layers on top whose outputs are zero and which pass on what they get.
-Where each unit is copied equally often the larger model computes the same function; otherwise the norm layers see
-slightly other statistics. A T5 grows by attention heads, which add nothing before they are trained.
+An encoder grows in width: every new unit copies an old one, and weights that read copies are divided by their number,
+which preserves sums. It grows in depth by new top layers with zero output. If every unit is copied equally often, the
+larger model computes the same function; otherwise the norm layers see slightly different statistics. A T5 grows by
+attention heads, whose output is zero before training.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, RobertaForMaskedLM
 
 
 def unit_map(old: int, new: int, generator: torch.Generator) -> Tensor:
-    """Which old unit each new one copies [new]: the old ones first, then a random choice, none much oftener."""
+    """Return the old unit that each new one copies [new]: all old units first, then random ones, spread evenly."""
     copies = [torch.arange(old)]
     while sum(map(len, copies)) < new:
         copies.append(torch.randperm(old, generator=generator))
@@ -24,13 +24,13 @@ def unit_map(old: int, new: int, generator: torch.Generator) -> Tensor:
 
 
 def head_map(old: int, new: int, size: int, generator: torch.Generator) -> Tensor:
-    """The same for the units of attention heads, which are copied as a whole: [new * size]."""
+    """Return the unit map [new * size] of attention heads, which are copied as a whole."""
     heads = unit_map(old, new, generator)
     return (heads[:, None] * size + torch.arange(size)).flatten()
 
 
 def _shares(units: Tensor) -> Tensor:
-    """What each copy contributes to a sum: one over how often its unit is copied [new]."""
+    """Return the weight of each copy in a sum [new]: one over the number of copies of its unit."""
     return 1 / torch.bincount(units)[units].float()
 
 
@@ -46,12 +46,12 @@ def _norm(new: nn.LayerNorm, old: nn.LayerNorm, units: Tensor) -> None:
 
 @torch.no_grad()
 def grow(small: RobertaForMaskedLM, large: RobertaForMaskedLM, seed: int = 0) -> None:
-    """Give `large` what `small` has learnt.
+    """Initialize `large` from the weights of `small`.
 
     Args:
-        small: with the same vocabulary, the same size of heads, and at most as many of everything.
+        small: a model with the same vocabulary and head size, and no larger in any size.
         large: changed in place.
-        seed: which units are copied more often.
+        seed: seed of the choice of units that are copied more often.
 
     Raises:
         ValueError: the sizes do not allow it.
@@ -82,14 +82,14 @@ def grow(small: RobertaForMaskedLM, large: RobertaForMaskedLM, seed: int = 0) ->
         _norm(new.attention.output.LayerNorm, old.attention.output.LayerNorm, hidden)
         _norm(new.output.LayerNorm, old.output.LayerNorm, hidden)
         if index >= len(layers):
-            # Adds nothing yet, and norms as the layer below has done.
+            # Adds zero, and normalizes like the layer below.
             _norm(new.attention.output.LayerNorm, old.output.LayerNorm, hidden)
             for dense in (new.attention.output.dense, new.output.dense):
                 dense.weight.zero_()
                 dense.bias.zero_()
     _linear(large.lm_head.dense, small.lm_head.dense, hidden, hidden)
     _norm(large.lm_head.layer_norm, small.lm_head.layer_norm, hidden)
-    # The output layer is the table of word embeddings, whose copies cannot be divided; so what meets them is.
+    # The output layer is tied to the word embeddings, which cannot be divided; so its input is.
     large.lm_head.layer_norm.weight.mul_(_shares(hidden))
     large.lm_head.layer_norm.bias.mul_(_shares(hidden))
     large.lm_head.bias.copy_(small.lm_head.bias)
@@ -98,14 +98,14 @@ def grow(small: RobertaForMaskedLM, large: RobertaForMaskedLM, seed: int = 0) ->
 
 @torch.no_grad()
 def add_heads(small: PreTrainedModel, large: PreTrainedModel) -> None:
-    """Give a T5 what one of as many or fewer attention heads has learnt; both compute the same.
+    """Initialize a T5 from one with as many or fewer attention heads; both compute the same function.
 
-    New heads have random queries, keys and values, and their outputs count nothing. Heads keep their size, so a T5 may
-    have more of them than fit into its width (as v1.1 small, of 6 heads of 64 in a width of 512, has fewer).
+    New heads have random queries, keys and values, and zero output. The head size is unchanged, so the heads of a T5
+    together may be wider than the model (v1.1 small, with 6 heads of 64 in a width of 512, is narrower).
 
     Args:
-        small: the one that has learnt.
-        large: of the same sizes else; changed in place.
+        small: the source model.
+        large: a model whose other sizes are the same; changed in place.
 
     Raises:
         ValueError: other sizes differ.
@@ -115,7 +115,7 @@ def add_heads(small: PreTrainedModel, large: PreTrainedModel) -> None:
         raise ValueError("heads are added to a model of the same layers and the same size of heads")
     old, width = small.config.num_heads, large.config.d_model
     for name, weight in target.items():
-        # Which dimension goes over heads, and how many numbers each has there.
+        # The dimension of the heads, and the size of a head there.
         axis, size = (
             (1, 1) if "relative_attention_bias" in name else (int(name.endswith(".o.weight")), small.config.d_kv)
         )
@@ -131,7 +131,7 @@ def add_heads(small: PreTrainedModel, large: PreTrainedModel) -> None:
         if axis:
             weight.zero_()
         else:
-            # Values of length 1; logits of deviation 1 for queries and keys, which a T5 does not scale.
+            # Values of norm 1, and attention logits of deviation 1, which a T5 does not scale.
             weight.normal_(std=width**-0.5 * (1.0 if ".v." in name else math.sqrt(size) ** -0.5))
         weight.narrow(axis, 0, kept.shape[axis]).copy_(kept)
     large.load_state_dict(target)

@@ -1,10 +1,10 @@
-"""A start for small language models that knows the corpus' word statistics.
+"""Initialization of small language models from the corpus' word statistics.
 
-A short run never sees a rare word often enough to place it, and a model whose attention passes nothing on yet has no
-gradient that tells it what to look at: it stays at the loss of word frequencies for a long time. So the start is made
-to be a bag-of-words predictor: co-occurrence vectors as word embeddings, first-layer attention that adds the mean of
-the text to each position, a head that compares with word embeddings, and word frequencies as its bias. In a T5 the
-decoder's attention to the encoder is made to add the mean of what the encoder found.
+A short run sees rare words too seldom to place them, and a model whose attention carries no information yet gets no
+gradient on what to attend to: it stays at the loss of word frequencies for a long time. So the model starts as a
+bag-of-words predictor: co-occurrence vectors as word embeddings, first-layer attention that adds the mean of the text
+to each position, an LM head that compares with word embeddings, and log frequencies as its bias. In a T5 the
+cross-attention adds the mean of the encoder's output.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prompt_transfer.pretraining.architectures import Architecture
 from prompt_transfer.pretraining.corpus_batches import Tokens
+from prompt_transfer.pretraining.objectives import Architecture
 
-# Norms beside a normal initialisation with deviation 0.02; found by the held-out loss before the first step.
+# Norms relative to a normal initialization of deviation 0.02; tuned on the held-out loss before the first step.
 WORD_NORM, POSITION_SHARE, VALUE_GAIN = 0.02, 0.3, 3.0
-# A T5's residual stream: what layers add at first, and the length of sentinels, which say nothing of a text.
-# Of its heads: what a distance costs in their logits, and a direction that they do not look into.
+# Logit penalties of a T5's heads: per log distance, and for the masked direction. Then its residual stream: scale of
+# the layers' outputs, and of sentinels, which carry no information about a text.
 NEARNESS, AWAY = 2.0, 5.0
 T5_LAYER_GAIN, T5_SPECIAL_NORM, T5_VALUE_GAIN = 0.2, 0.1, 3.0
 
 
 def frequencies(streams: list[np.ndarray], vocab_size: int) -> Tensor:
-    """Share of each token [V] in the streams, every token counted once more than it occurs."""
+    """Return the share of each token [V] in the streams, with add-one smoothing."""
     counts = np.ones(vocab_size)
     for stream in streams:
         counts += np.bincount(stream, minlength=vocab_size)
@@ -37,10 +37,10 @@ def frequencies(streams: list[np.ndarray], vocab_size: int) -> Tensor:
 
 
 def cooccurrence_vectors(streams: list[np.ndarray], vocab_size: int, width: int, window: int = 8) -> Tensor:
-    """Word vectors [V, H]: truncated SVD of the positive pointwise mutual information of neighbours.
+    """Return word vectors [V, H]: truncated SVD of the positive pointwise mutual information of neighbours.
 
     Levy and Goldberg (2014) with context distribution smoothing 0.75; a neighbour at distance d counts 1 / sqrt(d).
-    Centred on the mean over running text, so that the mean of a text's vectors tells what it is about.
+    Centred on the mean over running text, so the mean of a text's vectors represents its topic.
     """
     counts = np.zeros(vocab_size * vocab_size, dtype=np.float32)
     for stream in streams:
@@ -59,7 +59,7 @@ def cooccurrence_vectors(streams: list[np.ndarray], vocab_size: int, width: int,
 
 
 def sinusoids(count: int, width: int) -> Tensor:
-    """The position table [count, width] of Vaswani et al. (2017), rows of norm 1."""
+    """Return the position embeddings [count, width] of Vaswani et al. (2017), each of norm 1."""
     angles = torch.arange(count)[:, None] / 10_000 ** (torch.arange(width // 2) / (width // 2))
     return torch.cat([angles.sin(), angles.cos()], dim=1) / math.sqrt(width / 2)
 
@@ -68,37 +68,37 @@ def sinusoids(count: int, width: int) -> Tensor:
 def informed_init(
     model: PreTrainedModel, architecture: Architecture, tokens: Tokens, streams: list[np.ndarray]
 ) -> None:
-    """Give `model` the start that the module describes; GPT gets the word vectors alone.
+    """Initialize `model` as this module describes; a GPT-2 gets the word vectors only.
 
     Args:
-        model: freshly initialised; changed in place.
-        architecture: its row.
-        tokens: which ids are special.
-        streams: token ids of the corpus, one array a file.
+        model: freshly initialized; changed in place.
+        architecture: the model's architecture.
+        tokens: the special ids.
+        streams: token ids of the corpus, one array per file.
     """
     table = model.get_input_embeddings().weight
     vocab_size, width = table.shape
     vectors = cooccurrence_vectors(streams, vocab_size, width)
-    # Special tokens never stand in the streams and keep their random start.
+    # Special tokens do not occur in the streams and keep their random embeddings.
     words = slice(tokens.ordinary, vocab_size - tokens.reserved)
     directions = vectors[words] / vectors[words].norm(dim=1).mean()
-    # As long as the random rows that they replace: 0.02 a number, 1 in a T5, whose norm layers have no mean.
+    # Scaled to the deviation of the random embeddings: 0.02, or 1 in a T5, whose norms do not subtract the mean.
     table[words] = directions * table[words].std() * math.sqrt(width)
     output = model.get_output_embeddings().weight
     if output is not table:
-        # T5 v1.1 does not tie its output layer, and its own start for it gives logits of deviation sqrt(H).
+        # T5 v1.1 has an untied output layer whose default initialization gives logits of deviation sqrt(H).
         output.normal_(std=1 / width)
         output[words] += directions / math.sqrt(width)
     if model.config.is_encoder_decoder:
         table[: words.start] *= T5_SPECIAL_NORM
         table[words.stop :] *= T5_SPECIAL_NORM
-        _means_pass_on(model)
+        _pass_means(model)
     if architecture.transform is not None:
-        _bag_of_words(model, architecture, tokens, frequencies(streams, vocab_size))
+        _set_bag_of_words(model, architecture, tokens, frequencies(streams, vocab_size))
 
 
-def _bag_of_words(model: PreTrainedModel, architecture: Architecture, tokens: Tokens, shares: Tensor) -> None:
-    """Make an encoder whose word embeddings are set predict by the mean of the text."""
+def _set_bag_of_words(model: PreTrainedModel, architecture: Architecture, tokens: Tokens, shares: Tensor) -> None:
+    """Make an encoder with initialized word embeddings predict from the mean of the text."""
     body = model.get_submodule(architecture.body)
     width = body.embeddings.word_embeddings.weight.shape[1]
     positions = body.embeddings.position_embeddings.weight
@@ -117,27 +117,27 @@ def _bag_of_words(model: PreTrainedModel, architecture: Architecture, tokens: To
             parameter.copy_(bias)
 
 
-def _means_pass_on(model: PreTrainedModel) -> None:
-    """Make a T5's encoder add the mean of the text to each position, and its decoder the mean of the encoder."""
+def _pass_means(model: PreTrainedModel) -> None:
+    """Make a T5's encoder add the mean of the text to each position, and its decoder that of the encoder's output."""
     for name, parameter in model.named_parameters():
-        # The last product of each sublayer: attention and feed-forward.
+        # The output projection of each sublayer: attention and FFN.
         if name.endswith((".o.weight", ".wo.weight")):
             parameter *= T5_LAYER_GAIN
     for stack in (model.encoder, model.decoder):
-        _heads_look_around(stack.block[0].layer[0].SelfAttention, both_ways=stack is model.encoder)
+        _set_position_bias(stack.block[0].layer[0].SelfAttention, both_ways=stack is model.encoder)
     attentions = [model.encoder.block[0].layer[0].SelfAttention]
     attentions += [block.layer[1].EncDecAttention for block in model.decoder.block]
     for attention, gain in zip(attentions, [T5_VALUE_GAIN] + [1.0] * len(model.decoder.block), strict=True):
-        # As many numbers as the heads have, should they be fewer or more than the model's.
+        # The heads together may be narrower or wider than the model.
         attention.v.weight.copy_(torch.eye(*attention.v.weight.shape))
         attention.o.weight.copy_(torch.eye(*attention.o.weight.shape) * gain)
 
 
-def _heads_look_around(attention: Any, both_ways: bool) -> None:
-    """Let the heads of a T5's stack prefer what stands just before, just behind, near, and nothing, in turns.
+def _set_position_bias(attention: Any, both_ways: bool) -> None:
+    """Initialize the position bias of a T5's heads in turn to: just before, just after, nearby, no preference.
 
-    A T5 knows positions by these numbers alone, and an optimizer whose steps are as long as its learning rate takes
-    thousands of them to a number that matters in a softmax.
+    The bias is a T5's only positional information, and Adam, whose steps are as long as its learning rate, needs
+    thousands of steps to reach values that matter in a softmax.
     """
     bias = attention.relative_attention_bias.weight
     distance = torch.arange(-attention.relative_attention_max_distance, attention.relative_attention_max_distance + 1)
@@ -154,7 +154,7 @@ def _heads_look_around(attention: Any, both_ways: bool) -> None:
 
 @torch.no_grad()
 def decoder_from_encoder(model: PreTrainedModel) -> None:
-    """Make the decoder of a T5 a copy of its encoder; its attention to the encoder stays as it is."""
+    """Copy the encoder of a T5 into its decoder; the cross-attention is unchanged."""
     for source, target in zip(model.encoder.block, model.decoder.block, strict=True):
         own, written = source.layer[0].SelfAttention, target.layer[0].SelfAttention
         for name in ("q", "k", "v", "o"):
@@ -163,7 +163,7 @@ def decoder_from_encoder(model: PreTrainedModel) -> None:
         target.layer[-1].load_state_dict(source.layer[-1].state_dict())
     model.decoder.final_layer_norm.load_state_dict(model.encoder.final_layer_norm.state_dict())
     own, written = (stack.block[0].layer[0].SelfAttention for stack in (model.encoder, model.decoder))
-    # The encoder has half its buckets for what stands before, so each decoder bucket takes that of its distances.
+    # Only half of the encoder's buckets are for preceding positions: map each decoder bucket through its distances.
     distance = torch.arange(model.config.relative_attention_max_distance * 2)
     buckets = [
         attention._relative_position_bucket(

@@ -1,19 +1,18 @@
-"""A start for a T5 that is to answer questions: heads that find where a text has what the question behind it repeats.
+"""Hand-set heads that let a T5's encoder find where a text repeats the words of the question after it.
 
-To answer a question about a text, an encoder has to compare every token of the one with every token of the other, and
-to see where matches are dense. That takes three heads, one above the other, none of which is worth anything without the
-others. From plain weights a small T5 did not learn it in 60 minutes: it guessed some name of the text. Here all are set
-before training, among heads that are added for them (`growth.add_heads`):
+To answer a question about a text, an encoder must compare all tokens of the text with all tokens of the question, and
+find where matches are dense. This takes three heads in successive layers, useless without each other: from ordinary
+weights a small T5 did not learn it in 60 minutes and guessed some name of the text. Here they are set before training,
+among heads added for the purpose (`growth.add_heads`):
 
-1. in the first layer a head that looks back for the end token of the text, and writes to each position whether there is
-   one: a question's positions get a mark;
-2. in the second layer a head that looks on the other side of that end for the same token, and at an end token where
-   there is none. It writes how rare the token is that it has found;
-3. in the third layer a head that takes the mean of what was found around a position, on its own side.
+1. in the first layer, a head that attends to the text's end token if it precedes the position, and thereby marks the
+   positions of the question;
+2. in the second layer, a head that attends to the same token on the other side of the end token, or to an end token if
+   there is none, and writes the rarity of the match;
+3. in the third layer, a head that averages the matches around a position, on its own side.
 
-Four numbers of the residual stream are set aside for them: one that is the same everywhere (queries need a constant,
-which centred embeddings do not give), the mark, what was found, and its mean. Nobody else reads or writes these at
-first; all may once training goes on.
+They use four reserved dimensions of the residual stream: a constant (which queries need and centred embeddings lack),
+the mark, the match, and its average. All other weights ignore these at first; training may change that.
 """
 
 from __future__ import annotations
@@ -30,24 +29,24 @@ from transformers import PreTrainedModel
 from prompt_transfer.pretraining.copying_heads import fit
 from prompt_transfer.pretraining.corpus_batches import Tokens, padded
 
-# The constant, beside the deviation of a number of the word embeddings.
+# The constant, relative to the deviation of the word embeddings.
 CONSTANT = 2.0
-# Logits: of an end token before a position; of a position itself and of those behind it, where there is none.
-END, ITSELF, BEHIND = 16.0, -20.0, -60.0
-# Logits: of a token's code with itself; of the other side, and of the same side with the other sign; of an end token,
-# as a share of the first. Found by how well the number written tells repeated tokens of held-out texts (0.91 of all
-# pairs of a repeated token and another in order before the first step of training, where 0.5 knows nothing).
+# Logits of the first head: of an end token before a position, of the position itself, and of later positions.
+END, ITSELF, LATER = 16.0, -20.0, -60.0
+# Logits of the second head: of a token's code with itself; of the other side (negative for the same side); of an end
+# token, as a share of the first. Tuned on how well the match separates repeated tokens of held-out texts: 0.91 of all
+# pairs of a repeated and another token are ranked correctly before the first training step (chance is 0.5).
 SAME, SIDE, NOTHING = 40.0, 12.0, 0.5
-# Tokens over which what a match counts around it falls to 1/e. With 20 to 32 of them, and less for what is repeated
-# itself, the best place of a SQuAD text lay in an answer for a quarter of the questions, with 4 for an eighth.
+# Distance in tokens at which the weight of a match falls to 1/e. With 20 to 32, and a penalty for repeated tokens, the
+# best position of a SQuAD text lay in an answer for a quarter of the questions; with 4, for an eighth.
 AROUND = 24.0
-# Of the place of an answer: what it counts that a token stands in the question itself, beside what is found around it.
+# Weight of a token's own match, relative to the average around it, in the score of an answer's position.
 ITSELF_REPEATED = -0.5
 RIDGE = 1e-4
 
 
 def pairs(store: dict[str, np.ndarray], tokens: Tokens, count: int = 192, longest: int = 100) -> Tensor:
-    """Texts and questions [count, T] as an encoder reads them, with pads: of the clozes of `reading.make_store`."""
+    """Return texts and questions [count, T], padded, as an encoder reads them, from the clozes of `make_store`."""
     end = np.array([tokens.end])
     stops = store["lengths"].sum(axis=1).cumsum()
     short = np.flatnonzero(store["lengths"][:, :2].sum(axis=1) < longest)
@@ -61,12 +60,12 @@ def pairs(store: dict[str, np.ndarray], tokens: Tokens, count: int = 192, longes
 
 @dataclass(frozen=True)
 class Matches:
-    """What heads that are set by hand say at first.
+    """The dimensions that the hand-set heads write to.
 
     Attributes:
-        found: which number of the states behind the second layer says what was found.
-        places: numbers of the encoder's output, and what each counts for an answer to begin there; the deviation of
-            what is found around a token counts 1.
+        found: dimension of the match after the second layer.
+        places: dimension of the encoder's output -> its weight in the score of an answer's position; one deviation of
+            the average match counts 1.
     """
 
     found: int
@@ -75,25 +74,25 @@ class Matches:
 
 @torch.no_grad()
 def matching_heads(model: PreTrainedModel, tokens: Tokens, texts: Tensor, shares: Tensor) -> Matches:
-    """Set the heads that the module describes: the last three of the encoder's.
+    """Set the last three heads of the encoder as this module describes.
 
     Args:
         model: a T5 of at least three layers and heads; changed in place.
-        tokens: which ids are special.
-        texts: ``[N, T]`` ids of texts and questions, each with an end token behind it, and pads.
-        shares: ``[V]`` of each token in running text.
+        tokens: the special ids.
+        texts: ``[N, T]`` ids of texts and questions, each followed by an end token, padded.
+        shares: ``[V]`` share of each token in running text.
     """
     words = slice(tokens.ordinary, tokens.vocab_size - tokens.reserved)
-    # Random tokens in the same places: a fit to texts alone would find what tokens stand for, not which they are.
+    # Also with random tokens in the same positions: a fit to texts alone would capture topics, not token identities.
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(words.start, words.stop, texts.shape, generator=generator)
     ids = torch.cat([texts, torch.where(texts >= tokens.ordinary, drawn, texts)])
-    _, mark, found, around = _set_aside(model, words, tokens)
+    _, mark, found, around = _reserve_dimensions(model, words, tokens)
     code = _code(model.shared.weight, words, model.config.d_kv - 2)
     _mark_questions(model, ids, tokens, mark)
-    _look_for_the_same(model, ids, tokens, code, -shares.log(), found)
-    _look_around(model, ids, tokens, found, around)
-    # Of real texts: random ones have no stretches that a question is about.
+    _match_tokens(model, ids, tokens, code, -shares.log(), found)
+    _average_matches(model, ids, tokens, found, around)
+    # On real texts only: random ones have no passage that the question is about.
     last, _ = _states(model, len(model.encoder.block), texts, tokens.pad)
     of_text = _side(texts, tokens)[texts != tokens.pad] < 0
     deviations = last[of_text].std(dim=0)
@@ -101,10 +100,10 @@ def matching_heads(model: PreTrainedModel, tokens: Tokens, texts: Tensor, shares
     return Matches(found, {number: share / float(deviations[number]) for number, share in counts.items()})
 
 
-def _set_aside(model: PreTrainedModel, words: slice, tokens: Tokens) -> list[int]:
-    """The four numbers of the residual stream; the first one is set in the word embeddings."""
+def _reserve_dimensions(model: PreTrainedModel, words: slice, tokens: Tokens) -> list[int]:
+    """Reserve four dimensions of the residual stream; the word embeddings set the first to a constant."""
     table = model.shared.weight
-    # Those in which words differ least.
+    # The dimensions in which words differ least.
     numbers = table[words].var(dim=0).argsort()[:4].tolist()
     for name, parameter in model.named_parameters():
         kind = name.split(".")[-2]
@@ -115,13 +114,13 @@ def _set_aside(model: PreTrainedModel, words: slice, tokens: Tokens) -> list[int
     table[:, numbers] = 0
     size = CONSTANT * table[words].pow(2).mean(dim=1).sqrt().mean()
     table[:, numbers[0]] = size
-    # Of the other sign, so that an end token is easily told from all others.
+    # The opposite sign makes end tokens easy to separate.
     table[tokens.end, numbers[0]] = -size
     return numbers
 
 
 def _code(table: Tensor, words: slice, width: int) -> Tensor:
-    """A direction [V, d] of length 1 for every token that is no special one: what tells words apart best."""
+    """Return a unit direction [V, d] for every ordinary token, chosen to separate tokens best."""
     centred = table[words] - table[words].mean(dim=0)
     code = torch.zeros(len(table), min(width, *centred.shape))
     code[words] = torch.linalg.svd(centred, full_matrices=False)[0][:, : code.shape[1]]
@@ -129,14 +128,14 @@ def _code(table: Tensor, words: slice, width: int) -> Tensor:
 
 
 def _mark_questions(model: PreTrainedModel, ids: Tensor, tokens: Tokens, mark: int) -> None:
-    """The first layer: write to `mark` of each position whether an end token stands before it."""
+    """Set the head of the first layer: write to `mark` whether an end token precedes the position."""
     attention: Any = model.encoder.block[0].layer[0].SelfAttention
     head = model.config.num_heads - 2
     first, rows = head * model.config.d_kv, slice(head * model.config.d_kv, (head + 1) * model.config.d_kv)
     bias = attention.relative_attention_bias.weight
     distance, buckets = _buckets(model)
-    # The layers share these numbers.
-    bias[buckets, head] = torch.where(distance < 0, 0.0, BEHIND)
+    # All layers share this bias.
+    bias[buckets, head] = torch.where(distance < 0, 0.0, LATER)
     bias[buckets[distance == 0], head] = ITSELF
     states, _ = _states(model, 0, ids, tokens.pad)
     ends = _ends(ids, tokens)[ids != tokens.pad]
@@ -146,14 +145,14 @@ def _mark_questions(model: PreTrainedModel, ids: Tensor, tokens: Tokens, mark: i
     attention.k.weight[first] = END * maps[:, 0]
     attention.v.weight[first] = maps[:, 0]
     attention.o.weight[:, rows] = 0
-    # As long as the other numbers there.
+    # Scaled to the residual stream there.
     attention.o.weight[mark, first] = _states(model, 1, ids, tokens.pad)[1]
 
 
-def _look_for_the_same(
+def _match_tokens(
     model: PreTrainedModel, ids: Tensor, tokens: Tokens, code: Tensor, rarity: Tensor, found: int
 ) -> None:
-    """The second layer: write to `found` how rare the token is that stands on the other side too."""
+    """Set the head of the second layer: write to `found` the rarity of a token that also occurs on the other side."""
     attention: Any = model.encoder.block[1].layer[0].SelfAttention
     head, width = model.config.num_heads - 1, code.shape[1]
     first = head * model.config.d_kv
@@ -177,8 +176,8 @@ def _look_for_the_same(
     attention.o.weight[found, first] = _states(model, 2, ids, tokens.pad)[1]
 
 
-def _look_around(model: PreTrainedModel, ids: Tensor, tokens: Tokens, found: int, around: int) -> None:
-    """The third layer: write to `around` the mean of what was found near a position, on its own side."""
+def _average_matches(model: PreTrainedModel, ids: Tensor, tokens: Tokens, found: int, around: int) -> None:
+    """Set the head of the third layer: write to `around` the average match near a position, on its own side."""
     attention: Any = model.encoder.block[2].layer[0].SelfAttention
     head = model.config.num_heads - 3
     first, rows = head * model.config.d_kv, slice(head * model.config.d_kv, (head + 1) * model.config.d_kv)
@@ -194,12 +193,12 @@ def _look_around(model: PreTrainedModel, ids: Tensor, tokens: Tokens, found: int
     attention.v.weight[first, found] = 1
     attention.o.weight[:, rows] = 0
     attention.o.weight[around, first] = 1
-    written = _raw(model, 3, ids, tokens.pad)[..., around][present]
+    written = _residual_stream(model, 3, ids, tokens.pad)[..., around][present]
     attention.o.weight[around, first] = length / written.std()
 
 
 def _buckets(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Distances of what is looked at in the encoder from where it is looked, and the bucket of each."""
+    """Return the relative positions (key minus query) in the encoder, and the bucket of each."""
     attention: Any = model.encoder.block[0].layer[0].SelfAttention
     furthest = attention.relative_attention_max_distance
     distance = torch.arange(-furthest, furthest + 1)
@@ -209,24 +208,24 @@ def _buckets(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 
 
 def _side(ids: Tensor, tokens: Tokens) -> Tensor:
-    """-1.0 for a text and its end token, 1.0 for what follows [N, T]."""
+    """Return -1.0 for a text and its end token, 1.0 for later positions [N, T]."""
     ends = _ends(ids, tokens)
     return 2 * (ends.cumsum(dim=1) - ends).clamp_max(1) - 1
 
 
 def _ends(ids: Tensor, tokens: Tokens) -> Tensor:
-    """1.0 for an end token, 0.0 for others [N, T]."""
+    """Return 1.0 for end tokens, 0.0 for others [N, T]."""
     return torch.eq(ids, tokens.end or 0).float()
 
 
 def _norm(model: PreTrainedModel, layer: int) -> Any:
-    """The norm in front of the attention of an encoder's layer; behind the last one, the encoder's last."""
+    """Return the norm before the attention of an encoder layer; past the last layer, the final norm."""
     blocks = model.encoder.block
     return blocks[layer].layer[0].layer_norm if layer < len(blocks) else model.encoder.final_layer_norm
 
 
-def _raw(model: PreTrainedModel, layer: int, ids: Tensor, pad: int) -> Tensor:
-    """The residual stream [N, T, H] that an encoder's layer gets; behind the last one, what the last norm gets."""
+def _residual_stream(model: PreTrainedModel, layer: int, ids: Tensor, pad: int) -> Tensor:
+    """Return the residual stream [N, T, H] at an encoder layer's input; past the last layer, at the final norm's."""
     norm = _norm(model, layer)
     read: list[Tensor] = []
     hook = norm.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
@@ -242,6 +241,6 @@ def _raw(model: PreTrainedModel, layer: int, ids: Tensor, pad: int) -> Tensor:
 
 
 def _states(model: PreTrainedModel, layer: int, ids: Tensor, pad: int) -> tuple[Tensor, float]:
-    """What that layer reads of all tokens [tokens, H], and how long a number of the stream is that it gets."""
-    stream = _raw(model, layer, ids, pad)[ids != pad]
+    """Return the normed input [tokens, H] of an encoder layer, and the root mean square of the stream there."""
+    stream = _residual_stream(model, layer, ids, pad)[ids != pad]
     return _norm(model, layer)(stream), float(stream.pow(2).mean(dim=-1).sqrt().mean())

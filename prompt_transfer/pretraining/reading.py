@@ -1,7 +1,7 @@
-"""Batches that teach a small language model to find and copy what a text says: copies, and clozes.
+"""Batches of copies and clozes, which teach a small language model to find and copy words of a text.
 
-A model of this size that reads plain text alone does not learn, in the time that it has, to copy a word from far back:
-no answer of a question about a text can be tuned into it then. Both kinds of sequences ask for nothing else.
+From plain text alone, a model of this size does not learn within its budget to copy a word from far back, and then no
+prompt can make it answer questions about a text. Copies and clozes train only this.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from prompt_transfer.pretraining.corpus_batches import IGNORED, MULTIPLE, Corpus
 
 # Words of the shortest and the longest context.
 CONTEXT_WORDS = (15, 120)
-# Of a copy: tokens, and the share of copies that are of random tokens, which nothing but copying predicts.
+# Tokens of a copy, and the share of copies of random tokens, which only copying can predict.
 COPIED, OF_RANDOM = (8, 30), 0.4
-# Share of the vocabulary, the most frequent tokens, which questions repeat without asking for them.
+# Share of the vocabulary (the most frequent tokens) that questions repeat by chance.
 COMMON = 0.02
-# Share of the positions that are predicted, and what each counts there: text, question, and answer or copy.
+# Share of predicted positions and their loss weight, in the text, the question, and the answer or copy.
 PREDICTED = {"text": (0.25, 1.0), "question": (0.67, 1.0), "answer": (1.0, 3.0)}
-# What stands before a text where something has to ask for the answer: tokens, and the least share of them that ask.
+# Most request tokens before a text, and the least share of them that are sentinels.
 BEFORE, ASKING = 32, 0.2
-# The sentinels that ask for each kind; a text without any is continued: by as many tokens, or by a third of its own.
+# The sentinels that request each kind of output.
 ASKS = {"cloze": range(4), "copy": range(4, 8)}
+# Most tokens by which a text without a request is continued; at most a third of the text.
 CONTINUED = 10
 
 
@@ -40,10 +41,13 @@ def make_store(
     count: int,
     loose: float = 0.0,
 ) -> dict[str, np.ndarray]:
-    """`count` clozes of texts that are drawn from files by weight, a share of them `loose` ones.
+    """Make `count` clozes from texts of files drawn by weight; `loose` is the share of loose ones.
 
     Returns:
         `tokens` uint16 [all tokens], `lengths` int32 [count, 3] (context, question, answer), short contexts first.
+
+    Raises:
+        ValueError: the texts are too short.
     """
     rng = np.random.default_rng(0)
     shares = np.array(weights) / sum(weights)
@@ -52,18 +56,18 @@ def make_store(
     while len(found) < count:
         part = texts[int(rng.choice(len(texts), p=shares))]
         text = part[int(rng.integers(len(part)))].replace("<br />", " ")
-        # Of a book, a stretch somewhere in it.
+        # A random part of long texts such as books.
         start = int(rng.integers(max(1, len(text) - 1500)))
         stretch = text[start : start + 1500].partition(" ")[2] if start else text[:1500]
         longest = int(rng.integers(*CONTEXT_WORDS, endpoint=True))
-        # Drawn only where it is asked for: others get the clozes that they always got.
+        # No draw without loose clozes, which keeps the random sequence of earlier versions.
         cloze = make_cloze(stretch, rng, longest, loose > 0 and rng.random() < loose)
         if cloze is None:
             missed += 1
             if missed > 100 * (count + 10):
                 raise ValueError("the texts are too short to ask anything about them")
             continue
-        # As the words of a running text stand, behind a space.
+        # With a leading space, as words inside a text.
         found.append((cloze.context, f" {cloze.question}", f" {cloze.answer}"))
     backend = tokenizer.backend_tokenizer
     ids = [e.ids for e in backend.encode_batch_fast([part for row in found for part in row], add_special_tokens=False)]
@@ -78,7 +82,7 @@ def make_store(
 
 @dataclass(frozen=True)
 class ReadingSequence:
-    """Token ids of what is read, of a question or cue behind it, of what is to be written, and of what comes first."""
+    """Token ids of a text, of the question or cue after it, of the answer, and of the request before the text."""
 
     text: np.ndarray
     question: np.ndarray
@@ -87,20 +91,20 @@ class ReadingSequence:
 
 
 class ReadingBatches(IterableDataset):
-    """Those of `CorpusBatches`, each with one of copies and one of clozes beside it.
+    """The batches of `CorpusBatches`, each extended by a batch of copies and one of clozes.
+
+    For sequence-to-sequence models a batch of clozes also marks the tokens that the question repeats
+    (`cloze_repeated`) and the first token of the answer (`cloze_begins`), both [B, T]; see `evidence.py`.
 
     Args:
         plain: batches of running text.
         store: see `make_store`.
         newline: ids between a text and its question.
         growth: batches over which the contexts grow from the shortest to all.
-        tokens_per_batch: positions of a batch of either kind, pads included.
-        unasked: share of the clozes whose answer nothing asks for: their text is continued instead, question or not.
-            What asks for copies and answers are sentinels among tokens before the text, a task prefix as T5's (Raffel
-            et al. 2020), so that a prompt decides what is written. None: copies and clozes without anything before.
-
-    Of a sequence-to-sequence model a batch of clozes says besides which tokens of a text its question repeats
-    (`cloze_repeated`) and where its answer begins (`cloze_begins`), [B, T] both; see `evidence.py`.
+        tokens_per_batch: positions of a batch of either kind, padding included.
+        unasked: share of the clozes without a request, whose text is continued even if a question follows. A request is
+            a task prefix as in T5 (Raffel et al. 2020), with sentinels among random tokens; a prompt can take its
+            place. None: copies and clozes without requests.
     """
 
     def __init__(
@@ -124,13 +128,13 @@ class ReadingBatches(IterableDataset):
             rng = np.random.default_rng((self.plain.seed, step, 1))
             for name, rows in (("copy", self.copies(rng)), ("cloze", self.clozes(rng, step))):
                 if self.unasked is not None:
-                    rows = [self._asked(rng, row, name) for row in rows]
+                    rows = [self._add_request(rng, row, name) for row in rows]
                 arrays = self._seq2seq(rows, name) if self.plain.tokens.reserved else self._causal(rng, rows)
                 batch |= {f"{name}_{key}": torch.from_numpy(array) for key, array in arrays.items()}
             yield batch
 
     def copies(self, rng: np.random.Generator) -> list[ReadingSequence]:
-        """Texts of one length that are to be written again, some behind a few words more."""
+        """Return copies of one length, half of them preceded by a few other words."""
         size = int(rng.integers(*COPIED, endpoint=True))
         rows = []
         for _ in range(max(4, self.tokens_per_batch // (2 * size + 8))):
@@ -141,7 +145,7 @@ class ReadingBatches(IterableDataset):
         return rows
 
     def clozes(self, rng: np.random.Generator, step: int) -> list[ReadingSequence]:
-        """Neighbours in the order by length, so that little is padded."""
+        """Return clozes of similar length, which saves padding."""
         count = len(self.ends)
         grown = min(1.0, 0.1 + step / max(1, self.growth))
         place = int(rng.integers(max(1, int(count * grown))))
@@ -160,8 +164,8 @@ class ReadingBatches(IterableDataset):
         tokens = self.plain.tokens
         return rng.integers(tokens.ordinary, tokens.vocab_size - tokens.reserved, size)
 
-    def _asked(self, rng: np.random.Generator, row: ReadingSequence, kind: str) -> ReadingSequence:
-        """The row behind tokens that ask for its answer; of clozes a share behind others, or none, that do not."""
+    def _add_request(self, rng: np.random.Generator, row: ReadingSequence, kind: str) -> ReadingSequence:
+        """Put a request before a row; an `unasked` share of clozes gets random tokens or none, and is continued."""
         before = self._random(rng, int(rng.integers(1, BEFORE, endpoint=True)))
         if kind == "cloze" and rng.random() < (self.unasked or 0):
             before = before[: len(before) * (rng.random() < 0.75)]
@@ -173,7 +177,7 @@ class ReadingBatches(IterableDataset):
         return replace(row, before=before)
 
     def cue(self, rng: np.random.Generator) -> np.ndarray:
-        """What stands before that which is to be written: nothing or a line break, so that no cue is the one."""
+        """Return the tokens before the answer, nothing or a line break: the model must not depend on either."""
         return self.newline if rng.random() < 0.5 else self.newline[:0]
 
     def _causal(self, rng: np.random.Generator, rows: list[ReadingSequence]) -> dict[str, np.ndarray]:
@@ -190,7 +194,7 @@ class ReadingBatches(IterableDataset):
         offsets = rng.integers(0, max(1, self.plain.max_positions - width), (len(rows), 1))
         offsets *= rng.random((len(rows), 1)) < 0.7
         labels = np.where(present & (rng.random(ids.shape) < shares), ids, IGNORED)
-        labels[:, 0] = IGNORED  # nothing stands before it
+        labels[:, 0] = IGNORED  # nothing precedes it
         return {
             "ids": ids,
             "mask": present.astype(np.int64),
@@ -214,14 +218,14 @@ class ReadingBatches(IterableDataset):
         return arrays
 
     def _repeated(self, row: ReadingSequence) -> np.ndarray:
-        """1 for each token of a text that its question has too, 0 for others; `IGNORED` for very frequent ones."""
+        """Return 1 for tokens of the text that the question repeats, 0 for others, `IGNORED` for very frequent ones."""
         found = np.isin(row.text, row.question).astype(np.int64)
         found[np.isin(row.text, self.common)] = IGNORED
         return np.concatenate([np.full(len(row.before), IGNORED), found])
 
 
 def _begins(row: ReadingSequence) -> np.ndarray:
-    """1 for each token of a text at which its answer begins, 0 for others; `IGNORED` for what stands before."""
+    """Return 1 for tokens of the text where the answer begins, 0 for others, `IGNORED` for the request."""
     found = np.zeros(len(row.text), dtype=np.int64)
     if 0 < len(row.answer) <= len(row.text):
         stretches = np.lib.stride_tricks.sliding_window_view(row.text, len(row.answer))

@@ -1,4 +1,4 @@
-"""What a backbone begins its pretraining with: word statistics, an earlier model, and heads that are set by hand."""
+"""Initial weights of pretraining: word statistics, an earlier model, and hand-set heads."""
 
 from __future__ import annotations
 
@@ -9,35 +9,40 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from prompt_transfer.backbones.loading import quiet_transformers, resolve
-from prompt_transfer.pretraining.architectures import Architecture
 from prompt_transfer.pretraining.copying_heads import copying_heads, windows
 from prompt_transfer.pretraining.evidence import Evidence
 from prompt_transfer.pretraining.growth import add_heads, grow
 from prompt_transfer.pretraining.informed_init import frequencies, informed_init
 from prompt_transfer.pretraining.matching_heads import matching_heads, pairs
+from prompt_transfer.pretraining.objectives import Architecture
+from prompt_transfer.pretraining.options import Start
 from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
     from prompt_transfer.pretraining.corpus import CorpusDataModule
 
-# Hidden states of an encoder lie within a few units of zero.
+# Larger than the hidden states of an encoder, which lie within a few units of zero.
 LINEAR_SHIFT = 4.0
 
 
 def begin(
-    model: PreTrainedModel, evidence: Evidence | None, architecture: Architecture, options: Any, data: CorpusDataModule
+    model: PreTrainedModel,
+    evidence: Evidence | None,
+    architecture: Architecture,
+    options: Start,
+    data: CorpusDataModule,
 ) -> None:
-    """Give a fresh model the start that the options of `BackbonePretraining` ask for.
+    """Initialize a fresh model as the options ask for.
 
     Args:
         model: changed in place.
-        evidence: is told what the heads that match write.
-        architecture: its row.
-        options: with `grow_from`, `start_from`, `informed_start`, `copying_heads` and `matching_heads`.
-        data: what it will be trained on, set up.
+        evidence: initialized to read the output of the matching heads.
+        architecture: the model's architecture.
+        options: the start.
+        data: the training data, set up.
 
     Raises:
-        UserError: a start that is none, cannot be read or does not fit.
+        UserError: the source model is unknown, cannot be read or does not fit.
     """
     streams = [store["tokens"] for store in data.train_stores]
     if options.grow_from:
@@ -58,13 +63,13 @@ def begin(
 def start(model: PreTrainedModel, name: str, shares: Tensor | None = None) -> None:
     """Copy the weights of a model of the same sizes into `model`.
 
-    A T5 may have more heads than the source. A BERT source may lack its LM head, as sentence encoders do: then the head
+    A T5 may have more heads than the source. A BERT source may lack its LM head, as sentence encoders do: the head then
     starts as the identity, with the log frequencies of the corpus as output bias.
 
     Args:
         model: changed in place.
         name: a built-in backbone or a folder.
-        shares: [V], the share of each token in the corpus; needed for a source without an LM head.
+        shares: [V], share of each token in the corpus; needed for a source without an LM head.
 
     Raises:
         UserError: the source cannot be read or has other sizes.
@@ -86,10 +91,10 @@ def start(model: PreTrainedModel, name: str, shares: Tensor | None = None) -> No
 
 @torch.no_grad()
 def _identity_head(head: Any, shares: Tensor) -> None:
-    """Let BERT's LM head score a hidden state by its products with the word embeddings."""
+    """Make BERT's LM head score a hidden state by its dot products with the word embeddings."""
     dense, norm = head.transform.dense, head.transform.LayerNorm
     nn.init.eye_(dense.weight)
-    # GELU is close to the identity this far above zero, and the norm takes the shift away again.
+    # GELU is close to the identity this far above zero, and the norm removes the shift.
     nn.init.constant_(dense.bias, LINEAR_SHIFT)
     nn.init.ones_(norm.weight)
     nn.init.zeros_(norm.bias)
@@ -105,7 +110,7 @@ def _grow(model: PreTrainedModel, name: str) -> None:
 
 
 def _read(option: str, name: str, kind: Any) -> tuple[Any, list[str]]:
-    """Return the model of a built-in name or folder in float32, and the tensors that it lacks."""
+    """Return the float32 model of a built-in name or folder, and the names of its missing tensors."""
     source, origin = resolve(name)
     if origin not in ("builtin", "folder"):
         raise UserError(f"--model.{option} {name} is neither a built-in backbone nor a folder")

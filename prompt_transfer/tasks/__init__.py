@@ -1,4 +1,4 @@
-"""Tasks: what one is, the catalogue, the registry, label words and metrics."""
+"""Tasks: the dataclass, the catalogue, the registry, label words and metrics."""
 
 from prompt_transfer.utils.old_names import former
 

@@ -1,4 +1,4 @@
-"""Rows of the built-in tasks, whose texts `prompt_transfer.data.builtin` writes."""
+"""Registry rows of the built-in tasks; `prompt_transfer.data.builtin` generates their texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CLASSIFICATION = (
     "paraphrase_actions",
     "paraphrase_opinions",
 )
-# Words of one token in a lower-cased byte-level BPE of 8 k tokens, the same for all tasks of a type.
+# One token each in a lower-cased byte-level BPE of 8 k tokens; shared by all tasks of a type.
 _WORDS: dict[str, tuple[str, ...]] = {
     "sentiment": ("terrible", "great"),
     "nli": ("no", "maybe", "yes"),
@@ -59,4 +59,4 @@ BUILTIN_TASKS: tuple[Task, ...] = (
     _text_task("questions", "qa", "text_b", ("squad_f1", "exact_match"), 12),
     _text_task("summaries", "summarization", None, ("rougeL", "rouge1", "rouge2"), 16),
 )
-"""The rows of the registry, sentiment first, generation last."""
+"""The built-in rows of the registry, sentiment first, generation last."""

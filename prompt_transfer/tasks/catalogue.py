@@ -1,10 +1,10 @@
-"""The rows of the task registry. A new task is a new row here, or a YAML file of the user's (see ``registry.py``).
+"""The rows of the task registry. Add a task as a row here, or as a user's YAML file (see ``registry.py``).
 
-Label words are one token each (with a leading space) in the vocabularies of our backbones and of RoBERTa. The words
-of release 1.0 of the paper's code stand beside them (``paper``); a prompt that was published for those needs those.
+Label words are one token each (with a leading space) in the vocabularies of our backbones and of RoBERTa. ``paper``
+holds the words of release 1.0 of the paper's code, which its published prompts need.
 
-No row has been loaded from the hub by us: ids, revisions and columns come from the data sets' public cards and from
-public code that pins the same commits. Hence ``verified=False`` throughout, until someone runs ``data download``.
+No row has been checked against the hub yet: ids, revisions and columns come from public dataset cards and from public
+code that pins the same commits. Hence ``verified=False`` throughout.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _super_glue(config: str) -> HubSource:
     return _hub("aps/super_glue", config, _SUPER_GLUE, _ALL, _UNLABELLED)
 
 
-# The fourth class of SemEval-2014, conflict, has few rows: it is left out (label 3 in the local form).
+# The fourth class of SemEval-2014, conflict (label 3 in the local format), is dropped: it has few rows.
 def _semeval(id: str, revision: str) -> HubSource:
     return _hub(
         id,
@@ -69,7 +69,7 @@ _PAPER_ASPECT = PaperWords(
     labels=(0, 1, 2, 3),
     join_texts=True,
 )
-# The formatters of its T5 models; for pairs that it does not name here they put both texts together as they are.
+# Formats of its T5 models; release 1.0 concatenates all other pairs unchanged.
 _PAPER_NLI_FRAME = ("hypothesis: ", " [SEP] sentence: premise: ")
 _PAPER_NLI = PaperWords(
     ("no", "neutral", "yes"),
@@ -106,7 +106,7 @@ def _sentiment(
 
 
 def _ethics(name: str, config: str, text_b: str | None) -> Task:
-    # The repository has a loading script, which `datasets` no longer runs; its CSV files are read directly.
+    # The repository's loading script no longer runs in `datasets`; its CSV files are read directly.
     hub = _hub(
         "hendrycks/ethics",
         config,
@@ -177,7 +177,7 @@ _SENTIMENT = (
     ),
 )
 
-# `labels` turns the hub's order round where it starts with entailment: class 0 is always "no".
+# `labels` reverses the hub's order if it starts with entailment: class 0 is always "no".
 _NLI = (
     Task(
         name="mnli",

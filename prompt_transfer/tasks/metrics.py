@@ -1,8 +1,8 @@
-"""Metrics of tasks that choose a class and of tasks that write a text; bootstrap intervals.
+"""Metrics of classification and generation tasks, and bootstrap intervals.
 
-Scores of texts are torchmetrics' own functions, applied to one example after the other, so that the metric is the mean
-of what `example_scores` gives. Its metric classes do not suit: `SQuAD` gives percentages, and `ROUGEScore` keeps a list
-entry an example, which processes with different numbers of examples cannot exchange.
+Text scores use torchmetrics' functions per example, so the metric is the mean of `example_scores`. Its metric classes
+do not fit: `SQuAD` returns percentages, and `ROUGEScore` keeps one list entry per example, which processes with
+different numbers of examples cannot exchange.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class Matthews(Metric):
-    """Matthews correlation (Gorodkin's R_K for more than two classes), 0 where predictions or labels are constant.
+    """Matthews correlation (Gorodkin's R_K for more than two classes), 0 if predictions or labels are constant.
 
-    torchmetrics' own gives a constant prediction another value than 0 when there are two classes, which would let the
-    majority class score on CoLA.
+    torchmetrics' version is non-zero for constant predictions of two classes, which would give the majority class a
+    score on CoLA.
 
     Args:
         num_classes: C.
@@ -51,7 +51,7 @@ class Matthews(Metric):
         self.confusion += cells.reshape_as(self.confusion)
 
     def compute(self) -> Tensor:
-        """The correlation, between -1 and 1, float32."""
+        """Return the correlation, between -1 and 1, float32."""
         counts = self.confusion.cpu().double()
         total, right = counts.sum(), counts.trace()
         true, predicted = counts.sum(1), counts.sum(0)
@@ -70,7 +70,7 @@ def _f1(num_classes: int) -> Metric:
     return MulticlassF1Score(num_classes, average="macro", validate_args=False)
 
 
-# Of fewer tasks, targets or runs there is no bootstrap interval.
+# Fewest tasks, targets or runs for a bootstrap interval.
 LEAST_DRAWN = 3
 
 METRICS: dict[str, Callable[[int], Metric]] = {"accuracy": _accuracy, "f1": _f1, "matthews": Matthews}
@@ -86,7 +86,7 @@ def _squad(key: str) -> Callable[[str, list[str]], float]:
 
 
 def _rouge(key: str) -> Callable[[str, list[str]], float]:
-    # The default keys hold rougeLsum, which needs nltk and its data; these need neither.
+    # The default keys include rougeLsum, which needs nltk and its data.
     def score(prediction: str, references: list[str]) -> float:
         values = rouge_score([prediction], [references], accumulate="best", rouge_keys=key)
         return float(values[f"{key}_fmeasure"])
@@ -104,13 +104,13 @@ TEXT_SCORES: dict[str, Callable[[str, list[str]], float]] = {
 
 
 def text_scores(name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-    """One score of each text, float64 `[N]`; see `example_scores`.
+    """Return one score of each text, float64 `[N]`; see `example_scores`.
 
     Args:
         name: one of `TEXT_SCORES`.
         predictions, references: as in `example_scores`.
     """
-    # A text in place of a list of texts would be taken for a list of letters.
+    # A string instead of a list of strings would be read as a list of letters.
     sound = all(len(right) and not isinstance(right, str) for right in references)
     if len(predictions) != len(references) or not sound:
         raise ValueError(
@@ -123,21 +123,21 @@ def text_scores(name: str, predictions: Sequence[str], references: Sequence[Sequ
 def example_scores(
     task: Task, predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, NDArray[np.float64]]:
-    """The scores of each text by the names in `task.metrics`, fractions, float64 `[N]`; their mean is the metric.
+    """Return the scores of each text for each of `task.metrics`, fractions, float64 `[N]`; their mean is the metric.
 
-    `exact_match` and `squad_f1` compare as SQuAD does: lower case, without punctuation and articles. `rouge1`, `rouge2`
-    and `rougeL` are F-measures over lower-cased words and numbers, without stemming. Of several references the best
-    counts, for each metric by itself. An empty prediction scores 0, but 1 in `exact_match` and `squad_f1` where
-    nothing is left of a reference either ("the").
+    `exact_match` and `squad_f1` normalize as SQuAD does: lower case, without punctuation and articles. `rouge1`,
+    `rouge2` and `rougeL` are F-measures over lower-cased words and numbers, without stemming. The best reference
+    counts, separately for each metric. An empty prediction scores 0, but 1 in `exact_match` and `squad_f1` if a
+    reference normalizes to nothing too ("the").
 
     Args:
         task: a generation task.
         predictions: N texts.
-        references: for each of them the texts that are right, at least one.
+        references: the reference texts of each prediction, at least one.
 
     Raises:
-        UserError: the task has a metric that texts do not have.
-        ValueError: not as many references as predictions, or an example without one.
+        UserError: the task has a metric that is not defined for texts.
+        ValueError: the numbers of predictions and references differ, or an example has no reference.
     """
     _check_text_metrics(task)
     return {name: text_scores(name, predictions, references) for name in task.metrics}
@@ -153,7 +153,7 @@ def _check_text_metrics(task: Task) -> None:
 
 
 class TextScore(Metric):
-    """Mean of a score of texts over all examples, NaN without any.
+    """Mean of a text score over all examples, NaN without examples.
 
     Args:
         name: one of `TEXT_SCORES`.
@@ -172,26 +172,25 @@ class TextScore(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, predictions: Sequence[str], references: Sequence[list[str]]) -> None:
-        """Score `predictions` (B texts) against `references` (for each the texts that are right)."""
+        """Score `predictions` (B texts) against `references` (a list of texts for each)."""
         scores = text_scores(self.name, predictions, references)
         self.total += float(scores.sum())
         self.count += len(scores)
 
     def compute(self) -> Tensor:
-        """The mean, a fraction, float32."""
+        """Return the mean, a fraction, float32."""
         return self.total / self.count
 
 
 def make_metrics(task: Task) -> MetricCollection:
-    """The metrics of a task, by the names in `task.metrics`; all are fractions and add up over processes.
+    """Return the metrics of a task by their names in `task.metrics`; all are fractions and reduce over processes.
 
-    For classes: `accuracy` is the share of right answers; `f1` that of class 1 for two classes, else the mean over the
-    classes that occur among labels or predictions; `matthews` the correlation. They are fed with predictions and labels
-    as int64 `[B]`. For texts: what `example_scores` tells of; fed with `update(predictions, references)`, B texts and
-    for each of them a list of the texts that are right.
+    Classification: `accuracy`; `f1` of class 1 for two classes, else the mean over the classes that occur among labels
+    or predictions; `matthews` correlation. `update` takes predictions and labels, int64 `[B]`. Generation: the scores
+    of `example_scores`; `update(predictions, references)` takes B texts and a list of reference texts for each.
 
     Raises:
-        UserError: a metric that is none of these.
+        UserError: an unknown metric, or one that does not apply to the task.
     """
     if task.is_generation:
         _check_text_metrics(task)
@@ -202,20 +201,20 @@ def make_metrics(task: Task) -> MetricCollection:
             f"task {task.name}: {', '.join(unknown) or 'its metrics'} cannot be computed from "
             f"{task.num_classes} classes; classification has {', '.join(METRICS)}"
         )
-    # No two of them have the same states, so there is nothing to share.
+    # No two metrics have the same states, so there is nothing to share.
     return MetricCollection({name: METRICS[name](task.num_classes) for name in task.metrics}, compute_groups=False)
 
 
 def bootstrap_interval(
     correct: Tensor | ArrayLike | Sequence[bool], seed: int, n: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of an accuracy.
+    """Return the percentile bootstrap interval of an accuracy.
 
     Args:
-        correct: 0/1 or bool `[N]`, whether each example was answered rightly.
-        seed: of the resampling.
+        correct: 0/1 or bool `[N]`, whether each example is correct.
+        seed: seed of the resampling.
         n: number of resamples.
-        level: the share of resamples within the interval.
+        level: share of resamples within the interval.
 
     Returns:
         Lower and upper end, fractions.
@@ -226,7 +225,7 @@ def bootstrap_interval(
     values = np.asarray(correct, dtype=np.float64)
     if values.size == 0 or not np.isin(values, (0, 1)).all():
         raise ValueError("a bootstrap of the accuracy needs one 0 or 1 an example")
-    # How many right answers a resample of N holds is binomial: the same as drawing indices, without an [n, N] array.
+    # The number of correct answers in a resample is binomial: equivalent to drawing indices, without an [n, N] array.
     accuracies = np.random.default_rng(seed).binomial(values.size, values.mean(), size=n) / values.size
     low, high = np.quantile(accuracies, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -235,25 +234,25 @@ def bootstrap_interval(
 def bootstrap_mean_interval(
     values: Tensor | ArrayLike, seed: int, n: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean of scores of examples (`example_scores`).
+    """Return the percentile bootstrap interval of the mean of example scores (`example_scores`).
 
     Args:
-        values: `[N]` numbers, one an example.
-        seed: of the resampling.
+        values: `[N]` scores, one per example.
+        seed: seed of the resampling.
         n: number of resamples.
-        level: the share of resamples within the interval.
+        level: share of resamples within the interval.
 
     Returns:
         Lower and upper end.
 
     Raises:
-        ValueError: no examples, or values that are not finite.
+        ValueError: no examples, or non-finite values.
     """
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim != 1 or scores.size == 0 or not np.isfinite(scores).all():
         raise ValueError("a bootstrap of a mean needs one finite number an example")
     generator = np.random.default_rng(seed)
-    # A million indices at a time: [n, N] of them would be gigabytes for a large split.
+    # In chunks of a million indices: an [n, N] array would take gigabytes for a large split.
     rows = max(1, 1_000_000 // scores.size)
     means = np.concatenate(
         [
@@ -266,18 +265,18 @@ def bootstrap_mean_interval(
 
 
 def interval_over(values: Tensor | ArrayLike, seed: int = 0) -> tuple[float, float]:
-    """`bootstrap_mean_interval` over tasks, targets or runs; NaN for fewer than `LEAST_DRAWN` of them.
+    """Return `bootstrap_mean_interval` over tasks, targets or runs; NaN for fewer than `LEAST_DRAWN`.
 
-    Of two values drawn with replacement the interval is the two themselves, whatever they are.
+    For two values the interval would always be the two values.
     """
     drawn = np.asarray(values, dtype=np.float64)
     return bootstrap_mean_interval(drawn, seed) if drawn.size >= LEAST_DRAWN else (math.nan, math.nan)
 
 
 def class_metric(name: str, predictions: ArrayLike, labels: ArrayLike, num_classes: int) -> float:
-    """A metric of `METRICS` from whole arrays, the same number as torchmetrics gives.
+    """Return a metric of `METRICS` computed from whole arrays; equal to torchmetrics' value.
 
-    It never talks to other processes, as metrics do wherever there are some.
+    It does not synchronize with other processes, unlike metric objects.
 
     Args:
         name: one of `METRICS`.
@@ -296,19 +295,19 @@ def bootstrap_metric_interval(
     n: int = 1000,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a metric of classes, over examples.
+    """Return the percentile bootstrap interval of a classification metric, over examples.
 
     Args:
         name: one of `METRICS`.
         predictions, labels: int `[N]`.
         num_classes: C.
-        seed: of the resampling.
+        seed: seed of the resampling.
         n: number of resamples.
-        level: the share of resamples within the interval.
+        level: share of resamples within the interval.
     """
     if name == "accuracy":
         return bootstrap_interval(np.equal(predictions, labels), seed, n, level)
-    # The others depend on the counts of (true, predicted) alone, and those of a resample are multinomial.
+    # The other metrics depend only on the counts of (true, predicted), and those of a resample are multinomial.
     counts = _confusion(predictions, labels, num_classes).ravel()
     drawn = np.random.default_rng(seed).multinomial(int(counts.sum()), counts / counts.sum(), size=n)
     values = _from_confusion(name, drawn.reshape(n, num_classes, num_classes).astype(np.float64))
@@ -317,14 +316,14 @@ def bootstrap_metric_interval(
 
 
 def _confusion(predictions: ArrayLike, labels: ArrayLike, num_classes: int) -> NDArray[np.float64]:
-    """Counts `[C, C]`, true classes in rows."""
+    """Return the confusion matrix `[C, C]`, true classes in rows."""
     predicted, true = np.asarray(predictions, dtype=np.int64), np.asarray(labels, dtype=np.int64)
     counts = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes).astype(np.float64)
 
 
 def _from_confusion(name: str, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A metric `[n]` of counts `[n, C, C]`, true classes in rows."""
+    """Return a metric `[n]` of confusion matrices `[n, C, C]`, true classes in rows."""
     right, true, predicted = np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2), counts.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         if name == "accuracy":

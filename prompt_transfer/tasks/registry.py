@@ -1,6 +1,6 @@
-"""The registry of tasks: one row a task (``catalogue.py``), or a YAML file of the user's.
+"""The registry of tasks: rows of ``catalogue.py``, or a user's YAML files.
 
-A task of your own needs no change of the package::
+A user's task is a YAML file::
 
     name: trec                       # also the folder below --data.root
     type: topic                      # any word; six are the paper's
@@ -10,13 +10,13 @@ A task of your own needs no change of the package::
     label_words: [terrible, great]
     label_words_policy: error        # a word of several tokens: error, first token, mean of all
     metric: accuracy
-    cue: "Answer:"                   # what a causal model reads after the text, before it answers; "" for nothing
+    cue: "Answer:"                   # text that a causal model reads before its answer; "" for none
     local: folder                    # optional, relative to this file; wins over --data.root/<name>
 
-A task that is to write a text has, in place of labels and words::
+A generation task has a target instead of labels and label words::
 
-    target_column: summary           # a text, or a list of texts that are all right
-    max_target_length: 32            # tokens of a target, and the most that are generated
+    target_column: summary           # a text, or a list of reference texts
+    max_target_length: 32            # longest target, and most generated tokens
     metric: rougeL                   # exact_match, squad_f1, rouge1, rouge2 or rougeL
 """
 
@@ -64,15 +64,15 @@ def register(task: Task) -> Task:
 
 
 def task_names() -> list[str]:
-    """Names of all tasks, in the order of the registry, the built-in ones last."""
+    """Return the names of all tasks in registry order, built-in tasks last."""
     return list(_all_tasks())
 
 
 def get_task(name: str | Path) -> Task:
-    """The task of that name, or the one that a YAML file describes.
+    """Return the task of that name, or the one described by a YAML file.
 
     Args:
-        name: a name of the registry, or the path of a ``.yaml`` file (see the head of this module).
+        name: name in the registry, or path of a ``.yaml`` file (format: see this module's docstring).
 
     Raises:
         UserError: no such task (close names are given), or the file does not describe a task.
@@ -93,7 +93,7 @@ def get_task(name: str | Path) -> Task:
 
 
 def describe_tasks() -> list[dict[str, Any]]:
-    """One dict a task for ``tasks list``: name, type, classes, label_words, metric, sources, hub."""
+    """Return one dict per task for ``tasks list``: name, type, classes, label_words, metric, sources, hub."""
     return [_describe(task) for task in _all_tasks().values()]
 
 
@@ -118,7 +118,7 @@ def _all_tasks() -> dict[str, Task]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader in which ``no``, ``yes``, ``on`` and ``off`` are words: they are common label words."""
+    """A SafeLoader that reads ``no``, ``yes``, ``on`` and ``off`` as strings: they are common label words."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -135,7 +135,7 @@ def _load_yaml(path: Path) -> Task:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise UserError(f"cannot read the task file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that there is not is a ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an invalid date is a ValueError
         raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     task = _Fields(path, values).task()
     if task.name in _all_tasks():
@@ -144,7 +144,7 @@ def _load_yaml(path: Path) -> Task:
 
 
 class _Fields:
-    """Checks of the values of one task file; every complaint names the file and the key."""
+    """The checked values of one task file; every error names the file and the key."""
 
     def __init__(self, path: Path, values: Any) -> None:
         self.path = path
@@ -177,7 +177,7 @@ class _Fields:
             raise self._fail(f"local {local!r} is no folder: {error}") from error
 
     def _classes(self) -> dict[str, Any]:
-        """Fields of a task that chooses a class."""
+        """Return the fields of a classification task."""
         if "max_target_length" in self.values:
             raise self._fail("max_target_length is for tasks with a target_column")
         words = tuple(self._words())
@@ -190,7 +190,7 @@ class _Fields:
         }
 
     def _target(self) -> dict[str, Any]:
-        """Fields of a task that writes a text."""
+        """Return the fields of a generation task."""
         wrong = [key for key in LABEL_KEYS if key in self.values]
         if wrong:
             raise self._fail(f"a task with a target_column has no labels: leave out {', '.join(wrong)}")
@@ -240,7 +240,7 @@ class _Fields:
         return value
 
     def _words(self) -> list[str]:
-        # YAML reads true, false and numbers as such; here they are words like any other.
+        # YAML parses true, false and numbers; as label words they are strings.
         values = self._list("label_words") or []
         words = [(str(value).lower() if isinstance(value, bool) else str(value)).strip() for value in values]
         if len(words) < 2 or len(set(words)) != len(words) or not all(words):

@@ -1,4 +1,4 @@
-"""What a task is: the dataclasses behind a row of the registry (:mod:`prompt_transfer.tasks.registry`)."""
+"""The dataclasses of a row of the registry (:mod:`prompt_transfer.tasks.registry`)."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ CUES = {
 
 @dataclass(frozen=True)
 class HubSource:
-    """Where a task lies on the Hugging Face hub.
+    """Location of a task on the Hugging Face hub.
 
     Attributes:
         id: repository, e.g. ``nyu-mll/glue``.
         config: configuration in it, or None.
-        revision: commit or ref that is read; None is the newest.
+        revision: commit or ref to read; None is the newest.
         splits: our split -> the hub's split.
-        verified: True once someone has loaded this row from the hub. False is an honest "from documentation only".
-        note: what a reader should know about the row.
-        columns: the hub's column -> the source column of the task, where the names differ.
-        labels: the hub's label values in class order, where they differ from ``Task.labels``. Values beyond the
-            number of classes are dropped (the fourth class of SemEval-2014, which our rows leave out).
+        verified: True if this row has been loaded from the hub; False if it comes from documentation only.
+        note: note for readers of the row.
+        columns: the hub's column -> the task's source column, for names that differ.
+        labels: the hub's label values in class order, if they differ from ``Task.labels``. Values beyond the number of
+            classes are dropped (the fourth class of SemEval-2014).
         file: pattern of the data files with ``{config}`` and ``{split}``; None lets ``datasets`` find them.
     """
 
@@ -52,16 +52,16 @@ class HubSource:
 
 @dataclass(frozen=True)
 class PaperWords:
-    """What release 1.0 of the paper's code used for a task (reference: Su et al. 2022, release 1.0).
+    """Label words and text format of a task in release 1.0 of the paper's code (Su et al. 2022).
 
     Attributes:
         label_words: the words of its RoBERTa models in class order; () for generation.
-        token_ids: family (``roberta``, ``bert``, ``t5``) -> one token id a class. They win over the words, because
-            some of them are not what the words say (``conflict`` is the piece "conf", class 0 of ethics is "897").
-        labels: source values in class order where release 1.0 had other classes than our row, else None.
-        swap_texts: release 1.0 puts the second text first (the hypothesis of MNLI and SNLI).
-        join_texts: release 1.0 makes one segment of both texts, a blank between (laptop, restaurant).
-        seq2seq_frame: what its T5 models read before the first text and between the two; None for the same as ours.
+        token_ids: family (``roberta``, ``bert``, ``t5``) -> one token id per class. They take precedence over the
+            words, because some differ from them (``conflict`` is the piece "conf", class 0 of ethics is "897").
+        labels: source values in class order if release 1.0 has other classes than our row, else None.
+        swap_texts: True if the second text comes first (the hypothesis of MNLI and SNLI).
+        join_texts: True if both texts form one segment, separated by a blank (laptop, restaurant).
+        seq2seq_frame: texts that its T5 models read before the first text and between the two; None: the same as ours.
     """
 
     label_words: tuple[str, ...]
@@ -74,30 +74,30 @@ class PaperWords:
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the task registry: where the data are, which columns, labels and words they have.
+    """One row of the task registry: source, columns, labels, label words and metrics.
 
     Attributes:
-        name: the name that options, files and tables use.
-        type: task type (sentiment, nli, ethics, paraphrase, qa, summarization, or a word of the user's).
+        name: name in options, files and tables.
+        type: task type (sentiment, nli, ethics, paraphrase, qa, summarization, or a user's word).
         text_a, text_b: source columns of the first and second text; ``text_b`` None for single texts.
         label_column: source column of the label; None for generation tasks.
         labels: values of that column in class order; None means the integers 0..C-1.
-        label_words: one word a class, in class order.
-        label_words_policy: what to do with a word of several tokens: ``error``, ``first`` token, ``mean`` of all, or
+        label_words: one word per class, in class order.
+        label_words_policy: handling of words of several tokens: ``error``, ``first`` token, ``mean`` of all, or
             ``sequence``: score whole labels (causal and seq2seq backbones).
         metric: the metric that selects the best prompt.
-        metrics: all metrics that are reported; the first is ``metric``.
-        target_column: column with the text to generate, or with a list of texts that are all right (generation tasks).
-        max_target_length: tokens that a target keeps, its end token counted, and the most that are generated.
-        cue: words that a causal model reads after the text, before it answers; "" for none.
-        hub, local, builtin: where the data are; ``local`` is a folder that wins over ``root/<name>``.
-        paper: what release 1.0 used, or None where it does not have the task.
-        max_length: tokens that a text keeps by default.
-        drop_labels: label values whose rows are left out, with a warning (SNLI: -1, no agreement of annotators).
-        join_texts: make one text of both columns, a blank between.
-        token_ids: family -> one token id a class; wins over ``label_words`` for that family (paper variant only).
-        seq2seq_frame: what a seq2seq model reads before the first text and between the two; None: nothing, and the end
-            token between (paper variant only).
+        metrics: all reported metrics; the first is ``metric``.
+        target_column: column with the text to generate, or with a list of reference texts (generation tasks).
+        max_target_length: longest target in tokens, end token included, and most generated tokens.
+        cue: text that a causal model reads before its answer; "" for none.
+        hub, local, builtin: sources of the data; ``local`` is a folder that takes precedence over ``root/<name>``.
+        paper: words and format of release 1.0, or None if it does not have the task.
+        max_length: default longest text in tokens.
+        drop_labels: label values whose rows are dropped, with a warning (SNLI: -1, no agreement of annotators).
+        join_texts: join both columns into one text, separated by a blank.
+        token_ids: family -> one token id per class; takes precedence over ``label_words`` (paper variant only).
+        seq2seq_frame: texts that a seq2seq model reads before the first text and between the two (paper variant only);
+            None: nothing before, and the end token between.
     """
 
     name: str
@@ -138,15 +138,15 @@ class Task:
 
     @property
     def is_generation(self) -> bool:
-        """True where the task is to write a text (``target_column``) rather than to choose a class."""
+        """True if the task generates text (``target_column``) instead of predicting a class."""
         return self.target_column is not None
 
     def with_policy(self, policy: str | None) -> Task:
-        """This task with another `label_words_policy`; itself where that is None or the task writes a text."""
+        """Return the task with another `label_words_policy`; itself for None and for generation tasks."""
         return self if policy is None or self.is_generation else replace(self, label_words_policy=policy)
 
     def paper_variant(self) -> Task:
-        """This task with the words, token ids, classes and text order of release 1.0.
+        """Return the task with the words, token ids, classes and text order of release 1.0.
 
         Raises:
             UserError: release 1.0 does not have this task.

@@ -1,4 +1,4 @@
-"""From classes to tokens: label -> label word -> token ids, and from token logits back to class logits."""
+"""Verbalizers: label -> label word -> token ids, and token logits -> class logits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prompt_transfer.utils.errors import UserError
 if TYPE_CHECKING:
     from prompt_transfer.tasks.registry import Task
 
-# `sequence`, the fourth policy of tasks, needs no single tokens: see `label_sequences`.
+# The fourth policy of tasks, `sequence`, does not use single tokens: see `label_sequences`.
 POLICIES = ("error", "first", "mean")
 IGNORED = -100
 
@@ -25,12 +25,12 @@ class Verbalizer:
     """The label words of one task as token ids of one tokenizer.
 
     Attributes:
-        task_name: the task, for messages and tables.
-        label_words: one word a class.
-        class_ids: the token ids of each class.
-        class_pieces: the same as the tokenizer writes them.
-        policy: what was done with words of several tokens.
-        token_ids: int64 `[U]`, sorted, each once: the logits that are asked of the backbone.
+        task_name: name of the task, for messages and tables.
+        label_words: one word per class.
+        class_ids: token ids of each class.
+        class_pieces: the tokenizer's pieces for `class_ids`.
+        policy: how words of several tokens were handled.
+        token_ids: int64 `[U]`, sorted, unique: the logits that the backbone computes.
         weights: float32 `[C, U]`, rows sum to 1: class logits = weighted sums of token logits.
     """
 
@@ -44,12 +44,12 @@ class Verbalizer:
 
     @classmethod
     def build(cls, task_name: str, label_words: Sequence[str], tokenizer: Any, policy: str = "error") -> Verbalizer:
-        """Tokenise `label_words` as they stand inside a sentence (" great" where a leading blank matters).
+        """Tokenize `label_words` as inside a sentence (" great" if a leading blank matters).
 
         Args:
             task_name: for messages.
-            label_words: one word a class, in class order.
-            tokenizer: the backbone's.
+            label_words: one word per class, in class order.
+            tokenizer: the backbone's tokenizer.
             policy: for words of several tokens: `error`, `first` token only, or `mean` of their logits.
 
         Raises:
@@ -65,9 +65,9 @@ class Verbalizer:
     def from_ids(
         cls, task_name: str, token_ids: Sequence[int], tokenizer: Any, label_words: Sequence[str] | None = None
     ) -> Verbalizer:
-        """Explicit token ids, one a class (the paper's, some of which are not what their words say).
+        """Build a verbalizer from one token id per class (the paper's may differ from their words).
 
-        `label_words` are names for tables; left out, they are the tokens.
+        `label_words` are names for tables; the default is the tokens.
 
         Raises:
             UserError: an id outside the vocabulary, two equal ids, fewer than two ids.
@@ -85,7 +85,7 @@ class Verbalizer:
 
     @classmethod
     def for_task(cls, task: Task, tokenizer: Any, family: str) -> Verbalizer:
-        """The verbalizer of a row of the registry: its token ids for `family` where it has them, else its words.
+        """Build the verbalizer of a task: from its token ids for `family` if it has them, else from its words.
 
         Raises:
             UserError: as `build` and `from_ids`; also for a task without classes.
@@ -131,15 +131,15 @@ class Verbalizer:
         return len(self.label_words)
 
     def class_logits(self, token_logits: Tensor) -> Tensor:
-        """Logits of `token_ids` `[..., U]` -> logits of the classes `[..., C]`, float32."""
+        """Map logits of `token_ids` `[..., U]` to class logits `[..., C]`, float32."""
         return _mix(token_logits, self.weights)
 
     def to(self, device: torch.device | str) -> Verbalizer:
-        """The same with its tensors on `device`."""
+        """Return a copy with its tensors on `device`."""
         return replace(self, token_ids=self.token_ids.to(device), weights=self.weights.to(device))
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a class: task, class, label_word, token_ids, pieces, policy."""
+        """Return one row per class: task, class, label_word, token_ids, pieces, policy."""
         columns = zip(self.label_words, self.class_ids, self.class_pieces, strict=True)
         return [
             {
@@ -156,12 +156,12 @@ class Verbalizer:
 
 @dataclass(frozen=True, eq=False)
 class VerbalizerStack:
-    """The verbalizers of K tasks in one, for batches that mix tasks.
+    """The stacked verbalizers of K tasks, for batches that mix tasks.
 
     Attributes:
-        token_ids: int64 `[U]`, the union, sorted.
-        weights: float32 `[K, C, U]`, C the largest number of classes; zero rows beyond a task's own.
-        class_mask: bool `[K, C]`, True for the classes that a task has.
+        token_ids: int64 `[U]`, the sorted union.
+        weights: float32 `[K, C, U]`, C the largest number of classes; zero beyond a task's classes.
+        class_mask: bool `[K, C]`, True for the classes of a task.
     """
 
     token_ids: Tensor
@@ -169,17 +169,17 @@ class VerbalizerStack:
     class_mask: Tensor
 
     def class_logits(self, token_logits: Tensor, task_ids: Tensor) -> Tensor:
-        """Token logits `[B, U]` and task numbers `[B]` -> class logits `[B, C]`, -inf for classes a task has not."""
+        """Map token logits `[B, U]` and task indices `[B]` to class logits `[B, C]`, -inf beyond a task's classes."""
         logits = _mix(token_logits, self.weights[task_ids])
         return logits.masked_fill(~self.class_mask[task_ids], float("-inf"))
 
     def to(self, device: torch.device | str) -> VerbalizerStack:
-        """The same with its tensors on `device`."""
+        """Return a copy with its tensors on `device`."""
         return VerbalizerStack(self.token_ids.to(device), self.weights.to(device), self.class_mask.to(device))
 
 
 def stack(verbalizers: Sequence[Verbalizer]) -> VerbalizerStack:
-    """Put the verbalizers of several tasks (of one tokenizer) together; their order gives the task numbers."""
+    """Stack the verbalizers of several tasks (of one tokenizer); their order defines the task indices."""
     token_ids = torch.cat([one.token_ids for one in verbalizers]).unique()
     classes = max(one.num_classes for one in verbalizers)
     weights = torch.zeros(len(verbalizers), classes, len(token_ids))
@@ -191,20 +191,20 @@ def stack(verbalizers: Sequence[Verbalizer]) -> VerbalizerStack:
 
 
 def label_sequences(tasks: Sequence[Task], encoder: Any) -> tuple[Tensor, Tensor]:
-    """The label words of K tasks as whole texts: in rank classification a class scores the log-probability of its own.
+    """Return the label words of K tasks as token sequences, for rank classification by their log-probabilities.
 
-    The end token is left out: a causal model need not stop after its answer. So no label may be the beginning of
-    another one.
+    The end token is omitted, because a causal model need not stop after its answer. Hence no label may be a prefix of
+    another.
 
     Args:
-        tasks: in the order of their numbers.
-        encoder: a `TextEncoder` of a backbone that writes.
+        tasks: tasks in the order of their indices.
+        encoder: a `TextEncoder` of a generative backbone.
 
     Returns:
-        Token ids [K, C, S] filled up with -100, and which classes a task has, bool [K, C].
+        Token ids [K, C, S] padded with -100, and the classes of each task as a bool mask [K, C].
 
     Raises:
-        UserError: a label without tokens, or one that begins like another and goes on.
+        UserError: a label without tokens, or one that is a prefix of another.
     """
     rows = [[ids[:-1] for ids in encoder.encode_targets(list(task.label_words), 10**6)] for task in tasks]
     for task, labels in zip(tasks, rows, strict=True):
@@ -229,13 +229,13 @@ def label_sequences(tasks: Sequence[Task], encoder: Any) -> tuple[Tensor, Tensor
 
 
 def _mix(token_logits: Tensor, weights: Tensor) -> Tensor:
-    # No matmul: TF32 and autocast would round the logits, and U is small.
+    # Not a matmul: TF32 and autocast would round the logits, and U is small.
     return (token_logits.float().unsqueeze(-2) * weights).sum(-1)
 
 
 def _word_ids(task_name: str, word: str, tokenizer: Any, policy: str) -> list[int]:
     if not isinstance(word, str):
-        raise UserError(f"task {task_name}: the label word {word!r} is no text; YAML needs quotes around such words")
+        raise UserError(f"task {task_name}: the label word {word!r} is not text; YAML needs quotes around such words")
     ids = word_pieces(tokenizer, word)
     pieces = tokenizer.convert_ids_to_tokens(ids)
     if not word.strip() or not ids:

@@ -1,4 +1,4 @@
-"""Digests by which files name the numbers that they were made of."""
+"""Digests that identify the tensors a file was computed from."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from torch import Tensor
 
 
 def digest_of(rows: Tensor) -> str:
-    """SHA-256 of the shape and numbers of float32 rows [P, H]: what is known of a prompt is kept under it."""
+    """Return the SHA-256 of the shape and float32 values of `rows` [P, H], the key of a prompt's cached results."""
     values = rows.detach().float().cpu().contiguous().numpy().tobytes()
     return hashlib.sha256(f"{tuple(rows.shape)}".encode() + values).hexdigest()

@@ -1,4 +1,4 @@
-"""Which of the processes that torchrun started this one is."""
+"""Rank and world size as torchrun sets them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class TorchrunRank(NamedTuple):
-    """`rank` of this process, and how many there are (`world`)."""
+    """The `rank` of this process and the number of processes, `world`."""
 
     rank: int
     world: int
 
 
 def torchrun_rank() -> TorchrunRank:
-    """This process among those that torchrun started; the only one where it started none."""
+    """Return this process's rank under torchrun; rank 0 of 1 without torchrun."""
     return TorchrunRank(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: write beside the target, sync, rename. Folders that one process writes to."""
+"""Atomic writes of files and folders (temporary file, sync, rename), and exclusive locks on folders."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ LOCK = ".lock"
 
 
 def cache_folder() -> Path:
-    """The folder of what can be made again: the variable PROMPT_TRANSFER_CACHE, else ``~/.cache/prompt_transfer``."""
+    """Return the cache folder: the variable PROMPT_TRANSFER_CACHE, else ``~/.cache/prompt_transfer``."""
     return Path(os.environ.get("PROMPT_TRANSFER_CACHE") or "~/.cache/prompt_transfer").expanduser()
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, on an error removed.
+    """Yield a temporary path in the folder of `path`; on success sync it and rename it to `path`, on error remove it.
 
-    The temporary name keeps the suffix of `path`, since writers such as matplotlib choose the format by it.
+    The temporary name keeps the suffix of `path`, since writers such as matplotlib infer the format from it.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     path = Path(path)
     try:
@@ -41,7 +44,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner reads; results are shared between people.
+        # mkstemp creates files that only their owner can read; results are shared.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -55,9 +58,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it is synced and renamed to `path`, on an error removed.
+    """Yield a temporary folder in the parent of `path`; on success sync it and rename it, on error remove it.
 
-    If another process made `path` first, that one stays.
+    If another process created `path` first, its folder stays.
 
     Raises:
         UserError: the folder cannot be written.
@@ -89,7 +92,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring new names (or a file's content) to disk; some file systems do not let a folder be opened, and need not."""
+    """Flush a folder's entries (or a file's content) to disk, where the file system can open a folder."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -99,16 +102,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
+    """Write `text` to `path` atomically: a reader sees the old file or the new one, never a part."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def prove_writable_dir(path: str | Path) -> None:
-    """As `check_writable_dir`, and leave nothing behind: for commands that write at their end only.
+    """Check that the folder `path` is writable and leave it as it was: for commands that write only at their end.
 
     Raises:
-        UserError: `path` is a file, or the folder cannot be made or written.
+        UserError: `path` is a file, or the folder cannot be created or written.
     """
     path = Path(path)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -121,10 +124,10 @@ def prove_writable_dir(path: str | Path) -> None:
 
 
 def check_writable_dir(path: str | Path) -> Path:
-    """Make the folder `path` and prove that a file can be written there.
+    """Create the folder `path` and check that a file can be written there.
 
     Raises:
-        UserError: `path` is a file, or the folder cannot be made or written.
+        UserError: `path` is a file, or the folder cannot be created or written.
     """
     path = Path(path)
     try:
@@ -140,25 +143,25 @@ def check_writable_dir(path: str | Path) -> Path:
 
 @contextmanager
 def exclusive_lock(folder: str | Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
-    """Keep other processes that ask the same out of `folder`, which is made where it is missing.
+    """Hold an exclusive lock on `folder`, which is created if missing.
 
-    The system ends the lock with its process, however that ends, and processes that were forked do not prolong it. It
-    holds over machines as far as their file system has locks (NFS has). Afterwards the folder is as if nobody had
-    been there: no lock file, and no folder that was made and stayed empty.
+    The system releases the lock when the process ends, even if forked children live on. It works across machines if
+    the file system supports locks (NFS does). On exit the lock file is removed, and so are folders created here that
+    stayed empty.
 
     Args:
-        folder: where two processes would spoil each other's files.
-        name: of the lock file.
-        wait: for another process to finish, instead of raising.
+        folder: folder to lock.
+        name: name of the lock file.
+        wait: wait for the other process instead of raising.
 
     Raises:
-        UserError: another process is at work there (without `wait`), or the folder cannot be written.
+        UserError: another process holds the lock (without `wait`), or the folder cannot be written.
     """
     folder = Path(folder)
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     check_writable_dir(folder)
     path = folder / name
-    handle = None if sys.platform == "win32" else _locked(path, wait)
+    handle = None if sys.platform == "win32" else _acquire_lock(path, wait)
     try:
         yield
     finally:
@@ -170,14 +173,14 @@ def exclusive_lock(folder: str | Path, name: str = LOCK, wait: bool = False) -> 
                 place.rmdir()
 
 
-def _locked(path: Path, wait: bool) -> int | None:
-    """The open and locked file; None where the file system has no locks."""
+def _acquire_lock(path: Path, wait: bool) -> int | None:
+    """Return the descriptor of the locked file; None if the file system does not support locks."""
     import fcntl
 
     while True:
         handle, current = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), False
         try:
-            # Of the process, not of the open file: worker processes inherit the latter and would keep it locked.
+            # A lock of the process, not of the open file: worker processes inherit the file and would keep the lock.
             fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             holder = os.read(handle, 200).decode(errors="replace")
@@ -186,9 +189,9 @@ def _locked(path: Path, wait: bool) -> int | None:
                 who = f"another process ({holder})" if holder else "another process"
                 raise UserError(f"{who} is at work in {path.parent}: wait for it, or give another --output") from error
             problem = f"{path.parent} lies on a file system without locks"
-            warnings.warn(f"{problem}: let no second command write there", stacklevel=4)
+            warnings.warn(f"{problem}: do not run a second command that writes there", stacklevel=4)
             return None
-        # Whoever held it before may have removed the file after it was opened here.
+        # The previous holder may have removed the file after it was opened here.
         with suppress(FileNotFoundError):
             current = os.fstat(handle).st_ino == path.stat().st_ino
         if current:

@@ -1,4 +1,4 @@
-"""Whether the hub can be reached, asked once and fast."""
+"""A fast check whether the Hugging Face hub is reachable."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ TIMEOUT = 3.0  # seconds
 
 @functools.cache
 def hub_reachable() -> bool:
-    """Whether a connection to the Hugging Face hub opens; behind a proxy the answer is yes, for lack of a better one.
+    """Return whether a connection to the Hugging Face hub opens; True if a proxy is configured, without a check.
 
-    The hub's client tries for about 25 s before it gives up; with the answer no, callers read its cache alone.
+    The hub's client retries for about 25 s. When this returns False, callers read the local cache only.
     """
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         return False

@@ -1,4 +1,4 @@
-"""Numbers that are no longer finite: noticed on the device at every step, told where the host waits for it anyway."""
+"""Detection of non-finite values on the device, without a host synchronization at every step."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# A place that no run reaches.
+# Larger than any place of a run.
 NEVER = 2**62
 
 
 class FirstNonFinite:
-    """For each of N prompts the first place at which a number was NaN or Inf; a place is a number from 0.
+    """The first place (step or example, from 0) at which each of N prompts had a NaN or Inf.
 
-    What is seen stays on the device: a few small kernels a step, and no waiting before `found` is called.
+    The state stays on the device: a few small kernels a step, and no synchronization before `found`.
 
     Shape letters: B batch, N prompts.
 
     Args:
-        prompts: N.
+        prompts: N, the number of prompts.
     """
 
     def __init__(self, prompts: int = 1) -> None:
@@ -27,11 +27,11 @@ class FirstNonFinite:
         self._first: dict[str, Tensor] = {}
 
     def observe(self, what: str, values: Tensor, place: int) -> None:
-        """Take numbers [N], one a prompt, that all belong to one place."""
+        """Check values [N], one per prompt, that all belong to one place."""
         self._merge(what, torch.where(torch.isfinite(values), NEVER, place))
 
     def observe_rows(self, what: str, values: Tensor, places: Tensor, prompt: int = 0) -> None:
-        """Take numbers [B] of one prompt, each with its own place [B]."""
+        """Check values [B] of one prompt, each with its own place [B]."""
         first = torch.where(torch.isfinite(values), NEVER, places).amin()
         whole = torch.full((self.prompts,), NEVER, device=first.device)
         whole[prompt] = first
@@ -42,10 +42,10 @@ class FirstNonFinite:
         self._first[what] = places if known is None else torch.minimum(known, places)
 
     def found(self, gather: Callable[[Tensor], Tensor] | None = None) -> dict[int, tuple[str, int]]:
-        """Number of the prompt -> what broke first, and its place. The host waits for the device here.
+        """Return prompt index -> (name of the first non-finite value, its place). Synchronizes with the device.
 
         Args:
-            gather: [..] -> [processes, ..]; None where there is one process. All processes must call this.
+            gather: [..] -> [processes, ..]; None for a single process. All processes must call this.
         """
         if not self._first:
             return {}
@@ -56,15 +56,15 @@ class FirstNonFinite:
         for prompt, own in enumerate(places.T.tolist()):
             place = min(own)
             if place < NEVER:
-                # Of several things at one place the one that is seen first: a loss before its gradient.
+                # Ties go to the value observed first: a loss before its gradient.
                 broken[prompt] = (list(self._first)[own.index(place)], place)
         return broken
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Forget all observations."""
         self._first = {}
 
 
 def largest(gradients: Sequence[Tensor]) -> Tensor:
-    """The largest absolute number of some tensors, a scalar; NaN where one of them holds NaN."""
+    """Return the largest absolute value over some tensors, a scalar; NaN if one of them contains NaN."""
     return torch.stack([torch.linalg.vector_norm(gradient, float("inf")) for gradient in gradients]).amax()

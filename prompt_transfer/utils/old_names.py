@@ -1,6 +1,6 @@
-"""Import paths of earlier versions, resolved to the modules of today.
+"""Import paths of earlier versions, resolved to the current modules.
 
-Stored configurations (`class_path`), notebooks and scripts name classes by them. Paths lie below `prompt_transfer`.
+Stored configurations (`class_path`), notebooks and scripts use them. Paths are relative to `prompt_transfer`.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def new_name(name: str) -> str | None:
 
 
 def find_spec(name: str) -> ModuleSpec | None:
-    """Return a spec that loads the module of the new name under its old one; None if no table has it."""
+    """Return a spec that loads a module under its old name; None if no table has it."""
     new = new_name(name)
     if new is None or find_module(new) is None:
         return None
-    # A package gets no search path: its modules would be imported a second time under their old names.
+    # No search path for packages: their modules would be imported twice, under both names.
     return ModuleSpec(name, _Alias(new), is_package=name.removeprefix(f"{PACKAGE}.") in PACKAGES)
 
 
@@ -74,7 +74,7 @@ def former(package: str) -> Callable[[str], Any]:
     home = f"{PACKAGE}.{FORMER[package.removeprefix(f'{PACKAGE}.')]}"
 
     def attribute(name: str) -> Any:
-        # The import system asks here for submodules too, before it imports them.
+        # The import system also looks up submodules here before it imports them.
         if not name.startswith("__") and find_module(f"{package}.{name}") is None:
             module = importlib.import_module(home)
             if hasattr(module, name):
@@ -85,13 +85,13 @@ def former(package: str) -> Callable[[str], Any]:
 
 
 class _Alias(Loader):
-    """Loads a module under its old name."""
+    """A loader that provides a module under its old name."""
 
     def __init__(self, new: str) -> None:
         self.new = new
 
     def exec_module(self, module: ModuleType) -> None:
-        """Import the module of today; a package gets a proxy, so that its modules are resolved one by one."""
+        """Import the current module; a package gets a proxy, because its modules are resolved one by one."""
         real = importlib.import_module(self.new)
         if hasattr(module, "__path__"):
             module.__getattr__ = lambda name: getattr(real, name)  # type: ignore[method-assign]

@@ -1,6 +1,6 @@
-"""The folder of the package."""
+"""Paths of the installed package."""
 
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
-"""Its parent is the checkout, or `site-packages`."""
+"""The package's folder; its parent is the checkout or `site-packages`."""

@@ -1,4 +1,4 @@
-"""Progress with time left, on standard error, for what takes longer than a moment; it is gone when the work is done."""
+"""Transient progress bars on standard error."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ Item = TypeVar("Item")
 
 
 def progress(shown: bool = True) -> Progress:
-    """A bar for work whose size is known: description, share done, time left.
+    """Return a progress bar with description, percentage and remaining time.
 
     Args:
-        shown: False in all processes but the first.
+        shown: False hides it, as on all ranks but the first.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    # Not on standard output: what a command prints there may be read by a program.
+    # Standard output may be read by a program.
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     return Progress(*columns, console=console, disable=not (shown and _is_watched(console)), transient=True)
 
 
 def steps(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """The items one by one, under a bar.
+    """Yield the items under a progress bar.
 
     Args:
-        items: what a loop goes through.
-        description: what is done to them.
-        total: how many there are, where `items` does not know.
+        items: items to iterate over.
+        description: label of the bar.
+        total: number of items; needed if `items` has no length.
     """
     known = total if total is not None else len(items) if isinstance(items, Sized) else None
     with progress() as bar:
@@ -47,7 +47,7 @@ def steps(items: Iterable[Item], description: str, total: int | None = None) -> 
 
 @contextmanager
 def waiting(description: str) -> Iterator[None]:
-    """A sign of life over work that does not tell how far it is, with the seconds that it has taken."""
+    """Show a spinner and the elapsed time during work of unknown length."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -59,8 +59,8 @@ def waiting(description: str) -> Iterator[None]:
 
 
 def _is_watched(console: Console) -> bool:
-    """Whether somebody looks on; a file would only get blank lines.
+    """Return whether the console is interactive; a file would only get blank lines.
 
-    In a notebook rich draws with ipywidgets, and without them a warning in place of each bar.
+    In a notebook rich needs ipywidgets, and without them prints a warning instead of each bar.
     """
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)

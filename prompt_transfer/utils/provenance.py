@@ -1,4 +1,4 @@
-"""Where the numbers in a folder come from: command, configuration, data, versions and code, in one small file."""
+"""Provenance of a folder's results: command, configuration, data, versions and code, in `provenance.json`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Digests = Mapping[str, Mapping[str, str]]
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of this package and the libraries that decide the numbers; reads their metadata, imports none."""
+    """Return the versions of this package and the libraries that affect results, read from metadata without imports."""
     versions = {"prompt_transfer": __version__}
     for name in ("torch", "lightning", "transformers"):
         try:
@@ -33,7 +33,7 @@ def library_versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Git commit of the checkout that this package runs from, with `-dirty` where it was changed; None elsewhere."""
+    """Return the git commit of the checkout, with `-dirty` if it has changes; None outside a checkout."""
     root = paths.PACKAGE.parent
     if not (root / ".git").exists():
         return None
@@ -46,7 +46,7 @@ def commit() -> str | None:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """What the file of a folder says; empty where there is none that can be read."""
+    """Return the content of a folder's `provenance.json`; empty if it is missing or unreadable."""
     try:
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -59,16 +59,16 @@ def write_provenance(
 ) -> None:
     """Write `provenance.json`.
 
-    It has `command`, `config` (resolved options), `data` (task -> split -> SHA-256 of the tokens that were read) and
-    `processes`, one for each start: time, machine, versions, git commit, and `facts`.
+    It holds `command`, `config` (resolved options), `data` (task -> split -> SHA-256 of the tokens) and `processes`,
+    one entry per start: time, machine, versions, git commit, and `facts`.
 
     Args:
-        folder: whose other files come from this process.
-        command: of `prompt-transfer`.
-        config: its options.
-        data: digests of what was read.
-        goes_on: keep the processes that worked here before; otherwise theirs were other files.
-        facts: more to know of this process, as plain values.
+        folder: output folder of this process.
+        command: the `prompt-transfer` command.
+        config: its resolved options.
+        data: digests of the data that were read.
+        goes_on: True if the run is resumed: keep the entries of earlier processes.
+        facts: further plain values for this process's entry.
     """
     before = read_provenance(folder).get("processes", []) if goes_on else []
     process = {
@@ -84,10 +84,10 @@ def write_provenance(
 
 
 def check_same_data(folder: Path, data: Digests) -> None:
-    """Make sure that a run goes on with the training rows that it began with.
+    """Check that a resumed run reads the training rows it started with.
 
     Raises:
-        UserError: they have other content.
+        UserError: the training rows changed.
     """
     before = read_provenance(folder).get("data", {})
     changed = [
@@ -97,6 +97,6 @@ def check_same_data(folder: Path, data: Digests) -> None:
     ]
     if changed:
         raise UserError(
-            f"cannot go on with the run in {folder}: the training rows of {', '.join(changed)} are not those it began "
-            "with; restore them, or start anew with --overwrite"
+            f"cannot resume the run in {folder}: the training rows of {', '.join(changed)} changed since it started; "
+            "restore them, or start over with --overwrite"
         )

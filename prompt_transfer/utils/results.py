@@ -1,4 +1,4 @@
-"""Tidy tables of results: one row a measurement."""
+"""Tidy tables of results (one row per measurement), written to files or printed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from prompt_transfer.utils.files import atomic_path
 if TYPE_CHECKING:
     import pandas as pd
 
-# The columns that every row has, in this order; further ones say how the number was made.
+# Columns of every table, in this order; further columns record how a value was computed.
 COLUMNS = ("task", "backbone", "prompt", "seed", "split", "metric", "value", "low", "high", "n")
 
-# The tables that a command has shown, while a program waits for them (`--json`).
+# Tables collected for `--json`; None otherwise.
 _kept: list[dict[str, Any]] | None = None
 
 
 def table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Rows as a frame with the common columns first; what a row lacks is missing.
+    """Return rows as a frame with the common columns first; absent values are missing.
 
     Args:
-        rows: `value` in 0..1; `low` and `high` the 95 % bootstrap interval over examples; `n` examples.
+        rows: `value` in 0..1; `low` and `high` the 95 % bootstrap interval over examples; `n` the number of examples.
     """
     import pandas as pd
 
@@ -36,10 +36,10 @@ def table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def write(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write a frame as `.csv` or `.parquet`, whole or not at all.
+    """Write a frame as `.csv` or `.parquet`, atomically.
 
     Raises:
-        UserError: another suffix, or the place cannot be written.
+        UserError: another suffix, or the path cannot be written.
     """
     path = Path(path)
     if path.suffix not in (".csv", ".parquet"):
@@ -54,7 +54,7 @@ def write(frame: pd.DataFrame, path: str | Path) -> Path:
 
 @contextmanager
 def kept() -> Iterator[list[dict[str, Any]]]:
-    """Collects the tables that are shown inside, as `{"title": ..., "rows": [...]}` of JSON values."""
+    """Collect the tables shown inside the context as `{"title": ..., "rows": [...]}` of JSON values."""
     global _kept
     outer, _kept = _kept, []
     try:
@@ -64,12 +64,12 @@ def kept() -> Iterator[list[dict[str, Any]]]:
 
 
 def keeping() -> bool:
-    """Whether a program waits for the tables."""
+    """Return whether tables are collected for `--json`."""
     return _kept is not None
 
 
 def keep(rows: Sequence[dict[str, Any]], title: str | None = None) -> None:
-    """Hand rows to a program that waits for them; people do not see these."""
+    """Collect rows for `--json`; without it do nothing."""
     if _kept is not None:
         _kept.append({"title": title, "rows": [{str(key): plain(value) for key, value in row.items()} for row in rows]})
 
@@ -82,18 +82,18 @@ def show(
     spare: Sequence[str] = (),
     common: Sequence[str] = (),
 ) -> None:
-    """Print rows as a table for people, or keep them for a program (`--json`).
+    """Print rows as a table, or collect them for `--json`.
 
-    Shares have three digits, lists commas. On a narrow terminal cells are broken between words, behind `_`, `/` or `-`;
-    only what fits in no other way is broken elsewhere.
+    Floats have three digits, lists are joined by commas. On a narrow terminal cells break between words, then after
+    `_`, `/` or `-`, and elsewhere only if nothing else fits.
 
     Args:
-        rows: one dict a row.
-        title: above the table.
-        columns: which are shown; default: all.
-        data: the same for programs (`--json`), where `rows` are put into words; default: `rows` with all columns.
-        spare: columns that are left out where the terminal is too narrow for all, the first of them first.
-        common: columns that are told once, in the title, where they hold the same in all rows.
+        rows: one dict per row.
+        title: title of the table.
+        columns: columns to show; default: all.
+        data: rows for `--json`, if `rows` are formatted for reading; default: `rows` with all columns.
+        spare: columns to drop if the terminal is too narrow, in this order.
+        common: columns that move to the title if all rows have the same value.
     """
     if keeping():
         keep(rows if data is None else data, title)
@@ -108,9 +108,9 @@ def show(
         console.print("(nothing)")
         return
     columns = list(columns or dict.fromkeys(key for row in rows for key in row))
-    told = [column for column in common if column in columns and len({_cell(row.get(column)) for row in rows}) == 1]
-    columns = [column for column in columns if column not in told]
-    title = ", ".join([*([title] if title else []), *(_cell(rows[0].get(column)) for column in told)]) or None
+    shared = [column for column in common if column in columns and len({_cell(row.get(column)) for row in rows}) == 1]
+    columns = [column for column in columns if column not in shared]
+    title = ", ".join([*([title] if title else []), *(_cell(rows[0].get(column)) for column in shared)]) or None
     numeric = {
         column
         for column, kinds in ((column, {type(row.get(column)) for row in rows}) for column in columns)
@@ -119,7 +119,7 @@ def show(
     rest = iter(spare)
     while True:
         cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-        # Two blanks stand between columns; lines there would cost a narrow terminal another one each.
+        # Two blanks separate columns; a vertical line would cost a third one.
         room = console.width - 2 * len(columns)
         whole = sum(max(map(len, column)) for column in zip(columns, *cells, strict=True))
         out = next((column for column in rest if column in columns), None) if whole > room else None
@@ -134,16 +134,16 @@ def show(
         justify: Any = "right" if column in numeric else "left"
         view.add_column(Text(fold(column, width), style="bold"), justify=justify, overflow="fold", width=width)
     for row in cells:
-        # As Text, or the brackets of a path or of a list of words would be read as markup.
+        # As Text: rich would parse brackets as markup.
         view.add_row(*(Text(fold(cell, width)) for cell, width in zip(row, widths, strict=True)))
     console.print(view)
 
 
 def fit_widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Column widths for cells that share `room` characters.
+    """Return column widths that together fit into `room` characters.
 
-    The widest column with a blank to break at gives way first, then the widest with a mark in its words; once no column
-    has one, simply the widest.
+    The widest column that can break at a blank shrinks first, then the widest that can break after a mark, then the
+    widest.
     """
     columns = list(zip(*rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
@@ -165,7 +165,7 @@ def fit_widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
 
 
 def fold(text: str, width: int) -> str:
-    """Lines of at most `width` characters, broken between words, else behind `_`, `/`, `-`, else wherever need be."""
+    """Break text into lines of at most `width` characters: between words, else after `_`, `/` or `-`, else anywhere."""
     lines = [""]
     words = re.findall(r"[^ ]+ *", text)
     for piece in [part for word in words for part in ([word] if len(word.rstrip()) <= width else _parts(word))]:
@@ -178,17 +178,17 @@ def fold(text: str, width: int) -> str:
     return "\n".join(line.rstrip() for line in lines).replace(FIXED, " ")
 
 
-# A blank at which no line is broken, as in an interval.
+# A blank without a line break, as in an interval.
 FIXED = "\N{NO-BREAK SPACE}"
 
 
 def _parts(text: str) -> list[str]:
-    """What stays together, with the blank or mark behind it; a minus stays with its number."""
+    """Split text after blanks and marks; a minus sign stays with its number."""
     return re.findall(r"[^ _/-]*(?:-(?=\d)[^ _/-]*)*(?: +|[_/-]|$)", text)
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it: numbers of numpy as numbers, missing or not finite ones as null, else text."""
+    """Return a JSON value: numpy scalars as numbers, missing or non-finite values as null, anything else as text."""
     if isinstance(value, dict):
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -204,10 +204,10 @@ def plain(value: Any) -> Any:
 
 
 def interval(low: float, high: float, digits: int) -> str:
-    """Both ends, for a cell of a table."""
+    """Format an interval for a table cell; "-" if it is NaN."""
     if math.isnan(low):
         return "-"
-    # Adding 0 makes 0 of -0.
+    # Adding 0.0 turns -0.0 into 0.0.
     return f"{round(low, digits) + 0.0:.{digits}f}{FIXED}to{FIXED}{round(high, digits) + 0.0:.{digits}f}"
 
 
@@ -218,5 +218,5 @@ def _cell(value: Any) -> str:
         return f"{value:.3f}".replace("-0.000", "0.000")
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
-    # Metadata of a file may hold anything; a cell breaks where the table wants it.
+    # Collapse whitespace: file metadata may contain line breaks.
     return re.sub(r"[^\S\N{NO-BREAK SPACE}]+", " ", str(value)).strip()

@@ -1,11 +1,10 @@
-"""Built-in tasks: English from a lexicon and a grammar of our own, for work without a network.
+"""Built-in tasks: English generated from a lexicon and a grammar, for work without a network.
 
-Nine classification tasks of four types, two or three domains a type. Three properties make a score mean something:
-no label-carrying word stands in two splits (train, validation and test each have their own), every class of a split
-has the same sentences around those words, and so a model that only counts words stays at the majority class: what is
-learned is what the backbone knows about unseen words. Two generation tasks: questions on a paragraph and one-line
-summaries. Names, things, places and times of a split stand in no other, so answers have to be taken from the text.
-`builtin_rows` makes the rows; the same in every process.
+Nine classification tasks of four types, with two or three domains per type. No label-carrying word occurs in two splits
+(train, validation and test each have their own), and all classes of a split share the sentences around those words. So
+a model that only counts words stays at the majority class; the score measures the backbone's knowledge of unseen words.
+Two generation tasks: questions on a paragraph and one-line summaries. Names, things, places and times of a split occur
+in no other split, so answers must be taken from the text. `builtin_rows` returns the same rows in every process.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ _BY_NAME = {task.name: task for task in BUILTIN_TASKS}
 
 
 def builtin_rows(name: str, split: str) -> list[Row]:
-    """The rows of one split, shuffled by a fixed seed.
+    """Return the rows of one split, shuffled by a fixed seed.
 
     Args:
         name: a task of `BUILTIN_TASKS`, e.g. `builtin_movies`.
         split: `train` (2000 rows), `validation` (400) or `test` (600).
 
     Returns:
-        One dict a row: `text_a` (str), `text_b` (str, empty for single texts), and `label` (int, 0..C-1; the classes
-        differ by one row at most) or, for generation, `target` (list of str, the first is the one to write).
+        One dict per row: `text_a` (str), `text_b` (str, empty for single texts), and `label` (int, 0..C-1; class sizes
+        differ by at most one row) or, for generation, `target` (list of str, the first is the training target).
 
     Raises:
         UserError: no such task or split.

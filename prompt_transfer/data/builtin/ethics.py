@@ -1,4 +1,4 @@
-"""What somebody did or why somebody did not: 0 is wrong, 1 is right."""
+"""Short reports of deeds and excuses: 0 is wrong, 1 is right."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 def write(
     domain: str, words: random.Random, scene: random.Random, split: str, label: int, turn: int
 ) -> tuple[str, str]:
-    """One deed or one excuse."""
+    """Write one deed or one excuse."""
     templates = TEMPLATES[domain]
     banks = {
         "feeling": lexicon.FEELING[label][split],

@@ -15,8 +15,8 @@ Banks = Mapping[str, Sequence[str]]
 Row = dict[str, Any]
 Writer = Callable[[random.Random, random.Random, str, int, int], tuple[str, str]]
 """`(words, scene, split, label, turn) -> (text_a, text_b)`. `turn` counts the rows of a label and picks the template;
-`scene` draws what carries no label and is equal for equal turns; `words` draws what carries the label. So row `turn` of
-one class differs from row `turn` of another in label-carrying words only."""
+`scene` draws the words without a label and is equal for equal turns; `words` draws the label-carrying words. So row
+`turn` of one class differs from row `turn` of another in label-carrying words only."""
 
 TextWriter = Callable[[random.Random, str, int], tuple[str, str, list[str]]]
 """`(random, split, turn) -> (text_a, text_b, targets)`, for generation; `turn` counts rows and picks the template."""
@@ -26,15 +26,15 @@ _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiou])")
 
 
 def seeded(*parts: str) -> random.Random:
-    """A generator seeded by text alone: equal in every process and under every hash seed."""
+    """Return a generator seeded by text: the same in every process and under every hash seed."""
     return random.Random(zlib.crc32("/".join(parts).encode()))
 
 
 def fill(template: str, banks: Banks, rng: random.Random, chosen: dict[str, str] | None = None) -> str:
-    """Fills `{slot}` from the bank of that name; `{slot2}` draws another word of it, `{slot}` again repeats the first.
+    """Fill `{slot}` from the bank of that name; `{slot2}` draws another word, a repeated `{slot}` repeats its word.
 
-    `chosen` (slot -> word) is read and extended, so that two templates filled with one `chosen` agree on their slots.
-    A slot that has neither a bank nor a chosen word stays, for a later call.
+    `chosen` (slot -> word) is read and extended, so two templates filled with one `chosen` agree on their slots. A slot
+    without a bank or chosen word is left for a later call.
     """
     chosen = {} if chosen is None else chosen
 
@@ -51,25 +51,26 @@ def fill(template: str, banks: Banks, rng: random.Random, chosen: dict[str, str]
 
 
 def sentence(text: str) -> str:
-    """Puts `an` before a vowel and a capital at the start of every sentence."""
+    """Put `an` before vowels and a capital at the start of every sentence."""
     text = _ARTICLE.sub(r"\1n ", text)
     return re.sub(r"(^|[.!?] )([a-z])", lambda m: m.group(1) + m.group(2).upper(), text)
 
 
 def split_words(train: str, validation: str, test: str) -> dict[str, tuple[str, ...]]:
-    """Three space separated word lists as a mapping from split to words."""
+    """Return a mapping from split to words, given three space-separated lists."""
     return {"train": tuple(train.split()), "validation": tuple(validation.split()), "test": tuple(test.split())}
 
 
 def merged(*banks: Iterable[str]) -> tuple[str, ...]:
-    """The words of several banks, once each, in order."""
+    """Merge several banks, each word once, in order."""
     return tuple(dict.fromkeys(word for bank in banks for word in bank))
 
 
 def rows(name: str, split: str, classes: int, write: Writer) -> list[Row]:
-    """The rows of one split: balanced over classes, no row twice, shuffled.
+    """Return the rows of one split: balanced over classes, without duplicates, shuffled.
 
-    Raises `RuntimeError` where the writer cannot make enough different rows (a lexicon that is too small).
+    Raises:
+        RuntimeError: the lexicon is too small for enough different rows.
     """
     words = seeded(name, split)
 
@@ -82,7 +83,7 @@ def rows(name: str, split: str, classes: int, write: Writer) -> list[Row]:
 
 
 def text_rows(name: str, split: str, write: TextWriter) -> list[Row]:
-    """The rows of one split of a generation task: no text twice, shuffled. Raises as `rows` does."""
+    """Return the rows of one split of a generation task: without duplicate texts, shuffled. Raises as `rows`."""
     rng = seeded(name, split)
 
     def one(turn: int) -> tuple[str, str, Row]:
@@ -93,7 +94,7 @@ def text_rows(name: str, split: str, write: TextWriter) -> list[Row]:
 
 
 def _different(name: str, split: str, rng: random.Random, one: Callable[[int], tuple[str, str, Row]]) -> list[Row]:
-    """Rows of different texts, shuffled; `one` writes text_a, text_b and the rest of row 0, 1, ..., anew each time."""
+    """Return rows of distinct texts, shuffled; `one(index)` draws text_a, text_b and the rest of a row."""
     seen, out = set(), []
     for index in range(SPLIT_SIZES[split]):
         for _ in range(100):

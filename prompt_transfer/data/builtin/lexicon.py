@@ -1,4 +1,4 @@
-"""Words that carry a label by themselves. No such word stands in more than one split of any task."""
+"""Label-carrying words. No such word occurs in more than one split of any task."""
 
 from __future__ import annotations
 

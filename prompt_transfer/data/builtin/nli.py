@@ -1,9 +1,9 @@
 """Does the second sentence follow from the first? 0 no (they cannot both hold), 1 maybe, 2 yes.
 
 A member of a kind entails the kind (yes), the kind leaves the member open (maybe), another member or another kind
-contradicts it (no, by the usual convention that both sentences speak of one thing). Frames and lengths are equal for
-all labels, and yes and maybe have the same words. Known shortcut: which sentence has the general word tells much of the
-label without any comparing, all of it for people, less for objects, where some contradictions name another kind.
+contradicts it (no, by the usual convention that both sentences describe the same thing). Frames and lengths are equal
+for all labels, and yes and maybe have the same words. Known shortcut: the position of the general word reveals the
+label without any comparison, fully for people, partly for objects, where some contradictions name another kind.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prompt_transfer.data.builtin.relations import OBJECT_KINDS, PERSON_KINDS
 NO, MAYBE, YES = 0, 1, 2
 KINDS = {"objects": OBJECT_KINDS, "people": PERSON_KINDS}
 OTHER_KIND = {"objects": 0.25, "people": 0.0}
-"""Share of contradictions by another kind; nobody is kept from being of two kinds of people."""
+"""Share of contradictions by another kind; 0 for people, who can belong to two kinds."""
 NEUTRAL: Banks = {
     "who": (
         "the man",
@@ -93,7 +93,7 @@ FRAMES: dict[str, tuple[tuple[str, str], ...]] = {
 def relate(
     rng: random.Random, kinds: Mapping[str, Sequence[str]], label: int, other_kind: float, taken: set[str]
 ) -> tuple[str, str]:
-    """A word for the premise and one for the hypothesis, related as `label` says, of a kind not in `taken`."""
+    """Draw a word for the premise and one for the hypothesis, related by `label`, of a kind not in `taken`."""
     kind = rng.choice([k for k in kinds if k not in taken])
     taken.add(kind)
     member = rng.choice(kinds[kind])
@@ -111,7 +111,7 @@ def relate(
 def write(
     domain: str, words: random.Random, scene: random.Random, split: str, label: int, turn: int
 ) -> tuple[str, str]:
-    """A premise and a hypothesis."""
+    """Write a premise and a hypothesis."""
     kinds, frames = KINDS[domain][split], FRAMES[domain]
     premise, hypothesis = frames[turn % len(frames)]
     chosen: dict[str, str] = {}

@@ -9,8 +9,8 @@ from prompt_transfer.data.builtin.grammar import Banks, fill
 from prompt_transfer.data.builtin.relations import ACTIONS
 
 KIND_SHARE = 0.75
-"""Share of the `yes` rows whose words are on the kind or praising side: as people write, and so that a small backbone,
-which cannot compare two words yet, has something to learn. Comparing is needed for the rest."""
+"""Share of the `yes` rows with words of the kind or praising side, as in natural text. A small backbone that cannot
+compare two words yet can learn this much; the rest needs the comparison."""
 NEUTRAL: Banks = {
     "who": (
         "the boy",
@@ -123,7 +123,7 @@ FRAMES: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def sides(domain: str, words: random.Random, split: str, taken: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Words that mean nearly the same, and words that mean the opposite; no group twice in a row."""
+    """Draw words of nearly the same meaning, and words of the opposite; no group twice in a row."""
     if domain == "opinions":
         return lexicon.OPINION[1][split], lexicon.OPINION[0][split]
     group = words.choice([g for g in ACTIONS[split] if g.kind[0] not in taken])
@@ -134,7 +134,7 @@ def sides(domain: str, words: random.Random, split: str, taken: set[str]) -> tup
 def write(
     domain: str, words: random.Random, scene: random.Random, split: str, label: int, turn: int
 ) -> tuple[str, str]:
-    """Two sentences; words of one side for `yes`, of opposite sides for `no`."""
+    """Write two sentences: words of one side for `yes`, of opposite sides for `no`."""
     frames = FRAMES[domain]
     first, second = frames[turn % len(frames)]
     chosen: dict[str, str] = {}

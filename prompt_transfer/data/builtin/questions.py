@@ -1,8 +1,8 @@
 """Questions on a short paragraph; the answer is a span of it.
 
-A paragraph tells of two or three deeds, and no two of its names, things, places, times and verbs are equal. So the word
-of the question (who, what, where, when) says what kind of span is asked for, and the name or thing in it says of which
-deed: who only learns the kind is right in a half to a third of the rows.
+A paragraph has two or three deeds, and all its names, things, places, times and verbs differ. The question word (who,
+what, where, when) determines the kind of span, and the name or thing in the question determines the deed: a model that
+learns the kind only is right in a half to a third of the rows.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PREPOSITIONS = ("in ", "on ", "at ", "by ", "after ", "before ")
 
 
 def write(rng: random.Random, split: str, turn: int) -> tuple[str, str, list[str]]:
-    """A paragraph, a question on it, and its answers: the span, and the span without its preposition."""
+    """Write a paragraph, a question on it, and its answers: the span, with and without its preposition."""
     count = 2 + turn // len(QUESTIONS) % 2
     deeds = rng.sample(DEEDS, count)
     chosen: dict[str, str] = {}
@@ -57,7 +57,7 @@ def write(rng: random.Random, split: str, turn: int) -> tuple[str, str, list[str
 
 
 def answers(paragraph: str, phrase: str) -> list[str]:
-    """`phrase` as the paragraph writes it, and without its preposition where it has one."""
+    """Return `phrase` as in the paragraph, and without its preposition if it has one."""
     start = paragraph.lower().index(phrase.lower())
     span = paragraph[start : start + len(phrase)]
     return [span, *(span[len(word) :] for word in PREPOSITIONS if span.lower().startswith(word))]
@@ -68,5 +68,5 @@ def _of(slot: str, number: int) -> str:
 
 
 def _numbered(frame: str, number: int) -> str:
-    """The frame with the slots of deed `number`."""
+    """Return the frame with its slots numbered for deed `number`."""
     return frame.replace("}", f"{number + 1}}}")

@@ -1,4 +1,4 @@
-"""Words that carry a label by their relation to another word. No such word stands in more than one split."""
+"""Words that carry a label through their relation to another word. No such word occurs in more than one split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def _kinds(text: str) -> dict[str, tuple[str, ...]]:
     return {kind.strip(): tuple(words.split()) for kind, words in pairs}
 
 
-# kind: its members. A member is entailed by nothing but itself, its kind by every member.
+# kind: its members. Every member entails its kind; only a member entails itself.
 OBJECT_KINDS = {
     "train": _kinds(
         "animal: dog horse cat cow sheep wolf lion bear fox pig; weapon: sword rifle gun pistol spear cannon dagger;"
@@ -48,7 +48,7 @@ PERSON_KINDS = {
 
 @dataclass(frozen=True)
 class Opposites:
-    """What somebody did for another, and the opposite; the words of one side mean nearly the same."""
+    """Two groups of verbs with opposite meanings; within a group the words mean nearly the same."""
 
     kind: tuple[str, ...]
     unkind: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Reviews of films, meals and books: 0 is a bad one, 1 a good one."""
+"""Reviews of films, meals and books: 0 is negative, 1 is positive."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 
 def polar(domain: str, split: str, label: int) -> Banks:
-    """The polar words of a label and split."""
+    """Return the polar words of a label and split."""
     own = lexicon.FOOD if domain == "restaurants" else lexicon.STORY
     return {
         "adj": merged(lexicon.OPINION[label][split], own[label][split]),
@@ -179,7 +179,7 @@ def polar(domain: str, split: str, label: int) -> Banks:
 def write(
     domain: str, words: random.Random, scene: random.Random, split: str, label: int, turn: int
 ) -> tuple[str, str]:
-    """One review; half of them close with a second sentence."""
+    """Write one review; half of them end with a second sentence."""
     templates = TEMPLATES[domain]
     template = templates[turn % len(templates)]
     lap = turn // len(templates)

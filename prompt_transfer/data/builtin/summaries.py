@@ -1,7 +1,7 @@
-"""Short dialogues and reports, and one line that says what happened.
+"""Short dialogues and reports with one-line summaries.
 
-Whether a request is granted decides over "will" and "cannot", and half of the texts begin with words that tell nothing,
-so neither the first nor the last words are the summary.
+The answer to a request decides between "will" and "cannot", and half of the texts start with irrelevant words, so
+neither the first nor the last words are the summary.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ REPORTS = (
 
 
 def write(rng: random.Random, split: str, turn: int) -> tuple[str, str, list[str]]:
-    """A text, no second one, and its summary."""
+    """Write a text, an empty second text, and the summary."""
     kind = DIALOGUES if turn % 2 else REPORTS
     text, summary = kind[turn // 2 % len(kind)]
     if turn // (2 * len(kind)) % 2:

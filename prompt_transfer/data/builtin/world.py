@@ -1,4 +1,4 @@
-"""Who did what, where and when: the content words of the generation tasks. None stands in more than one split."""
+"""The content words of the generation tasks: people, things, places and times. None occurs in more than one split."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THING = split_words(
     "clock hat rope candle ball chain stick portrait",
     "lamp watch picture camera hammer newspaper plate flower mask radio record jar",
 )
-# Phrases, one a line of the list, because their words belong together.
+# Phrases, separated by commas because their words belong together.
 _PLACES = {
     "train": "in the kitchen, in the street, at the station, on the bridge, at school, in the park, at the theater,"
     " at the hotel, on the beach, in the village, in the castle, at the office, in the shop, in the valley,"
@@ -45,7 +45,7 @@ EVENT = split_words(
     "flood concert battle strike",
     "party meeting speech accident crime show",
 )
-# Base form and past tense; shared by all splits, because they lead from the question to the answer.
+# Base form and past tense; shared by all splits, because they connect question and answer.
 DEEDS = (
     ("find", "found"),
     ("buy", "bought"),
@@ -60,12 +60,12 @@ DEEDS = (
     ("see", "saw"),
     ("burn", "burned"),
 )
-# Those that one may ask for or plan.
+# Deeds that one may request or plan.
 WISHES = tuple(deed for deed in DEEDS if deed[0] in ("find", "buy", "sell", "hide", "paint", "burn"))
 
 
 def content(split: str) -> Banks:
-    """The words and phrases of a split by slot: who, thing, place, event, time, and `later`, the times to come."""
+    """Return the words and phrases of a split by slot: who, thing, place, event, time, and `later` (future times)."""
     return {
         "who": NAME[split],
         "thing": THING[split],
