@@ -124,7 +124,7 @@ def test_without_a_matrix_types_remain(tmp_path: Path, prompts: Path, capsys: py
     assert {"label_word_overlap", "cosine_average"} <= found
     assert not {"task_vector_dot", "data_size", "neuron_overlap"} & found
     printed = capsys.readouterr().out
-    for note in ("random", "of no task or of several", "projected, beside trained ones"):
+    for note in ("random", "not of exactly one task", "projected, not trained"):
         assert f"note: 1 of the prompts left out: {note}" in printed
     assert "left out for want of initial prompts in all prompt files: task_vector_dot, task_vector_cosine" in printed
     assert "left out for want of train_rows in all prompt files: data_size" in printed

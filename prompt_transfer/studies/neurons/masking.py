@@ -111,7 +111,7 @@ def mask(study: MaskStudy) -> pd.DataFrame:
     neurons = neurons_of(backbone, prompts, study.neurons, study.by)
     types = {target.task.name: target.task.type for target in targets}
     plans = {target.task.name: masked_entries(study, target.task, prompts, neurons, types) for target in targets}
-    answers = [AnswerFile(folder / ANSWERS, target, describe_backbone(backbone)) for target in targets]
+    answers = [AnswerFile.read(folder / ANSWERS, target, describe_backbone(backbone)) for target in targets]
     effects = _Effects(backbone, list(neurons[1].values()), study)
     rows: list[dict[str, Any]] = []
     with progress() as bar:

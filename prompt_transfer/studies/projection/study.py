@@ -272,7 +272,7 @@ class ProjectionRun:
         }
         answers: dict[str, dict[str, np.ndarray]] = {}
         for target in self.targets:
-            file = AnswerFile(self.folder / "answers", target, facts)
+            file = AnswerFile.read(self.folder / "answers", target, facts)
             wanted = self.needed(target)
             mine = np.array([entry.digest in wanted for entry in self.entries])
             missing = np.isnan(file.matrix(self.entries)) & mine[:, None]
