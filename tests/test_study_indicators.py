@@ -126,8 +126,8 @@ def test_without_a_matrix_types_remain(tmp_path: Path, prompts: Path, capsys: py
     printed = capsys.readouterr().out
     for note in ("random", "not of exactly one task", "projected, not trained"):
         assert f"note: 1 of the prompts left out: {note}" in printed
-    assert "left out for want of initial prompts in all prompt files: task_vector_dot, task_vector_cosine" in printed
-    assert "left out for want of train_rows in all prompt files: data_size" in printed
+    assert "left out for lack of initial prompts in all prompt files: task_vector_dot, task_vector_cosine" in printed
+    assert "left out for lack of train_rows in all prompt files: data_size" in printed
 
 
 def test_prompts_are_ordered_by_type(prompts: Path) -> None:
