@@ -56,7 +56,7 @@ def rows(
     notes: Mapping[str, str],
     common: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Return all rows of a projector: one per task and value of the column `what`, then one per task group and value.
+    """Return all rows of a projector: one per task and value of the column `what`, then the same per task group.
 
     | column value | prompt |
     |---|---|
