@@ -246,8 +246,8 @@ def test_neurons_that_do_not_go_with_the_prompts(tmp_path: Path, prompts: Path) 
     for content, words in (
         ({"activations": values(0, 2, 6)}, "2 x 6 layers and neurons, the first file 2 x 5"),
         ({"embeddings": values(0)}, "holds no tensor `activations`"),
-        ({"activations": values(0)[0]}, r"activations are finite numbers \[L, F\]"),
-        ({"activations": torch.full((2, 5), torch.nan)}, "not all finite"),
+        ({"activations": values(0)[0]}, r"activations must be finite numbers \[L, F\]"),
+        ({"activations": torch.full((2, 5), torch.nan)}, "or non-finite"),
     ):
         save_file(content, folder / "qqp.safetensors")
         with pytest.raises(UserError, match=words):

@@ -31,7 +31,7 @@ def accept_arrays(dimensions: int) -> Callable[[Callable[..., Tensor]], Callable
             if found != dimensions if dimensions else found < 2:
                 shape = " x ".join(map(str, values[0].shape))
                 needed = f"{dimensions} dimensions" if dimensions else "at least two dimensions"
-                raise UserError(f"{function.__name__} takes {needed}, the first over prompts; this input is {shape}")
+                raise UserError(f"{function.__name__} takes {needed}, the first over prompts; this is {shape}")
             matrix = function(*values, **options).to(values[0].dtype)
             return matrix if isinstance(first, Tensor) else matrix.cpu().numpy()
 

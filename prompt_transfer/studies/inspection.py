@@ -112,7 +112,7 @@ def confusion(
     facts = loaded.metadata
     known = get_task(task or facts.get("task") or UNKNOWN).with_policy(facts.get("label_words_policy") or None)
     if known.is_generation:
-        raise UserError(f"{known.name} is a generation task without classes: choose a classification task")
+        raise UserError(f"{known.name} has no classes, it is a generation task: choose a classification task")
     warn_of_other_words({THIS: loaded}, [known])
     # Built-in tasks have no release 1.0 label words.
     words = "default" if known.builtin else data.label_words or facts.get("data_label_words") or "default"

@@ -66,7 +66,7 @@ def check(path: Path, tensors: dict[str, Tensor], first: dict[str, Tensor]) -> N
     neurons = tensors["activations"]
     if neurons.ndim != 2 or not torch.isfinite(neurons.float()).all():
         raise UserError(
-            f"{path}: activations must be finite and of shape [L, F], these are {sizes(neurons.shape)} or non-finite; "
+            f"{path}: activations must be finite numbers [L, F], these are {sizes(neurons.shape)} or non-finite; "
             "capture them again"
         )
     for name in tensors.keys() & first.keys():

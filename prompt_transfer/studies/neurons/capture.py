@@ -68,44 +68,78 @@ def capture(study: CaptureStudy) -> list[Path]:
         UserError: a prompt, task or folder cannot be used, before anything is computed.
     """
     rank, world = torchrun_rank()
+    inputs = load(study, rank)
+    tensors = score(study, inputs, rank, world)
+    return report(inputs, tensors) if rank == 0 else []
+
+
+@dataclass(frozen=True)
+class CaptureInputs:
+    """The checked inputs of a capture.
+
+    Attributes:
+        folder: output folder.
+        backbone: the backbone, on its device.
+        prompts: N prompts by name.
+        targets: tasks that provide inputs; may be empty.
+    """
+
+    folder: Path
+    backbone: FrozenBackbone
+    prompts: dict[str, Prompt]
+    targets: list[Target]
+
+    def path(self, name: str) -> Path:
+        """Return the neuron file of a prompt."""
+        return self.folder / f"{name}.safetensors"
+
+
+def load(study: CaptureStudy, rank: int = 0) -> CaptureInputs:
+    """Read and check prompts, backbone, existing neuron files and tasks.
+
+    Raises:
+        UserError: any of them is invalid or does not fit the others.
+    """
     prompts = find_prompts(study.prompts)
     backbone = load_backbone(
         study.backbone, prompts, study.attention, study.layout, study.dtype, study.accelerator, rank
     )
     folder = check_writable_dir(study.output)
-    paths = {name: folder / f"{name}.safetensors" for name in prompts}
-    facts = {name: prompt_facts(backbone, prompt) for name, prompt in prompts.items()}
-    for name, path in paths.items():
-        files.check(path, facts[name])
+    for name, prompt in prompts.items():
+        files.check(folder / f"{name}.safetensors", prompt_facts(backbone, prompt))
     targets = load_targets(study.tasks, study.data, study.split, backbone, prompts)
-    rows = [prompt.embeddings for prompt in prompts.values()]
-    found = capture_prompts(backbone, rows, list(prompts))
-    if targets:
-        found |= _over_inputs(backbone, rows, targets, study.data.max_tokens, rank, world, list(prompts))
-    if rank:
-        return []
-    notes = {f"inputs/{target.task.name}": f"{target.split}, {len(target)} rows" for target in targets}
-    for number, (name, path) in enumerate(paths.items()):
-        files.add(path, {key: values[number] for key, values in found.items()}, facts[name], notes)
-    return list(paths.values())
+    return CaptureInputs(folder, backbone, prompts, targets)
 
 
-def _over_inputs(
-    backbone: FrozenBackbone,
-    prompts: Sequence[Tensor],
-    targets: Sequence[Target],
-    max_tokens: int | None,
-    rank: int,
-    world: int,
-    names: Sequence[str],
-) -> dict[str, Tensor]:
+def score(study: CaptureStudy, inputs: CaptureInputs, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+    """Capture the neurons of all prompts, alone and with the inputs of the tasks: name -> [N, L, F].
+
+    Args:
+        study: the settings.
+        inputs: loaded inputs.
+        rank, world: processes share the examples of the tasks.
+    """
+    backbone, names = inputs.backbone, list(inputs.prompts)
+    prompts = [prompt.embeddings for prompt in inputs.prompts.values()]
+    found = capture_prompts(backbone, prompts, names)
+    if not inputs.targets:
+        return found
     if world > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo" if backbone.device.type == "cpu" else "nccl")
     try:
-        return over_inputs(backbone, prompts, targets, max_tokens, rank, world, names)
+        return found | over_inputs(backbone, prompts, inputs.targets, study.data.max_tokens, rank, world, names)
     finally:
         if world > 1:
             torch.distributed.destroy_process_group()
+
+
+def report(inputs: CaptureInputs, tensors: Mapping[str, Tensor]) -> list[Path]:
+    """Write one neuron file per prompt; return the files."""
+    notes = {f"inputs/{target.task.name}": f"{target.split}, {len(target)} rows" for target in inputs.targets}
+    for number, (name, prompt) in enumerate(inputs.prompts.items()):
+        mine = {key: values[number] for key, values in tensors.items()}
+        files.add(inputs.path(name), mine, prompt_facts(inputs.backbone, prompt), notes)
+    return [inputs.path(name) for name in inputs.prompts]
 
 
 @torch.inference_mode()

@@ -38,10 +38,31 @@ def compare(prompts: str | Path, neurons: str | Path, output: str | Path, backbo
     Raises:
         UserError: inputs cannot be read or do not match.
     """
-    found = load_prompts(prompts, backbone)
-    activations = read_neurons(neurons, found)["neurons"]
+    found, activations = load(prompts, neurons, backbone)
     folder = check_writable_dir(output)
-    whole, layers = neuron_overlap(activations), neuron_overlap_per_layer(activations)
+    whole, layers = score(activations)
+    return report(found, activations, whole, layers, folder)
+
+
+def load(prompts: str | Path, neurons: str | Path, backbone: str | None = None) -> tuple[PromptSet, np.ndarray]:
+    """Read and check prompts and their activations [N, L, F]; arguments as in `compare`.
+
+    Raises:
+        UserError: inputs cannot be read or do not match.
+    """
+    found = load_prompts(prompts, backbone)
+    return found, read_neurons(neurons, found)["neurons"]
+
+
+def score(activations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ON over all layers [N, N] and per layer [L, N, N]."""
+    return neuron_overlap(activations), neuron_overlap_per_layer(activations)
+
+
+def report(
+    found: PromptSet, activations: np.ndarray, whole: np.ndarray, layers: np.ndarray, folder: Path
+) -> pd.DataFrame:
+    """Write tables and figures and print the means; return the table of pairs."""
     parts = {f"neuron_overlap_per_layer/{number:02d}": matrix for number, matrix in enumerate(layers)}
     pairs = pair_table({"neuron_overlap": whole, **parts}, found)
     results.write(pairs, folder / "overlap.parquet")

@@ -19,7 +19,7 @@ CHECKPOINT = "checkpoints/last.ckpt"
 DIE_WITH_PARENT = 1  # prctl(2): PR_SET_PDEATHSIG
 MISTAKE = 2  # exit code for invalid options
 PATIENCE = 30.0  # seconds for a run to exit after an interrupt
-Tell = Callable[[Run, State], None]
+OnFinish = Callable[[Run, State], None]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Outcome:
 class Executor(Protocol):
     """Executes the runs of a sweep, each as a separate process with its own options file."""
 
-    def execute(self, runs: Sequence[Run], states: Sequence[State], tell: Tell) -> None:
+    def execute(self, runs: Sequence[Run], states: Sequence[State], on_finish: OnFinish) -> None:
         """Execute all runs that are not done; updates `states` and saves them in the sweep folder.
 
         No run is left running on return, error or Ctrl-C.
@@ -48,7 +48,7 @@ class Executor(Protocol):
         Args:
             runs: N runs.
             states: the state of each run.
-            tell: callback after each run, called by one thread at a time.
+            on_finish: callback after each run, called by one thread at a time.
         """
         ...
 

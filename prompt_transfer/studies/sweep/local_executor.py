@@ -10,7 +10,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from prompt_transfer.studies.sweep.executor import Outcome, Tell, is_final, read_outcome, record_outcome, start, stop
+from prompt_transfer.studies.sweep.executor import (
+    OnFinish,
+    Outcome,
+    is_final,
+    read_outcome,
+    record_outcome,
+    start,
+    stop,
+)
 from prompt_transfer.studies.sweep.plan import Run, State
 
 
@@ -29,7 +37,7 @@ class LocalExecutor:
         self._children: set[subprocess.Popen[bytes]] = set()
         self._stopped = threading.Event()
 
-    def execute(self, runs: Sequence[Run], states: Sequence[State], tell: Tell) -> None:
+    def execute(self, runs: Sequence[Run], states: Sequence[State], on_finish: OnFinish) -> None:
         """See `Executor`."""
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number, state in enumerate(states):
@@ -47,7 +55,7 @@ class LocalExecutor:
                 try:
                     self._run(runs[number], states[number], slot)
                     with lock:
-                        tell(runs[number], states[number])
+                        on_finish(runs[number], states[number])
                 except BaseException as error:
                     failures.append(error)
                     self._stopped.set()

@@ -22,8 +22,8 @@ from typing import Any
 
 from prompt_transfer.studies.sweep.executor import (
     PATIENCE,
+    OnFinish,
     Outcome,
-    Tell,
     is_final,
     read_outcome,
     record_outcome,
@@ -73,7 +73,7 @@ class RayExecutor:
         self.cpus, self.gpus, self.at_once = cpus, gpus, at_once
         self.address = address or os.environ.get("RAY_ADDRESS")
 
-    def execute(self, runs: Sequence[Run], states: Sequence[State], tell: Tell) -> None:
+    def execute(self, runs: Sequence[Run], states: Sequence[State], on_finish: OnFinish) -> None:
         """See `Executor`."""
         waiting = deque((number, 0) for number, state in enumerate(states) if state.status != "done")
         if not waiting:
@@ -99,7 +99,7 @@ class RayExecutor:
                         outcome = _outcome(ray, job)
                         record_outcome(self.folder, runs[number], states[number], outcome)
                         if is_final(outcome, tries, self.retries):
-                            tell(runs[number], states[number])
+                            on_finish(runs[number], states[number])
                         else:
                             waiting.appendleft((number, tries + 1))
             except BaseException:

@@ -55,9 +55,18 @@ def convergence(runs: Sequence[str | Path], output: str | Path, tolerance: float
     if not 0 <= tolerance < 1:
         raise UserError(f"--tolerance is {tolerance}: give a fraction, 0.005 for half a point")
     loaded = [entry for folder in steps(_folders(runs), "runs") for entry in load(folder)]
-    pairs = _pairs(loaded)
+    pairs = plan(loaded)
     folder = check_writable_dir(output)
-    found = pd.DataFrame([row for vanilla, other in pairs for row in compare(vanilla, other, tolerance)])
+    return report(pairs, score(pairs, tolerance), folder, tolerance)
+
+
+def score(pairs: Sequence[tuple[Curve, Curve]], tolerance: float) -> pd.DataFrame:
+    """Return the speed-ups of all pairs."""
+    return pd.DataFrame([row for vanilla, other in pairs for row in compare(vanilla, other, tolerance)])
+
+
+def report(pairs: Sequence[tuple[Curve, Curve]], found: pd.DataFrame, folder: Path, tolerance: float) -> pd.DataFrame:
+    """Write tables and figure; return the summary over seeds."""
     overview = pd.DataFrame(summarise(found.to_dict("records")))  # type: ignore[arg-type]
     used = list(dict.fromkeys(curve for pair in pairs for curve in pair))
     for name, frame in (
@@ -147,8 +156,12 @@ def _source(facts: dict[str, str]) -> str:
     return "+".join(names)
 
 
-def _pairs(loaded: Sequence[tuple[Curve, dict[str, Any]]]) -> list[tuple[Curve, Curve]]:
-    """Return pairs of a vanilla curve and a transferred one."""
+def plan(loaded: Sequence[tuple[Curve, dict[str, Any]]]) -> list[tuple[Curve, Curve]]:
+    """Pair every transferred curve with the vanilla curve of the same options and seed.
+
+    Raises:
+        UserError: a vanilla run is missing or given twice, or no run is transferred.
+    """
     vanilla: dict[tuple[str, str], Curve] = {}
     for curve, options in loaded:
         if curve.source is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,34 +68,83 @@ def analyze(
     """
     if resamples < 1:
         raise UserError(f"--resamples {resamples}: give at least 1, better 1000")
+    inputs = load(prompts, matrix, neurons, backbone)
+    folder = check_writable_dir(output)
+    matrices, table = score(inputs, resamples, seed)
+    return report(inputs, matrices, table, folder)
+
+
+@dataclass(frozen=True)
+class IndicatorInputs:
+    """The checked inputs of an analysis.
+
+    Attributes:
+        found: N prompts.
+        values: inputs of the indicators, by the names in `analysis.indicators.Indicator.needs`.
+        transfer: relative scores between the T tasks `[T, T]`; None without a matrix.
+        notes: skipped prompts, tasks and indicators, and why.
+    """
+
+    found: PromptSet
+    values: dict[str, Any]
+    transfer: np.ndarray | None
+    notes: list[str]
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Type of each of the T tasks, in order of first appearance."""
+        return dict(zip(self.found.tasks, self.found.types, strict=True))
+
+
+def load(
+    prompts: str | Path,
+    matrix: str | Path | None = None,
+    neurons: str | Path | None = None,
+    backbone: str | None = None,
+) -> IndicatorInputs:
+    """Read and check prompts, neurons and transfer matrix; arguments as in `analyze`.
+
+    Raises:
+        UserError: inputs cannot be read or do not match.
+    """
     found = load_prompts(prompts, backbone)
-    inputs: dict[str, Any] = {
+    values: dict[str, Any] = {
         "prompts": found.embeddings,
         "initial": found.initial,
         "label_words": found.label_words,
         "data_sizes": found.data_sizes,
         **({} if neurons is None else read_neurons(neurons, found)),
     }
-    tasks, types = list(dict.fromkeys(found.tasks)), dict(zip(found.tasks, found.types, strict=True))
+    tasks = list(dict.fromkeys(found.tasks))
     scores, notes = (None, []) if matrix is None else _scores(read_matrix(matrix), tasks, matrix)
-    folder = check_writable_dir(output)
+    transfer = None if scores is None else relative(scores)
+    return IndicatorInputs(found, values, transfer, [*found.notes, *notes, *_missing(values)])
+
+
+def score(inputs: IndicatorInputs, resamples: int, seed: int) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+    """Compute all indicators `[N, N]` that the inputs allow, and their statistics."""
     matrices: dict[str, np.ndarray] = {}
     for name in steps(INDICATORS, "indicators"):
-        matrices |= compute(inputs, [name])
-    pairs = pair_table(matrices, found)
-    results.write(pairs, folder / "indicators.parquet")
-    by_task = {name: mean_over_prompts(values, found.tasks) for name, values in matrices.items()}
+        matrices |= compute(inputs.values, [name])
+    by_task = {name: mean_over_prompts(values, inputs.found.tasks) for name, values in matrices.items()}
     # Tasks of unknown type count as different from each other.
-    kinds = [types[task] if types[task] != UNKNOWN else f"{UNKNOWN}: {task}" for task in tasks]
-    transfer = None if scores is None else relative(scores)
+    kinds = [kind if kind != UNKNOWN else f"{UNKNOWN}: {task}" for task, kind in inputs.types.items()]
     tables = [
-        correlations({name: values}, kinds, transfer, resamples, seed)
+        correlations({name: values}, kinds, inputs.transfer, resamples, seed)
         for name, values in steps(by_task.items(), "intervals")
     ]
-    table = pd.concat(tables, ignore_index=True)
+    return matrices, pd.concat(tables, ignore_index=True)
+
+
+def report(
+    inputs: IndicatorInputs, matrices: Mapping[str, np.ndarray], table: pd.DataFrame, folder: Path
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write tables and figures and print the ranking; return the table of pairs and the statistics."""
+    pairs = pair_table(matrices, inputs.found)
+    results.write(pairs, folder / "indicators.parquet")
     results.write(table, folder / "correlations.csv")
-    _draw(folder, pairs, table, tasks, transfer, matrices, found)
-    _print(folder, table, found, [*found.notes, *notes, *_missing(inputs)])
+    _draw(folder, pairs, table, inputs, matrices)
+    _print(folder, table, inputs.found, inputs.notes)
     return pairs, table
 
 
@@ -171,20 +221,18 @@ def _draw(
     folder: Path,
     pairs: pd.DataFrame,
     table: pd.DataFrame,
-    tasks: list[str],
-    transfer: np.ndarray | None,
+    inputs: IndicatorInputs,
     matrices: Mapping[str, np.ndarray],
-    prompts: PromptSet,
 ) -> None:
+    types, transfer = inputs.types, inputs.transfer
     by = "same_type_auc" if transfer is None else RANKED_BY
     whole = _whole(table)
     ranked = whole[whole["statistic"] == by].sort_values("value", ascending=False)["indicator"]
     best = {INDICATORS[name].group: name for name in reversed(list(ranked))}
     shown = "neuron_overlap" if "neuron_overlap" in set(ranked) else best["embeddings"]
-    types = dict(zip(prompts.tasks, prompts.types, strict=True))
-    square = square_of_tasks(matrices[shown], prompts.tasks)
+    square = square_of_tasks(matrices[shown], inputs.found.tasks)
     label = indicator_plots.readable_name(shown)
-    ax = indicator_plots.similarity_matrix(square, [types[task] for task in tasks], label)
+    ax = indicator_plots.similarity_matrix(square, list(types.values()), label)
     plots.save(ax, folder / "similarity.png")
     plots.save(indicator_plots.indicator_ranking(whole, by), folder / "ranking.png")
     if table["indicator"].str.startswith("neuron_overlap_per_layer/").any():
@@ -192,7 +240,7 @@ def _draw(
     if transfer is not None:
         # The best indicator of each group: embeddings, neurons, labelled examples, confounders.
         chosen = [best[group] for group in ("embeddings", "neurons", "labels", "confounder") if group in best]
-        _scatter(folder, pairs, table, chosen, pd.DataFrame(transfer, index=tasks, columns=tasks))
+        _scatter(folder, pairs, table, chosen, pd.DataFrame(transfer, index=list(types), columns=list(types)))
 
 
 def _scatter(folder: Path, pairs: pd.DataFrame, table: pd.DataFrame, chosen: list[str], transfer: pd.DataFrame) -> None:
