@@ -171,7 +171,7 @@ def _other_sources(
         if source is not None and source != task.name and (source in types or source in task_names()):
             by_task.setdefault(source, []).append(name)
     found: dict[str, list[str]] = {"same_type": [], "different_type": []}
-    # A fixed random order, the same for every target: alphabetical order could correlate with task type.
+    # A fixed random order, independent of the alphabet and the same for every target.
     order = np.random.default_rng(0).permutation(len(by_task))
     for source in (sorted(by_task)[place] for place in order):
         own_type = types[source] if source in types else get_task(source).type

@@ -33,7 +33,7 @@ class ProjectionInputs:
         folder: output folder.
         files: projectors by name.
         sources, own: prompts of the source and of the target backbone, by task.
-        source, backbone: source and target backbone, on the CPU.
+        source, backbone: source and target backbone; `score` moves the latter to its device.
         tasks: the target tasks.
         words: label words of the target data (default or paper).
     """

@@ -38,7 +38,7 @@ class TransferInputs:
 
     Attributes:
         folder: output folder.
-        backbone: the backbone, on the CPU.
+        backbone: the backbone, on the CPU until `plan` moves it to its device.
         entries: N prompts: those of the folder, then random ones.
         targets: the target tasks.
         answers: known answers to each target.
