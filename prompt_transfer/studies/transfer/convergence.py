@@ -125,7 +125,9 @@ def load(folder: Path) -> list[tuple[Curve, dict[str, Any]]]:
         if evaluations["step"].iloc[0] != 0:
             raise UserError(f"{folder} was not evaluated at step 0: train it with `prompt-transfer fit --convergence`")
         if len(evaluations) < 2:
-            raise UserError(f"{folder} was evaluated only at step 0: train for --trainer.val_check_interval steps or more")
+            raise UserError(
+                f"{folder} was evaluated only at step 0: train for --trainer.val_check_interval steps or more"
+            )
         facts = prompt.metadata
         # The last evaluation must agree too: with another budget a run had more time to converge.
         shared = {**options, **{f"trainer.{key}": value for key, value in budget.items()}, "last evaluation": last}
