@@ -104,7 +104,7 @@ def test_a_matrix_says_which_targets_a_prompt_has_seen(tmp_path: Path) -> None:
     assert lines == []
     with told() as lines:
         warn_of_shared_rows(targets, {"a"})
-    assert lines == ["transfer between these is not to unseen texts: 2 of 3 rows of b are training rows of a"]
+    assert lines == ["transfer between these tasks is not to unseen texts: 2 of 3 rows of b are training rows of a"]
 
 
 def test_texts_to_predict_have_ids_of_their_own(tmp_path: Path) -> None:

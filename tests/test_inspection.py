@@ -83,9 +83,9 @@ def test_a_confusion_adds_up_to_the_scores_of_the_matrix(backbone: FrozenBackbon
 
 def test_what_cannot_be_looked_at_is_refused(backbone: FrozenBackbone) -> None:
     prompt = Prompt(torch.zeros(2, backbone.hidden_size), prompt_facts(backbone, task="builtin_movies"))
-    with pytest.raises(UserError, match="0 words a row"):
+    with pytest.raises(UserError, match="0 words per prompt token"):
         nearest_words(prompt, count=0)
-    with pytest.raises(UserError, match="does not say which backbone"):
+    with pytest.raises(UserError, match="does not name its backbone"):
         nearest_words(Prompt(torch.zeros(2, 4), {}))
     with pytest.raises(UserError, match="has no classes"):
         confusion(prompt, "builtin_questions")

@@ -228,7 +228,7 @@ def test_nothing_is_scored_or_predicted_from_nan(
     assert "the answer on the predict split is NaN or Inf, first in row 7 of toy" in told
     study = ["--backbone", str(tiny_roberta), "--prompts", str(runs), "--tasks", str(toy), "--data.source", "local"]
     told = error_of(capsys, main(["transfer", *study, "--random_prompts", "0", "--output", str(out)]))
-    assert "the answers behind the prompt one to row 7 of toy (test (official)) are NaN or Inf" in told
+    assert "the answers of the prompt one to row 7 of toy (test (official)) are NaN or Inf" in told
     assert not list(out.rglob("results.*"))
     assert not list(out.rglob("predictions.*"))
 

@@ -23,8 +23,13 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
 from prompt_transfer.commands.parsing import program
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.studies.recommend.candidates import RecommendStudy
-from prompt_transfer.studies.recommend.study import RANKINGS, Recommendation, draw_samples, recommend
+from prompt_transfer.studies.recommend.study import (
+    RANKINGS,
+    Recommendation,
+    RecommendStudy,
+    draw_samples,
+    recommend,
+)
 from prompt_transfer.studies.targets import EvaluationData, TargetData
 from prompt_transfer.studies.transfer.study import TransferStudy, transfer
 from prompt_transfer.utils.errors import UserError
@@ -247,7 +252,7 @@ def test_rankings_are_judged_by_a_matrix(run: Run, tmp_path: Path) -> None:
     matrix.write_text("target,films,books,rooms,random\nfilms,0.9,0.8,0.4,0.2\nelse,1,1,1,1\n")
     found = run("films", "books", matrix=str(matrix), sample=6, by="label_word_overlap")
     assert any("books is not judged" in note for note in found.notes)
-    assert any("not judged for films, for want of a score in the matrix: pairs" in note for note in found.notes)
+    assert any("not judged for films, for lack of a score in the matrix: pairs" in note for note in found.notes)
     means = found.quality.set_index(["ranking", "statistic"])
     # Label words put books (1) before rooms (1/3), as the matrix has it; of two sources one is lost half the time.
     assert means.loc[("label_word_overlap", "ndcg"), "mean"] == pytest.approx(1)
@@ -274,13 +279,13 @@ def test_what_cannot_be_recommended_is_refused(
         raise AssertionError("something was computed")
 
     monkeypatch.setattr(L.Trainer, "fit", never)
-    monkeypatch.setattr("prompt_transfer.studies.recommend.study.Scorer", never)
+    monkeypatch.setattr("prompt_transfer.studies.recommend.score.Scorer", never)
     matrix = tmp_path / "matrix.csv"
     matrix.write_text("target,films\npairs,0.5\n")
     wrong, long = save(tmp_path, backbone, "books", 1), save(tmp_path, backbone, "films", 1, "long", length="7")
     given: list[tuple[str, dict[str, Any], str]] = [
         ("films", {"by": "size"}, "unknown ranking --by size: choose one of sample_score, "),
-        ("films", {"by": "sample_score"}, "--by sample_score cannot be made of what is at hand, only"),
+        ("films", {"by": "sample_score"}, "--by sample_score is not available with these inputs: choose one of"),
         ("films", {"output": str(prompts / "out")}, "lies in --prompts"),
         ("films", {"matrix": str(matrix)}, "none for films: without --matrix"),
         ("films", {"target": str(wrong)}, "was trained on books, not on films"),
@@ -299,13 +304,13 @@ def test_what_cannot_be_recommended_is_refused(
         run("films", "books", target=str(wrong))
     for name in ("rooms", "pairs", "books"):
         (prompts / f"{name}.safetensors").unlink()
-    with pytest.raises(UserError, match="holds prompts of films alone"):
+    with pytest.raises(UserError, match="holds only prompts of films"):
         run("films")
     save(prompts, backbone, "books", 1, length="7")
     with pytest.raises(UserError, match="prompts of the shapes 4 x 32, 7 x 32; only prompts of one shape"):
         run("films")
     save(prompts, backbone, "books", 1, backbone="other", fingerprint="g" * 64)
-    with pytest.raises(UserError, match=r"the backbones .*those of one backbone can be recommended"):
+    with pytest.raises(UserError, match=r"the backbones .*only prompts of one backbone can be recommended"):
         run("films")
     (prompts / "films.safetensors").unlink()
     with pytest.raises(UserError, match="trained on other, does not fit"):

@@ -124,10 +124,10 @@ def test_without_a_matrix_types_remain(tmp_path: Path, prompts: Path, capsys: py
     assert {"label_word_overlap", "cosine_average"} <= found
     assert not {"task_vector_dot", "data_size", "neuron_overlap"} & found
     printed = capsys.readouterr().out
-    for note in ("random", "of no task or of several", "projected, beside trained ones"):
+    for note in ("random", "not of exactly one task", "projected, not trained"):
         assert f"note: 1 of the prompts left out: {note}" in printed
-    assert "left out for want of initial prompts in all prompt files: task_vector_dot, task_vector_cosine" in printed
-    assert "left out for want of train_rows in all prompt files: data_size" in printed
+    assert "left out for lack of initial prompts in all prompt files: task_vector_dot, task_vector_cosine" in printed
+    assert "left out for lack of train_rows in all prompt files: data_size" in printed
 
 
 def test_prompts_are_ordered_by_type(prompts: Path) -> None:
@@ -246,8 +246,8 @@ def test_neurons_that_do_not_go_with_the_prompts(tmp_path: Path, prompts: Path) 
     for content, words in (
         ({"activations": values(0, 2, 6)}, "2 x 6 layers and neurons, the first file 2 x 5"),
         ({"embeddings": values(0)}, "holds no tensor `activations`"),
-        ({"activations": values(0)[0]}, r"activations are finite numbers \[L, F\]"),
-        ({"activations": torch.full((2, 5), torch.nan)}, "not all finite"),
+        ({"activations": values(0)[0]}, r"activations must be finite numbers \[L, F\]"),
+        ({"activations": torch.full((2, 5), torch.nan)}, "or non-finite"),
     ):
         save_file(content, folder / "qqp.safetensors")
         with pytest.raises(UserError, match=words):

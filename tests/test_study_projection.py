@@ -21,7 +21,9 @@ from prompt_transfer.projectors.file import ProjectorFile, Side
 from prompt_transfer.projectors.projector import MLP, Linear, Space
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.random_prompts import random_prompt
-from prompt_transfer.studies.projection.study import ProjectionRun, ProjectionStudy, projection
+from prompt_transfer.studies.projection.load import load
+from prompt_transfer.studies.projection.plan import plan
+from prompt_transfer.studies.projection.study import ProjectionStudy, projection
 from prompt_transfer.studies.projection.table import CONTROLS, check_controls
 from prompt_transfer.studies.targets import EvaluationData
 from prompt_transfer.utils.errors import UserError
@@ -124,20 +126,20 @@ def test_a_second_time_nothing_is_computed(
 
 
 def test_there_is_no_table_without_controls(study: ProjectionStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    ready = ProjectionRun(study)
-    cells: dict[str, Any] = {**ready.projected["linear"].cells, **ready.common}
-    check_controls(cells, ready.targets, {})
+    planned = plan(study, load(study))
+    cells: dict[str, Any] = {**planned.projected["linear"].cells, **planned.common}
+    check_controls(cells, planned.targets, {})
     for left_out in cells:
         rest = {what: cell for what, cell in cells.items() if what != left_out}
         with pytest.raises(ValueError, match="no table of projectors without their controls"):
-            check_controls(rest, ready.targets, {})
+            check_controls(rest, planned.targets, {})
     with pytest.raises(ValueError, match="own on rooms missing"):
-        check_controls({**cells, "own": {**cells["own"], "rooms": []}}, ready.targets, {})
+        check_controls({**cells, "own": {**cells["own"], "rooms": []}}, planned.targets, {})
     # A closed form that cannot be is told of, and has its row.
     nothing = {**cells, "least_squares": {task: [] for task in ("films", "rooms", "pairs")}}
-    check_controls(nothing, ready.targets, {"least_squares": "no shared tokens"})
+    check_controls(nothing, planned.targets, {"least_squares": "no shared tokens"})
     with pytest.raises(ValueError, match="least_squares missing"):
-        check_controls(nothing, ready.targets, {})
+        check_controls(nothing, planned.targets, {})
 
 
 def test_a_closed_form_that_cannot_be_has_a_row_that_says_why(
@@ -157,9 +159,9 @@ def test_a_closed_form_that_cannot_be_has_a_row_that_says_why(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"random_prompts": 0}, "are controls, without which there is no table"),
-        ({"shuffles": 0}, "are controls, without which there is no table"),
-        ({"closed_forms": []}, "--closed_forms is empty: one at least of least_squares"),
+        ({"random_prompts": 0}, "are required controls: give 1 or more"),
+        ({"shuffles": 0}, "are required controls: give 1 or more"),
+        ({"closed_forms": []}, "--closed_forms is empty: choose at least one of least_squares"),
         ({"closed_forms": ["magic"]}, "--closed_forms magic"),
     ],
 )
@@ -173,7 +175,7 @@ def test_what_is_missing_is_told_before_anything_is_computed(study: ProjectionSt
     (tmp_path / "own" / "rooms-1.safetensors").unlink()
     with pytest.raises(UserError, match=r"no own \(target\) prompt was trained on rooms"):
         projection(study)
-    with pytest.raises(UserError, match="two tasks at least"):
+    with pytest.raises(UserError, match="at least two tasks"):
         projection(replace(study, tasks=study.tasks[:1]))
     assert not (tmp_path / "out").exists()
 

@@ -84,8 +84,8 @@ def test_a_class_is_named_without_its_options(tmp_path: Path) -> None:
     [
         ({"name": "same"}, "two runs have the name same"),
         ({"gird": {}}, "unknown key 'gird'"),
-        ({"name": "{data.tusk}"}, r"nothing is known of \{data.tusk\}"),
-        ({"cases": [{"when": {"data.tusk": "a"}}]}, "data.tusk, which is no option of the grid"),
+        ({"name": "{data.tusk}"}, r"unknown placeholder \{data.tusk\}"),
+        ({"cases": [{"when": {"data.tusk": "a"}}]}, "data.tusk, which is not an option of the grid"),
         ({"grid": {"data.task": "a"}}, "needs a list of values"),
         ({"then": ["transfer"]}, "each step of `then` is one command"),
     ],

@@ -361,7 +361,7 @@ def test_scores_made_otherwise_are_not_mixed_in(
 ) -> None:
     transfer(study(tiny_roberta, prompts, tasks, tmp_path / "out"))
     Path(tasks[0]).write_text(Path(tasks[0]).read_text().replace("dog", "cat"))
-    with pytest.raises(UserError, match=r"scores of films that were made otherwise \(other words\)"):
+    with pytest.raises(UserError, match=r"scores of films that were made with other settings \(words\)"):
         transfer(study(tiny_roberta, prompts, tasks, tmp_path / "out"))
 
 

@@ -90,5 +90,5 @@ def test_types_of_sources_that_only_the_study_knows() -> None:
 
 
 def test_names_of_random_prompts_are_taken() -> None:
-    with pytest.raises(UserError, match="stands for a random prompt"):
+    with pytest.raises(UserError, match="reserved for random prompts"):
         check_names([entry("random uniform 1", "sst2"), entry("random uniform 1", "random_uniform", "random")])

@@ -1,15 +1,15 @@
-"""How fast prompts converge, and how much faster from a transferred start.
+"""Convergence of prompt training, and the speed-up from a transferred start.
 
-The definitions. A run *converges* at its first evaluation within `tolerance` (0.5 points, absolute) of the best that it
-ever reaches; it is evaluated from step 0 on, has a fixed budget and no early stopping, and compared runs see the same
-data in the same order. A run whose best is not above the majority class *did not learn*.
+Definitions: a run *converges* at its first evaluation within `tolerance` (0.5 points, absolute) of the best score it
+ever reaches. Runs are evaluated from step 0, with a fixed budget and no early stopping; compared runs see the same
+data in the same order. A run whose best score is not above the majority class *did not learn*.
 
 - *convergence speed-up*: vanilla's convergence point / the transferred run's.
-- *comparable-result speed-up*: vanilla's convergence point / the first point where the transferred run reaches the
-  score at which vanilla converged. Where it never does, it is *not reached*.
+- *comparable-result speed-up*: vanilla's convergence point / the first point at which the transferred run reaches the
+  score at which vanilla converged; *not reached* if it never does.
 
-Who is there at step 0 needed no training: nothing can be divided by that, and all that is known is that the next
-evaluation would have come too late. So the speed-up is *at least* vanilla's point / the first evaluation after step 0.
+A transferred run that succeeds at step 0 has no finite ratio. It needed less than the first evaluation after step 0, so
+the speed-up is reported as *at least* vanilla's point / that evaluation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EXACT, AT_LEAST, NOT_REACHED, NOT_LEARNED, NO_NEED = (
     *("exact", "at least", "not reached", "did not learn"),
     "vanilla needs no training",
 )
-# Scores are float32; two that print alike are alike.
+# Tolerance for float32 scores that print equal.
 EPSILON = 1e-6
 
 
@@ -39,14 +39,14 @@ class Curve:
     """The evaluations of one prompt's training.
 
     Attributes:
-        name: for people.
-        task: of the run.
-        source: the task whose prompt it starts from; None for a vanilla run.
-        seed: of the run.
-        evaluations: columns step, samples, seconds, value; the first is before any training.
-        majority: score of answering without a model.
-        metric: what `value` is.
-        at_once: prompts that were trained together, whose seconds are shared.
+        name: display name.
+        task: task of the run.
+        source: task of the initial prompt; None for a vanilla run.
+        seed: seed of the run.
+        evaluations: columns step, samples, seconds, value; the first row is before training.
+        majority: score of the majority class.
+        metric: metric of `value`.
+        at_once: number of prompts trained together, which share the seconds.
     """
 
     name: str
@@ -60,31 +60,31 @@ class Curve:
 
     @property
     def values(self) -> np.ndarray:
-        """Scores, one an evaluation."""
+        """Scores, one per evaluation."""
         return self.evaluations["value"].to_numpy(float)
 
     @property
     def learned(self) -> bool:
-        """Whether it is ever above the majority class."""
+        """Whether the best score is above the majority class."""
         return bool(self.values.max() > self.majority + EPSILON)
 
     def converged(self, tolerance: float = TOLERANCE) -> int:
-        """The number of the evaluation at which it has converged."""
+        """Return the index of the evaluation at which the run has converged."""
         values = self.values
         return int(np.argmax(values >= values.max() - tolerance - EPSILON))
 
     def reached(self, score: float) -> int | None:
-        """The number of the first evaluation with at least `score`; None: never."""
+        """Return the index of the first evaluation with at least `score`; None if there is none."""
         found = self.values >= score - EPSILON
         return int(np.argmax(found)) if found.any() else None
 
     def area(self) -> float:
-        """Area under the curve over steps, divided by the budget: the mean score on the way."""
+        """Return the area under the curve over steps, divided by the budget: the mean score during training."""
         steps = self.evaluations["step"].to_numpy(float)
         return float(np.trapezoid(self.values, steps) / (steps[-1] - steps[0]))
 
     def facts(self, tolerance: float = TOLERANCE) -> dict[str, Any]:
-        """One row for the table of runs."""
+        """Return the row of this run for the table of runs."""
         at = self.converged(tolerance)
         row = self.evaluations.iloc[at]
         return {
@@ -104,10 +104,10 @@ class Curve:
 
 
 def compare(vanilla: Curve, transferred: Curve, tolerance: float = TOLERANCE) -> list[dict[str, Any]]:
-    """Both speed-ups in every unit, and the areas, of a pair of runs that differ in their start alone.
+    """Return both speed-ups in every unit, and the areas, of two runs that differ only in their initialization.
 
     Returns:
-        Rows of task, source, seed, measure, unit, vanilla and transferred (where each was there), value (vanilla /
+        Rows of task, source, seed, measure, unit, vanilla and transferred (the point each run needed), value (vanilla /
         transferred) and outcome: `exact`, `at least`, `not reached`, `did not learn`, `vanilla needs no training`;
         value is missing for the last three. The last row's measure is `area`, its value transferred - vanilla.
     """
@@ -129,7 +129,7 @@ def compare(vanilla: Curve, transferred: Curve, tolerance: float = TOLERANCE) ->
         else:
             outcome = EXACT if point else AT_LEAST
         for unit in UNITS:
-            # The clock of a process that trains eight prompts says nothing of one that trains one.
+            # Seconds are comparable only between processes that train the same number of prompts.
             comparable = unit != "seconds" or vanilla.at_once == transferred.at_once
             needed = vanilla.evaluations[unit].iloc[at].item() if vanilla.learned and comparable else None
             used = transferred.evaluations[unit].iloc[point].item() if point is not None and comparable else None
@@ -147,13 +147,13 @@ def compare(vanilla: Curve, transferred: Curve, tolerance: float = TOLERANCE) ->
 
 
 def summarise(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Over seeds: one row a task, source, measure and unit, and one over all of these (task `all`).
+    """Summarize over seeds: one row per task, source, measure and unit, and one over all tasks (task `all`).
 
     Returns:
-        Rows of task, source, measure, unit, n (pairs), value (geometric mean of the speed-ups that there are; for
-        the area the mean difference), low and high (95 % bootstrap over pairs, over tasks and sources in the row of
-        all; missing for fewer than two), at_least, not_reached, not_learned, no_need (pairs of each outcome), and
-        result (all of it in words).
+        Rows of task, source, measure, unit, n (pairs), value (geometric mean of the available speed-ups; for the area
+        the mean difference), low and high (95 % bootstrap interval over pairs; for `all` over tasks and sources;
+        missing for fewer than two), at_least, not_reached, not_learned, no_need (number of pairs with each outcome),
+        and result (a text summary).
     """
     frame = pd.DataFrame(list(pairs))
     rows = [

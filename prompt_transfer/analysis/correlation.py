@@ -1,8 +1,7 @@
-"""Indicators against transfer: values, intervals and p-values, in one tidy table.
+"""Correlation of indicators with transfer: values, intervals and p-values in one tidy table.
 
-The statistics and their definitions are in `statistics.py`. Tasks, not pairs, are what a study draws: pairs that share
-a task are not independent. So the permutation test permutes tasks (Mantel's test), and the bootstrap resamples tasks
-(Snijders and Borgatti 1999).
+`statistics.py` defines the statistics. Pairs that share a task are not independent, so tasks are the sampling unit: the
+permutation test permutes tasks (Mantel's test), and the bootstrap resamples tasks (Snijders and Borgatti 1999).
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ __all__ = [
 
 COLUMNS = ("indicator", "statistic", "value", "low", "high", "p_value", "tasks", "pairs", "resamples", "seed")
 MIN_TASKS = 3
-# Resamples worked on at once: for 13 tasks a few MB.
+# Size of a chunk of resamples: a few MB for 13 tasks.
 _CHUNK_CELLS = 500_000
 
 
 def permutation_p(
     statistic: Statistic, indicator: np.ndarray, other: np.ndarray, resamples: int = 1000, seed: int = 0
 ) -> float:
-    """p-value of Mantel's test: the share of permutations of tasks that are as good or better, one-sided.
+    """Return the one-sided p-value of Mantel's test: the share of task permutations that are at least as good.
 
-    Rows and columns of the indicator are permuted alike, while transfer or types stay: (1 + number that is at least as
-    good) / (1 + resamples), in the direction that is better.
+    The same permutation applies to rows and columns of the indicator; transfer or types stay fixed. The p-value is
+    (1 + number of permutations at least as good) / (1 + resamples).
 
     Args:
         statistic: a row of `STATISTICS`.
         indicator: `[N, N]`.
-        other: transfer `[N, N]` or types `[N]`, as the statistic wants it.
-        resamples: permutations.
-        seed: of the permutations; the same ones for every indicator.
+        other: transfer `[N, N]` or types `[N]`, depending on the statistic.
+        resamples: number of permutations.
+        seed: seed of the permutations, which are the same for every indicator.
     """
     generator = np.random.default_rng(seed)
     observed = statistic.better * float(statistic.function(indicator, other))
@@ -49,7 +48,7 @@ def permutation_p(
         return float("nan")
     orders = generator.permuted(np.tile(np.arange(len(indicator)), (resamples, 1)), axis=1)
     found = [statistic.function(indicator[part[:, :, None], part[:, None, :]], other[None]) for part in _chunks(orders)]
-    # What is equal but for rounding is equal.
+    # Values that differ only by rounding count as equal.
     better = (statistic.better * np.concatenate(found) >= observed - 1e-12).sum()
     return float((1 + better) / (1 + resamples))
 
@@ -62,13 +61,13 @@ def bootstrap_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval over tasks: N tasks are drawn with replacement, rows and columns alike.
+    """Return a percentile bootstrap interval over tasks: N tasks are drawn with replacement, for rows and columns.
 
-    A task that is drawn twice makes no pair with itself. Draws for which the statistic is not defined do not count; NaN
-    where that are more than half.
+    Two draws of the same task form no pair. Draws with an undefined statistic are dropped; the interval is NaN if more
+    than half are.
 
     Args:
-        statistic, indicator, other, resamples, seed: as those of `permutation_p`; the draws are the same for all.
+        statistic, indicator, other, resamples, seed: as in `permutation_p`; the draws are the same for all indicators.
         level: share of the draws inside the interval.
     """
     number = len(indicator)
@@ -95,18 +94,19 @@ def correlations(
     resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every statistic of every indicator, tidy.
+    """Return every statistic of every indicator as a tidy table.
 
     Args:
         matrices: indicator -> `[N, N]`, row = target task, column = source task.
-        types: of the N tasks.
-        transfer: `[N, N]`, NaN where missing; without it only the statistics of types are worked out.
-        resamples: bootstrap draws, and permutations.
-        seed: of both.
+        types: types of the N tasks.
+        transfer: `[N, N]`, NaN where missing; None: compute only the statistics of types.
+        resamples: number of bootstrap draws and of permutations.
+        seed: seed of both.
 
     Returns:
-        One row an indicator and statistic: `value`, its 95 % interval `low` to `high` over tasks, `p_value` (one-sided;
-        missing where not tested), `tasks`, `pairs` off the diagonal that both matrices have, `resamples` and `seed`.
+        One row per indicator and statistic: `value`, its 95 % interval `low` to `high` over tasks, `p_value`
+        (one-sided; missing if not tested), `tasks`, `pairs` (off-diagonal cells present in both matrices), `resamples`
+        and `seed`.
     """
     rows = []
     names = np.asarray(types)
@@ -128,6 +128,6 @@ def correlations(
 
 
 def _chunks(draws: np.ndarray) -> list[np.ndarray]:
-    # The signs of all differences within rows are the largest thing that a statistic makes.
+    # The largest intermediate of a statistic holds the signs of all differences within rows.
     size = max(1, _CHUNK_CELLS // draws.shape[1] ** 3)
     return [draws[start : start + size] for start in range(0, len(draws), size)]

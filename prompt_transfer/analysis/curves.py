@@ -1,4 +1,4 @@
-"""Figures of runs: the score over steps, from vanilla and from transferred starts."""
+"""Convergence curves: the score over steps, of vanilla and of transferred runs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ COLUMNS = 3
 
 
 def convergence(curves: Sequence[Curve], tolerance: float = TOLERANCE) -> Axes:
-    """A panel a task: mean score over seeds, with the 95 % interval of the mean where there are several.
+    """Draw one panel per task: the mean score over seeds, with its 95 % interval for several seeds.
 
-    Dots mark where each run has converged: the first evaluation within `tolerance` of its best. The dashed line is the
-    majority class.
+    A dot marks the convergence of each run: the first evaluation within `tolerance` of its best. The dashed line is
+    the majority class.
 
     Args:
-        curves: of one task or several.
+        curves: curves of one or several tasks.
         tolerance: a fraction.
 
     Returns:
-        The axes of the first panel; its figure holds them all.
+        The axes of the first panel; its figure holds all panels.
     """
     tasks = list(dict.fromkeys(curve.task for curve in curves))
     across = min(COLUMNS, len(tasks))
@@ -43,9 +43,9 @@ def convergence(curves: Sequence[Curve], tolerance: float = TOLERANCE) -> Axes:
         _panel(ax, [curve for curve in curves if curve.task == tasks[number]], colours, tolerance)
         ax.set_title(tasks[number], fontsize=10)
     caption = (
-        f"Dot: a run has converged, its first evaluation within {100 * tolerance:g} points of its best. Convergence "
-        "speed-up: vanilla's dot / the transferred run's. Comparable-result speed-up: vanilla's dot / where the "
-        "transferred run first has the score of it. Evaluated from step 0 on, one budget, one data order. Dashed: "
+        f"Dot: convergence, the first evaluation within {100 * tolerance:g} points of the run's best. Convergence "
+        "speed-up: vanilla's dot / the transferred run's. Comparable-result speed-up: vanilla's dot / the first point "
+        "where the transferred run reaches that score. Evaluated from step 0, same budget and data order. Dashed: "
         "majority class. Bands: 95 % interval of the mean over seeds."
     )
     figure.supxlabel(textwrap.fill(caption, 25 + 50 * across), fontsize=7)

@@ -1,6 +1,6 @@
-"""Indicators that need data of the tasks: inputs, or a few labelled rows; made from the files of neurons.
+"""Indicators that need task data, inputs or a few labelled examples; computed from the neuron files.
 
-As those of `indicators.py`: one entry a prompt in, `[N, N]` out, row = target, column = source.
+Conventions as in `indicators.py`: one entry per prompt in, `[N, N]` out, row = target, column = source.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ from torch import Tensor
 
 from prompt_transfer.analysis.pairwise import accept_arrays, cosines, symmetric
 
-# Of each layer; Wang et al. 2022 look at 0 to 20 %.
+# Share of each layer; Wang et al. 2022 use 0 to 20 %.
 SKILL_SHARE = 0.2
 
 
 @accept_arrays(3)
 def neuron_overlap_inputs(active: Tensor) -> Tensor:
-    """ON over real inputs: cosine of the shares of inputs in which each neuron is active, `[N, L, F]`, in 0 to 1.
+    """Return ON over real inputs: cosine of the shares of inputs that activate each neuron, `[N, L, F]` in [0, 1].
 
-    With a single input shares are 0 and 1, and this is ON. Symmetric, in [0, 1], 1 with itself. Ours.
+    Equals ON for a single input, where shares are 0 or 1. Symmetric, in [0, 1], 1 with itself. Ours.
     """
     return cosines(active.flatten(1).double())
 
 
 @accept_arrays(4)
 def neuron_overlap_target_inputs(active: Tensor, own: Tensor) -> Tensor:
-    """`neuron_overlap_inputs` on the target's inputs alone: both prompts before the texts of the target.
+    """Return `neuron_overlap_inputs` on the target's inputs only: both prompts with the texts of the target.
 
     Not symmetric: row = target, column = source; in [0, 1]. Needs unlabelled texts of the target. Ours.
 
     Args:
-        active: `[N, T, L, F]`, shares over the inputs of each of T tasks; NaN for a task that was not looked at.
-        own: `[N]`, number of the task that a prompt was trained on.
+        active: `[N, T, L, F]`, shares over the inputs of each of T tasks; NaN for a task that was not captured.
+        own: `[N]`, number of the task that each prompt was trained on.
     """
     flat = torch.nn.functional.normalize(active.double().flatten(2), dim=2)
     rows = [flat[:, int(task)] @ flat[target, int(task)] for target, task in enumerate(own.tolist())]
@@ -40,13 +40,13 @@ def neuron_overlap_target_inputs(active: Tensor, own: Tensor) -> Tensor:
 
 @accept_arrays(3)
 def neuron_overlap_skill(neurons: Tensor, predictivity: Tensor) -> Tensor:
-    """ON on skill neurons alone: those that are among the most predictive of their layer for either of the two tasks.
+    """Return ON on skill neurons only: those among the 20 % most predictive of their layer for either of two tasks.
 
-    Symmetric, in [0, 1], 1 with itself. Source: Wang et al. 2022 propose it; the share of a layer is 20 %.
+    Symmetric, in [0, 1], 1 with itself. Source: proposed by Wang et al. 2022.
 
     Args:
         neurons: `[N, L, F]`, active where > 0.
-        predictivity: `[N, L, F]`, of the own task of each prompt.
+        predictivity: `[N, L, F]`, for each prompt's own task.
     """
     count = max(1, round(SKILL_SHARE * neurons.shape[2]))
     top = torch.zeros_like(predictivity, dtype=torch.double)
@@ -54,7 +54,7 @@ def neuron_overlap_skill(neurons: Tensor, predictivity: Tensor) -> Tensor:
     skill = top.scatter_(2, chosen, 1.0).flatten(1)
     active = (neurons > 0).double().flatten(1)
     both = active * skill
-    # Over the union of two sets of skill neurons: a sum over one, plus that over the other, less that over both.
+    # Sums over the union of two sets of skill neurons, by inclusion and exclusion.
     common = both @ active.T + active @ both.T - both @ both.T
     sizes = both.sum(dim=1)[:, None] + active @ skill.T - both @ skill.T
     root = (sizes * sizes.T).sqrt()
@@ -63,27 +63,27 @@ def neuron_overlap_skill(neurons: Tensor, predictivity: Tensor) -> Tensor:
 
 @accept_arrays(3)
 def fisher_cosine(fisher: Tensor) -> Tensor:
-    """Cosine of the diagonals of two Fisher informations in prompt space, `[N, P, H]`: mean squared gradients.
+    """Return the cosine of two Fisher information diagonals in prompt space, mean squared gradients `[N, P, H]`.
 
-    Symmetric, in [0, 1], 1 with itself. Source: Task2Vec (Achille et al. 2019) with the prompt in place of the weights.
+    Symmetric, in [0, 1], 1 with itself. Source: Task2Vec (Achille et al. 2019), applied to the prompt, not the weights.
     """
     return cosines(fisher.double().flatten(1))
 
 
 @accept_arrays(3)
 def gradient_cosine(gradient: Tensor) -> Tensor:
-    """Cosine of the gradients of two tasks' losses at one and the same prompt, `[N, P, H]`; symmetric, in [-1, 1]."""
+    """Return the cosine of two tasks' loss gradients at the same prompt, `[N, P, H]`; symmetric, in [-1, 1]."""
     return cosines(gradient.double().flatten(1))
 
 
 @accept_arrays(2)
 def leep(values: Tensor, own: Tensor) -> Tensor:
-    """LEEP of each source (column) on each target (row), nats, at most 0; NaN where one has no classes.
+    """Return LEEP of each source (column) on each target (row), in nats, at most 0; NaN for generation tasks.
 
-    See `studies.probing.leep`. Source: Nguyen et al. 2020.
+    See `studies.neurons.probing.leep`. Source: Nguyen et al. 2020.
 
     Args:
-        values: `[N, T]`, of each prompt as a source on each of T tasks.
-        own: `[N]`, number of the task that a prompt was trained on.
+        values: `[N, T]`, LEEP of each prompt as source on each of T tasks.
+        own: `[N]`, number of the task that each prompt was trained on.
     """
     return values[:, own.long()].T

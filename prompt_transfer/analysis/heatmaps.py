@@ -18,14 +18,15 @@ KINDS = {"same": "same type", "different": "different type", "random": "random p
 
 
 def transfer_heatmap(matrix: Matrix, clustered: bool = False, ax: Axes | None = None) -> Axes:
-    """Colour: relative performance, cut at 1.2; numbers: scores in per cent; framed: a target's own prompt;
-    grey: targets without one.
+    """Draw the transfer matrix as a heat map.
+
+    Colours are relative performance, clipped at 1.2; numbers are scores in per cent. A frame marks a target's own
+    prompt; targets without one are grey.
 
     Args:
-        matrix: scores of sources on targets; random prompts and baseline stand at the right.
-        clustered: order targets and sources by how alike their rows and columns are (average linkage of Euclidean
-            distances), instead of by type.
-        ax: drawn on; a new figure as large as the matrix needs when missing.
+        matrix: scores of sources on targets; random prompts and baseline are drawn on the right.
+        clustered: order targets and sources by similarity (average linkage of Euclidean distances) instead of by type.
+        ax: axes to draw on; None: a new figure sized for the matrix.
     """
     scores = matrix.scores
     relative = matrix.measured(scores, "relative")
@@ -37,7 +38,7 @@ def transfer_heatmap(matrix: Matrix, clustered: bool = False, ax: Axes | None = 
     baseline = matrix.baseline.rename("majority").to_frame().dropna(axis=1, how="all")
     whole = pd.concat([scores[columns], matrix.random, baseline], axis=1).loc[rows]
     if ax is None:
-        # Room for names that stand aslant below the columns.
+        # Room for the rotated column names.
         longest = max(len(str(name)) for name in whole.columns)
         size = (2.6 + 0.42 * whole.shape[1], 0.9 + 0.36 * whole.shape[0] + max(0.7, 0.06 * longest))
         _, ax = plt.subplots(figsize=size, layout="constrained")
@@ -48,12 +49,12 @@ def transfer_heatmap(matrix: Matrix, clustered: bool = False, ax: Axes | None = 
         colours, annot=labels, fmt="", vmin=0, vmax=1.2, cmap="YlGnBu", ax=ax, linewidths=0.5,
         annot_kws={"fontsize": 7}, cbar_kws={"shrink": 0.8}, cbar=bool(colours.notna().to_numpy().any()),
     )  # fmt: skip
-    # Where a target has no prompt of its own there is no colour, but still a score.
+    # seaborn does not annotate cells without a colour: targets without their own prompt.
     for row, column in zip(*np.nonzero(colours.isna().to_numpy()), strict=True):
         ax.text(column + 0.5, row + 0.5, str(labels.iat[row, column]), fontsize=7, ha="center", va="center")
     bar = ax.collections[0].colorbar
     if bar is not None:
-        # Of a small matrix the bar is shorter than one line of this.
+        # The colour bar of a small matrix is too short for a one-line label.
         about = "score / score of the own prompt" if whole.shape[0] > 6 else "score /\nthat of the\nown prompt"
         bar.set_label(about, fontsize=8)
         bar.ax.tick_params(labelsize=8)
@@ -87,9 +88,9 @@ def _filled(table: pd.DataFrame) -> NDArray[np.float64]:
 
 
 def linkage_order(values: NDArray[np.float64]) -> list[int]:
-    """Order of the leaves of an average-linkage clustering of the rows of `values` [n, d].
+    """Return the leaf order of an average-linkage clustering of the rows of `values` [n, d].
 
-    Two clusters that are joined are turned so that their nearest ends meet.
+    Merged clusters are oriented with their nearest ends adjacent.
     """
     distance = np.sqrt(((values[:, None] - values[None]) ** 2).sum(axis=-1))
     clusters = [[row] for row in range(len(values))]
@@ -105,12 +106,12 @@ def linkage_order(values: NDArray[np.float64]) -> list[int]:
 
 
 def summary_figure(summary: pd.DataFrame, measure: str = "relative", ax: Axes | None = None) -> Axes:
-    """Mean transfer from sources of the same and of other types and of random prompts, in all and for each type.
+    """Draw the mean transfer from same-type, different-type and random prompts, over all targets and per type.
 
     Args:
-        summary: of `summarize`.
+        summary: table of `analysis.matrix.summarize`.
         measure: `relative` or `chance_corrected`.
-        ax: drawn on; a new figure when missing.
+        ax: axes to draw on; None: a new figure.
     """
     table = summary[(summary["measure"] == measure) & (summary["targets"] == "all") & summary["kind"].isin(KINDS)]
     types = list(dict.fromkeys(table["type"]))
@@ -129,7 +130,7 @@ def summary_figure(summary: pd.DataFrame, measure: str = "relative", ax: Axes | 
     ax.set_xticks(range(len(types)), [f"{name}\n({counts[name]})" for name in types], fontsize=8)
     ax.set_xlabel("type of the target (number of targets)")
     ax.set_ylabel(measure.replace("_", " ") + (" performance" if measure == "relative" else " score"))
-    # Beside the points: there is no corner that none of them can be in.
+    # Outside the axes: points can be in any corner.
     ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(ax=ax)
     return ax

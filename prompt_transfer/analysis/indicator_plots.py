@@ -1,4 +1,4 @@
-"""Figures about indicators: functions that take a table and return Axes."""
+"""Figures of indicators: functions that take a table and return Axes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHANCE = {"spearman_per_target": 0.0, "spearman_pooled": 0.0, "same_type_auc": 0
 
 
 def readable_name(indicator: str) -> str:
-    """An indicator's name for people: `neuron_overlap_per_layer/03` -> `neuron overlap, layer 3`."""
+    """Return the display name of an indicator: `neuron_overlap_per_layer/03` -> `neuron overlap, layer 3`."""
     name, _, part = indicator.partition("/")
     words = name.replace("_", " ").replace("cka", "CKA").replace("leep", "LEEP")
     # 1 / (1 + distance).
@@ -36,19 +36,19 @@ def readable_name(indicator: str) -> str:
 
 
 def _label(ax: Axes, x: str, y: str) -> None:
-    """Labels of a size that suits a figure one column wide."""
+    """Set axis labels, sized for a one-column figure."""
     ax.set_xlabel(x, fontsize=9)
     ax.set_ylabel(y, fontsize=9)
 
 
 def similarity_matrix(square: pd.DataFrame, types: Sequence[str], label: str, ax: Axes | None = None) -> Axes:
-    """Heat map of one indicator, with lines between task types; NaN cells stay grey.
+    """Draw a heat map of one indicator, with lines between task types; NaN cells are grey.
 
     Args:
-        square: targets in rows, sources in columns, in one order; tasks of one type together.
-        types: of the tasks.
-        label: what the colours are.
-        ax: drawn on; a new figure 3.5 inches wide or wider when missing.
+        square: targets in rows, sources in columns, in the same order, grouped by type.
+        types: types of the tasks.
+        label: label of the colour bar.
+        ax: axes to draw on; None: a new figure at least 3.5 inches wide.
     """
     tasks = list(square.index)
     if ax is None:
@@ -79,12 +79,12 @@ def similarity_matrix(square: pd.DataFrame, types: Sequence[str], label: str, ax
 
 
 def indicator_against_transfer(pairs: pd.DataFrame, rho: float | None = None, ax: Axes | None = None) -> Axes:
-    """Scatter of an indicator against relative transfer, a dot a pair of different tasks.
+    """Draw a scatter plot of an indicator against relative transfer, one dot per pair of different tasks.
 
     Args:
         pairs: columns `value` (of one indicator), `transfer`, `target`, `source`, `target_type`, `source_type`.
         rho: Spearman's rho over these pairs, for the title.
-        ax: drawn on; a new figure 3.5 inches wide when missing.
+        ax: axes to draw on; None: a new figure 3.5 inches wide.
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(3.5, 2.6), layout="constrained")
@@ -116,12 +116,12 @@ def indicator_against_transfer(pairs: pd.DataFrame, rho: float | None = None, ax
 def indicator_ranking(
     correlations: pd.DataFrame, statistic: str = "spearman_per_target", ax: Axes | None = None
 ) -> Axes:
-    """Indicators, best first, with 95 % intervals over tasks.
+    """Draw a statistic of all indicators, best first, with 95 % intervals over tasks.
 
     Args:
-        correlations: the table of `correlation.correlations`.
-        statistic: which one is drawn.
-        ax: drawn on; a new figure 3.5 inches wide when missing.
+        correlations: table of `correlation.correlations`.
+        statistic: the statistic to draw.
+        ax: axes to draw on; None: a new figure 3.5 inches wide.
     """
     rows = correlations[correlations["statistic"] == statistic].dropna(subset=["value"])
     rows = rows.sort_values("value", ascending=statistic.startswith("regret"))
@@ -141,7 +141,7 @@ def indicator_ranking(
     ax.set_yticks(places, [readable_name(name) for name in rows["indicator"]], fontsize=7)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     _label(ax, STATISTIC_LABELS.get(statistic, statistic.replace("_", " ")), "")
-    # Above the axes: inside, a long list leaves no corner free.
+    # Above the axes: a long list leaves no free corner inside.
     ax.legend(frameon=False, fontsize=7, ncols=2, loc="lower center", bbox_to_anchor=(0.4, 1.0), handletextpad=0.1)
     sns.despine(ax=ax, left=True)
     ax.tick_params(axis="y", length=0)
@@ -155,14 +155,14 @@ def layer_curve(
     references: Sequence[str] = ("neuron_overlap",),
     ax: Axes | None = None,
 ) -> Axes:
-    """A statistic of an indicator in each layer, with its 95 % interval as a band.
+    """Draw a statistic of an indicator per layer, with its 95 % interval as a band.
 
     Args:
-        correlations: the table of `correlation.correlations`, with rows `indicator/00`, `indicator/01`, ...
-        statistic: which one is drawn.
-        indicator: the one of several parts.
-        references: indicators that are drawn as dashed lines.
-        ax: drawn on; a new figure 3.5 inches wide when missing.
+        correlations: table of `correlation.correlations`, with rows `indicator/00`, `indicator/01`, ...
+        statistic: the statistic to draw.
+        indicator: an indicator with one part per layer.
+        references: indicators to draw as dashed lines.
+        ax: axes to draw on; None: a new figure 3.5 inches wide.
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(3.5, 2.6), layout="constrained")

@@ -1,8 +1,8 @@
-"""Indicators: numbers that predict transfer from the prompts alone, without running the target task.
+"""Indicators: predictors of transfer that need no score of the source prompt on the target task.
 
-Each function takes one entry a prompt, `[N, ...]`, and gives a matrix `[N, N]` of the kind that came in (tensor or
-array): row = target, column = source, larger = more alike, or better to be expected. Results have the dtype of the
-input, at least float32. Shapes: N prompts, P rows of a prompt, H their width, L layers, F neurons a layer.
+Each function takes one entry per prompt, `[N, ...]`, and returns a matrix `[N, N]` of the input's kind (tensor or
+array) and dtype, at least float32: row = target, column = source, larger = more similar or better expected transfer.
+Shape letters: N prompts, P prompt tokens, H hidden, L layers, F neurons a layer.
 
 Sources: "paper" is Su et al. 2022 (code of release 1.0, caculate_metric_value_for_correlation.py:20-130).
 
@@ -40,32 +40,32 @@ from prompt_transfer.analysis.pairwise import (
 
 @accept_arrays(3)
 def euclidean_concat(prompts: Tensor) -> Tensor:
-    """E_concat: 1 / (1 + |vec(A) - vec(B)|), prompts `[N, P, H]`; symmetric, in (0, 1], 1 for a prompt with itself.
+    """Return E_concat: 1 / (1 + |vec(A) - vec(B)|), prompts `[N, P, H]`; symmetric, in (0, 1], 1 with itself.
 
     Source: paper, section 6 ("EuclideanDistances").
     """
-    # In double precision: inner products of equal prompts cancel, and a copy must have the distance 0.
+    # Double precision: inner products of equal prompts cancel, and a copy must have distance 0.
     flat = prompts.flatten(1).double()
     return 1 / (1 + row_distances(flat - flat.mean(dim=0)))
 
 
 @accept_arrays(3)
 def euclidean_average(prompts: Tensor) -> Tensor:
-    """E_average: 1 / (1 + mean over all i, j of |A_i - B_j|), prompts `[N, P, H]`; symmetric, in (0, 1].
+    """Return E_average: 1 / (1 + mean over all i, j of |A_i - B_j|), prompts `[N, P, H]`; symmetric, in (0, 1].
 
-    The mean runs over all P x P pairs of rows, so the value of a prompt with itself is below 1 and the order of rows
-    has no effect. Source: paper, section 6 ("EuclideanDistances_per_token").
+    The mean is over all P x P pairs of prompt tokens, so a prompt with itself is below 1 and the token order has no
+    effect. Source: paper, section 6 ("EuclideanDistances_per_token").
     """
-    # Distances do not depend on where the origin is, rounding does.
+    # Centring reduces rounding errors and leaves distances unchanged.
     rows = prompts - prompts.mean(dim=(0, 1))
-    # One product gives squared distances, with no pass over the numbers of a block: -2 <a, b> + |a|^2 + |b|^2.
+    # Augmented vectors give squared distances, -2 <a, b> + |a|^2 + |b|^2, in a single matrix product.
     squares, ones = rows.square().sum(dim=2, keepdim=True), torch.ones_like(rows[:, :, :1])
     left_rows, right_rows = torch.cat([-2 * rows, squares, ones], dim=2), torch.cat([rows, ones, squares], dim=2)
     total = prompts.new_zeros(len(prompts), len(prompts))
     for left, right, products in row_products(left_rows, right_rows):
         distances = products.clamp_(min=0).sqrt_()
         if left == right:
-            # A row's distance to itself is 0, which rounding would miss.
+            # Sets the distance of a token to itself to 0, which rounding would miss.
             distances.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1).zero_()
         block = distances.mean(dim=3).mean(dim=1)
         total[left, right] = block
@@ -75,18 +75,18 @@ def euclidean_average(prompts: Tensor) -> Tensor:
 
 @accept_arrays(3)
 def cosine_concat(prompts: Tensor) -> Tensor:
-    """C_concat: cos(vec(A), vec(B)), prompts `[N, P, H]`; symmetric, in [-1, 1], 1 for a prompt with itself.
+    """Return C_concat: cos(vec(A), vec(B)), prompts `[N, P, H]`; symmetric, in [-1, 1], 1 with itself.
 
-    A prompt of zeros has the cosine 0 with all. Source: paper, section 6 ("CosineSimilarity").
+    A prompt of zeros has cosine 0 with every prompt. Source: paper, section 6 ("CosineSimilarity").
     """
     return cosines(prompts.flatten(1).double())
 
 
 @accept_arrays(3)
 def cosine_average(prompts: Tensor) -> Tensor:
-    """C_average: mean over all i, j of cos(A_i, B_j), prompts `[N, P, H]`; symmetric, in [-1, 1], below 1 with itself.
+    """Return C_average: mean over i, j of cos(A_i, B_j), prompts `[N, P, H]`; symmetric, in [-1, 1], < 1 with itself.
 
-    The mean of P x P cosines is the inner product of two means of unit rows, so no pair is formed.
+    The mean of P x P cosines is the inner product of two means of unit vectors, so no pairs are formed.
     Source: paper, section 6 ("CosineSimilarity_per_token").
     """
     means = torch.nn.functional.normalize(prompts.double(), dim=2).mean(dim=1)
@@ -98,10 +98,10 @@ def cosine_average(prompts: Tensor) -> Tensor:
 
 @accept_arrays(3)
 def max_pairwise(prompts: Tensor) -> Tensor:
-    """MAX: mean over target rows i of max over source rows j of <T_i, S_j>, prompts `[N, P, H]`.
+    """Return MAX: mean over target tokens i of max over source tokens j of <T_i, S_j>, prompts `[N, P, H]`.
 
-    Not symmetric: row = target, column = source. Any real number, free of the order of rows, and grows with the norm.
-    Source: Lin et al. 2024, the best of the indicators that they compare.
+    Not symmetric: row = target, column = source. Any real number, independent of the token order, grows with the norm.
+    Source: Lin et al. 2024, the best indicator in their comparison.
     """
     matrix = prompts.new_zeros(len(prompts), len(prompts))
     for left, right, products in row_products(prompts):
@@ -112,10 +112,10 @@ def max_pairwise(prompts: Tensor) -> Tensor:
 
 @accept_arrays(3)
 def task_vector_dot(prompts: Tensor, initial: Tensor) -> Tensor:
-    """<mean row of A - A_0, mean row of B - B_0>, prompts and what they started from `[N, P, H]`.
+    """Return <mean token of A - A_0, mean token of B - B_0>, prompts and their initializations `[N, P, H]`.
 
-    Symmetric, any real number, free of the order of rows. Source: DTVG (task vectors of prompts), beside `max_pairwise`
-    the other indicator that needs no data.
+    Symmetric, any real number, independent of the token order; needs no data, like `max_pairwise`. Source: DTVG (task
+    vectors of prompts).
     """
     means = (prompts.double() - initial.double()).mean(dim=1)
     return symmetric(means @ means.T)
@@ -123,22 +123,23 @@ def task_vector_dot(prompts: Tensor, initial: Tensor) -> Tensor:
 
 @accept_arrays(3)
 def task_vector_cosine(prompts: Tensor, initial: Tensor) -> Tensor:
-    """cos(vec(A - A_0), vec(B - B_0)), prompts and what they started from `[N, P, H]`; symmetric, in [-1, 1].
+    """Return cos(vec(A - A_0), vec(B - B_0)), prompts and their initializations `[N, P, H]`; symmetric, in [-1, 1].
 
-    `cosine_concat` without what two prompts share by starting alike. Source: task prompt vectors (Belanec et al. 2024).
+    `cosine_concat` without the similarity due to a shared initialization. Source: task prompt vectors (Belanec et al.
+    2024).
     """
     return cosines((prompts.double() - initial.double()).flatten(1))
 
 
 @accept_arrays(3)
 def linear_cka(prompts: Tensor) -> Tensor:
-    """|A'B|^2 / (|A'A| |B'B|), Frobenius norms of centred prompts `[N, P, H]`, A' the transpose of A.
+    """Return linear CKA: |A'B|^2 / (|A'A| |B'B|), Frobenius norms of centred prompts `[N, P, H]`, A' the transpose.
 
-    Symmetric, in [0, 1], 1 with itself; blind to rotation and scale, but rows are compared in order. With fewer rows
-    than width unrelated prompts have high values: only differences mean something. Source: Kornblith et al. 2019.
+    Symmetric, in [0, 1], 1 with itself; invariant to rotation and scale, but not to the token order. For P < H
+    unrelated prompts have high values: only differences are meaningful. Source: Kornblith et al. 2019.
     """
     centred = prompts.double() - prompts.double().mean(dim=1, keepdim=True)
-    # |A'B|^2 is the inner product of AA' and BB', which are P x P.
+    # |A'B|^2 is the inner product of AA' and BB', which are only P x P.
     return cosines((centred @ centred.mT).flatten(1))
 
 
@@ -147,9 +148,9 @@ def linear_cka(prompts: Tensor) -> Tensor:
 
 @accept_arrays(0)
 def neuron_overlap(neurons: Tensor) -> Tensor:
-    """ON: |A and B| / sqrt(|A| |B|) of the sets of active neurons, those > 0; neurons `[N, L, F]` or `[N, L * F]`.
+    """Return ON: |A and B| / sqrt(|A| |B|) of the sets of active neurons (> 0); neurons `[N, L, F]` or `[N, L * F]`.
 
-    This is the cosine of 0/1 vectors. Symmetric, in [0, 1], 1 with itself; 0 for a prompt that activates nothing.
+    Equals the cosine of 0/1 vectors. Symmetric, in [0, 1], 1 with itself; 0 for a prompt without active neurons.
     Source: paper, section 6 ("ActivatedNeurons"), all layers.
     """
     return cosines((neurons > 0).flatten(1).double())
@@ -157,13 +158,13 @@ def neuron_overlap(neurons: Tensor) -> Tensor:
 
 @accept_arrays(3)
 def neuron_overlap_per_layer(neurons: Tensor) -> Tensor:
-    """ON in each layer: neurons `[N, L, F]` -> `[L, N, N]`, layer 0 next to the input; see `neuron_overlap`."""
+    """Return ON per layer: neurons `[N, L, F]` -> `[L, N, N]`, layer 0 next to the input; see `neuron_overlap`."""
     return overlap_of_groups(neurons, 1)
 
 
 @accept_arrays(3)
 def neuron_overlap_per_group(neurons: Tensor) -> Tensor:
-    """ON in groups of three layers, the last one smaller where L is no multiple: `[N, L, F]` -> `[ceil(L / 3), N, N]`.
+    """Return ON per group of three layers, the last may be smaller: `[N, L, F]` -> `[ceil(L / 3), N, N]`.
 
     Source: paper, section 6 ("ActivatedNeurons_k", layers k, k + 1 and k + 2).
     """
@@ -172,37 +173,37 @@ def neuron_overlap_per_group(neurons: Tensor) -> Tensor:
 
 @accept_arrays(3)
 def neuron_overlap_bottom(neurons: Tensor) -> Tensor:
-    """ON in the three layers next to the input, neurons `[N, L, F]`; see `neuron_overlap`."""
+    """Return ON in the three layers next to the input, neurons `[N, L, F]`; see `neuron_overlap`."""
     return cosines((neurons[:, :3] > 0).flatten(1).double())
 
 
 @accept_arrays(3)
 def neuron_overlap_top(neurons: Tensor) -> Tensor:
-    """ON in the last three layers, neurons `[N, L, F]`; see `neuron_overlap`. The paper's choice for T5-XXL."""
+    """Return ON in the last three layers, neurons `[N, L, F]`; see `neuron_overlap`. The paper's choice for T5-XXL."""
     return cosines((neurons[:, -3:] > 0).flatten(1).double())
 
 
 @accept_arrays(0)
 def neuron_overlap_rare(neurons: Tensor) -> Tensor:
-    """ON in which a neuron counts log(N / n), n the prompts that activate it: neurons `[N, L, F]` or `[N, L * F]`.
+    """Return ON with neurons weighted by log(N / n), n the number of prompts that activate a neuron.
 
-    The sum of weights over A and B, divided by the root of the product of the sums over A and over B. Symmetric, in
-    [0, 1], 1 with itself; what all prompts activate does not count, and a prompt with nothing else has 0.
-    Source: inverse document frequency, as in text retrieval; ours.
+    Neurons `[N, L, F]` or `[N, L * F]`. The sum of weights over A and B, divided by the root of the product of the sums
+    over A and over B. Symmetric, in [0, 1], 1 with itself; neurons that all prompts activate have weight 0, and a
+    prompt that activates only those has 0. Source: inverse document frequency, as in text retrieval; ours.
     """
     active = (neurons > 0).flatten(1).double()
     weights = (len(active) / active.sum(dim=0).clamp(min=1)).log()
     return cosines(active * weights.sqrt())
 
 
-# Confounders: what an indicator must beat --------------------------------------------------------------------------
+# Confounders, which an indicator must beat -------------------------------------------------------------------------
 
 
 @accept_arrays(3)
 def norm_similarity(prompts: Tensor) -> Tensor:
-    """1 / (1 + | |A| - |B| |), Frobenius norms of prompts `[N, P, H]`; symmetric, in (0, 1], 1 with itself.
+    """Return 1 / (1 + | |A| - |B| |), Frobenius norms of prompts `[N, P, H]`; symmetric, in (0, 1], 1 with itself.
 
-    All that `euclidean_concat` would know of two prompts without their directions.
+    The part of `euclidean_concat` that depends on norms only.
     """
     norms = prompts.double().flatten(1).norm(dim=1)
     return 1 / (1 + (norms[:, None] - norms[None, :]).abs())
@@ -210,19 +211,19 @@ def norm_similarity(prompts: Tensor) -> Tensor:
 
 @accept_arrays(3)
 def source_norm(prompts: Tensor) -> Tensor:
-    """The Frobenius norm of the source, prompts `[N, P, H]`: the same in each row; 0 and above."""
+    """Return the Frobenius norm of the source, prompts `[N, P, H]`; the same in each row, 0 or above."""
     return prompts.double().flatten(1).norm(dim=1).expand(len(prompts), -1)
 
 
 def data_size(sizes: Sequence[float] | np.ndarray) -> np.ndarray:
-    """log10(1 + training examples of the source), `[N]` -> `[N, N]`: the same in each row; 0 and above."""
+    """Return log10(1 + training examples of the source), `[N]` -> `[N, N]`; the same in each row, 0 or above."""
     return np.tile(np.log10(1 + np.asarray(sizes, dtype=np.float64)), (len(sizes), 1))
 
 
 def label_word_overlap(words: Sequence[Collection[str]]) -> np.ndarray:
-    """|A and B| / |A or B| of the label words of two tasks, N collections -> `[N, N]`; symmetric, in [0, 1].
+    """Return |A and B| / |A or B| of the label words of two tasks, N collections -> `[N, N]`; symmetric, in [0, 1].
 
-    Case and outer blanks do not count. A task without label words has 0 with all.
+    Ignores case and surrounding whitespace. A task without label words has 0 with every task.
     """
     sets = [{word.strip().lower() for word in entry} for entry in words]
     return np.array([[len(a & b) / max(len(a | b), 1) for b in sets] for a in sets], dtype=np.float64)
@@ -232,9 +233,9 @@ class Indicator(NamedTuple):
     """A row of the registry.
 
     Attributes:
-        function: takes what it needs, in that order.
-        needs: of `prompts` `[N, P, H]`, `initial` `[N, P, H]`, `neurons` `[N, L, F]`, `label_words` (N collections),
-            `data_sizes` `[N]`, and what files of neurons hold beside them (`data_indicators.py`): `active`,
+        function: called with the inputs named by `needs`, in that order.
+        needs: any of `prompts` `[N, P, H]`, `initial` `[N, P, H]`, `neurons` `[N, L, F]`, `label_words` (N
+            collections), `data_sizes` `[N]`, and further tensors of neuron files (`data_indicators.py`): `active`,
             `task_active`, `leep` and `own_task`, `predictivity`, `fisher`, `gradient`.
         group: `embeddings`, `neurons`, `labels` (of the target) or `confounder`.
     """
@@ -276,11 +277,11 @@ INDICATORS: dict[str, Indicator] = {row.function.__name__: row for row in _ROWS}
 
 
 def compute(inputs: Mapping[str, Any], names: Collection[str] = tuple(INDICATORS)) -> dict[str, np.ndarray]:
-    """Every indicator that the inputs allow.
+    """Compute every indicator that the inputs allow.
 
     Args:
-        inputs: any of the names in `Indicator.needs`; a value of None is the same as none.
-        names: of the indicators.
+        inputs: values by the names in `Indicator.needs`; None counts as missing.
+        names: the indicators to compute.
 
     Returns:
         name -> `[N, N]`; an indicator of several parts gives `name/00`, `name/01`, ...

@@ -1,4 +1,4 @@
-"""What masked neurons cost: means over tasks, with intervals."""
+"""Score drops by masked neurons: means over tasks, with intervals."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ OVER_RANDOM = "own - random"
 
 
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean drop of the score by kind of mask, method and ratio.
+    """Return the mean drop of the score by kind of mask, method and ratio.
 
-    A task's drop is the mean over its prompts and over the masks of a kind; the mean is over tasks, its 95 % interval a
-    bootstrap over tasks. `own - random` is the difference of the two in each task: random masks have as many neurons in
-    each layer, so it is what these neurons cost beyond their number.
+    A task's drop is the mean over its prompts and the masks of a kind; the mean is over tasks, with a 95 % bootstrap
+    interval over tasks. `own - random` is their difference within each task. Random masks have the same number of
+    neurons in each layer, so the difference isolates the effect of the chosen neurons.
 
     Args:
-        frame: rows with `task`, `mask`, `method`, `ratio`, `drop`; those of the mask `none` do not count.
+        frame: rows with `task`, `mask`, `method`, `ratio`, `drop`; rows of the mask `none` are ignored.
 
     Returns:
         Columns mask, method, ratio, drop, low, high, tasks; drops are fractions.

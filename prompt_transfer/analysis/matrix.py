@@ -1,9 +1,9 @@
-"""The transfer matrix: from a file or from results, and its summary as in Su et al. 2022, section 4.
+"""The transfer matrix, from a file or from results, and its summary as in Su et al. 2022, section 4.
 
-*Relative performance* of source s on target t is score(s, t) / score(t, t). The summary takes its mean over all pairs
-of a target and another source of the same type, and over all pairs of different types; for random prompts over targets.
-Chance-corrected, (s - c) / (o - c) with the baseline c, it is given too where the baseline is known. Intervals are 95 %
-percentile bootstraps over targets, three at least: each is drawn with all its pairs.
+*Relative performance* of source s on target t is score(s, t) / score(t, t). The summary averages it over all pairs of a
+target and another source of the same type, over all pairs of different types, and for random prompts over targets. If
+the baseline c is known, the chance-corrected score (s - c) / (o - c) is summarized too. Intervals are 95 % percentile
+bootstraps over at least three targets, each drawn with all its pairs.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Matrix:
 
     Attributes:
         scores: targets in rows, sources in columns, by task name.
-        random: targets in rows, a column for each kind of random prompt.
-        baseline: score of the majority class (or lead) of each target, NaN where unknown.
-        types: task -> type, of all targets and sources; other columns (prompts that were made, of no task) have none.
-        learned: whether each target's own prompt is above the baseline by more than chance; None where unknown.
+        random: targets in rows, one column per kind of random prompt.
+        baseline: score of the majority class (or lead) on each target, NaN if unknown.
+        types: task -> type, of all targets and sources; columns of derived prompts have no type.
+        learned: whether each target's own prompt beats the baseline by more than chance; None if unknown.
     """
 
     scores: pd.DataFrame
@@ -46,20 +46,20 @@ class Matrix:
 
     @property
     def own(self) -> pd.Series:
-        """Score of each target's own prompt, NaN where there is none."""
+        """Score of each target's own prompt, NaN if there is none."""
         values = [self.scores[target][target] if target in self.scores else np.nan for target in self.scores.index]
         return pd.Series(values, index=self.scores.index, dtype=float)
 
     def measured(self, scores: pd.DataFrame, measure: str) -> pd.DataFrame:
-        """`scores`, targets in rows in any order, as `relative` or `chance_corrected`."""
-        # pandas would sort the rows where the two orders differ.
+        """Return `scores` (targets in rows, in any order) as `relative` or `chance_corrected`."""
+        # pandas would sort the rows if the orders differed.
         own, baseline = self.own.reindex(scores.index), self.baseline.reindex(scores.index)
         if measure == "relative":
             return scores.div(own.replace(0, np.nan), axis=0)
         return scores.sub(baseline, axis=0).div((own - baseline).replace(0, np.nan), axis=0)
 
     def by_type(self, names: pd.Index) -> list[str]:
-        """Names ordered by type, within a type as they stand; those without a type last."""
+        """Return names ordered by type, keeping their order within a type; names without a type come last."""
         found = list(dict.fromkeys(self.types.get(name, "") for name in names))
         order = [kind for kind in TYPE_ORDER if kind in found]
         order += [*sorted(kind for kind in found if kind and kind not in order), ""]
@@ -67,11 +67,11 @@ class Matrix:
 
 
 def from_results(frame: pd.DataFrame, types: Mapping[str, str] | None = None) -> Matrix:
-    """The matrix of a study's tidy table, mean over seeds.
+    """Return the matrix of a study's tidy table, mean over seeds.
 
     Args:
         frame: `results.parquet` of `prompt-transfer transfer`.
-        types: task -> type, for tasks of which the table says none.
+        types: task -> type, for tasks whose type is missing from the table.
     """
     targets = list(dict.fromkeys(frame["task"]))
     known = dict(zip(frame["task"], frame["task_type"], strict=True))
@@ -93,32 +93,31 @@ def from_results(frame: pd.DataFrame, types: Mapping[str, str] | None = None) ->
 
 
 def to_table(matrix: Matrix) -> pd.DataFrame:
-    """As `matrix.csv` holds it: targets in rows; sources, random prompts and baseline in columns."""
+    """Return the table of `matrix.csv`: targets in rows; sources, random prompts and baseline in columns."""
     table = pd.concat([matrix.scores, matrix.random, matrix.baseline.rename("majority")], axis=1)
     table.index.name = "target"
     return table.reset_index()
 
 
 def read_matrix(path: str | Path, types: Mapping[str, str] | None = None) -> Matrix:
-    """A matrix from a file.
+    """Read a matrix from `matrix.csv` or `results.parquet`.
 
-    A CSV file has targets in rows and sources in columns, named as in the task registry or as the authors name them
-    (`SST2`, `movierationales`); columns that begin with `random` are random prompts, `majority` is the baseline. What a
-    study's `matrix.csv` does not tell (types of YAML tasks, what was learned) is taken from `results.parquet` beside
-    it, which can be given itself too.
+    A CSV file has targets in rows and sources in columns, with names of the task registry or of the paper's authors
+    (`SST2`, `movierationales`); columns that begin with `random` are random prompts, `majority` is the baseline. For a
+    study's `matrix.csv`, types of YAML tasks and learned targets are read from `results.parquet` in the same folder.
 
     Args:
         path: the file.
-        types: task -> type, for tasks that are not in the registry.
+        types: task -> type, for tasks missing from the registry.
 
     Raises:
-        UserError: no such file, not a matrix, or a task of unknown type.
+        UserError: the file is missing or not a matrix, or the type of a task is unknown.
     """
     path = Path(path)
     if path.suffix == ".parquet" and path.is_file():
         return _checked(_of_study(path, types), path)
     if path.is_file() and path.suffix.lower() != ".csv":
-        raise UserError(f"{path} is no matrix: give matrix.csv or results.parquet of a `prompt-transfer transfer`")
+        raise UserError(f"{path} is not a matrix: give matrix.csv or results.parquet of `prompt-transfer transfer`")
     try:
         table = pd.read_csv(path, index_col=0)
         table = table.astype(float)
@@ -142,14 +141,14 @@ def _of_study(path: Path, types: Mapping[str, str] | None) -> Matrix:
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: it is no Parquet file") from error
+        raise UserError(f"cannot read {path}: it is not a Parquet file") from error
     if not {"task", "source", "kind", "value", "task_type", "source_type"} <= set(frame):
-        raise UserError(f"{path} is no table of `prompt-transfer transfer`")
+        raise UserError(f"{path} is not a table of `prompt-transfer transfer`: give its results.parquet")
     return from_results(frame, types)
 
 
 def _registered(name: str) -> str:
-    """The registry's name of a task that is written with other case or without underlines."""
+    """Return the registered name of a task, ignoring case and underscores; the name itself if there is none."""
     plain = {re.sub(r"\W|_", "", task).lower(): task for task in task_names()}
     return plain.get(re.sub(r"\W|_", "", name).lower(), name)
 
@@ -159,21 +158,20 @@ def _checked(matrix: Matrix, path: Path) -> Matrix:
         raise UserError(f"{path} names a task twice")
     if matrix.own.isna().all():
         raise UserError(
-            f"{path} has no target with a score of its own prompt, so nothing is relative to anything: rows are "
-            "targets, columns source tasks, by the same names"
+            f"{path} has no target with a score of its own prompt, so no relative scores exist: rows must be targets "
+            "and columns source tasks, with the same names"
         )
     untyped = [str(name) for name in matrix.scores.index if name not in matrix.types]
     if untyped:
         example = f'--types \'{{"{untyped[0]}": "TYPE"}}\''
-        raise UserError(f"{path}: the type of {', '.join(untyped)} is not known; give it with {example}")
+        raise UserError(f"{path}: the type of {', '.join(untyped)} is unknown; give it with {example}")
     return matrix
 
 
 def pairs(matrix: Matrix, measure: str = "relative") -> pd.DataFrame:
-    """One row a pair of a target and another source, or a random prompt: target, type, kind, source, value.
+    """Return one row per target and other source or random prompt: target, type, kind, source, value.
 
-    `kind` is `same`, `different` or `random`. Sources of no task, and targets without a prompt of their own, are left
-    out.
+    `kind` is `same`, `different` or `random`. Derived prompts, and targets without a prompt of their own, are skipped.
     """
     measured, random = (matrix.measured(scores, measure) for scores in (matrix.scores, matrix.random))
     rows = []
@@ -191,7 +189,7 @@ def pairs(matrix: Matrix, measure: str = "relative") -> pd.DataFrame:
 
 
 def best_sources(matrix: Matrix) -> pd.DataFrame:
-    """The best source other than its own of each target that has one of its own type.
+    """Return the best other source of each target that has a source of its own type.
 
     Returns:
         target, type, best, best_type, same_type (bool), relative.
@@ -208,12 +206,12 @@ def best_sources(matrix: Matrix) -> pd.DataFrame:
 
 
 def summarize(matrix: Matrix, seed: int = 0) -> pd.DataFrame:
-    """Means of transfer, with intervals over targets.
+    """Return means of transfer, with intervals over targets.
 
     Returns:
-        One row a mean: measure (`relative`, `chance_corrected`), targets (`all`, or `learned` ones only), type (`all`
-        or a task type), kind (`same`, `different`, `random`, each kind of random prompt where there are several, and
-        `best source of the same type`: a share of targets), mean, low, high, n_pairs, n_targets.
+        One row per mean: measure (`relative`, `chance_corrected`), targets (`all`, or `learned` only), type (`all` or a
+        task type), kind (`same`, `different`, `random`, each kind of random prompt if there are several, and `best
+        source of the same type`, a share of targets), mean, low, high, n_pairs, n_targets.
     """
     rows: list[dict[str, object]] = []
     measures = ["relative"] + (["chance_corrected"] if matrix.baseline.notna().any() else [])
@@ -247,7 +245,7 @@ def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _mean(part: pd.DataFrame, seed: int) -> dict[str, float | int]:
-    """Mean over pairs, and its interval over resampled targets."""
+    """Return the mean over pairs and its bootstrap interval over targets."""
     by_target = part.groupby("target")["value"].agg(["sum", "count"]).astype(float)
     facts: dict[str, float | int] = {"n_pairs": len(part), "n_targets": len(by_target)}
     if not len(part):
@@ -259,7 +257,7 @@ def _mean(part: pd.DataFrame, seed: int) -> dict[str, float | int]:
 
 
 def _interval(sums: NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """Of sum / count over resampled rows of `sums` [targets, 2]."""
+    """Return the interval of sum / count over resampled rows of `sums` [targets, 2]."""
     drawn = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
     totals = sums[drawn].sum(axis=1)
     low, high = np.quantile(totals[:, 0] / totals[:, 1], [0.025, 0.975])

@@ -1,4 +1,4 @@
-"""Figures about neurons: functions that take a table and return Axes."""
+"""Figures of neurons: functions that take a table and return Axes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MASK_COLOURS = dict(zip(KINDS, ("C3", "C1", "C0", "0.5"), strict=True))
 
 
 def masking_curve(summary: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Points lost against the share of neurons that are masked, a line a kind of mask; bands: 95 % over tasks.
+    """Draw points lost against the share of masked neurons, one line per kind of mask; bands: 95 % over tasks.
 
     Args:
-        summary: of `analysis.masking.summarize`; several methods are drawn with lines of their own.
-        ax: drawn on; a new figure 4.6 inches wide, with the legend beside the lines, when missing.
+        summary: table of `analysis.masking.summarize`; each method has its own line style.
+        ax: axes to draw on; None: a new figure 4.6 inches wide, with the legend next to the axes.
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(4.6, 2.8), layout="constrained")
@@ -48,16 +48,16 @@ def masking_curve(summary: pd.DataFrame, ax: Axes | None = None) -> Axes:
 def activation_heatmap(
     neurons: NDArray[np.float32], names: Sequence[str], bins: int = 120, ax: Axes | None = None
 ) -> Axes:
-    """Share of active neurons, prompts in rows, neurons from the first layer to the last in columns.
+    """Draw the share of active neurons: prompts in rows, neurons from the first to the last layer in columns.
 
-    Neurons of a layer are sorted by how many prompts activate them and put together in bins: what all prompts share is
-    at the left of each layer, what tells them apart in the middle.
+    Neurons of a layer are sorted by the number of prompts that activate them and binned: neurons shared by all prompts
+    are at the left of each layer, those that distinguish prompts in the middle.
 
     Args:
         neurons: [N, L, F], active where > 0.
-        names: of the prompts, N.
-        bins: columns, all layers together.
-        ax: drawn on; a new figure 7 inches wide, or more for long names, when missing.
+        names: names of the N prompts.
+        bins: number of columns over all layers.
+        ax: axes to draw on; None: a new figure 7 inches wide, or more for long names.
     """
     active = np.asarray(neurons) > 0
     number, layers, width = active.shape
@@ -67,7 +67,7 @@ def activation_heatmap(
         order = np.argsort(-active[:, layer].sum(axis=0), kind="stable")
         columns += [active[:, layer, part].mean(axis=1) for part in np.array_split(order, each)]
     if ax is None:
-        # Names of 7 points take 0.06 inches a letter, and leave nothing to draw on where the figure does not give way.
+        # Names of 7 points take 0.06 inches per letter: long ones need a wider figure.
         width = max(7, 4 + 0.06 * max(map(len, names)))
         _, ax = plt.subplots(figsize=(width, 1.2 + 0.17 * number), layout="constrained")
     sns.heatmap(np.stack(columns, axis=1), cmap="viridis", vmin=0, vmax=1, ax=ax, xticklabels=False, yticklabels=names,
@@ -81,14 +81,14 @@ def activation_heatmap(
 
 
 def overlap_dendrogram(square: pd.DataFrame, types: Sequence[str], ax: Axes | None = None) -> Axes:
-    """ON between tasks in the order of a clustering (average linkage of 1 - ON), its dendrogram above.
+    """Draw ON between tasks in the order of a clustering (average linkage of 1 - ON), with its dendrogram above.
 
-    Names have the colour of their task type.
+    Task names are coloured by type.
 
     Args:
-        square: ON, tasks in rows and columns; NaN on the diagonal stays grey.
-        types: of the tasks.
-        ax: of the heatmap, the dendrogram goes above it; a new figure 4 inches wide or wider when missing.
+        square: ON, tasks in rows and columns; NaN on the diagonal is grey.
+        types: types of the tasks.
+        ax: axes of the heat map, with the dendrogram above; None: a new figure at least 3.6 inches wide.
     """
     side = max(3.6, 1.6 + 0.2 * len(square))
     if ax is None:
@@ -117,11 +117,11 @@ def overlap_dendrogram(square: pd.DataFrame, types: Sequence[str], ax: Axes | No
 
 
 def overlap_by_layer(layers: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Mean ON of pairs of tasks of the same type and of different types in each layer; bands: 95 % over pairs.
+    """Draw the mean ON per layer of task pairs of the same type and of different types; bands: 95 % over pairs.
 
     Args:
         layers: columns `layer`, `value`, `pair` ("same type", "different type").
-        ax: drawn on; a new figure 3.5 inches wide when missing.
+        ax: axes to draw on; None: a new figure 3.5 inches wide.
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(3.5, 2.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""What indicators share: checked inputs, and products of all pairs in blocks. Shapes as in `indicators.py`."""
+"""Shared parts of the indicators: input checks, and blockwise products of all pairs. Shapes as in `indicators.py`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from torch import Tensor
 
 from prompt_transfer.utils.errors import UserError
 
-# Rows of prompts in one block of inner products: a million numbers, which stay near the processor.
+# Prompt tokens per block of inner products: a million numbers, which fit in cache.
 _BLOCK_ROWS = 1024
 
 
 def accept_arrays(dimensions: int) -> Callable[[Callable[..., Tensor]], Callable[..., Any]]:
-    """Arrays or tensors in, the same out; the first argument is checked to have `dimensions` (0: any, from 2)."""
+    """Decorate a tensor function to accept and return arrays too, and check the dimensions of its first argument.
+
+    Args:
+        dimensions: required number of dimensions; 0: any, at least 2.
+    """
 
     def decorate(function: Callable[..., Tensor]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -26,8 +30,8 @@ def accept_arrays(dimensions: int) -> Callable[[Callable[..., Tensor]], Callable
             found = values[0].ndim
             if found != dimensions if dimensions else found < 2:
                 shape = " x ".join(map(str, values[0].shape))
-                what = f"{dimensions} dimensions" if dimensions else "at least two dimensions"
-                raise UserError(f"{function.__name__} takes {what}, one entry a prompt first; this is {shape}")
+                needed = f"{dimensions} dimensions" if dimensions else "at least two dimensions"
+                raise UserError(f"{function.__name__} takes {needed}, the first over prompts; this is {shape}")
             matrix = function(*values, **options).to(values[0].dtype)
             return matrix if isinstance(first, Tensor) else matrix.cpu().numpy()
 
@@ -37,7 +41,7 @@ def accept_arrays(dimensions: int) -> Callable[[Callable[..., Tensor]], Callable
 
 
 def row_distances(flat: Tensor) -> Tensor:
-    """Euclidean distances of rows, exactly symmetric and exactly 0 on the diagonal."""
+    """Return Euclidean distances between rows, exactly symmetric and exactly 0 on the diagonal."""
     products = flat @ flat.T
     squares = products.diagonal()
     distances = (squares[:, None] + squares[None, :] - 2 * products).clamp(min=0).sqrt()
@@ -51,7 +55,7 @@ def cosines(flat: Tensor) -> Tensor:
 
 
 def symmetric(matrix: Tensor) -> Tensor:
-    """Without the last digit by which A with B may differ from B with A, which would break ties of ranks at random."""
+    """Symmetrize a matrix: rounding differences between (A, B) and (B, A) would break rank ties at random."""
     return (matrix + matrix.T) / 2
 
 
@@ -60,13 +64,13 @@ def overlap_of_groups(neurons: Tensor, size: int) -> Tensor:
 
 
 def row_products(prompts: Tensor, others: Tensor | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Inner products of all rows, block by block on and above the diagonal: `[b, P, c, P]` for two slices of prompts.
+    """Yield inner products of all prompt tokens, `[b, P, c, P]` for two slices of prompts, on and above the diagonal.
 
-    All at once would be `[N, P, N, P]`: 10 GB for 500 prompts of 100 rows.
+    Blockwise, because the full `[N, P, N, P]` takes 10 GB for 500 prompts of 100 tokens.
 
     Args:
         prompts: `[N, P, H]`.
-        others: of the second slice, `[N, P, H]`; default: the same.
+        others: prompts of the second slice, `[N, P, H]`; None: the same.
     """
     number, length, width = prompts.shape
     others = prompts if others is None else others

@@ -14,25 +14,25 @@ from prompt_transfer.utils.files import atomic_path
 
 
 def read_curve(path: str | Path) -> pd.DataFrame:
-    """The evaluations in a `metrics.csv` of the CSV logger: `step`, `validation/loss`, `validation/score`, ..."""
+    """Read the evaluations of the CSV logger's `metrics.csv`: `step`, `validation/loss`, `validation/score`, ..."""
     frame = pd.read_csv(path)
     columns = [column for column in frame.columns if column.startswith("validation/")]
     if "validation/score" not in columns:
-        raise UserError(f"{path} holds no evaluations: the run ended before its first one")
+        raise UserError(f"{path} holds no evaluations: the run ended before the first one; train it longer")
     return frame.dropna(subset=["validation/score"])[["step", *columns]].reset_index(drop=True)
 
 
 def learning_curve(curve: pd.DataFrame, majority: float | None = None, ax: Axes | None = None) -> Axes:
-    """Score against optimizer steps, with the majority class as a dashed line.
+    """Draw the score against optimizer steps, with the majority class as a dashed line.
 
     Args:
         curve: columns `step` and `validation/score` (see `read_curve`).
-        majority: share of the largest class, 0 to 1.
-        ax: drawn on; a new figure 3.5 inches wide (one column of a paper) when missing.
+        majority: share of the majority class, 0 to 1.
+        ax: axes to draw on; None: a new figure 3.5 inches wide (one column of a paper).
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(3.5, 2.6), layout="constrained")
-    # Steps count from 0 in the log; an evaluation stands behind the step that it names.
+    # The log counts steps from 0, and an evaluation follows the step it names.
     data = pd.DataFrame({"step": curve["step"] + 1, "score": curve["validation/score"]})
     sns.lineplot(data, x="step", y="score", marker="o", ax=ax, label="prompt")
     if majority is not None:
@@ -45,13 +45,15 @@ def learning_curve(curve: pd.DataFrame, majority: float | None = None, ax: Axes 
 
 
 def confusion(table: pd.DataFrame) -> Axes:
-    """A panel a prompt: labels in rows, answers in columns; colour: share of the label's rows, numbers: rows.
+    """Draw a confusion matrix per prompt: labels in rows, answers in columns.
+
+    Colours are shares of the label's examples, numbers count examples.
 
     Args:
-        table: of `prompt_transfer.studies.inspection.confusion`.
+        table: table of `prompt_transfer.studies.inspection.confusion`.
 
     Returns:
-        The axes of the first panel; its figure holds them all.
+        The axes of the first panel; its figure holds all panels.
     """
     names = list(dict.fromkeys(table["prompt"]))
     words = list(dict.fromkeys(table["label"]))
@@ -75,7 +77,7 @@ def confusion(table: pd.DataFrame) -> Axes:
 
 
 def save(ax: Axes, path: str | Path) -> Path:
-    """Write the figure of `ax` (`.png`, `.pdf` or `.svg`), whole or not at all, and close it."""
+    """Write the figure of `ax` atomically (`.png`, `.pdf` or `.svg`) and close it."""
     path = Path(path)
     figure = ax.get_figure(root=True)
     assert figure is not None

@@ -1,4 +1,4 @@
-"""The figure of a study of projectors."""
+"""The figure of a projection study."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-# What is drawn, and how: own and projected prompts as large marks, what could explain them as small ones.
+# Markers and sizes: large for own and projected prompts, small for the controls.
 MARKS = {
     "own": ("D", 34),
     "projected": ("o", 44),
@@ -21,13 +21,13 @@ MARKS = {
 
 
 def scores_figure(table: pd.DataFrame) -> Axes:
-    """A panel a projector: the score of every kind of prompt on every task, tasks by group; a dash is the baseline.
+    """Draw one panel per projector: scores of each kind of prompt by task, tasks grouped; a dash is the baseline.
 
     Args:
-        table: of `prompt_transfer.studies.projection.study.projection`.
+        table: table of `prompt_transfer.studies.projection.study.projection`.
 
     Returns:
-        The axes of the first panel; its figure holds them all.
+        The axes of the first panel; its figure holds all panels.
     """
     table = table[table["metric"].notna()]
     names = list(dict.fromkeys(table["projector"]))
@@ -35,7 +35,7 @@ def scores_figure(table: pd.DataFrame) -> Axes:
     tasks = list(dict.fromkeys(table.sort_values("group", key=lambda groups: groups.map(order), kind="stable")["task"]))
     groups = dict(zip(table["task"], table["group"], strict=True))
     labels = [task if groups[task] == "other_type" else f"{task} ({groups[task].replace('_', ' ')})" for task in tasks]
-    # Inches: what the labels and the legend need, and the panels.
+    # Inches for labels, legend and panels.
     width = 0.085 * max(map(len, labels)) + 1.8 + 2.6 * len(names)
     figure, grid = plt.subplots(
         1, len(names), figsize=(width, 1.6 + 0.3 * len(tasks)), layout="constrained", squeeze=False, sharey=True

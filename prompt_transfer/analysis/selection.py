@@ -1,7 +1,7 @@
-"""How good a ranking of source prompts was for a target, where the true transfer to it is known.
+"""Quality of a ranking of source prompts for a target with known transfer.
 
-S sources. Values are scores of the sources on the target; all statistics but the rank correlation are free of their
-scale, so relative and absolute scores give the same numbers.
+Shape letter: S sources. Values are scores of the sources on the target; every statistic gives the same numbers for
+relative and absolute scores, because each is independent of their scale.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from prompt_transfer.analysis.statistics import STATISTICS
 from prompt_transfer.tasks.metrics import interval_over
 
 JUDGED = ("ndcg", "regret_at_1", "regret_at_3", "spearman_per_target")
-# A ranking that knows nothing: with all sources equal the statistics are means over all orders of them.
+# An uninformative ranking: with all sources equal the statistics are means over all orders.
 RANDOM_ORDER = "random_order"
 
 
 def judge(ranking: NDArray[np.float64], transfer: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """The statistics of `JUDGED` for rankings `[..., S]` of sources whose true transfer is `transfer` `[S]`.
+    """Compute the statistics of `JUDGED` for rankings `[..., S]` of sources with true transfer `[S]`.
 
-    Sources for which either is NaN do not count.
+    Sources for which either is NaN are ignored.
     """
 
     def as_matrix(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        # The statistics take tasks by tasks: the target is task 0, and the other rows are not there.
+        # The statistics take square matrices of tasks: the target is row 0, all other rows are missing.
         size = values.shape[-1] + 1
         matrix = np.full((*values.shape[:-1], size, size), np.nan)
         matrix[..., 0, 1:] = values
@@ -43,17 +43,17 @@ def quality(
     sources: Sequence[str],
     transfer: Mapping[str, float],
 ) -> list[dict[str, object]]:
-    """Tidy rows: how good each ranking was, and how good a random order would have been.
+    """Return tidy rows with the quality of each ranking and of a random order.
 
     Args:
         target: the target task.
-        rankings: name -> values `[R, N]` of N prompts; R is 1, or the number of samples that it was made from.
-        sources: task of each prompt; several prompts of a task count with their mean value.
-        transfer: source task -> true score on the target; tasks without one do not count.
+        rankings: name -> values `[R, N]` of N prompts; R is 1, or the number of samples of the ranking.
+        sources: task of each prompt; several prompts of a task count by their mean value.
+        transfer: source task -> true score on the target; tasks without one are ignored.
 
     Returns:
-        Dicts with target, ranking, seed (number of the sample, None where there is none), statistic,
-        value (NaN with fewer than two sources: there is nothing to put in order), n (sources).
+        Dicts with target, ranking, seed (number of the sample, None without samples), statistic, value (NaN for fewer
+        than two sources, which have no order), n (sources).
     """
     names = [name for name in dict.fromkeys(sources) if np.isfinite(transfer.get(name, np.nan))]
     true = np.array([transfer[name] for name in names], dtype=float)
@@ -71,11 +71,11 @@ def quality(
 
 
 def summarize(rows: Sequence[dict[str, object]]) -> pd.DataFrame:
-    """Means over targets, each with all its samples.
+    """Return means over targets, each averaged over its samples.
 
     Returns:
-        Columns ranking, statistic, mean, low, high (95 % bootstrap interval over targets; with one target over its
-        samples; missing where there are fewer than three), targets, seeds.
+        Columns ranking, statistic, mean, low, high (95 % bootstrap interval over targets, or over the samples of a
+        single target; missing for fewer than three), targets, seeds.
     """
     found = []
     for (ranking, statistic), part in pd.DataFrame(rows).groupby(["ranking", "statistic"], sort=False):
@@ -90,7 +90,7 @@ def summarize(rows: Sequence[dict[str, object]]) -> pd.DataFrame:
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the last axis, NaN left out."""
+    """Return the mean over the last axis, ignoring NaN."""
     there = np.isfinite(values)
     total, number = np.where(there, values, 0).sum(axis=-1), there.sum(axis=-1)
     return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)

@@ -1,11 +1,11 @@
-"""How well an indicator tells what transfers: one function a statistic.
+"""Statistics of how well an indicator predicts transfer, one function each.
 
-Matrices are `[..., N, N]`, row = target task, column = source task; leading dimensions (resamples) are kept. A NaN is
-a pair that does not exist and is left out. The diagonal, a task's own prompt on the task, is left out unless said
-otherwise. `types` are `[..., N]`: any values, equal ones for tasks of one type.
+Matrices are `[..., N, N]`, row = target task, column = source task; leading dimensions (resamples) are kept. NaN marks
+a missing pair, which is ignored. The diagonal, a task's own prompt on the task, is ignored unless stated otherwise.
+`types` are `[..., N]`: any values, equal for tasks of one type.
 
-"Mean per target" gives every target the same weight: a statistic is worked out in each row and averaged. Rows in which
-it is not defined (the transfer is constant or missing) do not count.
+"Mean per target" weights every target equally: a statistic is computed per row and averaged, ignoring rows where it is
+undefined (the transfer is constant or missing).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scipy.stats import kendalltau, rankdata
 
 
 def relative(scores: np.ndarray) -> np.ndarray:
-    """Scores `[N, N]` divided by the target's own prompt's, the diagonal; NaN in rows where that is 0 or missing."""
+    """Divide scores `[N, N]` by the target's own prompt's, the diagonal; NaN in rows where it is 0 or missing."""
     own = np.diagonal(scores)[:, None]
     return np.divide(scores, own, out=np.full(scores.shape, np.nan), where=own > 0)
 
@@ -28,15 +28,15 @@ def relative(scores: np.ndarray) -> np.ndarray:
 def spearman(
     indicator: np.ndarray, transfer: np.ndarray, per_target: bool = False, diagonal: bool = False
 ) -> np.ndarray:
-    """Spearman's rho between indicator and transfer, -1 to 1: Pearson's correlation of ranks, ties with mean ranks.
+    """Return Spearman's rho of indicator and transfer, -1 to 1: Pearson's correlation of ranks, mean ranks for ties.
 
-    An indicator that is the same for all sources predicts nothing and counts as 0.
+    An indicator with equal values for all sources predicts nothing and gives 0.
 
     Args:
         indicator, transfer: `[..., N, N]`.
-        per_target: mean of the rho of each row, in place of one rho over all pairs.
-        diagonal: take in the pairs of a task with itself, which lift the value: nothing is more like a prompt than
-            itself, and (almost) nothing transfers better.
+        per_target: average the rho of each row instead of computing one rho over all pairs.
+        diagonal: include pairs of a task with itself, which raise the value: a prompt is most similar to itself and
+            (almost) always transfers best to its own task.
     """
     first, second = _cells(indicator, transfer, per_target, diagonal)
     return _mean(_pearson(_ranks(first), _ranks(second)), per_target)
@@ -45,25 +45,25 @@ def spearman(
 def kendall(
     indicator: np.ndarray, transfer: np.ndarray, per_target: bool = False, diagonal: bool = False
 ) -> np.ndarray:
-    """Kendall's tau-b, -1 to 1: pairs in the same order less pairs in opposite order, corrected for ties.
+    """Return Kendall's tau-b, -1 to 1: concordant minus discordant pairs, corrected for ties.
 
-    Arguments as those of `spearman`.
+    Arguments as in `spearman`.
     """
     first, second = _cells(indicator, transfer, per_target, diagonal)
     if not per_target:
         return np.array([_tau(*pair) for pair in zip(_flat(first), _flat(second), strict=True)]).reshape(
             first.shape[:-1]
         )
-    # Rows are short, and so the signs of all differences are few.
+    # Rows are short enough to hold the signs of all differences.
     signs = [np.nan_to_num(np.sign(cells[..., :, None] - cells[..., None, :])) for cells in (first, second)]
     products, ones, others = ((a * b).sum(axis=(-2, -1)) for a, b in (signs, signs[:1] * 2, signs[1:] * 2))
     return _mean(_quotient(products, ones, others), per_target)
 
 
 def same_type_auc(indicator: np.ndarray, types: np.ndarray) -> np.ndarray:
-    """Probability that a pair of two tasks of one type has a higher value than a pair of different types, ties half.
+    """Return the probability that a same-type pair has a higher value than a different-type pair; ties count half.
 
-    0 to 1, 0.5 is chance. Over all pairs of different tasks, in both directions where the indicator has two.
+    0 to 1, 0.5 is chance. Over all pairs of different tasks, in both directions.
     """
     cells, same = _flat_pairs(_without_diagonal(indicator)), _flat_pairs(_same(types))
     there = ~np.isnan(cells)
@@ -74,9 +74,9 @@ def same_type_auc(indicator: np.ndarray, types: np.ndarray) -> np.ndarray:
 
 
 def nearest_neighbour(indicator: np.ndarray, types: np.ndarray) -> np.ndarray:
-    """Share of tasks whose nearest neighbour (the source with the highest value) has their type, 0 to 1.
+    """Return the share of tasks whose nearest neighbour (the source with the highest value) has their type, 0 to 1.
 
-    Of several nearest ones each counts for its part. A task that is the only one of its type does not count.
+    Tied neighbours count fractionally. Tasks that are the only one of their type are ignored.
     """
     cells, same = _without_diagonal(indicator), _same(types) & ~np.eye(types.shape[-1], dtype=bool)
     there = ~np.isnan(cells)
@@ -87,16 +87,16 @@ def nearest_neighbour(indicator: np.ndarray, types: np.ndarray) -> np.ndarray:
 
 
 def mean_of_types(indicator: np.ndarray, types: np.ndarray, same: bool) -> np.ndarray:
-    """Mean of the indicator over pairs of two tasks of the same type, or of different types."""
+    """Return the mean of the indicator over pairs of different tasks of the same type, or of different types."""
     chosen = _same(types) == same
     return _mean(_flat_pairs(np.where(chosen, _without_diagonal(indicator), np.nan)), True)
 
 
 def ndcg(indicator: np.ndarray, transfer: np.ndarray) -> np.ndarray:
-    """Mean per target of nDCG: DCG of the sources in the indicator's order, divided by that of the best order; 0 to 1.
+    """Return nDCG, mean per target: DCG of the sources in the indicator's order / DCG of the best order; 0 to 1.
 
-    DCG = sum over ranks r = 1, 2, ... of gain / log2(r + 1), the gain being the transfer (negative ones count 0).
-    Sources that the indicator does not tell apart share their ranks' discounts: the mean over all orders of them.
+    DCG = sum over ranks r = 1, 2, ... of gain / log2(r + 1); the gain is the transfer, negative values count as 0.
+    Tied sources share the discounts of their ranks, which is the mean over all their orders.
     Source: Järvelin and Kekäläinen 2002; used for choosing source tasks by Vu et al. 2020 and Lin et al. 2024.
     """
     first, second = _cells(indicator, transfer, True, False)
@@ -111,11 +111,11 @@ def ndcg(indicator: np.ndarray, transfer: np.ndarray) -> np.ndarray:
 
 
 def regret(indicator: np.ndarray, transfer: np.ndarray, k: int = 1) -> np.ndarray:
-    """Mean per target of Regret@k: what is lost by trying only the k sources that the indicator puts first; 0 to 1.
+    """Return Regret@k, mean per target: the loss from trying only the indicator's first k sources; 0 to 1.
 
-    (best of all - best of the k) / best of all, of the transfer to that target; 0 is perfect. Where the indicator does
-    not tell sources apart at the k-th place, this is the mean over all choices among them. Source: Renggli et al. 2022;
-    used for source tasks by Poth et al. 2021.
+    (best of all - best of the k) / best of all, of the transfer to that target; 0 is perfect. With ties at the k-th
+    place this is the mean over all choices among the tied sources. Source: Renggli et al. 2022; used for source tasks
+    by Poth et al. 2021.
     """
     first, second = _cells(indicator, transfer, True, False)
     order = np.argsort(-np.nan_to_num(second, nan=-np.inf), axis=-1, kind="stable")
@@ -125,12 +125,12 @@ def regret(indicator: np.ndarray, transfer: np.ndarray, k: int = 1) -> np.ndarra
     certain, tied = there & (high <= k), there & (low <= k) & (high > k)
     drawn = np.where(tied.any(axis=-1), k - certain.sum(axis=-1), 0)[..., None]
     number = tied.sum(axis=-1, keepdims=True)
-    # Going down from the best: the chance that none so far is among the k.
+    # From the best source down: the probability that no source so far is among the k.
     passed = np.cumsum(tied, axis=-1)
     none = np.where(np.cumsum(certain, axis=-1) > 0, 0, comb(number - passed, drawn) / comb(number, drawn))
     chances = np.concatenate([np.ones_like(none[..., :1]), none[..., :-1]], axis=-1) - none
     best = values[..., 0]
-    # With fewer than k sources the rest of the chance, that of none, is nobody's.
+    # With fewer than k sources the remaining probability belongs to no source.
     return _mean(_divide(best - (chances * values).sum(axis=-1), np.where(best > 0, best, 0)), True)
 
 
@@ -138,10 +138,10 @@ class Statistic(NamedTuple):
     """A row of the registry.
 
     Attributes:
-        function: of indicator and transfer, or of indicator and types.
-        of: `transfer` or `types`.
-        better: 1 where higher is better, -1 where lower is, 0 where neither.
-        tested: whether a permutation p-value is worked out.
+        function: function of indicator and transfer, or of indicator and types.
+        of: second argument: `transfer` or `types`.
+        better: 1 if higher is better, -1 if lower is, 0 if neither.
+        tested: whether to compute a permutation p-value.
     """
 
     function: Callable[..., Any]
@@ -157,7 +157,7 @@ STATISTICS: dict[str, Statistic] = {
         functools.partial(spearman, per_target=True, diagonal=True), "transfer"
     ),
     "spearman_pooled_with_diagonal": Statistic(functools.partial(spearman, diagonal=True), "transfer"),
-    # Tau and rho are tests of one thing; rho's is the cheap one.
+    # Tau and rho test the same hypothesis, and rho is cheaper.
     "kendall_per_target": Statistic(functools.partial(kendall, per_target=True), "transfer", tested=False),
     "kendall_pooled": Statistic(kendall, "transfer", tested=False),
     "ndcg": Statistic(ndcg, "transfer"),
@@ -177,7 +177,7 @@ def _without_diagonal(matrix: np.ndarray) -> np.ndarray:
 def _cells(
     indicator: np.ndarray, transfer: np.ndarray, per_target: bool, diagonal: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both as `[..., N, N]`, or `[..., N * N]` for all pairs at once; NaN wherever either has it."""
+    """Return both as `[..., N, N]`, or as `[..., N * N]` over all pairs; NaN where either is NaN."""
     first, second = np.broadcast_arrays(np.asarray(indicator, dtype=float), np.asarray(transfer, dtype=float))
     missing = np.isnan(first) | np.isnan(second)
     if not diagonal:
@@ -199,20 +199,20 @@ def _flat(cells: np.ndarray) -> np.ndarray:
 
 
 def _ranks(cells: np.ndarray) -> np.ndarray:
-    """Ranks from 1 along the last axis, ties with their mean; NaN stays."""
+    """Return ranks from 1 along the last axis, mean ranks for ties; NaN stays NaN."""
     missing = np.isnan(cells)
     return np.where(missing, np.nan, rankdata(np.where(missing, np.inf, cells), axis=-1))
 
 
 def _places(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First and last place that a cell can have in descending order, from 1; NaN come last."""
+    """Return the first and last place that a cell can take in descending order, from 1; NaN come last."""
     descending = np.where(np.isnan(cells), np.inf, -cells)
     low, high = (rankdata(descending, method=method, axis=-1).astype(int) for method in ("min", "max"))
     return low, high
 
 
 def _pearson(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Pearson's correlation along the last axis; 0 where only `first` is constant, NaN where `second` is."""
+    """Return Pearson's correlation along the last axis; 0 if only `first` is constant, NaN if `second` is."""
     number = (~np.isnan(first)).sum(axis=-1, keepdims=True)
     centred = [
         np.nan_to_num(cells - _divide(np.nansum(cells, axis=-1, keepdims=True), number)) for cells in (first, second)
@@ -229,7 +229,7 @@ def _tau(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _quotient(products: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """products / sqrt(first * second); 0 where only `first` is 0, NaN where `second` is."""
+    """Return products / sqrt(first * second); 0 where only `first` is 0, NaN where `second` is."""
     defined = np.where(first > 0, _divide(products, np.sqrt(first * second)), 0)
     return np.where(second > 0, defined, np.nan)
 
@@ -240,7 +240,7 @@ def _divide(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: np.ndarray, over_last: bool) -> np.ndarray:
-    """The mean of what is not NaN along the last axis; `values` themselves where they have no such axis."""
+    """Return the mean along the last axis ignoring NaN; `values` unchanged unless `over_last`."""
     if not over_last:
         return values
     return _divide(np.nansum(values, axis=-1), (~np.isnan(values)).sum(axis=-1))

@@ -1,4 +1,4 @@
-"""The backbone of a study: as its prompts want it, on the device that computes."""
+"""Loading a study's backbone with the options of its prompts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from prompt_transfer.utils.errors import UserError
 def backbone_options(
     prompts: Mapping[str, Prompt], attention: str | None = None, layout: str | None = None, dtype: str | None = None
 ) -> dict[str, Any]:
-    """Options of the FrozenBackbone that all prompts were trained with; what is given wins.
+    """Return the FrozenBackbone options shared by all prompts; explicit arguments override them.
 
     Raises:
-        UserError: the prompts differ.
+        UserError: the prompts differ in an option.
     """
     found = dict(prompts)
     return {
@@ -36,7 +36,7 @@ def _attention(prompts: dict[str, Prompt], given: str | None) -> str:
     try:
         return common_value(prompts, "attention", given) or "full"
     except UserError:
-        # For causal models both are one function, and a folder may hold both.
+        # For causal models both modes compute the same function, so they may be mixed.
         if all(is_causal(prompt.metadata.get("layout")) for prompt in prompts.values()):
             return "full"
         raise
@@ -51,10 +51,10 @@ def load_backbone(
     accelerator: str = "auto",
     rank: int = 0,
 ) -> FrozenBackbone:
-    """The backbone `name` as the prompts want it, each of them checked against it.
+    """Load the backbone `name` with the options of the prompts and check every prompt against it.
 
     Raises:
-        UserError: it cannot be loaded, or a prompt does not fit.
+        UserError: the backbone cannot be loaded, or a prompt does not fit it.
     """
     device = choose_device(accelerator, rank)
     backbone = FrozenBackbone(name, **backbone_options(prompts, attention, layout, dtype))
@@ -63,23 +63,23 @@ def load_backbone(
 
 
 def check_accelerator(name: str) -> None:
-    """A UserError where there can be no such accelerator."""
+    """Raise UserError if the accelerator is unknown."""
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"--accelerator is {name!r}: choose auto, cpu or cuda")
 
 
 def choose_device(accelerator: str, rank: int = 0) -> torch.device:
-    """Where process `rank` computes: auto, cpu or cuda."""
+    """Return the device of process `rank` for the accelerator auto, cpu or cuda."""
     check_accelerator(accelerator)
     if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError("--accelerator cuda: there is no such device here; use cpu")
+        raise UserError("--accelerator cuda: no CUDA device is available; use cpu")
     return torch.device("cuda", rank % torch.cuda.device_count())
 
 
 def describe_backbone(backbone: FrozenBackbone) -> dict[str, str]:
-    """What decides all that is computed with a backbone, beside prompt and task."""
+    """Return the backbone settings that affect results, in addition to prompt and task."""
     return {
         "backbone": backbone.fingerprint,
         "layout": backbone.layout.name,

@@ -1,4 +1,4 @@
-"""The prompts of a study: those of a folder, checked before anything is computed, and random ones."""
+"""The prompts of a study: prompt files of a folder, checked up front, and random prompts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.digests import digest_of
 from prompt_transfer.utils.errors import UserError
 
-# Options that decide where the prompts of a folder differ.
+# Options that choose between values when the prompts of a folder differ.
 OPTIONS = {
     **{key: f"--{key}" for key in ("attention", "layout", "dtype", "label_words_policy")},
     "data_label_words": "--data.label_words",
 }
-# Marks of prompts that were not trained on the task that their metadata name.
+# Metadata keys of prompts that were derived rather than trained on the task they name.
 MADE = ("arithmetic", "projected")
 
 
@@ -32,14 +32,14 @@ class Entry:
     """A prompt that is scored.
 
     Attributes:
-        name: of the file, or of the run folder it lies in; unique in a study.
-        kind: `trained`, `random`, or how else it was made (`arithmetic`, `projected`).
-        source: its column in the matrix: the task it was trained on, the kind of random prompt, else its name.
-        seed: of its training or drawing, None where unknown.
-        start: `shared` where a prompt of another task began with the same numbers, else `separate`; None where unknown.
-            A shared start makes prompts similar whatever they learnt.
+        name: name of the file or of its run folder; unique in a study.
+        kind: `trained`, `random`, or how it was derived (`arithmetic`, `projected`).
+        source: its column in the matrix: its training task, the kind of random prompt, otherwise its name.
+        seed: seed of training or sampling; None if unknown.
+        start: `shared` if a prompt of another task has the same initialization, else `separate`; None if unknown.
+            A shared initialization makes prompts similar regardless of training.
         embeddings: float32 [P, H] on the CPU.
-        digest: SHA-256 of the embeddings; what is known of a prompt is kept under it.
+        digest: SHA-256 of the embeddings; the key of the prompt's answers.
     """
 
     name: str
@@ -57,14 +57,14 @@ class Entry:
 def read_folder(
     folder: str | Path | Sequence[str], attention: str | None = None, layout: str | None = None
 ) -> dict[str, Prompt]:
-    """Name -> prompt of all prompt files below `folder`.
+    """Load all prompt files below `folder`, by name.
 
     Args:
-        folder: searched with everything below it; or several.
-        attention, layout: leave out prompts that were trained with another one.
+        folder: one or several folders, searched recursively.
+        attention, layout: skip prompts trained with another value.
 
     Raises:
-        UserError: no folder, none in it, a file that cannot be read, or two prompts with one name.
+        UserError: a folder is missing, no prompt is found, a file cannot be read, or two prompts share a name.
     """
     folders = [folder] if isinstance(folder, str | Path) else folder
     for place in folders:
@@ -91,13 +91,13 @@ def _wanted(attention: str | None, layout: str | None) -> tuple[tuple[str, str |
 
 
 def common_value(prompts: dict[str, Prompt], key: str, given: str | None = None) -> str | None:
-    """What all prompts that say something of `key` say; None where none does.
+    """Return the value of a metadata key shared by all prompts that have it; None if none has it.
 
     Args:
-        given: the user's word, which wins.
+        given: value chosen by the user; overrides the prompts.
 
     Raises:
-        UserError: they differ.
+        UserError: the prompts differ and nothing is given.
     """
     said: dict[str, list[str]] = defaultdict(list)
     for name, prompt in prompts.items():
@@ -108,16 +108,16 @@ def common_value(prompts: dict[str, Prompt], key: str, given: str | None = None)
         return given
     if len(said) > 1:
         shown = ", ".join(f"{value} ({names[0]}{', ...' if len(names) > 1 else ''})" for value, names in said.items())
-        choose = f"choose with {OPTIONS[key]}" if key in OPTIONS else "put them into folders of their own"
-        raise UserError(f"the prompts differ in {key}: {shown}; {choose}, one matrix has one")
+        choose = f"choose one with {OPTIONS[key]}" if key in OPTIONS else "put them into separate folders"
+        raise UserError(f"the prompts differ in {key}: {shown}; {choose}")
     return next(iter(said), None)
 
 
 def check_all(prompts: dict[str, Prompt], backbone: FrozenBackbone) -> None:
-    """Make sure that every prompt is one of this backbone's; a single warning for those that cannot be sure.
+    """Check every prompt against the backbone; issue one warning for all prompts that cannot be verified.
 
     Raises:
-        UserError: the first that does not fit, and how many more.
+        UserError: a prompt does not fit; names the first and counts the others.
     """
     wrong = []
     with warnings.catch_warnings(record=True) as caught:
@@ -135,21 +135,21 @@ def check_all(prompts: dict[str, Prompt], backbone: FrozenBackbone) -> None:
 
 
 def warn_of_other_words(prompts: dict[str, Prompt], tasks: Sequence[Task]) -> None:
-    """A task may have other label words than when its prompt was trained; its own score is then another one too."""
+    """Warn if a task's label words differ from those its own prompt was trained with."""
     for task in tasks:
         for name, prompt in prompts.items():
             words = json.loads(prompt.metadata.get("label_words") or "{}").get(task.name)
             if words is not None and words != list(task.label_words):
                 warnings.warn(
-                    f"prompt {name} was trained on {task.name} with the label words {', '.join(words)}, here they are "
-                    f"{', '.join(task.label_words)}",
+                    f"prompt {name} was trained on {task.name} with the label words {', '.join(words)}, this study "
+                    f"uses {', '.join(task.label_words)}",
                     stacklevel=2,
                 )
                 break
 
 
 def make_entries(prompts: dict[str, Prompt], backbone: FrozenBackbone, random_prompts: int) -> list[Entry]:
-    """The prompts of the folder by name, then `random_prompts` of each kind, as long as the longest of the others."""
+    """Return the prompts sorted by name, then `random_prompts` of each kind, as long as the longest prompt."""
     starts: dict[str, set[str]] = defaultdict(set)
     for prompt in prompts.values():
         if prompt.initial is not None:

@@ -1,4 +1,4 @@
-"""What a study of prompts reads: prompt files of one backbone, and a transfer matrix."""
+"""Inputs of studies that compare prompts: prompt files of one backbone, and a transfer matrix."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class PromptSet:
 
     Attributes:
         prompts: N prompts.
-        names: their paths below the folder, without the suffix.
-        tasks, types: of each prompt; the type is "unknown" for a task that is not in the registry.
-        notes: what was left out, and why.
+        names: paths below the folder, without suffix.
+        tasks, types: task and task type of each prompt; "unknown" for a task missing from the registry.
+        notes: which prompts were skipped, and why.
     """
 
     prompts: list[Prompt]
@@ -41,26 +41,26 @@ class PromptSet:
 
     @property
     def initial(self) -> Tensor | None:
-        """What they started from, `[N, P, H]`; None where a prompt does not say."""
+        """Embeddings before training, `[N, P, H]`; None unless every prompt file holds them."""
         found = [prompt.initial for prompt in self.prompts if prompt.initial is not None]
         return torch.stack(found) if len(found) == len(self.prompts) else None
 
     @property
     def data_sizes(self) -> list[int] | None:
-        """Training examples of each; None where a prompt does not say."""
+        """Number of training examples per prompt; None unless every prompt records it."""
         found = [prompt.metadata.get("train_rows", "") for prompt in self.prompts]
         return [int(text) for text in found] if all(text.isascii() and text.isdecimal() for text in found) else None
 
     @property
     def label_words(self) -> list[list[str]] | None:
-        """Label words of each, [] for a task that has none; None where no prompt has any."""
+        """Label words per prompt, [] for a task without; None if no prompt has any."""
         found = []
         for prompt, task in zip(self.prompts, self.tasks, strict=True):
             try:
                 words = json.loads(prompt.metadata.get("label_words") or "{}").get(task, [])
                 found.append([str(word) for word in words])
             except (ValueError, AttributeError, TypeError):
-                raise UserError(f"{prompt.path} is damaged: its label_words are no JSON table of tasks") from None
+                raise UserError(f"{prompt.path} is damaged: its label_words are not a JSON object by task") from None
         return found if any(found) else None
 
 
@@ -70,29 +70,30 @@ def load_prompts(
     at_least: int = 3,
     remedy: str = "choose one with --backbone NAME",
 ) -> PromptSet:
-    """All prompts below `folder` that were made for one task each.
+    """Load all prompts below `folder` that belong to exactly one task.
 
-    Random prompts and those of several tasks are left out, and projected ones where there are trained ones too.
+    Skips random prompts, prompts of several tasks, and projected prompts if there are trained ones.
 
     Args:
-        folder: searched with everything below it.
-        backbone: take only prompts with this backbone in their metadata.
-        at_least: how many there must be.
-        remedy: what a user can do about prompts of several backbones.
+        folder: searched recursively.
+        backbone: load only prompts with this backbone in their metadata.
+        at_least: minimum number of prompts.
+        remedy: advice in the error about prompts of several backbones.
 
     Raises:
-        UserError: a file cannot be read, too few prompts are left, or they are of several backbones or shapes.
+        UserError: a file cannot be read, too few prompts remain, or they have different backbones or shapes.
     """
     if not Path(folder).is_dir():
         raise UserError(f"no folder {folder}: give one that holds prompt files with --prompts DIR")
     rows = [row for row in readable_prompts(folder) if backbone is None or row["backbone"] == backbone]
     prompts = [Prompt.load(row["path"]) for row in rows]
     notes = []
+
     trained = [prompt for prompt in prompts if prompt.metadata.get("projected") != "true"]
     for why, keep in (
         ("random", lambda prompt: prompt.metadata.get("random") != "true"),
-        ("of no task or of several", lambda prompt: prompt.metadata.get("task", ",").count(",") == 0),
-        ("projected, beside trained ones", lambda prompt: not trained or prompt.metadata.get("projected") != "true"),
+        ("not of exactly one task", lambda prompt: prompt.metadata.get("task", ",").count(",") == 0),
+        ("projected, not trained", lambda prompt: not trained or prompt.metadata.get("projected") != "true"),
     ):
         kept = [prompt for prompt in prompts if keep(prompt)]
         if len(kept) < len(prompts):
@@ -119,7 +120,7 @@ def load_prompts(
 
 
 def _by_type() -> list[str]:
-    """Registered tasks, those of one type together."""
+    """Return the registered tasks grouped by type."""
     types: dict[str, list[str]] = {}
     for name in task_names():
         types.setdefault(get_task(name).type, []).append(name)
@@ -130,7 +131,7 @@ def _type(task: str, prompt: Prompt) -> str:
     if task in task_names():
         return get_task(task).type
     try:
-        # A task of the user's: its file, if it is still where it was.
+        # A user's own task: its YAML file, if it still exists.
         return get_task(json.loads(prompt.metadata.get("data_task", "[]"))[0]).type
     except (UserError, ValueError, LookupError, TypeError):
         return UNKNOWN
@@ -141,19 +142,19 @@ def _check_one_backbone(prompts: list[Prompt], folder: str | Path, remedy: str) 
         return {prompt.metadata.get(key) or UNKNOWN for prompt in prompts}
 
     prints, names = values("fingerprint"), values("backbone")
-    # Equal fingerprints are the same backbone, whatever the two are called.
+    # Equal fingerprints mean the same backbone, even under different names.
     if len(names) > 1 and (UNKNOWN in prints or len(prints) > 1):
         text = ", ".join(sorted(names))
         raise UserError(f"{folder} holds prompts for the backbones {text}; {remedy}")
     if len(prints - {UNKNOWN}) > 1:
         raise UserError(
             f"{folder} holds prompts for several backbones that are all called {names.pop()} (their fingerprints "
-            "differ); put them into folders of their own"
+            "differ); put them into separate folders"
         )
     for key in ("layout", "attention"):
         if len(several := values(key) - {UNKNOWN}) > 1:
             text = " and ".join(sorted(several))
-            raise UserError(f"{folder} holds prompts with {key} {text}; put them into folders of their own")
+            raise UserError(f"{folder} holds prompts with {key} {text}; put them into separate folders")
     shapes = sorted({tuple(prompt.embeddings.shape) for prompt in prompts})
     if len(shapes) > 1:
         text = ", ".join(sizes(shape) for shape in shapes)
@@ -161,12 +162,12 @@ def _check_one_backbone(prompts: list[Prompt], folder: str | Path, remedy: str) 
 
 
 def read_matrix(path: str | Path) -> pd.DataFrame:
-    """A transfer matrix: rows target, columns source task, scores as floats, NaN where missing.
+    """Read a transfer matrix: target tasks in rows, source tasks in columns, float scores, NaN if missing.
 
-    Names of release 1.0 (`movierationales`) are those of the registry (`movie_rationales`) afterwards.
+    Task names of release 1.0 (`movierationales`) are mapped to those of the registry (`movie_rationales`).
 
     Raises:
-        UserError: no such file, not such a table, or a task twice.
+        UserError: the file is missing, is not such a table, or names a task twice.
     """
     try:
         frame = pd.read_csv(path, index_col=0).astype(float)

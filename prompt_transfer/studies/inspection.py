@@ -1,6 +1,6 @@
-"""Looking at one prompt: the words that its rows are near, and where its answers are wrong.
+"""Inspection of one prompt: nearest vocabulary words of its tokens, and its confusion matrix.
 
-Shape letters: P prompt tokens, H hidden, V vocabulary, N prompts, n rows of a task.
+Shape letters: P prompt tokens, H hidden, V vocabulary, N prompts, n examples of a task.
 """
 
 from __future__ import annotations
@@ -32,38 +32,38 @@ THIS = "this prompt"
 def nearest_words(
     prompt: Prompt | str | Path, count: int = 3, backbone: str | None = None, accelerator: str = "cpu"
 ) -> pd.DataFrame:
-    """The ordinary tokens whose embeddings have the highest cosine with each row of a prompt.
+    """Return the vocabulary tokens with the highest cosine similarity to each prompt token.
 
-    Rows that start from words can keep them through training (Lester et al. 2021, section 7), so a near word need not
-    be what was learned: the word of the start stands beside.
+    A prompt token initialized from a word can stay near it through training (Lester et al. 2021, section 7), so a near
+    word is not necessarily learned: compare with `start`.
 
     Args:
-        prompt: or its file, or the folder of its run.
-        count: tokens a row.
-        backbone: None: the one that the prompt names.
+        prompt: the prompt, its file, or the folder of its run.
+        count: vocabulary tokens per prompt token.
+        backbone: name of the backbone; None: the one in the prompt's metadata.
         accelerator: auto, cpu or cuda.
 
     Returns:
-        One line a row: `row`, `start` (the nearest token of the row before training, None where the file does not hold
-        it), `nearest` (tokens, the nearest first), `cosine` (with the first of them), `moved` (Euclidean distance from
-        the start, as a share of the start's length).
+        One row per prompt token: `row` (its number), `start` (nearest vocabulary token before training, None if the
+        file does not hold the initialization), `nearest` (nearest first), `cosine` (of the nearest), `moved`
+        (Euclidean distance from the initialization, relative to its norm).
 
     Raises:
-        UserError: the prompt cannot be read or does not fit the backbone, or `count` is not 1 or more.
+        UserError: the prompt cannot be read or does not fit the backbone, or `count` is below 1.
     """
     if count < 1:
-        raise UserError(f"{count} words a row: give 1 or more")
-    loaded, behind = _with_backbone(prompt, backbone, accelerator)
-    ids = torch.tensor(vocabulary_ids(behind, top_k=0))
-    table = normalize(behind.embedding_weight.cpu()[ids].float(), dim=1)
-    cosines, words = _nearest(loaded.embeddings, table, ids, behind, min(count, len(ids)))
+        raise UserError(f"{count} words per prompt token: give 1 or more")
+    loaded, frozen = _with_backbone(prompt, backbone, accelerator)
+    ids = torch.tensor(vocabulary_ids(frozen, top_k=0))
+    table = normalize(frozen.embedding_weight.cpu()[ids].float(), dim=1)
+    cosines, words = _nearest(loaded.embeddings, table, ids, frozen, min(count, len(ids)))
     rows: list[dict[str, Any]] = [
         {"row": number, "start": None, "nearest": ", ".join(mine), "cosine": cosines[number][0], "moved": None}
         for number, mine in enumerate(words)
     ]
     if loaded.initial is not None:
         moved = (loaded.embeddings - loaded.initial).norm(dim=1) / loaded.initial.norm(dim=1).clamp(min=1e-12)
-        starts = _nearest(loaded.initial, table, ids, behind, 1)[1]
+        starts = _nearest(loaded.initial, table, ids, frozen, 1)[1]
         for row, start, distance in zip(rows, starts, moved.tolist(), strict=True):
             row |= {"start": start[0], "moved": distance}
     return pd.DataFrame(rows)
@@ -72,7 +72,7 @@ def nearest_words(
 def _nearest(
     rows: Tensor, table: Tensor, ids: Tensor, backbone: FrozenBackbone, count: int
 ) -> tuple[list[list[float]], list[list[str]]]:
-    """Cosines and tokens [P, count] of rows [P, H], of a table [V, H] of unit length."""
+    """Return cosines and tokens [P, count] nearest to `rows` [P, H] in a table [V, H] of unit vectors."""
     cosines, places = (normalize(rows.float(), dim=1) @ table.T).topk(count, dim=1)
     words = [[backbone.tokenizer.decode([number]).strip() for number in mine] for mine in ids[places].tolist()]
     return cosines.tolist(), words
@@ -87,42 +87,42 @@ def confusion(
     backbone: str | None = None,
     accelerator: str = "auto",
 ) -> pd.DataFrame:
-    """How often each class is answered with each class, by a prompt and by random ones.
+    """Return the confusion matrix of a prompt and of random prompts.
 
     Args:
-        prompt: or its file, or the folder of its run.
-        task: a task with classes; None: the one that the prompt was trained on.
-        data: where the rows come from and how many.
+        prompt: the prompt, its file, or the folder of its run.
+        task: a classification task; None: the prompt's training task.
+        data: source and number of examples.
         split: test or validation.
-        random_prompts: prompts of as many rows that were never trained, one table each.
-        backbone: None: the one that the prompt names.
+        random_prompts: number of untrained prompts of the same length.
+        backbone: name of the backbone; None: the one in the prompt's metadata.
         accelerator: auto, cpu or cuda.
 
     Returns:
-        One line a prompt, label and answer: `task`, `split`, `prompt` ("this prompt", "random prompt 1", ...), `label`
-        and `answer` (label words), `rows`, and `share` of the rows with that label.
+        One row per prompt, label and answer: `task`, `split`, `prompt` ("this prompt", "random prompt 1", ...), `label`
+        and `answer` (label words), `rows` (examples), and `share` of the examples with that label.
 
     Raises:
-        UserError: a task that writes texts, or anything that does not fit.
+        UserError: a generation task, or prompt, backbone and task do not fit.
     """
     if split not in ("test", "validation"):
         raise UserError(f"split is {split!r}: choose test or validation")
     data.check()
-    loaded, behind = _with_backbone(prompt, backbone, accelerator)
+    loaded, frozen = _with_backbone(prompt, backbone, accelerator)
     facts = loaded.metadata
     known = get_task(task or facts.get("task") or UNKNOWN).with_policy(facts.get("label_words_policy") or None)
     if known.is_generation:
-        raise UserError(f"{known.name} has no classes: its answers are texts")
+        raise UserError(f"{known.name} has no classes, it is a generation task: choose a classification task")
     warn_of_other_words({THIS: loaded}, [known])
-    # Built-in tasks have no label words of release 1.0.
+    # Built-in tasks have no release 1.0 label words.
     words = "default" if known.builtin else data.label_words or facts.get("data_label_words") or "default"
-    target = load_target(known, data, words, split, behind.encoder(len(loaded.embeddings)))
+    target = load_target(known, data, words, split, frozen.encoder(len(loaded.embeddings)))
     entries = [Entry(THIS, "trained", known.name, None, loaded.embeddings)]
-    shape = (len(loaded.embeddings), behind.hidden_size)
+    shape = (len(loaded.embeddings), frozen.hidden_size)
     for number in range(1, random_prompts + 1):
-        drawn = random_prompt(behind, shape, number)
+        drawn = random_prompt(frozen, shape, number)
         entries.append(Entry(f"random prompt {number}", "random", "random", number, drawn))
-    scorer, answers = Scorer(behind, entries), np.empty((len(entries), len(target)), dtype=np.int64)
+    scorer, answers = Scorer(frozen, entries), np.empty((len(entries), len(target)), dtype=np.int64)
     budget = data.max_tokens or MAX_TOKENS[scorer.device.type]
     batches = scorer.batches(target, np.ones(answers.shape, dtype=bool), budget)
     for (prompts, rows), found in scorer.answers(target, batches):
@@ -144,5 +144,5 @@ def _with_backbone(
     loaded = prompt if isinstance(prompt, Prompt) else Prompt.load(prompt)
     name = backbone or loaded.metadata.get("backbone") or UNKNOWN
     if name == UNKNOWN:
-        raise UserError("the prompt does not say which backbone it is for: give backbone")
+        raise UserError("the prompt does not name its backbone: give `backbone`")
     return loaded, load_backbone(name, {THIS: loaded}, accelerator=accelerator)

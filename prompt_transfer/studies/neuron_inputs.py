@@ -1,4 +1,4 @@
-"""The files of neurons as a study of prompts reads them, in the order of its prompts."""
+"""Reading neuron files in the order of a study's prompts."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from prompt_transfer.prompts.tensor_file import sizes
 from prompt_transfer.studies.inputs import PromptSet
 from prompt_transfer.utils.errors import UserError
 
-# Tensors that indicators need as they are, one a prompt.
+# Tensors that indicators use unchanged, one per prompt.
 PLAIN = ("active", "predictivity", "fisher", "gradient")
 
 
 def read_neurons(folder: str | Path, prompts: PromptSet) -> dict[str, Any]:
-    """What the files of neurons hold of every prompt, by the names in `analysis.indicators.Indicator.needs`.
+    """Read the neuron files of all prompts, stacked under the names in `analysis.indicators.Indicator.needs`.
 
-    They lie below `folder` as the prompts do below theirs. `activations` [L, F] must be there; the others are None
-    where a file lacks them.
+    The files lie below `folder` under the prompts' relative paths. `activations` [L, F] are required; any other entry
+    is None if a file lacks it.
 
     Returns:
         `neurons`, `active`, `predictivity` [N, L, F], `fisher`, `gradient` [N, P, H], `task_active` [N, T, L, F] and
         `leep` [N, T] over the T tasks of the prompts, with `own_task` [N].
 
     Raises:
-        UserError: a file is missing, is of another prompt, or has another shape than the others.
+        UserError: a file is missing, belongs to another prompt, or differs in shape from the others.
     """
     paths = [Path(folder) / f"{name}.safetensors" for name in prompts.names]
     tensors = [_read(path, prompt) for path, prompt in zip(paths, prompts.prompts, strict=True)]
@@ -42,10 +42,10 @@ def read_neurons(folder: str | Path, prompts: PromptSet) -> dict[str, Any]:
 
 
 def read_activations(path: Path, prompt: Prompt) -> Tensor:
-    """The tensor `activations` [L, F] of one prompt.
+    """Read the tensor `activations` [L, F] of one prompt.
 
     Raises:
-        UserError: no such file, or it is of another prompt or holds something else.
+        UserError: the file is missing, belongs to another prompt or has no valid activations.
     """
     found = _read(path, prompt)
     check(path, found, found)
@@ -57,22 +57,23 @@ def _read(path: Path, prompt: Prompt) -> dict[str, Tensor]:
     if facts.get("prompt", files.digest(prompt.embeddings)) != files.digest(prompt.embeddings):
         raise UserError(f"{path} holds neurons of another prompt than {prompt.path}: capture them again")
     if "activations" not in found:
-        raise UserError(f"{path} holds no tensor `activations`: `neurons capture` writes it")
+        raise UserError(f"{path} holds no tensor `activations`: write it with `neurons capture`")
     return found
 
 
 def check(path: Path, tensors: dict[str, Tensor], first: dict[str, Tensor]) -> None:
-    """A UserError where a file does not hold what the first one holds."""
+    """Raise UserError if a file's tensors are invalid or differ in shape from those of the first file."""
     neurons = tensors["activations"]
     if neurons.ndim != 2 or not torch.isfinite(neurons.float()).all():
         raise UserError(
-            f"{path}: activations are finite numbers [L, F], these are {sizes(neurons.shape)}, or not all finite"
+            f"{path}: activations must be finite numbers [L, F], these are {sizes(neurons.shape)} or non-finite; "
+            "capture them again"
         )
     for name in tensors.keys() & first.keys():
         if tensors[name].shape != first[name].shape:
-            what = "layers and neurons" if name == "activations" else f"numbers in `{name}`"
+            unit = "layers and neurons" if name == "activations" else f"numbers in `{name}`"
             raise UserError(
-                f"{path} has {sizes(tensors[name].shape)} {what}, the first file {sizes(first[name].shape)}; capture "
+                f"{path} has {sizes(tensors[name].shape)} {unit}, the first file {sizes(first[name].shape)}; capture "
                 "them together"
             )
 
@@ -84,7 +85,7 @@ def _stacked(tensors: list[dict[str, Tensor]], name: str) -> np.ndarray | None:
 
 
 def _on_tasks(tensors: list[dict[str, Tensor]], tasks: list[str]) -> dict[str, Any]:
-    """What is kept for each of the T tasks of the prompts, NaN where it is missing."""
+    """Return the per-task tensors over the T tasks of the prompts, NaN where missing."""
     names = list(dict.fromkeys(tasks))
     inputs: dict[str, Any] = {"own_task": np.array([names.index(task) for task in tasks])}
     for key, name, shape in (

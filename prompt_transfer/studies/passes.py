@@ -1,4 +1,4 @@
-"""Rows of a task as batches behind prompts, for studies that look at them and score nothing."""
+"""Batches of a task's examples with prompts, for studies that read activations or gradients rather than scores."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from prompt_transfer.studies.targets import Target
 def row_batches(
     backbone: FrozenBackbone, target: Target, prompt_length: int, count: int = 1, max_tokens: int | None = None
 ) -> list[NDArray[np.int64]]:
-    """Row numbers of batches of similar length, each of at most `max_tokens` positions with `count` prompts before it.
+    """Return example numbers of batches of similar length.
 
     Args:
-        max_tokens: None: what suits the device. A batch has one row at least.
+        count: prompts that are combined with each example.
+        max_tokens: maximum positions of a batch, prompts included; None: a default for the device. A batch has at
+            least one example.
     """
     budget = max_tokens or MAX_TOKENS[backbone.device.type]
     positions = target.table.lengths + backbone.encoder(prompt_length).extra_positions
@@ -32,13 +34,13 @@ def row_batches(
 
 
 def tensors_of(backbone: FrozenBackbone, target: Target, rows: NDArray[np.int64]) -> dict[str, Tensor]:
-    """Some rows of a task as a batch on the backbone's device."""
+    """Collate some examples of a task into a batch on the backbone's device."""
     device = backbone.device
     return {name: value.to(device) for name, value in collate(target.table, rows, pad_token_of(backbone)).items()}
 
 
 def pad_token_of(backbone: FrozenBackbone) -> int:
-    """What fills up a batch."""
+    """Return the padding token id."""
     return backbone.encoder(1).pad_token_id
 
 
@@ -50,10 +52,12 @@ def batches_with_prompts(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[tuple[PromptBank, dict[str, Tensor]]]:
-    """Each row of a task behind each of N prompts of one length, `prompt_ids` [B] telling which.
+    """Yield batches that combine every example of a task with each of N prompts of one length.
+
+    `prompt_ids` [B] in a batch are the numbers of the prompts.
 
     Args:
-        rank, world: this process takes every `world`-th batch.
+        rank, world: yield every `world`-th batch, starting at `rank`.
     """
     bank = backbone.record(torch.stack(list(prompts)).to(backbone.device))
     numbers = torch.arange(len(prompts), device=bank.rows.device)

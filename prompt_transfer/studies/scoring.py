@@ -1,6 +1,6 @@
-"""Many prompts on the rows of a task in one pass, and the file in which the answers survive a kill.
+"""Scoring many prompts on a task's examples in one pass, and the answer files that make a study resumable.
 
-Shape letters: K prompts of a batch, D texts of a batch, N prompts, n rows of a task.
+Shape letters: K prompts of a batch, D texts of a batch, N prompts, n examples of a task.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from prompt_transfer.tasks.metrics import text_scores
 from prompt_transfer.utils.errors import SettingsChangedError, UserError
 from prompt_transfer.utils.files import atomic_path
 
-# Positions of a forward pass. On a CPU more of them leave the cache and cost 10 % (roberta-nano, 4,000 against 16,000).
+# Positions of a forward pass. Larger batches leave a CPU's cache: 16,000 are 10 % slower than 4,000 (roberta-nano).
 MAX_TOKENS = {"cpu": 4096, "cuda": 131_072}
 MAX_TEXTS = 256
 SAVE_SECONDS = 10.0
@@ -38,11 +38,11 @@ Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 class Scorer:
-    """The prompts of a study behind one backbone; keys and values of prompts are computed once for all tasks.
+    """Batched evaluation of a study's prompts on one backbone; prompt keys and values are computed once for all tasks.
 
     Args:
-        backbone: on the device that computes.
-        entries: the prompts; those of one length stand in one bank.
+        backbone: already on the target device.
+        entries: the prompts; prompts of equal length share one bank.
     """
 
     def __init__(self, backbone: FrozenBackbone, entries: Sequence[Entry]) -> None:
@@ -57,17 +57,17 @@ class Scorer:
             self._banks.append((mine, backbone.record(rows)))
 
     def extra(self, target: Target) -> int:
-        """Positions that an example takes beside its text."""
+        """Return the positions that an example needs in addition to its text."""
         written = target.task.max_target_length if target.task.is_generation else 0
         return self.backbone.encoder(self.longest).extra_positions + written
 
     def batches(self, target: Target, missing: NDArray[np.bool_], max_tokens: int) -> list[Batch]:
-        """What is to be computed: (prompts, rows), each of at most `max_tokens` positions.
+        """Return the batches to compute, (prompt numbers, example numbers) of at most `max_tokens` positions each.
 
-        All prompts stand before each text where the budget allows, so that a batch has few texts and of one length.
+        Each text is combined with as many prompts as the budget allows: batches then hold few texts of similar length.
 
         Args:
-            missing: [N, n].
+            missing: [N, n], True for answers to compute.
         """
         positions = target.table.lengths + self.extra(target)
         found: list[Batch] = []
@@ -85,10 +85,10 @@ class Scorer:
 
     @torch.inference_mode()
     def answers(self, target: Target, batches: Sequence[Batch]) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
-        """Each batch with its answers [K, D].
+        """Yield each batch with its answers [K, D].
 
         Raises:
-            UserError: a prompt whose logits are not finite: the largest of them would be an answer like any other.
+            UserError: a prompt gives non-finite logits, for which argmax would still return a class.
         """
         objective = make_objective(self.backbone, [target.task]).to(self.device)
         pad = self.backbone.encoder(self.longest).pad_token_id
@@ -112,33 +112,33 @@ class Scorer:
     def _refuse_broken(
         self, target: Target, prompts: NDArray[np.int64], rows: NDArray[np.int64], broken: NDArray[np.bool_]
     ) -> None:
-        """Raise a UserError for the first prompt with a broken answer; `broken` is [prompts, rows]."""
+        """Raise UserError for the first prompt with a non-finite answer; `broken` is [prompts, examples]."""
         if not broken.any():
             return
         number = int(broken.any(axis=1).argmax())
         name = self.entries[prompts[number]].name
         which = named_rows(target.table.ids[rows[broken[number]]], [target.task.name])
         raise UserError(
-            f"the answers behind the prompt {name} to {which} ({target.split}) are NaN or Inf: take it out of the "
-            f"folder, or try --dtype float32 (it is {self.backbone.dtype_name})"
+            f"the answers of the prompt {name} to {which} ({target.split}) are NaN or Inf: remove it from the "
+            f"folder, or try --dtype float32 (now {self.backbone.dtype_name})"
         )
 
 
 def _overlap(wanted: NDArray[np.int64], mine: NDArray[np.int64]) -> Batch:
-    """Where in `wanted` the numbers of `mine` are, and where in `mine` those are."""
+    """Return the positions of the common numbers in `wanted` and in `mine`."""
     _, here, places = np.intersect1d(wanted, mine, assume_unique=True, return_indices=True)
     return here, places
 
 
 class AnswerFile:
-    """The answers to a task that are known so far, NaN where missing; kept by prompt, whatever its name is.
+    """The known answers to a task, NaN where missing, stored by prompt digest.
 
-    Each process writes a file of its own, whole or not at all; reading puts all of them together.
+    Each process writes a file of its own atomically; `read` merges the files of all processes.
 
     Args:
-        folder: of the answers of a study.
+        folder: answer folder of a study.
         target: the task.
-        facts: what decides the answers beside the prompt; other facts in a file are an error.
+        facts: settings that affect the answers; a file made with other settings is an error.
         rank: number of this process.
     """
 
@@ -147,36 +147,47 @@ class AnswerFile:
         self.facts = json.loads(json.dumps({**facts, **target.facts}))
         self.name = re.sub(r"[^\w-]", "_", target.task.name)
         self.values: dict[str, NDArray[np.float32]] = {}
-        for path in self.paths():
-            self._read(path)
+
+    @classmethod
+    def read(cls, folder: Path, target: Target, facts: dict[str, Any], rank: int = 0) -> AnswerFile:
+        """Read the answers in `folder`; arguments as those of the class.
+
+        Raises:
+            UserError: a file is damaged.
+            SettingsChangedError: a file was written with other settings.
+        """
+        answers = cls(folder, target, facts, rank)
+        for path in answers.paths():
+            answers._merge(path)
+        return answers
 
     def paths(self) -> list[Path]:
-        """The files there are."""
+        """Return the existing answer files of the task, of all processes."""
         return sorted(self.folder.glob(f"{self.name}.*.npz"))
 
-    def _read(self, path: Path) -> None:
+    def _merge(self, path: Path) -> None:
         try:
             with np.load(path) as file:
                 facts, digests, values = json.loads(str(file["facts"])), file["prompts"].tolist(), file["values"]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} cannot be read ({error}); remove it, and its cells are computed again") from error
+            raise UserError(f"{path} cannot be read ({error}); remove it to compute its cells again") from error
         other = sorted(key for key in facts | self.facts if facts.get(key) != self.facts.get(key))
         if other:
             raise SettingsChangedError(
-                f"{self.folder.parent} holds scores of {self.target.task.name} that were made otherwise (other "
-                f"{', '.join(other)}): give another --output, or remove that folder"
+                f"{self.folder.parent} holds scores of {self.target.task.name} that were made with other settings "
+                f"({', '.join(other)}): give another --output, or remove that folder"
             )
         for digest, row in zip(digests, values, strict=True):
             known = self.values.get(digest)
             self.values[digest] = row if known is None else np.where(np.isnan(known), row, known)
 
     def matrix(self, entries: Sequence[Entry]) -> NDArray[np.float32]:
-        """Answers [N, n] of some prompts, as far as they are known."""
+        """Return the answers [N, n] of some prompts, NaN where unknown."""
         unknown = np.full(len(self.target), np.nan, dtype=np.float32)
         return np.stack([self.values.get(entry.digest, unknown) for entry in entries])
 
     def save(self) -> None:
-        """Write all that is known."""
+        """Write all known answers to this process's file."""
         with atomic_path(self.folder / f"{self.name}.{self.rank}.npz") as temporary:
             content = np.stack(list(self.values.values()))
             np.savez(temporary, facts=json.dumps(self.facts), prompts=list(self.values), values=content)
@@ -187,10 +198,10 @@ class AnswerFile:
         answers: Iterator[tuple[Batch, NDArray[np.float32]]],
         costs: Sequence[int],
     ) -> Iterator[int]:
-        """Take in answers to `entries` as they come; they are saved every few seconds and in the end.
+        """Store answers of `entries` as they arrive, saving every few seconds and at the end.
 
         Yields:
-            Of `costs`, one a batch, that of each batch that is done.
+            The cost of each finished batch, from `costs` (one per batch).
         """
         saved, fresh = time.monotonic(), False
         try:
@@ -207,6 +218,6 @@ class AnswerFile:
                     saved, fresh = time.monotonic(), False
                 yield cost
         finally:
-            # Also when it is interrupted; only a kill loses what came since the last time.
+            # Saves on interrupts too: only a kill loses the answers since the last save.
             if fresh:
                 self.save()

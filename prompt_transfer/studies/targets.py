@@ -1,4 +1,4 @@
-"""A target task as a study scores it: its rows read and tokenised once, its right answers, its baseline."""
+"""Target tasks of a study: tokenized examples, reference answers and the baseline."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from prompt_transfer.utils.errors import UserError
 
 @dataclass
 class TargetData:
-    """Where the rows of the target tasks come from.
+    """Data source of the target tasks.
 
     Args:
         source: hub, local or builtin.
         root: folder that holds <task>/<split>.parquet, .jsonl or .csv for source local.
-        max_length: tokens that a text keeps; null: the task's own.
-        max_tokens: positions of one forward pass; null: what suits the device.
-        label_words: default or paper; null: as the prompts were trained.
-        seed: of the subset, and of a validation split that has to be cut from train.
-        cache_dir: folder for tokenised rows.
-        revision: of the hub's repository; null: the one of the registry.
-        special_tokens: keep those of the backbone in texts, such as </s>, or split them into ordinary tokens.
+        max_length: maximum tokens of a text; null: the task's own limit.
+        max_tokens: positions of one forward pass; null: a default for the device.
+        label_words: default or paper; null: those the prompts were trained with.
+        seed: seed of the subset and of a validation split cut from train.
+        cache_dir: folder for tokenized examples.
+        revision: revision of the hub repository; null: the one in the registry.
+        special_tokens: keep the backbone's special tokens in texts, such as </s>, or split them into ordinary tokens.
     """
 
     source: Literal["hub", "local", "builtin"] = "builtin"
@@ -53,7 +53,7 @@ class TargetData:
     special_tokens: SpecialTokens = "keep"
 
     def check(self) -> None:
-        """Raise a UserError where a number cannot be."""
+        """Raise UserError if a number is out of range."""
         for name in ("limit_eval", "max_length", "max_tokens"):
             value = getattr(self, name, None)
             if value is not None and value < 1:
@@ -65,10 +65,10 @@ class TargetData:
 
 @dataclass
 class EvaluationData(TargetData):
-    """Where the rows of the target tasks come from and how many are used.
+    """Data source of the target tasks and the number of examples.
 
     Args:
-        limit_eval: rows of each task, a random subset by seed; null for all.
+        limit_eval: examples per task, a random subset by seed; null for all.
     """
 
     limit_eval: int | None = 2000
@@ -76,18 +76,18 @@ class EvaluationData(TargetData):
 
 @dataclass(frozen=True)
 class Target:
-    """A task with n rows to score.
+    """A task with n examples to score.
 
-    An *answer* is one number a row: the predicted class, or the score of the text that was written.
+    An *answer* is one number per example: the predicted class, or the score of the generated text.
 
     Attributes:
-        task: with the label words that are used.
-        split: split and where it comes from, for the tables.
+        task: the task, with the label words in use.
+        split: split and its origin, for the tables.
         table: token ids.
-        references: the right texts of each row, for tasks that write one.
+        references: reference texts of each example, for generation tasks.
         baseline: answers [n] of the majority class, or of the lead of the text.
-        facts: all that decides the answers beside prompt and backbone, as plain values.
-        keys, trained_keys: `text_keys` of the rows, and of the task's training rows, where they were asked for.
+        facts: settings that affect the answers, except prompt and backbone, as plain values.
+        keys, trained_keys: `text_keys` of these examples and of the task's training examples, if requested.
     """
 
     task: Task
@@ -103,13 +103,13 @@ class Target:
         return len(self.table)
 
     def examples(self, answers: NDArray[np.float32]) -> NDArray[np.float64]:
-        """What each row adds to the mean score [n]: right or wrong, or the score of its text."""
+        """Return each example's contribution to the mean score [n]: correctness, or the score of its text."""
         if self.task.is_generation:
             return answers.astype(np.float64)
         return (answers.astype(np.int64) == self.table.labels).astype(np.float64)
 
     def score(self, answers: NDArray[np.float32], rows: NDArray[np.int64] | None = None) -> float:
-        """The task's metric, a fraction; of some `rows` of the n, None for all."""
+        """Return the task's metric as a fraction, over some `rows` of the n examples or over all."""
         chosen = slice(None) if rows is None else rows
         if self.task.is_generation:
             return float(answers[chosen].mean(dtype=np.float64))
@@ -117,13 +117,13 @@ class Target:
         return class_metric(self.task.metric, answers[chosen], labels, self.task.num_classes)
 
     def interval(self, answers: NDArray[np.float32]) -> tuple[float, float]:
-        """95 % bootstrap interval of the metric over rows."""
+        """Return the 95 % bootstrap interval of the metric over examples."""
         if self.task.is_generation:
             return bootstrap_mean_interval(answers, seed=0)
         return bootstrap_metric_interval(self.task.metric, answers, self.table.labels, self.task.num_classes, seed=0)
 
     def scored(self, answers: NDArray[np.float32]) -> dict[str, Any]:
-        """Columns of a table of scores: split, metric, value, low and high (of `interval`), n."""
+        """Return the columns of a score table: split, metric, value, low and high (of `interval`), n."""
         low, high = self.interval(answers)
         return {
             "split": self.split,
@@ -135,10 +135,10 @@ class Target:
         }
 
     def beats_baseline(self, own: Sequence[NDArray[np.float32]]) -> bool:
-        """Whether the target's own prompts are above the baseline by more than chance: was the task *learned*?
+        """Return whether the task was *learned*: its own prompts beat the baseline by more than chance.
 
-        True where the 95 % interval of their mean score minus the baseline's, over the same rows, lies above 0; for
-        metrics that are no mean over rows, where the interval of every own prompt lies above the baseline.
+        True if the 95 % interval of their mean score minus the baseline's over the same examples lies above 0. For
+        metrics that are not a mean over examples: if the interval of every own prompt lies above the baseline.
         """
         if self.task.is_generation or self.task.metric == "accuracy":
             ahead = np.mean([self.examples(answers) for answers in own], axis=0) - self.examples(self.baseline)
@@ -147,20 +147,20 @@ class Target:
 
 
 def digests_of(targets: Sequence[Target]) -> dict[str, dict[str, str]]:
-    """Task -> split -> digest of what is read of it, for `provenance.json`."""
+    """Return task -> split -> digest of the examples, for `provenance.json`."""
     return {target.task.name: {target.split.partition(" ")[0]: target.table.content(0)} for target in targets}
 
 
 def load_target(
     task: Task, data: EvaluationData, label_words: str, split: str, encoder: TextEncoder, with_keys: bool = False
 ) -> Target:
-    """Read and tokenise the rows of a split.
+    """Read and tokenize the examples of a split.
 
     Args:
-        with_keys: for `warn_of_shared_rows`.
+        with_keys: compute the text keys needed by `warn_of_shared_rows`.
 
     Raises:
-        UserError: the source does not have the task, or its data cannot be what was meant.
+        UserError: the source does not have the task, or its data are invalid.
     """
     data.check()
     limits: dict[str, int | None] = dict.fromkeys(SPLITS, data.limit_eval)
@@ -181,7 +181,7 @@ def load_target(
         "metric": task.metric,
         "max_length": tables.lengths[0],
     }
-    # Left out for the default, so that what was scored before there was the option is still known.
+    # Omitted for the default: answers written before the option existed stay valid.
     if data.special_tokens != "keep":
         facts["special_tokens"] = data.special_tokens
     origin = f"{split} ({selection.data[0].origin[split]})"
@@ -190,11 +190,11 @@ def load_target(
 
 
 def warn_of_shared_rows(targets: Sequence[Target], sources: Collection[str]) -> None:
-    """Say how many rows of a target are training rows of another task that prompts were trained on.
+    """Warn if examples of a target are training examples of another task that prompts were trained on.
 
     Args:
-        targets: loaded with keys.
-        sources: tasks that prompts were trained on; those that are no targets are not looked at.
+        targets: targets loaded with keys.
+        sources: training tasks of the prompts; only those that are targets too are checked.
     """
     evaluated = {target.task.name: target.keys for target in targets if target.keys is not None}
     trained = {
@@ -203,4 +203,4 @@ def warn_of_shared_rows(targets: Sequence[Target], sources: Collection[str]) -> 
         if target.trained_keys is not None and target.task.name in sources
     }
     if found := shared_rows(evaluated, trained):
-        warnings.warn(f"transfer between these is not to unseen texts: {'; '.join(found)}", stacklevel=2)
+        warnings.warn(f"transfer between these tasks is not to unseen texts: {'; '.join(found)}", stacklevel=2)

@@ -1,4 +1,4 @@
-"""`neurons capture`: the neurons of every prompt of a folder, one file a prompt."""
+"""`neurons capture`: captures the neurons of every prompt of a folder, one file per prompt."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from prompt_transfer.utils.progress import progress
 
 @dataclass
 class CaptureStudy:
-    """What is captured and where it goes.
+    """Settings of a capture.
 
     Args:
         backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
-        prompts: folder with prompt files, at any depth.
-        output: folder for the files of neurons; each lies there as its prompt does below `prompts`.
-        tasks: names or YAML files of tasks whose inputs the prompts are seen with; none: prompts alone.
-        data: where their rows come from and how many.
-        split: of the tasks; labels are not used.
-        attention, layout, dtype: of the backbone; None: those of the prompts.
+        prompts: folder with prompt files, searched recursively.
+        output: folder for the neuron files, with the prompts' paths relative to `prompts`.
+        tasks: names or YAML files of tasks whose inputs are combined with the prompts; none: prompts alone.
+        data: source and number of examples.
+        split: split of the tasks; labels are not used.
+        attention, layout, dtype: options of the backbone; None: those of the prompts.
         accelerator: auto, cpu or cuda.
     """
 
@@ -57,55 +57,89 @@ class CaptureStudy:
 
 
 def capture(study: CaptureStudy) -> list[Path]:
-    """Write the file of every prompt: prompts alone in one batch, then before the rows of each task in one pass.
+    """Capture the prompts alone in one batch, then with each task's examples in one pass; write one file per prompt.
 
-    Processes that torchrun started share the rows; the first one writes.
+    Processes started by torchrun share the examples; the first one writes.
 
     Returns:
-        The files; none in the other processes.
+        The files; an empty list in all but the first process.
 
     Raises:
-        UserError: a prompt, task or folder that cannot be used, before anything is computed.
+        UserError: a prompt, task or folder cannot be used, before anything is computed.
     """
     rank, world = torchrun_rank()
+    inputs = load(study, rank)
+    tensors = score(study, inputs, rank, world)
+    return report(inputs, tensors) if rank == 0 else []
+
+
+@dataclass(frozen=True)
+class CaptureInputs:
+    """The checked inputs of a capture.
+
+    Attributes:
+        folder: output folder.
+        backbone: the backbone, on its device.
+        prompts: N prompts by name.
+        targets: tasks that provide inputs; may be empty.
+    """
+
+    folder: Path
+    backbone: FrozenBackbone
+    prompts: dict[str, Prompt]
+    targets: list[Target]
+
+    def path(self, name: str) -> Path:
+        """Return the neuron file of a prompt."""
+        return self.folder / f"{name}.safetensors"
+
+
+def load(study: CaptureStudy, rank: int = 0) -> CaptureInputs:
+    """Read and check prompts, backbone, existing neuron files and tasks.
+
+    Raises:
+        UserError: any of them is invalid or does not fit the others.
+    """
     prompts = find_prompts(study.prompts)
     backbone = load_backbone(
         study.backbone, prompts, study.attention, study.layout, study.dtype, study.accelerator, rank
     )
     folder = check_writable_dir(study.output)
-    paths = {name: folder / f"{name}.safetensors" for name in prompts}
-    facts = {name: prompt_facts(backbone, prompt) for name, prompt in prompts.items()}
-    for name, path in paths.items():
-        files.check(path, facts[name])
+    for name, prompt in prompts.items():
+        files.check(folder / f"{name}.safetensors", prompt_facts(backbone, prompt))
     targets = load_targets(study.tasks, study.data, study.split, backbone, prompts)
-    rows = [prompt.embeddings for prompt in prompts.values()]
-    found = capture_prompts(backbone, rows, list(prompts))
-    if targets:
-        found |= _over_inputs(backbone, rows, targets, study.data.max_tokens, rank, world, list(prompts))
-    if rank:
-        return []
-    notes = {f"inputs/{target.task.name}": f"{target.split}, {len(target)} rows" for target in targets}
-    for number, (name, path) in enumerate(paths.items()):
-        files.add(path, {key: values[number] for key, values in found.items()}, facts[name], notes)
-    return list(paths.values())
+    return CaptureInputs(folder, backbone, prompts, targets)
 
 
-def _over_inputs(
-    backbone: FrozenBackbone,
-    prompts: Sequence[Tensor],
-    targets: Sequence[Target],
-    max_tokens: int | None,
-    rank: int,
-    world: int,
-    names: Sequence[str],
-) -> dict[str, Tensor]:
+def score(study: CaptureStudy, inputs: CaptureInputs, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+    """Capture the neurons of all prompts, alone and with the inputs of the tasks: name -> [N, L, F].
+
+    Args:
+        study: the settings.
+        inputs: loaded inputs.
+        rank, world: processes share the examples of the tasks.
+    """
+    backbone, names = inputs.backbone, list(inputs.prompts)
+    prompts = [prompt.embeddings for prompt in inputs.prompts.values()]
+    found = capture_prompts(backbone, prompts, names)
+    if not inputs.targets:
+        return found
     if world > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo" if backbone.device.type == "cpu" else "nccl")
     try:
-        return over_inputs(backbone, prompts, targets, max_tokens, rank, world, names)
+        return found | over_inputs(backbone, prompts, inputs.targets, study.data.max_tokens, rank, world, names)
     finally:
         if world > 1:
             torch.distributed.destroy_process_group()
+
+
+def report(inputs: CaptureInputs, tensors: Mapping[str, Tensor]) -> list[Path]:
+    """Write one neuron file per prompt; return the files."""
+    notes = {f"inputs/{target.task.name}": f"{target.split}, {len(target)} rows" for target in inputs.targets}
+    for number, (name, prompt) in enumerate(inputs.prompts.items()):
+        mine = {key: values[number] for key, values in tensors.items()}
+        files.add(inputs.path(name), mine, prompt_facts(inputs.backbone, prompt), notes)
+    return [inputs.path(name) for name in inputs.prompts]
 
 
 @torch.inference_mode()
@@ -118,21 +152,21 @@ def over_inputs(
     world: int = 1,
     names: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Mean of each neuron, and share of inputs in which it is active, at the answer slot of real inputs.
+    """Return the mean of each neuron and the share of inputs that activate it, at the answer slot of real inputs.
 
     Args:
         prompts: N tensors [P, H].
-        targets: the tasks whose rows are read.
-        max_tokens: positions of one forward pass; None: what suits the device.
-        rank, world: processes share the rows of a task; their sums are put together with one exchange a task.
-        names: of the prompts, for messages.
+        targets: tasks that provide the inputs.
+        max_tokens: positions of one forward pass; None: a default for the device.
+        rank, world: processes share the examples of a task; sums are combined by one all-reduce per task.
+        names: names of the prompts, for messages.
 
     Raises:
-        UserError: a neuron is NaN or Inf; the line names prompt and rows.
+        UserError: a neuron is NaN or Inf; the message names prompt and examples.
 
     Returns:
-        `mean/TASK`, `active/TASK`, and `mean`, `active` over all tasks, each of them weighing the same:
-        name -> float32 [N, L, F] on the CPU.
+        `mean/TASK`, `active/TASK`, and `mean`, `active` over all tasks with equal weights: name -> float32 [N, L, F]
+        on the CPU.
     """
     found: dict[str, Tensor] = {}
     lengths = [len(prompt) for prompt in prompts]
@@ -162,21 +196,21 @@ def over_inputs(
 
 
 def _rows_of(inputs: tuple[Any, ...], task: Task, nth: int) -> str:
-    """The rows of the `nth` pass of `batches_with_prompts`, for messages."""
+    """Return the examples of the `nth` batch of `batches_with_prompts`, for messages."""
     _, batch = next(islice(batches_with_prompts(*inputs), nth, None))
     return named_rows(batch["ids"].unique().tolist(), [task.name])
 
 
-# What studies of neurons share ---------------------------------------------------------------------------------------
+# Shared by all neuron studies ---------------------------------------------------------------------------------------
 
 
 def find_prompts(folder: str | Path) -> dict[str, Prompt]:
-    """Path below `folder` without the suffix -> prompt, of all prompt files there, sorted.
+    """Return all prompts below `folder`, sorted, by relative path without suffix.
 
-    The copy that a run of several prompts makes of its best one is left out.
+    Skips the copy that a run of several prompts makes of its best one.
 
     Raises:
-        UserError: no such folder, no prompt in it, or a file that cannot be read.
+        UserError: the folder is missing or holds no prompt, or a file cannot be read.
     """
     if not Path(folder).is_dir():
         raise UserError(f"no folder {folder}: give the folder that holds the prompt files with --prompts")
@@ -188,7 +222,7 @@ def find_prompts(folder: str | Path) -> dict[str, Prompt]:
 
 
 def prompt_facts(backbone: FrozenBackbone, prompt: Prompt) -> dict[str, str]:
-    """What a file of neurons must agree in with its prompt and backbone."""
+    """Return the facts in which a neuron file must agree with its prompt and backbone."""
     return {
         **describe_backbone(backbone),
         "prompt": files.digest(prompt.embeddings),
@@ -199,10 +233,10 @@ def prompt_facts(backbone: FrozenBackbone, prompt: Prompt) -> dict[str, str]:
 def load_targets(
     tasks: Sequence[str], data: EvaluationData, split: str, backbone: FrozenBackbone, prompts: Mapping[str, Prompt]
 ) -> list[Target]:
-    """The tasks with their rows, with the label words that the prompts were trained with.
+    """Load the tasks with the label words that the prompts were trained with.
 
     Raises:
-        UserError: an unknown task or one that is there twice, or data that are not what they should be.
+        UserError: a task is unknown or named twice, or its data are invalid.
     """
     known = [get_task(name) for name in tasks]
     if len({task.name for task in known}) < len(known):

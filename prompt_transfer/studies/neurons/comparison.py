@@ -1,4 +1,4 @@
-"""`neurons compare`: overlap of activated neurons between the prompts of a folder, as tables and figures."""
+"""`neurons compare`: overlap of activated neurons (ON) between the prompts of a folder, as tables and figures."""
 
 from __future__ import annotations
 
@@ -22,25 +22,47 @@ SAME_TASK, SAME, DIFFERENT = "same task", "same type", "different type"
 
 
 def compare(prompts: str | Path, neurons: str | Path, output: str | Path, backbone: str | None = None) -> pd.DataFrame:
-    """Write ON of all pairs and draw it.
+    """Compute ON of all pairs of prompts; write tables and figures.
 
     Args:
-        prompts, backbone: see `load_prompts`; they say which task each file of neurons belongs to.
+        prompts, backbone: see `load_prompts`; the prompts determine the task of each neuron file.
         neurons: see `read_neurons`.
-        output: gets `overlap.parquet` (a row a pair of prompts, and layer or all of them), `overlap.csv` (tasks in rows
-            and columns), `overlap.png` (by task type), `overlap_clustered.png` (with its dendrogram),
-            `activations.png`, `layers.png`, and `starts.csv` (see `start_table`) where the prompts hold their starts.
+        output: folder for `overlap.parquet` (one row per pair of prompts, for each layer and for all layers),
+            `overlap.csv` (tasks in rows and columns), `overlap.png` (by task type), `overlap_clustered.png` (with a
+            dendrogram), `activations.png`, `layers.png`, and `starts.csv` (see `start_table`) if the prompt files hold
+            the initializations.
 
     Returns:
         The table of pairs: indicator `neuron_overlap` for all layers, `neuron_overlap_per_layer/00`, ... for each.
 
     Raises:
-        UserError: inputs that cannot be read or do not go together.
+        UserError: inputs cannot be read or do not match.
+    """
+    found, activations = load(prompts, neurons, backbone)
+    folder = check_writable_dir(output)
+    whole, layers = score(activations)
+    return report(found, activations, whole, layers, folder)
+
+
+def load(prompts: str | Path, neurons: str | Path, backbone: str | None = None) -> tuple[PromptSet, np.ndarray]:
+    """Read and check prompts and their activations [N, L, F]; arguments as in `compare`.
+
+    Raises:
+        UserError: inputs cannot be read or do not match.
     """
     found = load_prompts(prompts, backbone)
-    activations = read_neurons(neurons, found)["neurons"]
-    folder = check_writable_dir(output)
-    whole, layers = neuron_overlap(activations), neuron_overlap_per_layer(activations)
+    return found, read_neurons(neurons, found)["neurons"]
+
+
+def score(activations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ON over all layers [N, N] and per layer [L, N, N]."""
+    return neuron_overlap(activations), neuron_overlap_per_layer(activations)
+
+
+def report(
+    found: PromptSet, activations: np.ndarray, whole: np.ndarray, layers: np.ndarray, folder: Path
+) -> pd.DataFrame:
+    """Write tables and figures and print the means; return the table of pairs."""
     parts = {f"neuron_overlap_per_layer/{number:02d}": matrix for number, matrix in enumerate(layers)}
     pairs = pair_table({"neuron_overlap": whole, **parts}, found)
     results.write(pairs, folder / "overlap.parquet")
@@ -62,18 +84,18 @@ def compare(prompts: str | Path, neurons: str | Path, output: str | Path, backbo
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Paths without the folders and file names that all of them share at the same place."""
+    """Drop the path components that all names share at the same position."""
     parts = [name.split("/") for name in names]
     if len(parts) < 2 or len({len(path) for path in parts}) > 1:
         return list(names)
-    told = [place for place, words in enumerate(zip(*parts, strict=True)) if len(set(words)) > 1]
-    return ["/".join(path[place] for place in told) for path in parts]
+    distinct = [place for place, words in enumerate(zip(*parts, strict=True)) if len(set(words)) > 1]
+    return ["/".join(path[place] for place in distinct) for path in parts]
 
 
 def layer_table(layers: np.ndarray, prompts: PromptSet) -> pd.DataFrame:
-    """ON of pairs of different tasks in each layer, [L, N, N] -> columns layer, value, pair, target, source.
+    """Return ON of pairs of different tasks per layer, [L, N, N] -> columns layer, value, pair, target, source.
 
-    Several prompts of a task are averaged; each pair of tasks is there once. Tasks of unknown type are like no other.
+    Prompts of a task are averaged; each pair of tasks occurs once. Tasks of unknown type match no other type.
     """
     tasks = list(dict.fromkeys(prompts.tasks))
     types = dict(zip(prompts.tasks, prompts.types, strict=True))
@@ -88,13 +110,17 @@ def layer_table(layers: np.ndarray, prompts: PromptSet) -> pd.DataFrame:
 
 
 def start_table(whole: np.ndarray, prompts: PromptSet) -> pd.DataFrame:
-    """ON [N, N] by what two prompts have in common: task or type, and the numbers that they started from.
+    """Return mean ON by relation of the tasks and by whether two prompts share their initialization.
 
-    Prompts that start alike stay alike in part whatever they learn: only pairs of one kind of start are to be compared.
+    A shared initialization raises ON regardless of training, so compare only pairs with the same kind of start.
+
+    Args:
+        whole: ON [N, N] over all layers.
+        prompts: the N prompts.
 
     Returns:
         Columns pair ("same task", "same type", "different type"), start (shared, separate), value (mean ON), pairs;
-        empty where a prompt does not hold its start.
+        empty if a prompt file does not hold the initialization.
     """
     columns = ["pair", "start", "value", "pairs"]
     initial = prompts.initial
@@ -102,8 +128,8 @@ def start_table(whole: np.ndarray, prompts: PromptSet) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     rows = []
     for one, other in zip(*np.triu_indices(len(prompts.tasks), 1), strict=True):
-        alike = prompts.types[one] == prompts.types[other] != UNKNOWN
-        kind = SAME_TASK if prompts.tasks[one] == prompts.tasks[other] else SAME if alike else DIFFERENT
+        same = prompts.types[one] == prompts.types[other] != UNKNOWN
+        kind = SAME_TASK if prompts.tasks[one] == prompts.tasks[other] else SAME if same else DIFFERENT
         start = "shared" if bool((initial[one] == initial[other]).all()) else "separate"
         rows.append({"pair": kind, "start": start, "value": float(whole[one, other])})
     found = pd.DataFrame(rows).groupby(["pair", "start"])["value"].agg(value="mean", pairs="size")
@@ -124,5 +150,5 @@ def _print(folder: Path, whole: np.ndarray, layers: pd.DataFrame, prompts: Promp
         print(f"all layers, prompts of one task: {whole[own].mean():.3f}")
     if starts["start"].nunique() > 1:
         lines = [{str(key): value for key, value in row.items()} for row in starts.to_dict("records")]
-        results.show(lines, title="ON, all layers, by the start of the prompts: what starts alike stays alike in part")
+        results.show(lines, title="ON, all layers, by initialization: a shared start raises ON regardless of training")
     print(f"tables and figures in {folder}")

@@ -1,4 +1,4 @@
-"""`neurons mask`: what a prompt loses when neurons are masked, against random neurons and those of other prompts."""
+"""`neurons mask`: the loss of a prompt when neurons are masked, compared with random masks and other prompts' masks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from prompt_transfer.analysis import neuron_plots, plots
 from prompt_transfer.analysis.masking import KINDS, summarize
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.neurons.mask import METHODS, SCOPES, NeuronMask, layer_deviation
+from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.backbones import describe_backbone, load_backbone
 from prompt_transfer.studies.entries import common_value, warn_of_other_words
 from prompt_transfer.studies.neurons.capture import find_prompts, load_targets
-from prompt_transfer.studies.neurons.masks import MaskedEntry, masked_entries, neurons_of
+from prompt_transfer.studies.neurons.masks import MaskedEntry, Neurons, masked_entries, neurons_of
 from prompt_transfer.studies.scoring import MAX_TOKENS, AnswerFile, Scorer
 from prompt_transfer.studies.targets import EvaluationData, Target, digests_of
 from prompt_transfer.utils import results
@@ -33,22 +34,25 @@ ANSWERS = "answers"
 
 @dataclass
 class MaskStudy:
-    """Which neurons are masked, and what is scored.
+    """Settings of a masking study.
 
     Args:
-        backbone, prompts, attention, layout, dtype, label_words_policy, accelerator: as of TransferStudy.
-        tasks: target tasks with prompts of their own in the folder.
-        output: folder for tables, figure and the answers so far; a study that was stopped goes on there.
-        neurons: folder of captured neurons; None: they are captured now.
-        by: tensor in these files by which neurons are chosen: `activations`, `predictivity` (of `neurons skill`), ...
-        data, split: where the rows come from, and which.
-        ratios: shares of neurons, each above 0.
+        backbone, prompts, attention, layout, dtype, label_words_policy, accelerator: as in TransferStudy.
+        tasks: target tasks that have prompts of their own in the folder.
+        output: folder for tables, figure and answers; a stopped study resumes there.
+        neurons: folder of captured neurons; None: capture them now.
+        by: tensor of the neuron files that ranks neurons: `activations`, `predictivity` (of `neurons skill`), ...
+        data, split: source, number and split of the examples.
+        ratios: shares of neurons to mask, each above 0.
         scope: `layer`: the same share in each layer; `all`: of all neurons together.
-        methods: of zero, mean (over the prompts of the folder), noise.
-        masks: of own, same_type, different_type, random.
-        sources: tasks to take masks from of the same type, and of other types.
-        random_seeds: random masks of each size; they have as many neurons in each layer as the own one.
-        noise: standard deviation of the noise, in those of the layer's neurons.
+        methods: any of zero, mean (over the prompts of the folder), noise.
+        masks: any of own, same_type, different_type, random.
+        sources: number of tasks to take masks from, of the same type and of other types each.
+        random_seeds: random masks per size; they match the own mask's neuron count in each layer.
+        noise: standard deviation of the noise, relative to that of the layer's neurons.
+
+    Raises:
+        UserError: a value is invalid.
     """
 
     backbone: str
@@ -89,16 +93,49 @@ class MaskStudy:
             raise UserError("--sources and --random_seeds must be 1 or more, --noise above 0")
 
 
+@dataclass(frozen=True)
+class MaskInputs:
+    """The checked inputs of a study.
+
+    Attributes:
+        folder: output folder.
+        backbone: the backbone, on its device.
+        prompts: prompts by name.
+        targets: the target tasks.
+        neurons: ranking values and activations of every prompt.
+        answers: known answers to each target.
+    """
+
+    folder: Path
+    backbone: FrozenBackbone
+    prompts: dict[str, Prompt]
+    targets: list[Target]
+    neurons: Neurons
+    answers: list[AnswerFile]
+
+
 def mask(study: MaskStudy) -> pd.DataFrame:
-    """Score each task's own prompts with all neurons and with masked ones; write table and figure.
+    """Score each task's own prompts without masks and with each mask; write tables and a figure.
 
     Returns:
-        `results.parquet`: one row a task, own prompt and mask: `mask` (none, own, same_type, different_type, random),
-        `mask_source` (the prompt whose neurons they are), `mask_seed`, `ratio`, `method`, `masked` (neurons), `value`
-        with its interval over rows, `unmasked` (the score with all neurons), `drop` (unmasked - value) and `majority`.
+        `results.parquet`: one row per task, own prompt and mask: `mask` (none, own, same_type, different_type, random),
+        `mask_source` (prompt that the mask's neurons belong to), `mask_seed`, `ratio`, `method`, `masked` (neurons),
+        `value` with its interval over examples, `unmasked` (score without a mask), `drop` (unmasked - value) and
+        `majority`.
 
     Raises:
-        UserError: anything that does not fit, before any score is computed.
+        UserError: inputs that do not fit, before any score is computed.
+    """
+    inputs = load(study)
+    planned = plan(study, inputs)
+    return report(study, inputs, score(study, inputs, planned))
+
+
+def load(study: MaskStudy) -> MaskInputs:
+    """Read and check prompts, backbone, tasks, neurons and known answers.
+
+    Raises:
+        UserError: any of them is invalid or does not fit the others.
     """
     prompts = find_prompts(study.prompts)
     backbone = load_backbone(study.backbone, prompts, study.attention, study.layout, study.dtype, study.accelerator)
@@ -109,28 +146,47 @@ def mask(study: MaskStudy) -> pd.DataFrame:
     warn_of_other_words(prompts, [target.task for target in targets])
     folder = check_writable_dir(study.output)
     neurons = neurons_of(backbone, prompts, study.neurons, study.by)
-    types = {target.task.name: target.task.type for target in targets}
-    plans = {target.task.name: masked_entries(study, target.task, prompts, neurons, types) for target in targets}
-    answers = [AnswerFile(folder / ANSWERS, target, describe_backbone(backbone)) for target in targets]
-    effects = _Effects(backbone, list(neurons[1].values()), study)
+    answers = [AnswerFile.read(folder / ANSWERS, target, describe_backbone(backbone)) for target in targets]
+    return MaskInputs(folder, backbone, prompts, targets, neurons, answers)
+
+
+def plan(study: MaskStudy, inputs: MaskInputs) -> list[list[MaskedEntry]]:
+    """Return the prompts and masks to score on each target.
+
+    Raises:
+        UserError: a target has no prompt of its own.
+    """
+    types = {target.task.name: target.task.type for target in inputs.targets}
+    return [masked_entries(study, target.task, inputs.prompts, inputs.neurons, types) for target in inputs.targets]
+
+
+def score(study: MaskStudy, inputs: MaskInputs, planned: Sequence[Sequence[MaskedEntry]]) -> pd.DataFrame:
+    """Compute the missing answers and return the table, rewritten to `results.parquet` after each target."""
+    scorer = _MaskScorer(inputs.backbone, list(inputs.neurons[1].values()), study)
+    common = {"backbone": study.backbone, **_common(inputs.backbone)}
     rows: list[dict[str, Any]] = []
     with progress() as bar:
-        everything = bar.add_task("scoring", total=sum(map(len, plans.values())))
-        for target, file in zip(targets, answers, strict=True):
+        everything = bar.add_task("scoring", total=sum(map(len, planned)))
+        for target, file, entries in zip(inputs.targets, inputs.answers, planned, strict=True):
             bar.update(everything, description=target.task.name)
-            for entry in plans[target.task.name]:
-                effects.score(entry, target, file)
+            for entry in entries:
+                scorer.score(entry, target, file)
                 bar.advance(everything)
-            rows += _rows(target, plans[target.task.name], file, {"backbone": study.backbone, **_common(backbone)})
-            # Every finished task is in the table at once, also when the rest never comes.
+            rows += _rows(target, entries, file, common)
+            # Keeps complete targets if the study is stopped.
             frame = _table(rows)
-            results.write(frame, folder / "results.parquet")
+            results.write(frame, inputs.folder / "results.parquet")
+    return frame
+
+
+def report(study: MaskStudy, inputs: MaskInputs, frame: pd.DataFrame) -> pd.DataFrame:
+    """Write summary, figure, settings and provenance; return `frame`."""
     summary = summarize(frame)
-    results.write(summary, folder / "summary.csv")
-    plots.save(neuron_plots.masking_curve(summary), folder / "masking.png")
+    results.write(summary, inputs.folder / "summary.csv")
+    plots.save(neuron_plots.masking_curve(summary), inputs.folder / "masking.png")
     config = asdict(study) | {key: list(getattr(study, key)) for key in ("tasks", "ratios", "methods", "masks")}
-    write_text_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    write_provenance(folder, "neurons mask", config, digests_of(targets), goes_on=True)
+    write_text_atomic(inputs.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    write_provenance(inputs.folder, "neurons mask", config, digests_of(inputs.targets), goes_on=True)
     return frame
 
 
@@ -142,8 +198,8 @@ def _common(backbone: FrozenBackbone) -> dict[str, str]:
     return {key: value for key, value in describe_backbone(backbone).items() if key in ("layout", "attention", "dtype")}
 
 
-class _Effects:
-    """Scores entries with their masks on; each method has what it puts in place of neurons."""
+class _MaskScorer:
+    """Scores prompts while neurons are masked, with the replacement values of each method."""
 
     def __init__(self, backbone: FrozenBackbone, activations: Sequence[Tensor], study: MaskStudy) -> None:
         self.backbone, self.study = backbone, study
@@ -151,7 +207,7 @@ class _Effects:
         self.deviation = layer_deviation(activations) * study.noise
 
     def score(self, entry: MaskedEntry, target: Target, file: AnswerFile) -> None:
-        """Fill in the answers of an entry that are missing."""
+        """Compute the missing answers of an entry."""
         missing = np.isnan(file.matrix([entry]))
         if not missing.any():
             return
@@ -161,7 +217,7 @@ class _Effects:
         elif entry.method == "noise":
             options |= {"deviation": self.deviation, "seed": entry.mask_seed or 0}
         with NeuronMask(self.backbone, entry.mask, **options):
-            # Inside, so that prompts that are recorded are masked too.
+            # Inside the mask: the scorer records prompt keys and values, which must be masked too.
             scorer = Scorer(self.backbone, [entry])
             budget = self.study.data.max_tokens or MAX_TOKENS[scorer.device.type]
             batches = scorer.batches(target, missing, budget)
@@ -208,7 +264,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def show(frame: pd.DataFrame, folder: str | Path) -> None:
-    """Print what masking costs, in points; `frame` is that of `mask`."""
+    """Print the loss by masking, in points, from the table of `mask`."""
     summary: list[dict[str, Any]] = summarize(frame).to_dict("records")  # type: ignore[assignment]
     rows = [
         {
@@ -221,6 +277,6 @@ def show(frame: pd.DataFrame, folder: str | Path) -> None:
         }
         for row in summary
     ]
-    title = "points lost, mean over tasks; own - random: what own neurons cost more than random ones"
+    title = "points lost, mean over tasks; own - random: extra loss from masking the prompt's own neurons"
     results.show(rows, title, data=summary)
     print(f"table and figure in {folder}")

@@ -1,4 +1,4 @@
-"""The masks of a study of masked neurons: from the task's own prompt, from prompts of other tasks, and random ones."""
+"""Masks of a masking study: from the task's own prompt, from prompts of other tasks, and random ones."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from prompt_transfer.tasks.registry import get_task, task_names
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
 
-# Values by which neurons are chosen, and activations of the prompts alone: name of the prompt -> [L, F].
+# Values that rank neurons, and activations of the prompts alone: name of the prompt -> [L, F].
 Neurons = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class MaskedEntry(Entry):
-    """A prompt that is scored while neurons are masked; its answers are kept under prompt and mask together.
+    """A prompt that is scored with masked neurons; the key of its answers combines prompt and mask.
 
     Attributes:
         mask: bool [L, F].
         kind_of_mask: none, own, same_type, different_type or random.
-        mask_source: the prompt whose neurons these are; of a random mask the own one, whose size it has.
-        mask_seed: of a random mask.
-        ratio: of the neurons that are masked.
+        mask_source: the prompt that the masked neurons belong to; for a random mask the own prompt, whose size it has.
+        mask_seed: seed of a random mask.
+        ratio: share of masked neurons.
         method: zero, mean or noise.
-        effect: what decides the effect beside the mask: a digest of the means, or of the size of the noise.
+        effect: digest of the replacement values: of the means, or of the noise scale.
     """
 
     mask: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.bool), repr=False)
@@ -58,7 +58,7 @@ class MaskedEntry(Entry):
 
 
 class MaskPlan(Protocol):
-    """What of a study decides its masks; see `MaskStudy`."""
+    """The settings of a study that determine its masks; see `MaskStudy`."""
 
     @property
     def ratios(self) -> Sequence[float]: ...
@@ -77,18 +77,18 @@ class MaskPlan(Protocol):
 
 
 def neurons_of(backbone: FrozenBackbone, prompts: Mapping[str, Prompt], folder: str | None, by: str) -> Neurons:
-    """Values by which neurons are chosen, and activations, of every prompt.
+    """Return the values that rank neurons, and the activations, of every prompt.
 
     Args:
-        folder: of captured neurons; None: they are captured now.
+        folder: folder of captured neurons; None: capture them now.
         by: name of the tensor with the values.
 
     Raises:
-        UserError: a file is missing, is of another prompt or backbone, or has no such tensor.
+        UserError: a file is missing, belongs to another prompt or backbone, or lacks the tensor.
     """
     if folder is None:
         if by != "activations":
-            raise UserError(f"--by {by} is read from files: give their folder with --neurons")
+            raise UserError(f"--by {by} is read from neuron files: give their folder with --neurons")
         found = capture_prompts(backbone, [prompt.embeddings for prompt in prompts.values()], list(prompts))[
             "activations"
         ]
@@ -109,10 +109,10 @@ def neurons_of(backbone: FrozenBackbone, prompts: Mapping[str, Prompt], folder: 
 def masked_entries(
     plan: MaskPlan, task: Task, prompts: Mapping[str, Prompt], neurons: Neurons, types: Mapping[str, str]
 ) -> list[MaskedEntry]:
-    """Each own prompt of a task without a mask, then with every mask.
+    """Return each own prompt of a task without a mask, then with every mask.
 
     Args:
-        types: task -> type of tasks that are not in the registry.
+        types: task -> type of tasks missing from the registry.
 
     Raises:
         UserError: no prompt of the folder was trained on the task.
@@ -120,7 +120,7 @@ def masked_entries(
     values, activations = neurons
     own = [name for name, prompt in prompts.items() if training_task(prompt) == task.name]
     if not own:
-        raise UserError(f"no prompt here was trained on {task.name}: masking its neurons needs one")
+        raise UserError(f"no prompt was trained on {task.name}: add one to --prompts, or remove the task")
     mean = torch.stack(list(activations.values())).mean(dim=0)
     effects = {"zero": "", "mean": files.digest(mean), "noise": f"{plan.noise} {files.digest(mean)}"}
     entries = []
@@ -154,7 +154,7 @@ def masked_entries(
 
 
 def training_task(prompt: Prompt) -> str | None:
-    """The one task that a prompt was trained on."""
+    """Return the single task that a prompt was trained on; None for derived, random and multi-task prompts."""
     facts = prompt.metadata
     made = facts.get("random") == "true" or any(facts.get(mark, "false") != "false" for mark in MADE)
     task = facts.get("task", "")
@@ -164,14 +164,14 @@ def training_task(prompt: Prompt) -> str | None:
 def _other_sources(
     plan: MaskPlan, task: Task, prompts: Mapping[str, Prompt], seed: int | None, types: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """Prompts of other tasks, of the same type and of other types; of each task the one with the same seed if any."""
+    """Return prompts of other tasks by type, same or different; one per task, with the same seed if there is one."""
     by_task: dict[str, list[str]] = {}
     for name, prompt in prompts.items():
         source = training_task(prompt)
         if source is not None and source != task.name and (source in types or source in task_names()):
             by_task.setdefault(source, []).append(name)
     found: dict[str, list[str]] = {"same_type": [], "different_type": []}
-    # A fixed order that has nothing to do with the alphabet, the same for every target.
+    # A fixed random order, independent of the alphabet and the same for every target.
     order = np.random.default_rng(0).permutation(len(by_task))
     for source in (sorted(by_task)[place] for place in order):
         own_type = types[source] if source in types else get_task(source).type

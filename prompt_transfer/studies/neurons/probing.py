@@ -1,4 +1,4 @@
-"""`neurons skill` and `neurons probe`: what labelled examples say of prompts, into the files of neurons."""
+"""`neurons skill` and `neurons probe`: measurements on labelled examples, added to the neuron files."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from prompt_transfer.utils.progress import steps
 
 @dataclass
 class ProbingStudy:
-    """Which prompts are looked at, with what data.
+    """Settings of a probing study.
 
     Args:
-        backbone, prompts, attention, layout, dtype, label_words_policy, accelerator: as of TransferStudy.
-        output: folder of the files of neurons; what they hold under other names stays.
-        tasks: YAML files of tasks that are not in the registry.
-        data: where the rows of the prompts' own tasks come from and how many of each split.
+        backbone, prompts, attention, layout, dtype, label_words_policy, accelerator: as in TransferStudy.
+        output: folder of the neuron files; their other tensors are kept.
+        tasks: YAML files of tasks missing from the registry.
+        data: source of the prompts' own tasks and number of examples per split.
     """
 
     backbone: str
@@ -52,91 +52,104 @@ class ProbingStudy:
     accelerator: str = "auto"
 
 
-class ProbingRun:
-    """A study whose prompts, backbone and tasks have been read and checked.
+@dataclass(frozen=True)
+class ProbingInputs:
+    """The checked inputs of a study.
 
-    Args:
-        study: what to do.
-
-    Raises:
-        UserError: anything that does not fit, before anything is computed.
+    Attributes:
+        folder: folder of the neuron files.
+        data: source and number of examples.
+        prompts: prompts by name.
+        backbone: the backbone, on its device.
+        tasks: training tasks of the prompts -> argument of `get_task`.
+        policy: policy for label words of several tokens; None: that of the tasks.
     """
 
-    def __init__(self, study: ProbingStudy) -> None:
-        self.study = study
-        self.prompts = find_prompts(study.prompts)
-        self.backbone = load_backbone(
-            study.backbone, self.prompts, study.attention, study.layout, study.dtype, study.accelerator
-        )
-        extra = {get_task(name).name: name for name in study.tasks}
-        # Task -> what `get_task` takes, of all tasks that prompts were trained on.
-        self.tasks: dict[str, str] = {}
-        for prompt in self.prompts.values():
-            task = training_task(prompt)
-            if task is not None and (task in extra or task in task_names()):
-                self.tasks[task] = extra.get(task, task)
-        if not self.tasks:
-            raise UserError(
-                f"no prompt in {study.prompts} was trained on a known task (tasks of your own: --tasks FILE.yaml)"
-            )
-        self.policy = common_value(self.prompts, "label_words_policy", study.label_words_policy)
-        self.folder = check_writable_dir(study.output)
-        for name in self.prompts:
-            files.check(self.path(name), self.facts(name))
+    folder: Path
+    data: EvaluationData
+    prompts: dict[str, Prompt]
+    backbone: FrozenBackbone
+    tasks: dict[str, str]
+    policy: str | None
 
     def path(self, name: str) -> Path:
-        """The file of a prompt."""
+        """Return the neuron file of a prompt."""
         return self.folder / f"{name}.safetensors"
 
     def facts(self, name: str) -> dict[str, str]:
-        """What the file must agree in."""
+        """Return the facts in which a prompt's neuron file must agree."""
         return prompt_facts(self.backbone, self.prompts[name])
 
     def targets(self, split: str) -> Iterator[Target]:
-        """The tasks with rows of a split, one after the other."""
+        """Load the tasks with the examples of a split, one after the other."""
         for name in self.tasks.values():
-            (target,) = load_targets([name], self.study.data, split, self.backbone, self.prompts)
+            (target,) = load_targets([name], self.data, split, self.backbone, self.prompts)
             if self.policy is not None and not target.task.is_generation:
                 target = replace(target, task=replace(target.task, label_words_policy=self.policy))
             yield target
 
     def own(self, task: str) -> dict[str, Prompt]:
-        """The prompts that were trained on a task."""
+        """Return the prompts trained on a task."""
         return {name: prompt for name, prompt in self.prompts.items() if training_task(prompt) == task}
 
     def add(self, name: str, tensors: Mapping[str, Tensor], **notes: str) -> None:
-        """Put tensors into the file of a prompt."""
+        """Add tensors to the neuron file of a prompt."""
         files.add(self.path(name), tensors, self.facts(name), notes)
 
 
-def skill(study: ProbingStudy) -> list[Path]:
-    """Predictivity of every neuron for the own task of every prompt, `predictivity` [L, F].
-
-    Thresholds come from training rows, accuracies from development rows. Neurons are looked at on the prompt rows where
-    these see the text, as Wang et al. do, else at the answer slot.
-
-    Returns:
-        The files.
+def load(study: ProbingStudy) -> ProbingInputs:
+    """Read and check prompts, backbone, tasks and existing neuron files.
 
     Raises:
-        UserError: see `ProbingRun`; also no prompt of a classification task.
+        UserError: any of them is invalid or does not fit the others.
     """
-    ready = ProbingRun(study)
+    prompts = find_prompts(study.prompts)
+    backbone = load_backbone(study.backbone, prompts, study.attention, study.layout, study.dtype, study.accelerator)
+    extra = {get_task(name).name: name for name in study.tasks}
+    tasks: dict[str, str] = {}
+    for prompt in prompts.values():
+        task = training_task(prompt)
+        if task is not None and (task in extra or task in task_names()):
+            tasks[task] = extra.get(task, task)
+    if not tasks:
+        raise UserError(
+            f"no prompt in {study.prompts} was trained on a known task (tasks of your own: --tasks FILE.yaml)"
+        )
+    policy = common_value(prompts, "label_words_policy", study.label_words_policy)
+    inputs = ProbingInputs(check_writable_dir(study.output), study.data, prompts, backbone, tasks, policy)
+    for name in prompts:
+        files.check(inputs.path(name), inputs.facts(name))
+    return inputs
+
+
+def skill(study: ProbingStudy) -> list[Path]:
+    """Compute the predictivity of every neuron for each prompt's own task, `predictivity` [L, F].
+
+    Thresholds come from training examples, accuracies from validation examples. Neurons are read at the prompt tokens
+    if these attend to the text, as in Wang et al. 2022, else at the answer slot.
+
+    Returns:
+        The neuron files.
+
+    Raises:
+        UserError: inputs that do not fit (see `load`), or no prompt of a classification task.
+    """
+    inputs = load(study)
     paths = []
-    for train, development in zip(ready.targets("train"), ready.targets("validation"), strict=True):
+    for train, development in zip(inputs.targets("train"), inputs.targets("validation"), strict=True):
         if train.task.is_generation:
             continue
-        for name, prompt in steps(ready.own(train.task.name).items(), train.task.name):
-            found = skill_of(ready.backbone, prompt.embeddings, train, development, study.data.max_tokens)
-            ready.add(name, {"predictivity": found})
-            paths.append(ready.path(name))
+        for name, prompt in steps(inputs.own(train.task.name).items(), train.task.name):
+            found = skill_of(inputs.backbone, prompt.embeddings, train, development, study.data.max_tokens)
+            inputs.add(name, {"predictivity": found})
+            paths.append(inputs.path(name))
     if not paths:
-        raise UserError("skill neurons need classes: no prompt here was trained on a task that has any")
+        raise UserError("skill neurons need classes: no prompt was trained on a classification task; add one")
     return paths
 
 
 def best_neurons(paths: Sequence[Path], folder: str | Path) -> list[dict[str, Any]]:
-    """Of each file with a predictivity: prompt, accuracy, layer and neuron (from 0) of its best neuron."""
+    """Return the best neuron of each file with a predictivity: prompt, accuracy, layer and neuron, both from 0."""
     rows = []
     for path in paths:
         values = files.read(path)[0]["predictivity"]
@@ -150,10 +163,10 @@ def best_neurons(paths: Sequence[Path], folder: str | Path) -> list[dict[str, An
 def skill_of(
     backbone: FrozenBackbone, prompt: Tensor, train: Target, development: Target, max_tokens: int | None = None
 ) -> Tensor:
-    """Predictivity [L, F] of the neurons behind one prompt [P, H]; see `neurons.skill.predictivity`.
+    """Return the predictivity [L, F] of neurons given one prompt [P, H]; see `neurons.skill.predictivity`.
 
     Raises:
-        UserError: a class without rows.
+        UserError: a class has no examples.
     """
     layers = len(backbone.ffn_sites())
     bank = backbone.record(prompt.to(backbone.device))
@@ -175,30 +188,30 @@ def skill_of(
 
 
 def probe(study: ProbingStudy) -> list[Path]:
-    """What indicators that need labels are made of, for every prompt: `fisher`, `gradient` and `leep/TASK`.
+    """Compute the inputs of label-based indicators for every prompt: `fisher`, `gradient` and `leep/TASK`.
 
-    All on training rows. `fisher` [P, H] is the mean over rows of the squared gradient of log p(label | row, prompt) at
-    the prompt. `gradient` [P, H] is the gradient of the mean loss of the prompt's task at one prompt that is the same
-    for all: random prompt 1 of the backbone. `leep/TASK` [1] is LEEP of the prompt and its own label words on the rows
-    of a task.
+    All use training examples. `fisher` [P, H] is the mean over examples of the squared gradient of
+    log p(label | example, prompt) at the prompt. `gradient` [P, H] is the gradient of the mean loss of the prompt's
+    task at random prompt 1 of the backbone, the same for all tasks. `leep/TASK` [1] is LEEP of the prompt and its own
+    label words on a task's examples.
 
     Returns:
-        The files.
+        The neuron files.
 
     Raises:
-        UserError: see `ProbingRun`.
+        UserError: inputs that do not fit (see `load`).
     """
-    ready = ProbingRun(study)
-    backbone, data = ready.backbone, study.data
+    inputs = load(study)
+    backbone, data = inputs.backbone, study.data
     start = {
         length: random_prompt(backbone, (length, backbone.hidden_size), 1)
-        for length in {len(prompt.embeddings) for prompt in ready.prompts.values()}
+        for length in {len(prompt.embeddings) for prompt in inputs.prompts.values()}
     }
-    targets = list(ready.targets("train"))
+    targets = list(inputs.targets("train"))
     by_name = {target.task.name: target for target in targets}
     for target in targets:
         shared: dict[int, Tensor] = {}
-        for name, prompt in steps(ready.own(target.task.name).items(), target.task.name):
+        for name, prompt in steps(inputs.own(target.task.name).items(), target.task.name):
             length = len(prompt.embeddings)
             if length not in shared:
                 shared[length] = gradients(backbone, start[length], target, data.max_tokens).mean
@@ -212,25 +225,25 @@ def probe(study: ProbingStudy) -> list[Path]:
                     for other in targets
                     if not other.task.is_generation
                 }
-            ready.add(name, found, sample=f"{target.split}, {len(target)} rows")
-    return [ready.path(name) for task in by_name for name in ready.own(task)]
+            inputs.add(name, found, sample=f"{target.split}, {len(target)} rows")
+    return [inputs.path(name) for task in by_name for name in inputs.own(task)]
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of the loss of single examples at a prompt: their mean, and the mean of their squares, [P, H] on the CPU."""
+    """Per-example loss gradients at a prompt: their mean and the mean of their squares, [P, H] on the CPU."""
 
     mean: Tensor
     squares: Tensor
 
 
 def gradients(backbone: FrozenBackbone, prompt: Tensor, target: Target, max_tokens: int | None = None) -> Gradients:
-    """Gradients of -log p(answer | row, prompt) in nats at the prompt [P, H]."""
+    """Return the gradients of -log p(answer | example, prompt), in nats, at the prompt [P, H]."""
     device = backbone.device
     objective = make_objective(backbone, [target.task]).to(device)
     total, squares = (torch.zeros_like(prompt, device=device) for _ in range(2))
     for rows in row_batches(backbone, target, len(prompt), 1, max_tokens):
-        # A copy of the prompt an example, so that each has a gradient of its own.
+        # One copy of the prompt per example gives per-example gradients in one backward pass.
         copies = prompt.to(device).repeat(len(rows), 1, 1).requires_grad_()
         batch = tensors_of(backbone, target, rows) | {"prompt_ids": torch.arange(len(rows), device=device)}
         (found,) = torch.autograd.grad(objective.losses(copies, batch).sum(), copies)
@@ -243,11 +256,11 @@ def gradients(backbone: FrozenBackbone, prompt: Tensor, target: Target, max_toke
 def leep(
     backbone: FrozenBackbone, prompt: Tensor, source: Target, target: Target, max_tokens: int | None = None
 ) -> float:
-    """LEEP of a source prompt [P, H] with its own task's label words on the labelled rows of a target task, in nats.
+    """Return LEEP, in nats, of a source prompt [P, H] and its task's label words on labelled target examples.
 
-    With q(z | x) the probability of the source's label z for row x: p(y | z) is estimated on these rows from the sums
-    of q, and LEEP is the mean over rows of log sum_z p(y | z) q(z | x). 0 is perfect, minus the entropy of the labels
-    is what a source gives that says nothing. Source: Nguyen et al. 2020.
+    Let q(z | x) be the probability of source label z for example x. p(y | z) is estimated on these examples from the
+    sums of q; LEEP is the mean of log sum_z p(y | z) q(z | x). 0 is perfect; an uninformative source gives minus the
+    entropy of the labels. Source: Nguyen et al. 2020.
     """
     device = backbone.device
     objective = make_objective(backbone, [source.task]).to(device)
@@ -261,14 +274,14 @@ def leep(
     whole = torch.cat(probabilities)
     if not torch.isfinite(whole).all():
         raise UserError(
-            f"a prompt of {source.task.name} gives answers to {target.task.name} that are NaN or Inf: take it out, or "
-            f"try --dtype float32 (it is {backbone.dtype_name})"
+            f"a prompt of {source.task.name} gives answers to {target.task.name} that are NaN or Inf: remove it, or "
+            f"try --dtype float32 (now {backbone.dtype_name})"
         )
     return leep_of(whole, torch.cat(labels))
 
 
 def leep_of(probabilities: Tensor, labels: Tensor) -> float:
-    """LEEP of probabilities of source labels [n, Z] and labels of the target [n]; see `leep`."""
+    """Return LEEP from probabilities of source labels [n, Z] and target labels [n]; see `leep`."""
     values = probabilities.double()
     joint = torch.zeros(int(labels.max()) + 1, values.shape[1], dtype=torch.float64).index_add_(0, labels, values)
     given = joint / joint.sum(dim=0).clamp_min(1e-300)

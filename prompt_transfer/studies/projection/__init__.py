@@ -1,4 +1,4 @@
-"""The study of projectors."""
+"""The projection study: scores of projectors with their controls."""
 
 from prompt_transfer.utils.old_names import former
 

@@ -1,4 +1,4 @@
-"""The table of a study of projectors: every projector beside all its controls, or no table at all."""
+"""The table of a projection study; refuses to report a projector without all its controls."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from prompt_transfer.studies.entries import Entry
 from prompt_transfer.studies.targets import Target
 from prompt_transfer.tasks.metrics import bootstrap_mean_interval
 
-# What every projector is compared with on every task.
+# Controls required for every projector on every task.
 CONTROLS = (
     "own", "constant_source", "mean_source", "shuffled_source", "random_vocabulary", "random_uniform", "baseline",
 )  # fmt: skip
 CLOSED = ("least_squares", "linear_combination", "relative")
 RESAMPLES = 1000
 
-# Task -> the prompts whose mean score it is.
+# Task -> prompts, reported as their mean score.
 Cell = Mapping[str, Sequence[Entry]]
 # Task -> digest of a prompt -> its answers [n].
 Answers = Mapping[str, Mapping[str, NDArray[np.float32]]]
@@ -36,8 +36,8 @@ class ProjectorCells:
     Attributes:
         file: the projector.
         cells: `projected`, `shuffled_source`, `constant_source` and `mean_source`.
-        cosine, source_cosine: mean cosine between projections, and source prompts, of different tasks.
-        types: of the tasks that it was trained on.
+        cosine, source_cosine: mean cosine between projections, and between source prompts, of different tasks.
+        types: types of its training tasks.
     """
 
     file: ProjectorFile
@@ -56,37 +56,37 @@ def rows(
     notes: Mapping[str, str],
     common: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """All rows of a projector: one a task and *what*, then one a group of tasks and *what*.
+    """Return all rows of a projector: one per task and value of the column `what`, then the same per task group.
 
-    | what | a prompt that is |
+    | column value | prompt |
     |---|---|
-    | own | the target's own of that task |
-    | projected | the projection of the source prompt of that task |
-    | shuffled_source | the projection of source prompts of other tasks |
-    | constant_source | the projection of random source prompts |
-    | mean_source | the projection of the mean of all source prompts |
-    | least_squares, linear_combination, relative | the source prompt through that closed form |
-    | random_vocabulary, random_uniform | random |
+    | own | the target backbone's own prompt for that task |
+    | projected | the projected source prompt of that task |
+    | shuffled_source | projected source prompts of other tasks |
+    | constant_source | projected random source prompts |
+    | mean_source | the projected mean of all source prompts |
+    | least_squares, linear_combination, relative | the source prompt mapped by that closed form |
+    | random_vocabulary, random_uniform | random prompts |
     | baseline | no prompt: the majority class, or the lead of the text |
 
-    `value` is the mean over `prompts` prompts (their scores are in `values`), `low` and `high` the 95 % interval of it
-    over rows: for accuracy and scores of texts of the rows' means over prompts, for F1 and Matthews, which are no means
-    over rows, the mean ends of the prompts' own intervals. `ahead` is the projected prompts' share of right answers (or
-    score of texts) minus that of this row's, over the same rows, with a paired bootstrap interval; a projector beats a
-    control where `ahead_low` is above 0. `group` says where a task stands: `trained` on, `same_type` as one that was,
-    or `other_type`. Rows of a whole group have the task `mean of ...`; rows are drawn within each of its tasks.
+    `value` is the mean over `prompts` prompts (scores in `values`), `low` and `high` its 95 % interval over examples:
+    for accuracy and text scores of the per-example means over prompts; for F1 and Matthews, which are not means over
+    examples, the mean limits of the prompts' own intervals. `ahead` is the projected prompts' per-example score minus
+    this row's, over the same examples, with a paired bootstrap interval; a projector beats a control if `ahead_low` is
+    above 0. `group` is `trained` (a training task of the projector), `same_type` (as a training task) or `other_type`.
+    Rows of a group have the task `mean of ...`; the bootstrap then resamples within each task.
 
     Args:
-        name: of the projector.
+        name: name of the projector.
         projected: its projections.
-        cells: what -> task -> prompts: all of `CONTROLS` but the baseline, `projected`, and closed forms.
+        cells: column value -> task -> prompts: all of `CONTROLS` but the baseline, `projected`, and closed forms.
         targets: the tasks.
-        answers: to all rows of all prompts of the cells.
-        notes: closed forms that cannot be -> why.
-        common: columns that are the same in every row.
+        answers: complete answers of all prompts in the cells.
+        notes: closed forms that cannot be fitted -> reason.
+        common: columns with the same value in every row.
 
     Raises:
-        ValueError: a control is missing: there is no table without them.
+        ValueError: a control is missing.
     """
     check_controls(cells, targets, notes)
     facts = {
@@ -129,10 +129,10 @@ def rows(
 
 
 def check_controls(cells: Mapping[str, Cell], targets: Sequence[Target], notes: Mapping[str, str]) -> None:
-    """Make sure that there is all that a projector is compared with.
+    """Check that all controls of a projector are present.
 
     Raises:
-        ValueError: names what is missing.
+        ValueError: names the missing controls.
     """
     needed = [what for what in (*CONTROLS, "projected") if what != "baseline"]
     missing = [
@@ -160,7 +160,7 @@ def _interval(
 
 
 def _ahead(differences: Sequence[NDArray[np.float64]]) -> dict[str, float]:
-    """Mean over tasks of differences [n] over the same rows; the interval draws rows within each task."""
+    """Return the mean over tasks of paired differences [n] and its interval, resampling examples within each task."""
     draws = np.mean([_draws(values, seed) for seed, values in enumerate(differences)], axis=0)
     low, high = np.quantile(draws, [0.025, 0.975])
     return {
@@ -172,7 +172,7 @@ def _ahead(differences: Sequence[NDArray[np.float64]]) -> dict[str, float]:
 
 def _draws(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     generator, size = np.random.default_rng(seed), len(values)
-    # Some at a time: a thousand resamples of a large split would be gigabytes.
+    # In chunks: a thousand resamples of a large split would take gigabytes.
     steps = max(1, 1_000_000 // size)
     return np.concatenate(
         [
@@ -185,7 +185,7 @@ def _draws(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
 def _groups(
     found: Sequence[dict[str, Any]], means: Mapping[str, Mapping[str, NDArray[np.float64]]], facts: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Means over the tasks of each group, and over those of it that their own prompts had learned."""
+    """Return the means over the tasks of each group, and over its learned tasks only."""
     made = []
     for group in dict.fromkeys(row["group"] for row in found):
         for learned in (False, True):

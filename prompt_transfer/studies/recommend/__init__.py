@@ -1,4 +1,4 @@
-"""Which prompts to start from on a new task."""
+"""The recommendation study: rankings of source prompts for a new task."""
 
 from prompt_transfer.utils.old_names import former
 

@@ -1,6 +1,6 @@
-"""A prompt of a target task after a few steps: by it a task without a prompt of its own is compared with others.
+"""Short tuning: a prompt trained for a few steps represents a target task that has no prompt of its own.
 
-An early prompt is SPoT's embedding of a task (Vu et al. 2022, there after 10,000 steps).
+SPoT uses such an early prompt as task embedding (Vu et al. 2022, after 10,000 steps).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class ShortTuning:
-    """How target prompts are made.
+    """Short training of target prompts.
 
     Args:
         steps: optimizer steps of 32 examples.
-        seed: of the start; the order of the data is that of `data.seed`.
+        seed: seed of the initialization; `data.seed` determines the order of the data.
         accelerator: auto, cpu or cuda.
     """
 
@@ -41,18 +41,18 @@ class ShortTuning:
     def prompt(
         self, module: PromptTuning, task: str, data: TargetData, words: str, path: Path, start: torch.Tensor | None
     ) -> Prompt:
-        """Train a prompt, or read the one that an earlier call with the same inputs left.
+        """Train a prompt, or load the one saved by an earlier call with the same inputs.
 
         Args:
-            module: with the backbone; what it trained before is lost.
+            module: module with the backbone; its current prompt is replaced.
             task: name of the target, or path of its YAML file.
-            data: where its rows come from.
+            data: data source.
             words: default or paper.
-            path: of the prompt file.
-            start: initial prompt [P, H]; None: as the initializer of the module makes it.
+            path: path of the prompt file.
+            start: initial prompt [P, H]; None: use the module's initializer.
 
         Returns:
-            The prompt; its metadata `tuning_seconds` are what it took, reading and tokenising the rows counted.
+            The prompt; its metadata entry `tuning_seconds` includes reading and tokenizing the examples.
         """
         began = time.perf_counter()
         rows = self.steps * BATCH_SIZE
@@ -108,14 +108,14 @@ class ShortTuning:
             "label_words": json.dumps({task.name: list(task.label_words) for task in module.tasks}),
         }
         fits = all(prompt.metadata.get(key) == value for key, value in same.items())
-        alike = prompt.initial is not None and torch.equal(prompt.initial, start)
-        return prompt if fits and alike and "tuning_seconds" in prompt.metadata else None
+        same_start = prompt.initial is not None and torch.equal(prompt.initial, start)
+        return prompt if fits and same_start and "tuning_seconds" in prompt.metadata else None
 
 
 def common_start(prompts: list[Prompt]) -> torch.Tensor | None:
-    """The initial prompt [P, H] that all have; None where they differ or one does not say."""
+    """Return the initial prompt [P, H] shared by all prompts; None if they differ or a file does not hold it."""
     first = prompts[0].initial
     if first is None:
         return None
-    alike = all(prompt.initial is not None and torch.equal(prompt.initial, first) for prompt in prompts)
-    return first if alike else None
+    shared = all(prompt.initial is not None and torch.equal(prompt.initial, first) for prompt in prompts)
+    return first if shared else None

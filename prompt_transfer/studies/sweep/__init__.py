@@ -1,4 +1,4 @@
-"""Sweeps: the plan, and the executors that start its runs."""
+"""Sweeps: the plan of runs, and the executors that start them."""
 
 from prompt_transfer.utils.old_names import former
 

@@ -1,4 +1,4 @@
-"""What executors of a sweep share: how a run is started, how its end is noted, and when it is tried again."""
+"""Shared parts of the sweep executors: starting a run, recording its outcome, deciding on retries."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from prompt_transfer.studies.sweep.plan import Run, State
 
 CHECKPOINT = "checkpoints/last.ckpt"
 DIE_WITH_PARENT = 1  # prctl(2): PR_SET_PDEATHSIG
-MISTAKE = 2  # exit code of a mistake in the options
-PATIENCE = 30.0  # seconds that a run has to end after an interrupt
-Tell = Callable[[Run, State], None]
+MISTAKE = 2  # exit code for invalid options
+PATIENCE = 30.0  # seconds for a run to exit after an interrupt
+OnFinish = Callable[[Run, State], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one attempt at a run ended.
+    """The result of one attempt at a run.
 
     Attributes:
-        code: exit code of `fit`; below 0 the signal that killed it.
-        error: its last line, or by what it was killed; empty after success.
-        seconds: of the process.
+        code: exit code of `fit`; negative: the signal that killed it.
+        error: last output line, or the signal; empty after success.
+        seconds: run time of the process.
     """
 
     code: int
@@ -38,28 +38,28 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Does the runs of a sweep; each is a process of its own that reads its file of options."""
+    """Executes the runs of a sweep, each as a separate process with its own options file."""
 
-    def execute(self, runs: Sequence[Run], states: Sequence[State], tell: Tell) -> None:
-        """Do all runs that are not done; `states` change on the way and are kept in the folder of the sweep.
+    def execute(self, runs: Sequence[Run], states: Sequence[State], on_finish: OnFinish) -> None:
+        """Execute all runs that are not done; updates `states` and saves them in the sweep folder.
 
-        When this is left, by an error or Ctrl-C too, no run goes on.
+        No run is left running on return, error or Ctrl-C.
 
         Args:
             runs: N runs.
-            states: what is known of each.
-            tell: called after each run, by one thread at a time.
+            states: the state of each run.
+            on_finish: callback after each run, called by one thread at a time.
         """
         ...
 
 
 def state_file(folder: Path, run: Run) -> Path:
-    """Where the state of a run is kept."""
+    """Return the path of a run's state file."""
     return folder / "state" / f"{run.name}.json"
 
 
 def record_outcome(folder: Path, run: Run, state: State, outcome: Outcome) -> None:
-    """Take an attempt into the state of its run, and keep it."""
+    """Update the state of a run by the outcome of an attempt, and save it."""
     state.attempts += 1
     state.seconds += outcome.seconds
     state.status = "failed" if outcome.code else "done"
@@ -68,23 +68,23 @@ def record_outcome(folder: Path, run: Run, state: State, outcome: Outcome) -> No
 
 
 def is_final(outcome: Outcome, attempt: int, retries: int) -> bool:
-    """Whether nothing is to be tried again after `attempt` (from 0): a mistake in the options stays one."""
+    """Return whether `attempt` (from 0) was the last: success, invalid options, or no retries left."""
     return outcome.code in (0, MISTAKE) or attempt >= retries
 
 
 def start(folder: Path, name: str, environment: Mapping[str, str], place: str | None = None) -> subprocess.Popen[bytes]:
-    """Start `fit` for the run `name`: from its checkpoint, or anew where a process that was killed left none.
+    """Start `fit` for the run `name`: resume from its checkpoint, or start over if there is none.
 
-    The process ends with the one that called this (a signal of the kernel, Linux).
+    On Linux the kernel kills the process when its parent exits.
 
     Args:
-        folder: of the sweep, seen from `place`: `runs/`, `configs/`, `logs/` and `state/` lie in it.
-        name: of the run.
-        environment: variables of the process.
-        place: folder to start it in; None: this process's own.
+        folder: sweep folder relative to `place`; it holds `runs/`, `configs/`, `logs/` and `state/`.
+        name: name of the run.
+        environment: environment variables of the process.
+        place: working directory; None: that of this process.
     """
     home, run = Path(place or "") / folder, folder / "runs" / name
-    # -P: a folder of the working folder, such as an adapter named peft, must not be taken for a library.
+    # -P: a folder in the working directory, such as an adapter named peft, must not shadow a library.
     command = [sys.executable, "-P", "-m", "prompt_transfer", "fit"]
     command += ["--config", str(folder / "configs" / f"{name}.yaml"), "--output", str(run)]
     here = home / "runs" / name
@@ -98,7 +98,7 @@ def start(folder: Path, name: str, environment: Mapping[str, str], place: str | 
 
 
 def stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End runs as Ctrl-C would; whoever does not end within half a minute is killed."""
+    """Interrupt runs; kill those still running after `PATIENCE` seconds."""
     for child in children:
         child.send_signal(signal.SIGINT)
     deadline = time.monotonic() + PATIENCE
@@ -110,12 +110,12 @@ def stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def read_outcome(folder: Path, name: str, code: int, seconds: float) -> Outcome:
-    """What is to be noted of a process that ended with `code`."""
+    """Return the outcome of a process that exited with `code`."""
     return Outcome(code, _last_words(folder, name, code) if code else "", seconds)
 
 
 def _last_words(folder: Path, name: str, code: int) -> str:
-    """The last line that a failed run wrote, or by what it was killed."""
+    """Return the last output line of a failed run, or the signal that killed it."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     with (folder / "logs" / f"{name}.log").open("rb") as file:
@@ -125,7 +125,7 @@ def _last_words(folder: Path, name: str, code: int) -> str:
 
 
 def _die_with_parent() -> None:
-    """Let a run end when the sweep is killed (Linux only), and let it hear interrupts, which Ray's workers block."""
+    """Kill this run when the sweep dies (Linux only), and unblock interrupts, which Ray's workers block."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -1,4 +1,4 @@
-"""Runs of a sweep on this machine: processes of their own, some at once, retried, watched."""
+"""Executes the runs of a sweep on this machine, as parallel processes with retries."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from prompt_transfer.studies.sweep.executor import Outcome, Tell, is_final, read_outcome, record_outcome, start, stop
+from prompt_transfer.studies.sweep.executor import (
+    OnFinish,
+    Outcome,
+    is_final,
+    read_outcome,
+    record_outcome,
+    start,
+    stop,
+)
 from prompt_transfer.studies.sweep.plan import Run, State
 
 
 class LocalExecutor:
-    """Starts `fit` once for every run that is not done.
+    """Starts one `fit` process for every run that is not done.
 
     Args:
-        folder: of the sweep: `runs/`, `configs/`, `logs/` and `state/` lie in it.
-        at_once: runs at a time. On a CPU they share the cores, on GPUs each takes the next one.
-        retries: how often a run that failed is started again.
-        devices: GPUs of this machine.
+        folder: sweep folder; it holds `runs/`, `configs/`, `logs/` and `state/`.
+        at_once: number of parallel runs; they share the CPU cores, or take the GPUs in turn.
+        retries: number of restarts of a failed run.
+        devices: number of GPUs of this machine.
     """
 
     def __init__(self, folder: Path, at_once: int, retries: int, devices: int = 0) -> None:
@@ -29,7 +37,7 @@ class LocalExecutor:
         self._children: set[subprocess.Popen[bytes]] = set()
         self._stopped = threading.Event()
 
-    def execute(self, runs: Sequence[Run], states: Sequence[State], tell: Tell) -> None:
+    def execute(self, runs: Sequence[Run], states: Sequence[State], on_finish: OnFinish) -> None:
         """See `Executor`."""
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number, state in enumerate(states):
@@ -47,7 +55,7 @@ class LocalExecutor:
                 try:
                     self._run(runs[number], states[number], slot)
                     with lock:
-                        tell(runs[number], states[number])
+                        on_finish(runs[number], states[number])
                 except BaseException as error:
                     failures.append(error)
                     self._stopped.set()
@@ -56,7 +64,7 @@ class LocalExecutor:
         for thread in threads:
             thread.start()
         try:
-            # In short waits, so that Ctrl-C arrives.
+            # Short timeouts let Ctrl-C through.
             while any(thread.is_alive() for thread in threads):
                 for thread in threads:
                     thread.join(0.2)
@@ -87,18 +95,18 @@ class LocalExecutor:
         return read_outcome(self.folder, run.name, code, time.monotonic() - started)
 
     def environment(self, slot: int) -> dict[str, str]:
-        """Variables of the runs of a slot: a GPU of its own, in turn where there are fewer, or a share of the cores."""
+        """Return the environment of a slot's runs: one GPU (shared in turn if there are fewer), or a share of cores."""
         own = dict(os.environ)
         if self.devices:
             visible = own.get("CUDA_VISIBLE_DEVICES")
             devices = visible.split(",") if visible else [str(number) for number in range(self.devices)]
             own["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)].strip()
         elif self.at_once > 1:
-            # Processes that share cores and each start a thread a core are many times slower.
+            # Parallel processes with one thread per core each would oversubscribe the cores and be many times slower.
             own.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.at_once)))
         return own
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

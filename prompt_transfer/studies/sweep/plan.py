@@ -1,4 +1,4 @@
-"""A sweep: many runs of `fit` from one file, what of them is done, and the commands that follow."""
+"""The plan of a sweep: runs of `fit` from one file, their state, and the commands that follow them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import write_text_atomic
 
 KEYS = ("fit", "grid", "cases", "name", "then")
-# What fills itself in later: the seed of each of several prompts.
+# Placeholders that `fit` fills in: the seed of each of several prompts.
 LATER = ("seed",)
 Options = dict[str, Any]
 
@@ -27,9 +27,9 @@ class Run:
     """One run of `fit`.
 
     Attributes:
-        name: its folder below `runs/`; unique in a sweep.
-        options: its options by dotted name.
-        values: those of the grid, columns of the tables.
+        name: folder below `runs/`; unique in a sweep.
+        options: options by dotted name.
+        values: values of the grid options, columns of the tables.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Run:
     values: Options
 
     def config(self) -> str:
-        """The options as a file for `fit --config`."""
+        """Return the options as YAML for `fit --config`."""
         nested: dict[str, Any] = {}
         for name, value in self.options.items():
             *groups, last = name.split(".")
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the options that decide what is trained; where else a run is logged is not one of them."""
+        """SHA-256 of the options that affect training; logger options are excluded."""
         deciding = {
             name: value for name, value in self.options.items() if name.split(".")[0] not in ("logger", "wandb")
         }
@@ -58,7 +58,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of a sweep and the arguments of the commands after them."""
+    """All runs of a sweep and the argument lists of the commands after them."""
 
     runs: list[Run]
     then: list[list[str]] = field(default_factory=list)
@@ -66,14 +66,14 @@ class Plan:
 
 @dataclass
 class State:
-    """What is known of a run: `done`, `failed` or `open`; kept as JSON beside the runs.
+    """The state of a run, saved as JSON in the sweep folder.
 
     Attributes:
-        digest: of the options that it was made with.
+        digest: digest of the options of the run.
         status: `done`, `failed` or `open`.
-        attempts: how often it was started.
-        seconds: of all attempts together.
-        error: last line of a failed one.
+        attempts: number of starts.
+        seconds: total time of all attempts.
+        error: last output line of a failed run.
     """
 
     digest: str
@@ -84,7 +84,7 @@ class State:
 
     @classmethod
     def read(cls, path: Path, run: Run) -> State:
-        """The state of `run`, a new one where nothing is known.
+        """Read the state of `run`; a new state if there is no file.
 
         Raises:
             UserError: the run was made with other options, or the file is damaged.
@@ -94,7 +94,7 @@ class State:
         try:
             state = cls(**json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path} is damaged: remove it, and the run is started again") from error
+            raise UserError(f"{path} is damaged: remove it to start the run again") from error
         if state.digest != run.digest:
             raise UserError(
                 f"the run {run.name} in {path.parent.parent} was made with other options: give another --output, or "
@@ -103,26 +103,26 @@ class State:
         return state
 
     def write(self, path: Path) -> None:
-        """Keep it, as a whole file."""
+        """Write the state atomically."""
         write_text_atomic(path, json.dumps(self.__dict__) + "\n")
 
 
 def read_plan(path: str | Path, output: Path, given: Options) -> Plan:
-    """The runs of a file.
+    """Read the plan of a sweep from a YAML file.
 
-    The file has `fit` (options of every run, nested as in a configuration of `fit`), `grid` (dotted option -> values;
-    every combination is a run), `cases` (a list: `when` names values of the grid, the rest are options of such runs),
-    `name` (of a run, with options in braces) and `then` (a list of command -> options, run after all runs). Strings may
-    hold `{output}`, `{runs}`, `{run}` (number of the run, from 1) and `{option}`; in `then`, an option of the grid is
-    all its values, separated by commas.
+    Keys: `fit` (options of every run, nested as in a configuration of `fit`), `grid` (dotted option -> values; every
+    combination is a run), `cases` (a list: `when` selects values of the grid, the rest are options of these runs),
+    `name` (name of a run, with options in braces) and `then` (a list of command -> options, executed after all runs).
+    Strings may contain `{output}`, `{runs}`, `{run}` (number of the run, from 1) and `{option}`; in `then`, a grid
+    option expands to all its values, separated by commas.
 
     Args:
         path: the file.
-        output: folder of the sweep.
-        given: options of the command line by dotted name: they win; for an option of the grid they are its values.
+        output: sweep folder.
+        given: command line options by dotted name; they override the file, and replace the values of a grid option.
 
     Raises:
-        UserError: the file cannot be read, has an unknown key, or two of its runs have one name.
+        UserError: the file cannot be read, has an unknown key, or two runs share a name.
     """
     content = _read(path)
     grid = {name: _values(name, values) for name, values in (content.get("grid") or {}).items()}
@@ -147,26 +147,26 @@ def read_plan(path: str | Path, output: Path, given: Options) -> Plan:
     names = [run.name for run in runs]
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
-        raise UserError(f"{path}: two runs have the name {double}: let `name` hold every option of the grid")
+        raise UserError(f"{path}: two runs have the name {double}: `name` must contain every option of the grid")
     shared = {name: value for name, value in runs[0].options.items() if all(r.options.get(name) == value for r in runs)}
     words = places | shared | {name: ",".join(map(str, values)) for name, values in grid.items()}
     return Plan(runs, [_command(step, words, path) for step in content.get("then") or []])
 
 
 def _short(value: Any) -> Any:
-    """Of a class with its options the class alone: enough for a name and a column."""
+    """Reduce a class with options to its class name, for run names and columns."""
     if isinstance(value, dict) and isinstance(value.get("class_path"), str):
         return value["class_path"].rpartition(".")[2]
     return value
 
 
 def with_tracking(plan: Plan, study: str, commands: Collection[str]) -> Plan:
-    """Where the runs are logged to W&B: the study as their group, and the commands after them logged as well.
+    """Group the runs of a study in W&B and log the commands after them too; no change without W&B.
 
     Args:
-        plan: of a sweep.
-        study: the group, unless the options name one.
-        commands: those that can be logged.
+        plan: plan of a sweep.
+        study: group name, unless the options set one.
+        commands: commands that support logging.
     """
     if not any(run.options.get("logger") == "wandb" for run in plan.runs):
         return plan
@@ -186,7 +186,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(content, dict) or (not content.get("fit") and not content.get("grid")):
-        raise UserError(f"{path} is no sweep: it needs `fit` and `grid`")
+        raise UserError(f"{path} is not a sweep: it needs `fit` and `grid`")
     unknown = [key for key in content if key not in KEYS]
     if unknown:
         raise UserError(f"{path} has the unknown key {unknown[0]!r}: there are {', '.join(KEYS)}")
@@ -200,7 +200,7 @@ def _values(name: str, values: Any) -> list[Any]:
 
 
 def _flat(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested options by dotted name; `class_path` with its arguments stays one value."""
+    """Yield nested options by dotted name; a `class_path` with its arguments stays one value."""
     for name, value in options.items():
         if isinstance(value, dict) and value and "class_path" not in value:
             yield from _flat(value, f"{prefix}{name}.")
@@ -211,14 +211,14 @@ def _flat(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 def _matches(when: dict[str, Any], values: Options, path: str | Path) -> bool:
     for name, wanted in when.items():
         if name not in values:
-            raise UserError(f"{path}: `when` names {name}, which is no option of the grid")
+            raise UserError(f"{path}: `when` names {name}, which is not an option of the grid")
         if values[name] not in (wanted if isinstance(wanted, list) else [wanted]):
             return False
     return True
 
 
 def _fill(value: Any, words: dict[str, Any], path: str | Path) -> Any:
-    """Put words in place of what stands in braces; a string that has become a number is one."""
+    """Replace placeholders in braces; a result of digits only becomes an integer."""
     if isinstance(value, list):
         return [_fill(one, words, path) for one in value]
     if isinstance(value, dict):
@@ -230,7 +230,7 @@ def _fill(value: Any, words: dict[str, Any], path: str | Path) -> Any:
         if match[1] in LATER:
             return match[0]
         if match[1] not in words:
-            raise UserError(f"{path}: nothing is known of {match[0]}: there are {', '.join(words)}")
+            raise UserError(f"{path}: unknown placeholder {match[0]}: choose from {', '.join(words)}")
         found = words[match[1]]
         return "+".join(map(str, found)) if isinstance(found, list) else str(found)
 
@@ -239,7 +239,7 @@ def _fill(value: Any, words: dict[str, Any], path: str | Path) -> Any:
 
 
 def _command(step: Any, words: dict[str, Any], path: str | Path) -> list[str]:
-    """`transfer: {backbone: x}` as arguments; a list under `arguments` has those that are no options."""
+    """Convert a step such as `transfer: {backbone: x}` to arguments; `arguments` lists the positional ones."""
     if not isinstance(step, dict) or len(step) != 1:
         raise UserError(f"{path}: each step of `then` is one command with its options")
     ((command, options),) = step.items()
@@ -254,7 +254,7 @@ def _command(step: Any, words: dict[str, Any], path: str | Path) -> list[str]:
 
 
 def overview(runs: Sequence[Run], states: Sequence[State]) -> list[dict[str, Any]]:
-    """One row a run: values of the grid, status, attempts, seconds, error."""
+    """Return one row per run: grid values, status, attempts, seconds, error."""
     return [
         {"run": run.name, **run.values, "status": state.status, "attempts": state.attempts}
         | {"seconds": round(state.seconds, 1), "error": state.error}

@@ -1,7 +1,7 @@
-"""Runs of a sweep on a Ray cluster: each a process of its own, started by a worker of Ray where there is room.
+"""Executes the runs of a sweep on a Ray cluster, each as a process started by a Ray worker.
 
-All machines see the folder of the sweep, the data and the backbones under the same paths: a shared file system. State
-is kept there by the process that called this; Ray moves nothing but names and exit codes.
+Needs a shared file system: all machines see the sweep folder, data and backbones under the same paths. The calling
+process saves the state there; Ray transfers only names and exit codes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 
 from prompt_transfer.studies.sweep.executor import (
     PATIENCE,
+    OnFinish,
     Outcome,
-    Tell,
     is_final,
     read_outcome,
     record_outcome,
@@ -34,27 +34,26 @@ from prompt_transfer.studies.sweep.plan import Run, State
 from prompt_transfer.utils import paths
 from prompt_transfer.utils.errors import UserError, is_secret
 
-# Variables that runs take along to other machines; the rest is theirs, and so are tokens and keys, which would be
-# readable in the cluster.
+# Environment variables passed to other machines. Tokens and keys are not passed: they would be readable in the cluster.
 PASSED = re.compile(r"(HF_|PROMPT_TRANSFER_|WANDB_|TOKENIZERS_|OMP_NUM_THREADS$|PYTHONPATH$)")
-# Nothing is kept in Ray's store; its default would be a third of the memory.
+# Ray's object store is unused; its default size is a third of the memory.
 STORE_BYTES = 80 * 2**20
 
 
 class RayExecutor:
-    """Gives every run that is not done to Ray, which starts as many at once as there is room for.
+    """Submits every run that is not done to Ray, which starts as many as resources allow.
 
     Args:
-        folder: of the sweep, on a file system that all machines see.
-        retries: how often a run that failed, or whose worker was killed, is started again.
-        cpus: CPUs of a run; its threads, unless OMP_NUM_THREADS says otherwise.
-        gpus: GPUs of a run, parts of one too; None: one where the cluster has any.
-        address: of a cluster (`auto`, `HOST:PORT`, `ray://HOST:PORT`); None: the variable RAY_ADDRESS, else Ray is
-            started on this machine and ends with the sweep.
-        at_once: runs at a time at most.
+        folder: sweep folder on a shared file system.
+        retries: number of restarts of a run that failed or whose worker was killed.
+        cpus: CPUs per run, and its threads unless OMP_NUM_THREADS is set.
+        gpus: GPUs per run, fractions allowed; None: one if the cluster has any.
+        address: cluster address (`auto`, `HOST:PORT`, `ray://HOST:PORT`); None: RAY_ADDRESS if set, else start Ray on
+            this machine for the duration of the sweep.
+        at_once: maximum number of parallel runs.
 
     Raises:
-        UserError: Ray is not installed, or resources that cannot be.
+        UserError: Ray is not installed, or the resources are invalid.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class RayExecutor:
         self.cpus, self.gpus, self.at_once = cpus, gpus, at_once
         self.address = address or os.environ.get("RAY_ADDRESS")
 
-    def execute(self, runs: Sequence[Run], states: Sequence[State], tell: Tell) -> None:
+    def execute(self, runs: Sequence[Run], states: Sequence[State], on_finish: OnFinish) -> None:
         """See `Executor`."""
         waiting = deque((number, 0) for number, state in enumerate(states) if state.status != "done")
         if not waiting:
@@ -84,7 +83,7 @@ class RayExecutor:
         environment = shared_environment(os.environ) | code_path(os.environ)
         common = environment, str(Path.cwd())
         with self._cluster() as ray:
-            # Ray would try again by itself, and could not tell a mistake from a crash.
+            # Ray's own retries do not distinguish invalid options from a crash.
             remote = ray.remote(attempt).options(
                 max_retries=0, runtime_env={"env_vars": code_path(os.environ)}, **self._resources(ray)
             )
@@ -94,13 +93,13 @@ class RayExecutor:
                     while waiting and len(running) < (self.at_once or len(runs)):
                         number, tries = waiting.popleft()
                         running[remote.remote(str(self.folder), runs[number].name, *common)] = number, tries
-                    # In short waits, so that Ctrl-C arrives.
+                    # Short timeouts let Ctrl-C through.
                     for job in ray.wait(list(running), num_returns=1, timeout=0.5)[0]:
                         number, tries = running.pop(job)
                         outcome = _outcome(ray, job)
                         record_outcome(self.folder, runs[number], states[number], outcome)
                         if is_final(outcome, tries, self.retries):
-                            tell(runs[number], states[number])
+                            on_finish(runs[number], states[number])
                         else:
                             waiting.appendleft((number, tries + 1))
             except BaseException:
@@ -112,8 +111,8 @@ class RayExecutor:
 
     @contextmanager
     def _cluster(self) -> Iterator[Any]:
-        """Ray, connected to a cluster, or to one that is started here and ends here."""
-        # Ray reports to its makers unless it is told not to; a sweep works without a network.
+        """Connect to a Ray cluster, or start a local one for the duration of the context."""
+        # Disables Ray's usage reports: a sweep must work without a network.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
@@ -123,7 +122,7 @@ class RayExecutor:
                 address=self.address or "local", log_to_driver=False, logging_level="ERROR",
                 **({} if self.address else here),
             )  # fmt: skip
-        except Exception as error:  # where its processes do not come up, Ray raises nothing more special
+        except Exception as error:  # Ray has no specific exception for processes that fail to start
             where = f"at {self.address}" if self.address else "on this machine"
             raise UserError(f"no Ray cluster {where}: {' '.join(str(error).split())[:200]}") from error
         try:
@@ -132,7 +131,7 @@ class RayExecutor:
             ray.shutdown()
 
     def _resources(self, ray: Any) -> dict[str, float]:
-        """What a run asks for."""
+        """Return the resources that a run requests."""
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = self.gpus
         if gpus is None:
@@ -146,14 +145,14 @@ class RayExecutor:
 
 
 def shared_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a run takes along to another machine; no tokens and keys."""
+    """Return the environment variables passed to runs on other machines, without tokens and keys."""
     return {name: value for name, value in environment.items() if PASSED.match(name) and not is_secret(name)}
 
 
 def code_path(environment: Mapping[str, str]) -> dict[str, str]:
-    """PYTHONPATH with the checkout that this process runs from, so that other machines run the same code.
+    """Return PYTHONPATH with this process's checkout, for other machines to run the same code.
 
-    Nothing where the package is installed: it is on all machines then.
+    Empty if the package is installed: then it must be installed on all machines.
     """
     root = paths.PACKAGE.parent
     if root.name in ("site-packages", "dist-packages"):
@@ -162,18 +161,18 @@ def code_path(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def attempt(folder: str, name: str, environment: dict[str, str], place: str) -> Outcome:
-    """Start a run and wait for its end: what a worker of Ray does. The run ends with the worker."""
+    """Start a run and wait for it, inside a Ray worker. The run ends with the worker."""
     home = Path(place) / folder
     if not (home / "configs" / f"{name}.yaml").is_file():
-        raise UserError(f"{home} is not to be seen on {platform.node()}: machines of a sweep need a shared file system")
-    # Ray cancels by an interrupt, which a cluster that was started in the background of a script ignores.
+        raise UserError(f"{home} does not exist on {platform.node()}: machines of a sweep need a shared file system")
+    # Ray cancels by SIGINT, which a cluster started by a background script ignores.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.monotonic()
-    # Ray says in the environment which GPUs and how many threads are the run's.
+    # Ray sets the run's GPUs and threads in the environment.
     child = start(Path(folder), name, {**os.environ, **environment}, place)
     try:
-        # Not `wait` without a limit: it would not hear that the sweep was interrupted.
+        # Polling, because a blocking `wait` would not notice an interrupted sweep.
         while child.poll() is None:
             time.sleep(0.1)
     except BaseException:
@@ -183,11 +182,11 @@ def attempt(folder: str, name: str, environment: dict[str, str], place: str) -> 
 
 
 def _outcome(ray: Any, job: Any) -> Outcome:
-    """How an attempt ended; a worker that was killed leaves an error of Ray's."""
+    """Return the outcome of an attempt; a killed worker raises an error of Ray's instead."""
     try:
         outcome: Outcome = ray.get(job)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        return Outcome(1, f"{type(cause).__name__}: {lines[0] if lines else 'no word of why'}"[:300])
+        return Outcome(1, f"{type(cause).__name__}: {lines[0] if lines else 'no reason given'}"[:300])
     return outcome

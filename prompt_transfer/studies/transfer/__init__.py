@@ -1,4 +1,4 @@
-"""Studies of transfer: the matrix, what predicts it, and what a transferred start is worth."""
+"""Transfer studies: the matrix, indicators that predict it, and convergence from transferred prompts."""
 
 from prompt_transfer.utils.old_names import former
 

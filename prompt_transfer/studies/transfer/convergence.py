@@ -1,4 +1,4 @@
-"""`analyze convergence`: which runs belong together, and what starting from a transferred prompt saves."""
+"""`analyze convergence`: pairs vanilla with transferred runs and measures the convergence speed-up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prompt_transfer.utils.files import check_writable_dir
 from prompt_transfer.utils.progress import steps
 
 LOG, CONFIG = "convergence.csv", "config.yaml"
-# Options in which a pair of runs may differ: their start, and what changes no result.
+# Options in which a pair of runs may differ: the initialization, and options that do not affect results.
 FREE = {
     "model": ("init", "seeds", "learning_rates", "prompts_at_once", "learning_rate"),
     "data": ("num_workers", "cache_dir", "eval_batch_size", "predict_split", "max_tokens"),
@@ -30,34 +30,43 @@ BUDGET = (
     *("max_steps", "max_epochs", "val_check_interval", "check_val_every_n_epoch", "limit_train_batches"),
     *("limit_val_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision"),
 )
-# What the prompt file knows better than the options, which may be left to a default.
+# Settings read from the prompt file, because the options may leave them to a default.
 FACTS = ("backbone", "fingerprint", "layout", "attention", "dtype", "head", "reparameterization", "learning_rate")
 
 
 def convergence(runs: Sequence[str | Path], output: str | Path, tolerance: float = TOLERANCE) -> pd.DataFrame:
     """Compare every transferred run with the vanilla run of the same options and seed.
 
-    A run is transferred when its prompt started with `FromPrompt`. Leaves in `output`: `runs.csv` (one row a prompt),
-    `pairs.csv` (one row a pair, measure and unit), `speedups.csv` (over seeds) and `curves.png`.
+    A run is transferred if its prompt was initialized with `FromPrompt`. Writes to `output`: `runs.csv` (one row per
+    prompt), `pairs.csv` (one row per pair, measure and unit), `speedups.csv` (over seeds) and `curves.png`.
 
     Args:
-        runs: folders of `fit --convergence`, or folders that hold such folders.
+        runs: folders of `fit --convergence`, or folders that contain such folders.
         output: folder for the tables and the figure.
-        tolerance: how near the best score counts as converged, a fraction.
+        tolerance: distance from the best score that counts as converged, a fraction.
 
     Returns:
         The rows of `speedups.csv`; see `prompt_transfer.analysis.convergence` for the definitions.
 
     Raises:
-        UserError: no runs, runs without an evaluation at step 0, unfinished runs, or a transferred run whose vanilla
-            run is missing; the line names the option in which they differ.
+        UserError: no runs, runs without an evaluation at step 0, unfinished runs, or a transferred run without its
+            vanilla run; the message names the differing option.
     """
     if not 0 <= tolerance < 1:
         raise UserError(f"--tolerance is {tolerance}: give a fraction, 0.005 for half a point")
     loaded = [entry for folder in steps(_folders(runs), "runs") for entry in load(folder)]
-    pairs = _pairs(loaded)
+    pairs = plan(loaded)
     folder = check_writable_dir(output)
-    found = pd.DataFrame([row for vanilla, other in pairs for row in compare(vanilla, other, tolerance)])
+    return report(pairs, score(pairs, tolerance), folder, tolerance)
+
+
+def score(pairs: Sequence[tuple[Curve, Curve]], tolerance: float) -> pd.DataFrame:
+    """Return the speed-ups of all pairs."""
+    return pd.DataFrame([row for vanilla, other in pairs for row in compare(vanilla, other, tolerance)])
+
+
+def report(pairs: Sequence[tuple[Curve, Curve]], found: pd.DataFrame, folder: Path, tolerance: float) -> pd.DataFrame:
+    """Write tables and figure; return the summary over seeds."""
     overview = pd.DataFrame(summarise(found.to_dict("records")))  # type: ignore[arg-type]
     used = list(dict.fromkeys(curve for pair in pairs for curve in pair))
     for name, frame in (
@@ -74,7 +83,7 @@ def _folders(runs: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for run in map(Path, runs):
         below = [run] if (run / LOG).is_file() else sorted(path.parent for path in run.rglob(LOG))
-        # An analysis of runs leaves tables beside them, but no options.
+        # The output of an earlier analysis has tables but no options: skip it.
         below = [path for path in below if (path / CONFIG).is_file()]
         if not below:
             raise UserError(f"{run} holds no run with a {LOG}: train with `prompt-transfer fit --convergence`")
@@ -85,10 +94,10 @@ def _folders(runs: Sequence[str | Path]) -> list[Path]:
 
 
 def load(folder: Path) -> list[tuple[Curve, dict[str, Any]]]:
-    """The curves of a run, one a prompt, each with the options that those it is compared with must share.
+    """Load the curves of a run, one per prompt, each with the options that a comparable run must share.
 
     Raises:
-        UserError: the run began without an evaluation, was stopped, or a file of it is missing or damaged.
+        UserError: the run has no evaluation at step 0, was stopped, or a file is missing or damaged.
     """
     try:
         log = pd.read_csv(folder / LOG)
@@ -116,9 +125,11 @@ def load(folder: Path) -> list[tuple[Curve, dict[str, Any]]]:
         if evaluations["step"].iloc[0] != 0:
             raise UserError(f"{folder} was not evaluated at step 0: train it with `prompt-transfer fit --convergence`")
         if len(evaluations) < 2:
-            raise UserError(f"{folder} was evaluated at step 0 alone: train --trainer.val_check_interval steps or more")
+            raise UserError(
+                f"{folder} was evaluated only at step 0: train for --trainer.val_check_interval steps or more"
+            )
         facts = prompt.metadata
-        # The last evaluation counts as well: of two runs with other budgets, one had more time to converge.
+        # The last evaluation must agree too: with another budget a run had more time to converge.
         shared = {**options, **{f"trainer.{key}": value for key, value in budget.items()}, "last evaluation": last}
         shared |= {f"model.{key}": facts[key] for key in FACTS if key in facts}
         curve = Curve(
@@ -136,7 +147,7 @@ def load(folder: Path) -> list[tuple[Curve, dict[str, Any]]]:
 
 
 def _source(facts: dict[str, str]) -> str:
-    """The tasks of the prompts that a run started from, or what their paths say where these are gone."""
+    """Return the tasks of a run's source prompts; guessed from their paths if the files are gone."""
     names = []
     for path in facts.get("source_prompt", "").split(","):
         try:
@@ -147,8 +158,12 @@ def _source(facts: dict[str, str]) -> str:
     return "+".join(names)
 
 
-def _pairs(loaded: Sequence[tuple[Curve, dict[str, Any]]]) -> list[tuple[Curve, Curve]]:
-    """Each transferred curve behind its vanilla one."""
+def plan(loaded: Sequence[tuple[Curve, dict[str, Any]]]) -> list[tuple[Curve, Curve]]:
+    """Pair every transferred curve with the vanilla curve of the same options and seed.
+
+    Raises:
+        UserError: a vanilla run is missing or given twice, or no run is transferred.
+    """
     vanilla: dict[tuple[str, str], Curve] = {}
     for curve, options in loaded:
         if curve.source is None:
@@ -174,7 +189,7 @@ def _key(options: dict[str, Any]) -> str:
 
 
 def _nearest(curve: Curve, options: dict[str, Any], loaded: Sequence[tuple[Curve, dict[str, Any]]]) -> str:
-    """Why the vanilla run that is most alike is not the one."""
+    """Return how the most similar vanilla run differs from a transferred run."""
     best: tuple[list[str], Curve] | None = None
     for other, others in loaded:
         if other.source is not None:

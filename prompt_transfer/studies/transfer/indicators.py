@@ -1,8 +1,9 @@
-"""Which indicators tell where a prompt transfers: tables and figures from prompt files and a transfer matrix."""
+"""`analyze indicators`: how well indicators predict transfer, from prompt files and a transfer matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,15 @@ _NEED_WORDS = {
     "neurons": "--neurons",
     "label_words": "label words in the prompt files",
     "data_sizes": "train_rows in all prompt files",
-    "active": "shares of inputs in the files of neurons (neurons capture --tasks)",
-    "task_active": "shares of their own inputs in the files of neurons (neurons capture --tasks)",
-    "predictivity": "predictivity in the files of neurons (neurons skill)",
-    "fisher": "gradients in the files of neurons (neurons probe)",
-    "leep": "LEEP in the files of neurons (neurons probe)",
+    "active": "activation shares in the neuron files (neurons capture --tasks)",
+    "task_active": "activation shares per task in the neuron files (neurons capture --tasks)",
+    "predictivity": "predictivity in the neuron files (neurons skill)",
+    "fisher": "gradients in the neuron files (neurons probe)",
+    "leep": "LEEP in the neuron files (neurons probe)",
 }
 
 
-# Needs that the files of neurons may hold beside the neurons themselves.
+# Optional tensors of neuron files, in addition to the activations.
 _FROM_FILES = ("active", "task_active", "predictivity", "fisher", "leep")
 
 
@@ -49,57 +50,106 @@ def analyze(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Work out all indicators that the inputs allow, write tables and figures to `output`, and print the ranking.
+    """Compute all indicators that the inputs allow, write tables and figures to `output`, and print the ranking.
 
     Args:
         prompts, backbone: see `load_prompts`.
-        output: gets `indicators.parquet`, `correlations.csv`, `similarity.png` and `ranking.png`; with a matrix
-            `scatter.png`, with neurons `layers.png` too.
+        output: folder for `indicators.parquet`, `correlations.csv`, `similarity.png` and `ranking.png`; with a matrix
+            also `scatter.png`, with neurons also `layers.png`.
         matrix: see `read_matrix`.
         neurons: see `read_neurons`.
-        resamples, seed: of bootstrap and permutation test.
+        resamples, seed: settings of bootstrap and permutation test.
 
     Returns:
-        The two tables.
+        The tables of `indicators.parquet` and `correlations.csv`.
 
     Raises:
-        UserError: inputs that cannot be read or do not go together.
+        UserError: inputs cannot be read or do not match.
     """
     if resamples < 1:
         raise UserError(f"--resamples {resamples}: give at least 1, better 1000")
+    inputs = load(prompts, matrix, neurons, backbone)
+    folder = check_writable_dir(output)
+    matrices, table = score(inputs, resamples, seed)
+    return report(inputs, matrices, table, folder)
+
+
+@dataclass(frozen=True)
+class IndicatorInputs:
+    """The checked inputs of an analysis.
+
+    Attributes:
+        found: N prompts.
+        values: inputs of the indicators, by the names in `analysis.indicators.Indicator.needs`.
+        transfer: relative scores between the T tasks `[T, T]`; None without a matrix.
+        notes: skipped prompts, tasks and indicators, and why.
+    """
+
+    found: PromptSet
+    values: dict[str, Any]
+    transfer: np.ndarray | None
+    notes: list[str]
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Type of each of the T tasks, in order of first appearance."""
+        return dict(zip(self.found.tasks, self.found.types, strict=True))
+
+
+def load(
+    prompts: str | Path,
+    matrix: str | Path | None = None,
+    neurons: str | Path | None = None,
+    backbone: str | None = None,
+) -> IndicatorInputs:
+    """Read and check prompts, neurons and transfer matrix; arguments as in `analyze`.
+
+    Raises:
+        UserError: inputs cannot be read or do not match.
+    """
     found = load_prompts(prompts, backbone)
-    inputs: dict[str, Any] = {
+    values: dict[str, Any] = {
         "prompts": found.embeddings,
         "initial": found.initial,
         "label_words": found.label_words,
         "data_sizes": found.data_sizes,
         **({} if neurons is None else read_neurons(neurons, found)),
     }
-    tasks, types = list(dict.fromkeys(found.tasks)), dict(zip(found.tasks, found.types, strict=True))
+    tasks = list(dict.fromkeys(found.tasks))
     scores, notes = (None, []) if matrix is None else _scores(read_matrix(matrix), tasks, matrix)
-    folder = check_writable_dir(output)
+    transfer = None if scores is None else relative(scores)
+    return IndicatorInputs(found, values, transfer, [*found.notes, *notes, *_missing(values)])
+
+
+def score(inputs: IndicatorInputs, resamples: int, seed: int) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+    """Compute all indicators `[N, N]` that the inputs allow, and their statistics."""
     matrices: dict[str, np.ndarray] = {}
     for name in steps(INDICATORS, "indicators"):
-        matrices |= compute(inputs, [name])
-    pairs = pair_table(matrices, found)
-    results.write(pairs, folder / "indicators.parquet")
-    by_task = {name: mean_over_prompts(values, found.tasks) for name, values in matrices.items()}
-    # A task of unknown type is like no other one, not like the other unknown ones.
-    kinds = [types[task] if types[task] != UNKNOWN else f"{UNKNOWN}: {task}" for task in tasks]
-    transfer = None if scores is None else relative(scores)
+        matrices |= compute(inputs.values, [name])
+    by_task = {name: mean_over_prompts(values, inputs.found.tasks) for name, values in matrices.items()}
+    # Tasks of unknown type count as different from each other.
+    kinds = [kind if kind != UNKNOWN else f"{UNKNOWN}: {task}" for task, kind in inputs.types.items()]
     tables = [
-        correlations({name: values}, kinds, transfer, resamples, seed)
+        correlations({name: values}, kinds, inputs.transfer, resamples, seed)
         for name, values in steps(by_task.items(), "intervals")
     ]
-    table = pd.concat(tables, ignore_index=True)
+    return matrices, pd.concat(tables, ignore_index=True)
+
+
+def report(
+    inputs: IndicatorInputs, matrices: Mapping[str, np.ndarray], table: pd.DataFrame, folder: Path
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write tables and figures and print the ranking; return the table of pairs and the statistics."""
+    pairs = pair_table(matrices, inputs.found)
+    results.write(pairs, folder / "indicators.parquet")
     results.write(table, folder / "correlations.csv")
-    _draw(folder, pairs, table, tasks, transfer, matrices, found)
-    _print(folder, table, found, [*found.notes, *notes, *_missing(inputs)])
+    _draw(folder, pairs, table, inputs, matrices)
+    _print(folder, table, inputs.found, inputs.notes)
     return pairs, table
 
 
 def pair_table(matrices: Mapping[str, np.ndarray], prompts: PromptSet) -> pd.DataFrame:
-    """Tidy: one row an indicator and pair of prompts; `source` and `target` are tasks.
+    """Return a tidy table with one row per indicator and pair of prompts; `source` and `target` are tasks.
 
     Returns:
         Columns indicator, source, target, value, source_type, target_type, source_prompt, target_prompt.
@@ -119,9 +169,9 @@ def pair_table(matrices: Mapping[str, np.ndarray], prompts: PromptSet) -> pd.Dat
 
 
 def mean_over_prompts(matrix: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
-    """`[N, N]` between prompts -> mean between tasks `[T, T]`, in the order in which tasks first appear.
+    """Average a matrix between prompts `[N, N]` to one between tasks `[T, T]`, in order of first appearance.
 
-    A prompt's pair with itself counts only where it is the only one of its task; a NaN is a pair that is not there.
+    A prompt's pair with itself counts only if it is the only prompt of its task; NaN marks a missing pair.
     """
     names = list(dict.fromkeys(tasks))
     member = np.array([[task == name for task in tasks] for name in names], dtype=float)
@@ -133,7 +183,7 @@ def mean_over_prompts(matrix: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
 
 
 def square_of_tasks(matrix: np.ndarray, tasks: Sequence[str]) -> pd.DataFrame:
-    """`mean_over_prompts` for a figure: NaN where a task has one prompt only, which is but alike to itself."""
+    """Return `mean_over_prompts` for a figure: NaN on the diagonal of tasks with a single prompt."""
     names = list(dict.fromkeys(tasks))
     values = mean_over_prompts(matrix, tasks)
     alone = [place for place, name in enumerate(names) if list(tasks).count(name) == 1]
@@ -142,7 +192,7 @@ def square_of_tasks(matrix: np.ndarray, tasks: Sequence[str]) -> pd.DataFrame:
 
 
 def _scores(matrix: pd.DataFrame, tasks: list[str], path: str | Path) -> tuple[np.ndarray, list[str]]:
-    """The matrix for these tasks, NaN where it has no such row or column."""
+    """Return the matrix for these tasks, NaN where it lacks a row or column, and notes about absent tasks."""
     shared = [task for task in tasks if task in matrix.index and task in matrix.columns]
     if len(shared) < MIN_TASKS:
         there = [str(task) for task in matrix.index if task in matrix.columns]
@@ -161,9 +211,9 @@ def _missing(inputs: Mapping[str, Any]) -> list[str]:
     for need, words in _NEED_WORDS.items():
         names = [name for name, row in INDICATORS.items() if need in row.needs]
         if need in _FROM_FILES and inputs.get("neurons") is None:
-            continue  # told once, of --neurons
+            continue  # one note about --neurons is enough
         if inputs.get(need) is None:
-            notes.append(f"left out for want of {words}: {', '.join(names)}")
+            notes.append(f"left out for lack of {words}: {', '.join(names)}")
     return notes
 
 
@@ -171,32 +221,30 @@ def _draw(
     folder: Path,
     pairs: pd.DataFrame,
     table: pd.DataFrame,
-    tasks: list[str],
-    transfer: np.ndarray | None,
+    inputs: IndicatorInputs,
     matrices: Mapping[str, np.ndarray],
-    prompts: PromptSet,
 ) -> None:
+    types, transfer = inputs.types, inputs.transfer
     by = "same_type_auc" if transfer is None else RANKED_BY
     whole = _whole(table)
     ranked = whole[whole["statistic"] == by].sort_values("value", ascending=False)["indicator"]
     best = {INDICATORS[name].group: name for name in reversed(list(ranked))}
     shown = "neuron_overlap" if "neuron_overlap" in set(ranked) else best["embeddings"]
-    types = dict(zip(prompts.tasks, prompts.types, strict=True))
-    square = square_of_tasks(matrices[shown], prompts.tasks)
+    square = square_of_tasks(matrices[shown], inputs.found.tasks)
     label = indicator_plots.readable_name(shown)
-    ax = indicator_plots.similarity_matrix(square, [types[task] for task in tasks], label)
+    ax = indicator_plots.similarity_matrix(square, list(types.values()), label)
     plots.save(ax, folder / "similarity.png")
     plots.save(indicator_plots.indicator_ranking(whole, by), folder / "ranking.png")
     if table["indicator"].str.startswith("neuron_overlap_per_layer/").any():
         plots.save(indicator_plots.layer_curve(table, by), folder / "layers.png")
     if transfer is not None:
-        # The best of each kind: what the prompts' rows, their neurons, labelled rows and everything else can tell.
+        # The best indicator of each group: embeddings, neurons, labelled examples, confounders.
         chosen = [best[group] for group in ("embeddings", "neurons", "labels", "confounder") if group in best]
-        _scatter(folder, pairs, table, chosen, pd.DataFrame(transfer, index=tasks, columns=tasks))
+        _scatter(folder, pairs, table, chosen, pd.DataFrame(transfer, index=list(types), columns=list(types)))
 
 
 def _scatter(folder: Path, pairs: pd.DataFrame, table: pd.DataFrame, chosen: list[str], transfer: pd.DataFrame) -> None:
-    """One panel an indicator, side by side, a dot a pair of tasks."""
+    """Draw one panel per indicator with one dot per pair of tasks."""
     size = (0.6 + 2.2 * len(chosen), 2.8)
     figure, axes = plt.subplots(1, len(chosen), figsize=size, layout="constrained", sharey=True, squeeze=False)
     scored = transfer.rename_axis("target").reset_index().melt("target", var_name="source", value_name="transfer")
@@ -208,14 +256,14 @@ def _scatter(folder: Path, pairs: pd.DataFrame, table: pd.DataFrame, chosen: lis
         indicator_plots.indicator_against_transfer(means, rho[name], ax)
         ax.set_xlabel(indicator_plots.readable_name(name), fontsize=9)
         ax.get_legend().remove()
-    # Above the panels, where no dot is.
+    # Above the panels, so the legend hides no dots.
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=8, handletextpad=0.2)
     plots.save(axes[0][0], folder / "scatter.png")
 
 
 def _whole(table: pd.DataFrame) -> pd.DataFrame:
-    """Without single layers: the best of many is good by chance more easily than a whole indicator."""
+    """Return the rows without single layers: the best of many layers is more likely to be good by chance."""
     return table[~table["indicator"].str.contains("/")]
 
 
@@ -238,7 +286,7 @@ def _print(folder: Path, table: pd.DataFrame, prompts: PromptSet, notes: list[st
     title = f"{len(prompts.names)} prompts of {tasks} tasks on {backbone}, by {ranked}"
     everything: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
     results.show(rows, title, data=everything, spare=("neighbour", "nDCG", "pooled"))
-    print("* knows nothing of what prompts do: what an indicator has to beat")
+    print("* confounder: ignores the behaviour of prompts; an indicator must beat it")
     print("; ".join(f"{short}: {_MEANING[short]}" for label, short in _SHORT.items() if label in value))
     for note in notes:
         print(f"note: {note}")
@@ -257,7 +305,7 @@ _MEANING = {
     "per target": "rank correlation with transfer, mean over targets",
     "pooled": "the same over all pairs",
     "nDCG": "of the sources in the indicator's order",
-    "Regret@1": "what its first choice loses",
-    "AUC": "whether pairs of one type come first",
-    "neighbour": "share of tasks whose nearest one is of their type",
+    "Regret@1": "loss of its first choice",
+    "AUC": "whether pairs of one type rank first",
+    "neighbour": "share of tasks whose nearest task has their type",
 }

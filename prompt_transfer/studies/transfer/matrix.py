@@ -1,4 +1,4 @@
-"""What a transfer matrix says: means by type, best sources, a figure."""
+"""Summary of a transfer matrix: means by type, best sources, a figure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def analyze_matrix(file: str | Path, output: str | Path, types: Mapping[str, str
 
 
 def write_summary(matrix: Matrix, folder: Path) -> pd.DataFrame:
-    """The three files; returns the summary."""
+    """Write `summary.csv`, `best_sources.csv` and `summary.png`; return the summary."""
     summary = summarize(matrix)
     results.write(summary, folder / "summary.csv")
     results.write(best_sources(matrix), folder / "best_sources.csv")
@@ -44,10 +44,10 @@ def write_summary(matrix: Matrix, folder: Path) -> pd.DataFrame:
 
 
 def show_summary(summary: pd.DataFrame) -> None:
-    """Print the means and intervals: task types in rows, what the prompts are in columns.
+    """Print means and intervals: task types in rows, kinds of prompts in columns.
 
-    Where all targets were learned, what they alone give is the same table; where some were not, chance-corrected
-    scores of those are quotients of noise. Both are left out, but for programs, and stand in `summary.csv`.
+    Skips the table of learned targets if it equals that of all targets, and chance-corrected scores over all targets
+    if some were not learned (then they divide by noise). Both are in `summary.csv` and in machine-readable output.
     """
     best = "best source of the same type"
     shown: list[pd.DataFrame] = []
@@ -64,17 +64,17 @@ def show_summary(summary: pd.DataFrame) -> None:
             ends = "" if pd.isna(row["low"]) else f" [{row['low']:.2f},{results.FIXED}{row['high']:.2f}]"
             rows.setdefault(row["type"], {"type": row["type"]})[row["kind"]] = f"{row['mean']:.3f}{ends}"
         if len(rows) == 2 and len({tuple(list(row.values())[1:]) for row in rows.values()}) == 1:
-            # One type: all targets are those of it.
+            # With a single type its row equals that of all targets.
             rows.pop("all", None)
         chosen = "" if targets == "all" else ", targets that were learned"
         few = f" ({table['n_targets'].max()} targets)"
         interval = ", 95 % interval over targets" if table["low"].notna().any() else few
         title = f"{str(measure).replace('_', '-')} score{chosen}: mean over pairs{interval}"
         columns = ["type", *[kind for kind in dict.fromkeys(table["kind"]) if kind != best]]
-        # The mean of the kinds of random prompts says most of them.
+        # The mean over random prompts summarizes their kinds, which narrow tables drop.
         spare = [column for column in columns if column.startswith("random_")]
         results.show(list(rows.values()), title, columns, everything, spare)
         if "different" not in set(table["kind"]):
-            continue  # where all sources are of one type, the best one is too
+            continue  # with a single type the best source always has it
         for row in table[(table["kind"] == best) & (table["type"] == "all")].to_dict("records"):
             print(f"{best} for {round(row['mean'] * row['n_targets'])} of {row['n_targets']} targets")

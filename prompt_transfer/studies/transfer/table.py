@@ -1,4 +1,4 @@
-"""Answers to tidy rows: scores, relative and chance-corrected, with intervals and baselines."""
+"""The tidy table of a transfer study: scores, relative and chance-corrected, with intervals and baselines."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ LAST_COLUMNS = ("layout", "attention", "dtype")
 def target_rows(
     target: Target, entries: Sequence[Entry], answers: NDArray[np.float32], common: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """One row a prompt on one task, and the row of the baseline.
+    """Return one row per prompt on one task, and a row for the baseline.
 
-    `relative` is the score divided by that of the target's own prompt (the mean over its own prompts where there are
-    several seeds); `chance_corrected` is (s - c) / (o - c) with s the score, o the target's own and c the baseline's;
-    `learned` tells whether o - c is more than chance (`Target.beats_baseline`). All three are missing where the target
-    has no prompt of its own.
+    `relative` is the score divided by that of the target's own prompt (the mean over seeds); `chance_corrected` is
+    (s - c) / (o - c) with s the score, o the target's own and c the baseline's; `learned` is whether o - c is above
+    chance (`Target.beats_baseline`). All three are missing if the target has no prompt of its own.
 
     Args:
         target: the task.
         entries: N prompts.
         answers: [N, n], complete.
-        common: columns that are the same in every row.
+        common: columns with the same value in every row.
     """
     own = [row for entry, row in zip(entries, answers, strict=True) if is_own(entry, target.task.name)]
     own_score = float(np.mean([target.score(row) for row in own])) if own else math.nan
@@ -65,7 +64,7 @@ def target_rows(
 
 
 def is_own(entry: Entry, task: str) -> bool:
-    """Whether a prompt was trained on the task (and not negated, projected or drawn)."""
+    """Return whether a prompt was trained on the task (not derived by arithmetic, projected or random)."""
     return entry.kind == "trained" and entry.source == task
 
 
@@ -76,11 +75,11 @@ def _type_of(source: str, target: Target) -> str | None:
 
 
 def tidy(rows: Sequence[dict[str, Any]], types: dict[str, str]) -> pd.DataFrame:
-    """The table of all rows.
+    """Return the table of all rows.
 
     Args:
-        rows: of `target_rows`.
-        types: task -> type of the tasks of the study, for sources that only it knows (YAML tasks).
+        rows: rows of `target_rows`.
+        types: task -> type of the study's tasks, for sources missing from the registry (YAML tasks).
     """
     frame = results.table(rows)
     unknown = frame["source_type"].isna() & (frame["kind"] == "trained")
@@ -91,9 +90,11 @@ def tidy(rows: Sequence[dict[str, Any]], types: dict[str, str]) -> pd.DataFrame:
 
 
 def check_names(entries: Sequence[Entry]) -> None:
-    """A UserError where a prompt of the folder has a name that a random prompt or a column of the matrix has."""
+    """Raise UserError if a prompt file has the name of a random prompt."""
     seen: dict[str, str] = {}
     for entry in entries:
         if entry.name in seen:
-            raise UserError(f"a prompt file has the name {entry.name!r}, which stands for a random prompt; rename it")
+            raise UserError(
+                f"a prompt file has the name {entry.name!r}, which is reserved for random prompts; rename it"
+            )
         seen[entry.name] = entry.source
