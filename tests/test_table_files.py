@@ -168,7 +168,8 @@ def test_parquet_text_that_is_no_utf8_is_told_with_its_row(tmp_path: Path) -> No
     path = _write(tmp_path, "train.parquet", b"")
     texts = pa.array([b"a", b"b", "\u00e9".encode("latin-1")] * 2).view(pa.string())
     pq.write_table(pa.table({"text": texts, "label": [0, 1, 0] * 2}), path)
-    assert "row 2 (counted from 0) has in its column 'text' a value that is not UTF-8 text" in _complaint(tmp_path, path)
+    expected = "row 2 (counted from 0) has in its column 'text' a value that is not UTF-8 text"
+    assert expected in _complaint(tmp_path, path)
 
 
 @pytest.mark.parametrize("name", ["train.csv", "train.jsonl"])
