@@ -36,7 +36,7 @@ INITS = "ClassLabels, FromPrompt, Normal, Text, Vocabulary"
         ("--model.init Txt", f"cannot make --model.init Txt: choose one of {INITS}"),
         ("--model.init Text", "--model.init Text needs text: give --model.init.text VALUE"),
         ("--model.init Text --model.init.txt x", "--model.init Text has no option txt"),
-        ("--model.init.text x", f"--model.init comes before its options: choose one of {INITS}"),
+        ("--model.init.text x", f"--model.init must come before its options: choose one of {INITS}"),
         ("--model.init Normal --model.init.std x", "option --model.init.std: expected float or null, not x"),
         (
             "--model.reparameterization ResidualMLP --model.reparameterization.bottleneck x",
@@ -97,7 +97,7 @@ def test_nothing_to_evaluate(
     [
         ({"data_task": "["}, "metadata 'data_task' is '['"),
         ({"label_words": "[1]"}, "metadata 'label_words' is '[1]'"),
-        ({"data_task": "", "task": ""}, "odd.safetensors does not say for which task it was trained: name one with"),
+        ({"data_task": "", "task": ""}, "odd.safetensors does not name the task of its training: give one with"),
         ({"backbone": "--model.trust_remote_code"}, "unknown backbone '--model.trust_remote_code'"),
     ],
 )
@@ -180,7 +180,7 @@ def test_a_value_is_found_before_the_options_are_parsed() -> None:
     assert find_value(arguments, "--prompt") == "b c"
     assert find_value(arguments, "--model.seeds") == "[1, 2]"
     assert find_value(arguments, "--output") is None
-    with pytest.raises(UserError, match="^--prompt needs a value$"):
+    with pytest.raises(UserError, match=r"^--prompt needs a value$"):
         find_value(["--prompt"], "--prompt")
 
 
