@@ -131,6 +131,20 @@ def test_list_needs_no_torch(cache: Path) -> None:
     assert rows["openai-community/gpt2"]["from"] == "hub"
 
 
+def test_list_shows_whole_words_in_80_columns(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["backbones", "list"]) == 0
+    said = capsys.readouterr().out
+    shown = said.split()
+    for row in catalogue.describe():
+        assert {row["name"], row["family"], *row["license"].split()} <= set(shown)
+    assert max(map(len, said.split("\n\n")[0].splitlines()[:2])) <= 80
+    assert "1.2 B" in said
+    assert "134.5 M" in said
+
+
 def test_fetch_from_the_index_and_train_by_name(
     row: Row, cache: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -434,6 +434,15 @@ def test_every_configuration_file_parses(config: Path, tmp_path: Path) -> None:
                 assert parsed.config[group][key] == value
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")])
+def test_short_names_of_dtypes(name: str, dtype: str) -> None:
+    class Parsed(Command):
+        def instantiate_classes(self) -> None:
+            pass
+
+    assert Parsed("validate", ["--data.task", "builtin_movies", "--model.dtype", name]).config.model.dtype == dtype
+
+
 def test_configurations_are_there() -> None:
     assert len(CONFIGS) >= 15
 

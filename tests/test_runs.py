@@ -43,7 +43,9 @@ def test_overwrite_takes_no_folder_of_other_files(
     precious = tmp_path / "project" / "checkpoints" / "model.safetensors"
     precious.parent.mkdir(parents=True)
     precious.write_text("weights")
-    assert "has files but no run to overwrite" in error_of(capsys, fit(toy, tiny_roberta, tmp_path / "project", "--overwrite"))
+    assert "has files but no run to overwrite" in error_of(
+        capsys, fit(toy, tiny_roberta, tmp_path / "project", "--overwrite")
+    )
     assert precious.read_text() == "weights"
 
 

@@ -21,17 +21,20 @@ def list_backbones() -> None:
     from prompt_transfer.backbones.catalogue import describe
 
     found = describe()
-    rows = [
-        row | {"parameters": f"{row['parameters']:,.1f} M", "here": "yes" if row["here"] else "no"} for row in found
-    ]
-    columns = ("name", "family", "parameters", "license", "from", "here")
-    results.show(rows, columns=columns, data=found)
+    rows = [row | {"size": _size(row["parameters"]), "where": "here" if row["here"] else row["from"]} for row in found]
+    # Five columns fit into 80 characters without breaking a name.
+    results.show(rows, columns=("name", "family", "size", "license", "where"), data=found)
     if not results.keeping():
         for row in found:
             if row["note"]:
                 print(f"{row['name']}: {row['note']}")
         print(f"\nto download one: {program()} backbones fetch NAME [--source index]")
         print("other models: --model.backbone takes a folder, a GGUF file, or an id of the Hugging Face Hub")
+
+
+def _size(millions: float) -> str:
+    """Return a number of parameters, given in millions, in M or B."""
+    return f"{millions / 1000:.1f} B" if millions >= 1000 else f"{millions:.1f} M"
 
 
 def fetch(name: str, source: Literal["hub", "index"] = "hub", accept_license: bool = False) -> None:
