@@ -243,7 +243,8 @@ class Command(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check the options and derive options from others."""
         config = self.config
-        config.model.dtype = DTYPES.get(config.model.dtype, config.model.dtype)
+        if config.model.get("dtype") in DTYPES:
+            config.model.dtype = DTYPES[config.model.dtype]
         if self.text is not None and "init" in config.model and "text" in config.model.init.init_args:
             config.model.init.init_args.text = self.text
         self.make_paths_absolute()

@@ -152,24 +152,14 @@ def build_parser(
         exit_on_error=False,
     )
     helps = {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in text.params}
-    parameters, types = inspect.signature(function).parameters, get_type_hints(function)
+    parameters = inspect.signature(function).parameters
     flags = [name for name, parameter in parameters.items() if parameter.default is False]
     skip = set(flags)
     if positional is not None:
-        name = next(iter(parameters))
-        default = parameters[name].default
-        required = default is inspect.Parameter.empty
+        first = next(iter(parameters.values()))
         parser.usage = f"prompt-transfer {command} {positional} [OPTIONS]"
-        parser.add_argument(
-            name,
-            type=str,
-            nargs="+" if types[name] == list[str] else None if required else "?",
-            metavar=positional.strip("[].").partition(".")[0],
-            help=helps.get(name, ""),
-        )
-        if not required:
-            parser.set_defaults({name: default})
-        skip.add(name)
+        _add_positional(parser, first, get_type_hints(function)[first.name], positional, helps.get(first.name, ""))
+        skip.add(first.name)
     parser.add_function_arguments(function, as_group=False, skip=skip, fail_untyped=True)
     for flag in flags:
         parser.add_argument(f"--{flag}", type=bool, default=False, nargs="?", const=True, help=helps.get(flag, ""))
@@ -179,6 +169,17 @@ def build_parser(
         )
         parser.add_class_arguments(WandbOptions, "wandb")
     return parser
+
+
+def _add_positional(
+    parser: jsonargparse.ArgumentParser, parameter: inspect.Parameter, kind: Any, usage: str, text: str
+) -> None:
+    """Add a positional argument: one or more values for a list, at most one for a parameter with a default."""
+    required = parameter.default is inspect.Parameter.empty
+    nargs = "+" if kind == list[str] else None if required else "?"
+    parser.add_argument(parameter.name, type=str, nargs=nargs, metavar=usage.strip("[]."), help=text)
+    if not required:
+        parser.set_defaults({parameter.name: parameter.default})
 
 
 def call(function: Callable[..., Any], command: str, arguments: Sequence[str], positional: str | None = None) -> Any:
@@ -210,24 +211,18 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
     return result
 
 
-def find_values(arguments: Sequence[str], *options: str) -> dict[str, str | None]:
-    """Return the values of some options before the whole command line is parsed; None if an option is absent.
+def find_value(arguments: Sequence[str], option: str) -> str | None:
+    """Return the value of an option before the whole command line is parsed; None if it is absent.
 
     Raises:
-        UserError: an option has no value.
+        UserError: the option has no value.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option in options:
-        parser.add_argument(option, dest=option)
+    parser.add_argument(option, dest="value")
     try:
-        return vars(parser.parse_known_args(list(arguments))[0])
+        return parser.parse_known_args(list(arguments))[0].value
     except ArgumentError as error:
-        raise UserError(f"{error.argument_name} needs a value") from error
-
-
-def find_value(arguments: Sequence[str], option: str) -> str | None:
-    """Return the value of one option; see `find_values`."""
-    return find_values(arguments, option)[option]
+        raise UserError(f"{option} needs a value") from error
 
 
 def split_list(text: str | None) -> list[str]:
