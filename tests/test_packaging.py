@@ -100,7 +100,6 @@ MANY_PARAMETERS = {
     "commands/projecting.py": {"fit_projector"},
     "commands/projection.py": {"projection"},
     "commands/recommend.py": {"recommend"},
-    "commands/sweep.py": {"_sweep", "sweep"},
     "commands/transfer.py": {"transfer"},
     # Everything that the tokens of a table depend on.
     "data/tokens.py": {"tokenise"},

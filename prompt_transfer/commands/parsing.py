@@ -134,7 +134,7 @@ def build_parser(
     Boolean options need no value: alone they mean true.
 
     Args:
-        function: its docstring is the help.
+        function: its docstring is the help; a dataclass counts as a function of its fields.
         command: name of the command, with its subcommand.
         positional: usage of the first parameter as a positional argument (`PROMPT...`); None: all are options.
     """
@@ -160,7 +160,8 @@ def build_parser(
         parser.usage = f"prompt-transfer {command} {positional} [OPTIONS]"
         _add_positional(parser, first, get_type_hints(function)[first.name], positional, helps.get(first.name, ""))
         skip.add(first.name)
-    parser.add_function_arguments(function, as_group=False, skip=skip, fail_untyped=True)
+    add = parser.add_class_arguments if inspect.isclass(function) else parser.add_function_arguments
+    add(function, as_group=False, skip=skip, fail_untyped=True)
     for flag in flags:
         parser.add_argument(f"--{flag}", type=bool, default=False, nargs="?", const=True, help=helps.get(flag, ""))
     if command in STUDIES:

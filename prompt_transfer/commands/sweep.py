@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,17 +33,8 @@ GROUPS = (
 )
 
 
-def sweep(
-    config: str,
-    output: str,
-    executor: Literal["local", "ray"] = "local",
-    at_once: int | None = None,
-    retries: int = 1,
-    address: str | None = None,
-    cpus: float | None = None,
-    gpus: float | None = None,
-    dry_run: bool = False,
-) -> None:
+@dataclass(frozen=True)
+class SweepOptions:
     """train many prompts from one file of runs; the same command resumes with the missing runs
 
     Options of `fit` (--model.*, --data.*, --trainer.*) apply to every run and override the file. With --logger wandb,
@@ -59,44 +51,57 @@ def sweep(
         gpus: GPUs per run, with ray; default: 1 if the cluster has GPUs.
         dry_run: print the runs and follow-up commands without starting them.
     """
-    raise AssertionError("`run` calls `_sweep` with this signature")
+
+    config: str
+    output: str
+    executor: Literal["local", "ray"] = "local"
+    at_once: int | None = None
+    retries: int = 1
+    address: str | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.at_once is not None and self.at_once < 1) or self.retries < 0:
+            raise UserError("--at_once must be 1 or more, --retries 0 or more")
+        if self.executor == "local" and (self.address, self.cpus, self.gpus) != (None, None, None):
+            raise UserError("--address, --cpus and --gpus belong to --executor ray")
+
+    def make_executor(self) -> Executor:
+        """Return the executor that the options select."""
+        folder = Path(self.output)
+        if self.executor == "ray":
+            cpus = 1.0 if self.cpus is None else self.cpus
+            return RayExecutor(folder, self.retries, cpus, self.gpus, self.address, self.at_once)
+        devices = _gpus()
+        return LocalExecutor(folder, self.at_once or max(1, devices), self.retries, devices)
 
 
-def _sweep(
-    given: dict[str, Any],
-    config: str,
-    output: str,
-    executor: str,
-    at_once: int | None,
-    retries: int,
-    address: str | None,
-    cpus: float | None,
-    gpus: float | None,
-    dry_run: bool,
-) -> None:
-    if (at_once is not None and at_once < 1) or retries < 0:
-        raise UserError("--at_once must be 1 or more, --retries 0 or more")
-    if executor == "local" and (address, cpus, gpus) != (None, None, None):
-        raise UserError("--address, --cpus and --gpus belong to --executor ray")
-    folder = Path(output)
-    plan = with_tracking(read_plan(config, folder, given), folder.resolve().name, STUDIES)
+def sweep(options: SweepOptions, given: dict[str, Any]) -> None:
+    """Run a sweep.
+
+    Args:
+        options: options of the sweep.
+        given: options of `fit` for every run.
+
+    Raises:
+        UserError: an option is invalid, a run failed, or a follow-up command failed.
+    """
+    folder = Path(options.output)
+    plan = with_tracking(read_plan(options.config, folder, given), folder.resolve().name, STUDIES)
     # Check all task names before the first run.
     for task in dict.fromkeys(name for run in plan.runs for name in _tasks(run.options.get("data.task"))):
         get_task(task)
     from prompt_transfer.commands.checking import check_runs  # imports torch, only needed for a valid plan
 
     check_runs(plan.runs)
-    if dry_run:
+    if options.dry_run:
         results.show([{"run": run.name, **run.values} for run in plan.runs], title=f"{len(plan.runs)} runs of fit")
         for command in plan.then:
             print(f"$ prompt-transfer {shlex.join(command)}")
         return
-    engine: Executor
-    if executor == "ray":
-        engine = RayExecutor(folder, retries, 1.0 if cpus is None else cpus, gpus, address, at_once)
-    else:
-        devices = _gpus()
-        engine = LocalExecutor(folder, at_once or max(1, devices), retries, devices)
+    executor = options.make_executor()
     # A separate lock: a follow-up command may write to the same folder.
     with exclusive_lock(folder, ".sweep.lock"):
         states = [State.read(state_file(folder, run), run) for run in plan.runs]
@@ -104,8 +109,9 @@ def _sweep(
             check_writable_dir(folder / place)
         for run in plan.runs:
             write_text_atomic(folder / "configs" / f"{run.name}.yaml", run.config())
-        write_provenance(folder, "sweep", {"config": config, "executor": executor} | given, {}, goes_on=True)
-        _train(engine, plan.runs, states, folder)
+        facts = {"config": options.config, "executor": options.executor}
+        write_provenance(folder, "sweep", facts | given, {}, goes_on=True)
+        _train(executor, plan.runs, states, folder)
         results.keep(overview(plan.runs, states), "runs")
         failed = [run.name for run, state in zip(plan.runs, states, strict=True) if state.status == "failed"]
         if failed:
@@ -201,9 +207,7 @@ def split_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer sweep`."""
-    from functools import partial, update_wrapper
-
     from prompt_transfer.commands.arguments import find_configs
 
     own, given = split_options(arguments)
-    call(update_wrapper(partial(_sweep, given), sweep), command, find_configs(own))
+    sweep(call(SweepOptions, command, find_configs(own)), given)

@@ -51,8 +51,8 @@ from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import LOCK, check_writable_dir, exclusive_lock
 
 # Model options that cannot change when a run is resumed.
-BEGINNING = ("init", "reparameterization", "layout", "attention", "head")
-PROJECTION = ("projector", "objective", "source_prompts", "select")
+FIXED_OPTIONS = ("init", "reparameterization", "layout", "attention", "head")
+FIXED_PROJECTOR_OPTIONS = ("projector", "objective", "source_prompts", "select")
 
 
 class FitCommand(Command):
@@ -234,7 +234,7 @@ def _check_resumable(fit: FitCommand, folder: Path) -> None:
     original, now = checkpoint["hyper_parameters"], fit.model.hparams
     changed = {
         f"--model.{name}": (original[name], now.get(name))
-        for name in (*BEGINNING, *PROJECTION)
+        for name in (*FIXED_OPTIONS, *FIXED_PROJECTOR_OPTIONS)
         if name in original and original[name] != now.get(name)
     }
     stored = yaml.safe_load((folder / CONFIG_FILE).read_text()) if (folder / CONFIG_FILE).is_file() else {}
