@@ -1,10 +1,10 @@
-"""Seconds from the command `fit` to the end of its first training step, by phase.
+"""Where the seconds go between the command `fit` and the end of its first training step.
 
     python benchmarks/start_up.py --output results/benchmarks/start_up.json
 
-Runs `fit` several times in separate processes and reports medians: Python and imports, parsing of options, loading of
-the backbone, data, first step; `rest` is everything else (trainer, callbacks, files). The first run fills the cache of
-tokenised examples and is not counted.
+Runs `fit` some times in processes of its own, of which the first fills the cache of tokenised rows and is not
+counted, and reports medians: Python and imports, parsing of options, loading of the backbone, data, first step; `rest`
+is what lies between (trainer, callbacks, files).
 """
 
 from __future__ import annotations
@@ -22,18 +22,15 @@ from pathlib import Path
 from typing import Any
 
 PARTS = ("import", "parse", "load", "data", "first_step", "rest")
-# Prefix of the line with which the child reports its seconds.
+# The child tells its seconds on a line that begins with this.
 MARK = "start-up: "
 
 
 def child(started: float, arguments: list[str]) -> None:
-    """Run `fit` with timers around its phases."""
+    """`fit` with clocks around its parts."""
     from prompt_transfer.commands.table import find
-    from prompt_transfer.utils.allocation import keep_memory
 
-    # As in the program's entry point.
-    keep_memory()
-    find("fit", for_good=True)
+    find("fit")
     import lightning as L
     import torch
 
@@ -60,12 +57,12 @@ def child(started: float, arguments: list[str]) -> None:
 
     clocked(FrozenBackbone, "__init__", "load")
     clocked(TaskDataModule, "setup", "data")
-    # Building the parser inspects the signatures of all classes.
+    # The parser is made of the signatures of all classes before it reads anything.
     clocked(training.FitCommand, "setup_parser", "parse")
     clocked(training.FitCommand, "parse_arguments", "parse")
 
     class FirstStep(L.Callback):
-        """Callback that ends the process after the first step; added when the trainer is created."""
+        """Ends the process after the first step; it is put in where the trainer is made."""
 
         began = 0.0
 
@@ -100,11 +97,11 @@ def run(
 
     Args:
         output: the file.
-        backbone: a built-in backbone, a folder or a hub id.
-        task: name of a task; built-in sentences if the folder does not have it.
+        backbone: a built-in one, a folder or a hub id.
+        task: name of a task; built-in sentences where the folder does not hold it.
         data_root: folder with the task's data.
-        repeats: number of measured runs, after one warm-up.
-        threads: number of torch threads.
+        repeats: runs that count, after one that does not.
+        threads: of torch.
     """
     from common import facts, write
 
@@ -131,7 +128,7 @@ def run(
             )  # fmt: skip
             lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
             if not lines:
-                raise RuntimeError(f"fit ended before its first step:\n{done.stderr[-2000:]}")
+                raise RuntimeError(f"fit has ended before its first step:\n{done.stderr[-2000:]}")
             if index:
                 taken.append(json.loads(lines[-1].removeprefix(MARK)))
     row = {part: statistics.median(each[part] for each in taken) for part in ("total", *PARTS)}

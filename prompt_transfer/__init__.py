@@ -1,6 +1,6 @@
-"""Soft prompts for frozen language models: train them, move them, measure what decides whether that works.
+"""Training, transfer and analysis of soft prompts for frozen language models.
 
-The names below load on first use, so that `import prompt_transfer` (and `prompt-transfer --help`) costs no torch.
+Public names are imported on first use: `import prompt_transfer` and `prompt-transfer --help` do not load torch.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     except ImportError as error:
-        # So Python calls a folder of plain files that it took for a library.
+        # "(unknown location)" marks a namespace package: a plain folder that shadows the library.
         folder = Path(f"{error.name}").absolute()
         if "(unknown location)" not in str(error) or not folder.is_dir():
             raise
-        raise ImportError(f"Python takes the folder {folder} for the library {error.name}: rename it") from error
+        raise ImportError(f"the folder {folder} shadows the library {error.name}: rename it") from error
     globals()[name] = value
     return value
 
@@ -79,5 +79,5 @@ class _OldNames:
         return find_spec(name)
 
 
-# First: a folder that an old package left behind (`__pycache__`) would be found as a namespace package.
+# First in the path: Python would import a leftover folder of an old package (`__pycache__`) as a namespace package.
 sys.meta_path.insert(0, _OldNames)

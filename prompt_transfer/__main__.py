@@ -1,4 +1,4 @@
-"""`python -m prompt_transfer`: the same as `prompt-transfer`."""
+"""Entry point of `python -m prompt_transfer`."""
 
 import sys
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from prompt_transfer.utils.allocation import CHOICES, TUNABLES, keep_memory
+from prompt_transfer.utils.allocation import CHOICES, SWITCH, TUNABLES, keep_memory
 
 START = """
 import os, resource, sys
@@ -97,6 +97,21 @@ def test_arguments_streams_and_environment_are_those_of_the_first_start() -> Non
         check=True,
     )
     assert ran.stdout.strip() == f"{TUNABLES} kept ['one', '--two=a b'] typed {os.getpid()}"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"), [("", "None"), ("0", "None"), pytest.param("1", TUNABLES, marks=glibc)]
+)
+def test_the_program_starts_again_only_on_request(chosen: str, expected: str) -> None:
+    code = (
+        "import os, prompt_transfer.cli as cli\n"
+        "cli.main = lambda **_: print(os.environ.get('GLIBC_TUNABLES')) or 0\n"
+        "cli.start()"
+    )
+    own = {name: value for name, value in os.environ.items() if name not in (*CHOICES, SWITCH)}
+    own |= {SWITCH: chosen} if chosen else {}
+    ran = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == expected
 
 
 def test_a_process_that_cannot_start_again_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

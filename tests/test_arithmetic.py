@@ -154,9 +154,9 @@ def test_commands(
 def test_commands_refuse_in_one_line(files: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
     for command, message in (
         (["add", files("a"), files("moved"), "--output", files("out")], "different initial prompts"),
-        (["add", files("a"), "--output", files("b")], "is there already"),
+        (["add", files("a"), "--output", files("b")], "already exists"),
         (["scale", files("a"), files("b"), "--by", "2", "--output", files("out")], "give one"),
-        (["mean", files("a"), "--output", "out"], "ending in .safetensors"),
+        (["mean", files("a"), "--output", "out"], "give a name that ends in .safetensors"),
     ):
         assert main(["prompts", *command]) == 2
         (line,) = capsys.readouterr().err.splitlines()

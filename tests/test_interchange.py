@@ -385,7 +385,9 @@ def test_import_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["prompts", "import", str(source), "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == f"5 imported into {output}, 1 refused"
-    assert "note: movierationales_trainedPromptRoberta holds the same numbers as MNLI_trainedPromptRoberta" in printed
+    assert (
+        "note: movierationales_trainedPromptRoberta and MNLI_trainedPromptRoberta have the same embeddings" in printed
+    )
     assert "mystery" in printed
     names = ["IMDBPromptRoberta", "MNLI_trainedPromptRoberta", "movierationales_trainedPromptRoberta"]
     assert sorted(path.stem for path in output.iterdir()) == sorted([*names, "randomPromptRoberta", "snliPromptT5"])

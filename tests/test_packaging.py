@@ -100,7 +100,6 @@ MANY_PARAMETERS = {
     "commands/projecting.py": {"fit_projector"},
     "commands/projection.py": {"projection"},
     "commands/recommend.py": {"recommend"},
-    "commands/sweep.py": {"_sweep", "sweep"},
     "commands/transfer.py": {"transfer"},
     # Everything that the tokens of a table depend on.
     "data/tokens.py": {"tokenise"},
@@ -278,4 +277,4 @@ def test_a_folder_taken_for_a_library_is_named(tmp_path: Path) -> None:
         cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     last = done.stderr.strip().splitlines()[-1]
-    assert last == f"ImportError: Python takes the folder {tmp_path / 'adapters'} for the library adapters: rename it"
+    assert last == f"ImportError: the folder {tmp_path / 'adapters'} shadows the library adapters: rename it"

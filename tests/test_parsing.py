@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 from pathlib import Path
 
@@ -12,8 +11,9 @@ import yaml
 from test_cli import error_of, fit
 
 from prompt_transfer.cli import main
-from prompt_transfer.commands.parsing import collect_positionals, expand_flags
+from prompt_transfer.commands.parsing import call, find_value
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ INITS = "ClassLabels, FromPrompt, Normal, Text, Vocabulary"
         ("--model.init Txt", f"cannot make --model.init Txt: choose one of {INITS}"),
         ("--model.init Text", "--model.init Text needs text: give --model.init.text VALUE"),
         ("--model.init Text --model.init.txt x", "--model.init Text has no option txt"),
-        ("--model.init.text x", f"--model.init comes before its options: choose one of {INITS}"),
+        ("--model.init.text x", f"--model.init must come before its options: choose one of {INITS}"),
         ("--model.init Normal --model.init.std x", "option --model.init.std: expected float or null, not x"),
         (
             "--model.reparameterization ResidualMLP --model.reparameterization.bottleneck x",
@@ -97,7 +97,7 @@ def test_nothing_to_evaluate(
     [
         ({"data_task": "["}, "metadata 'data_task' is '['"),
         ({"label_words": "[1]"}, "metadata 'label_words' is '[1]'"),
-        ({"data_task": "", "task": ""}, "odd.safetensors does not say for which task it was trained: name one with"),
+        ({"data_task": "", "task": ""}, "odd.safetensors does not name the task of its training: give one with"),
         ({"backbone": "--model.trust_remote_code"}, "unknown backbone '--model.trust_remote_code'"),
     ],
 )
@@ -124,29 +124,64 @@ def test_help_says_once_what_options_are(command: str, capsys: pytest.CaptureFix
     assert "output: folder" not in said
 
 
-def test_values_without_a_name_stand_anywhere() -> None:
-    arguments = collect_positionals(
-        "--sources", ["a", "--output", "o", "b c", "--overwrite", "d"], flags=["--overwrite"]
-    )
-    assert arguments == ["--sources", json.dumps(["a", "b c", "d"]), "--output", "o", "--overwrite=true"]
-    assert collect_positionals("--runs", ["a", "--overwrite", "d"]) == ["--runs", '["a"]', "--overwrite", "d"]
-    assert collect_positionals("--runs", ["--tolerance=0.1", "a"]) == ["--runs", '["a"]', "--tolerance=0.1"]
-    assert collect_positionals("--sources", ["--help"]) == ["--help"]
-    assert collect_positionals("--sources", ["--output"]) == ["--output"]
+def copy(
+    sources: list[str], output: str, overwrite: bool = False, dtype: str | None = None
+) -> tuple[list[str], str, bool, str | None]:
+    """copy files: copy FILE... --output FILE
+
+    Args:
+        sources: the files.
+        output: where to.
+        overwrite: replace a file.
+        dtype: of the copy.
+    """
+    return sources, output, overwrite, dtype
 
 
-def test_a_flag_alone_is_true() -> None:
-    assert expand_flags(["--x", "--dry_run", "a"], ["--dry_run"]) == ["--x", "--dry_run=true", "a"]
-    assert expand_flags(["--dry_run", "false", "a"], ["--dry_run"]) == ["--dry_run=false", "a"]
-    assert expand_flags(["--dry_run", "True"], ["--dry_run"]) == ["--dry_run=true"]
-    assert expand_flags(["--dry_run=false", "--dry_run"], ["--dry_run"]) == ["--dry_run=false", "--dry_run=true"]
-    assert collect_positionals("--sources", ["--overwrite", "a", "--output", "b"], ["--overwrite"]) == [
-        "--sources",
-        '["a"]',
-        "--overwrite=true",
-        "--output",
-        "b",
-    ]
+def look(folder: str = "runs") -> str:
+    """look around"""
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["a", "b c", "--output", "o"], (["a", "b c"], "o", False, None)),
+        (["--output", "o", "a: b", "7", "[z]", "null"], (["a: b", "7", "[z]", "null"], "o", False, None)),
+        (["a", "--output=7", "--overwrite"], (["a"], "7", True, None)),
+        (["a", "--overwrite", "false", "--output", "o"], (["a"], "o", False, None)),
+        (["a", "--overwrite", "--overwrite=True", "--output", "o", "--dtype", "bf16"], (["a"], "o", True, "bfloat16")),
+    ],
+)
+def test_positional_arguments_and_flags(arguments: list[str], expected: tuple[object, ...]) -> None:
+    assert call(copy, "files copy", arguments, "FILE...") == expected
+
+
+def test_an_optional_positional_argument() -> None:
+    assert [call(look, "look", given, "[FOLDER]") for given in ([], ["x"], ["7"])] == ["runs", "x", "7"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], r"^files copy needs FILE\.\.\. and --output VALUE \(see prompt-transfer files copy --help\)$"),
+        (["--output", "o"], r"^files copy needs FILE\.\.\. \(see"),
+        (["a", "--outptu", "o"], r"^unknown option --outptu: did you mean --output\? \(see"),
+        (["--overwrite", "a", "--output", "o"], r"^option --overwrite: expected bool, not a \(see"),
+    ],
+)
+def test_mistakes_in_positional_arguments(arguments: list[str], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        call(copy, "files copy", arguments, "FILE...")
+
+
+def test_a_value_is_found_before_the_options_are_parsed() -> None:
+    arguments = ["x", "--prompt", "a", "--model.seeds=[1, 2]", "--prompt=b c", "--prompts", "d"]
+    assert find_value(arguments, "--prompt") == "b c"
+    assert find_value(arguments, "--model.seeds") == "[1, 2]"
+    assert find_value(arguments, "--output") is None
+    with pytest.raises(UserError, match=r"^--prompt needs a value$"):
+        find_value(["--prompt"], "--prompt")
 
 
 def test_usage_shows_what_stands_without_an_option(capsys: pytest.CaptureFixture[str]) -> None:

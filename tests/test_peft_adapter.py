@@ -366,7 +366,7 @@ def test_a_folder_of_both_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["prompts", "import", str(tmp_path / "all"), "--output", output]) == 0
     printed = capsys.readouterr().out
     assert "2 imported" in printed
-    assert "run had other rows for a decoder too, which PEFT never reads" in printed
+    assert "run has separate decoder embeddings, which PEFT ignores" in printed
     weights = str(run / "adapter_model.safetensors")
     assert main(["prompts", "import", weights, "--output", str(tmp_path / "one")]) == 0
     assert torch.equal(Prompt.load(tmp_path / "one" / "run.safetensors").embeddings, rows(2 * P)[:P])

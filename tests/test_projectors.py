@@ -396,7 +396,7 @@ def test_from_the_command_line(tiny: Tiny, tmp_path: Path, capsys: pytest.Captur
     one = Prompt.load(tmp_path / "one.safetensors")
     one.check(FrozenBackbone(bert), "prefix", "full")
     assert main([*command, str(tmp_path / "one.safetensors")]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "one.safetensors"), "--overwrite"]) == 0
     assert (
         main(["prompts", "project", str(tmp_path / "in"), "--projector", projector, "--output", str(tmp_path / "out")])

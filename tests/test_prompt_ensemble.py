@@ -294,7 +294,7 @@ def test_fit_of_several_seeds(
     assert {path.name for path in folder.glob("*.safetensors")} == {"prompt.safetensors"}
     capsys.readouterr()
     assert main(["test", "--prompt", str(folder), "--model.seeds", "[0]"]) == 2
-    assert "belong to fit" in capsys.readouterr().err
+    assert "are options of fit: leave them out for" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["fit", "--help"])
     shown = capsys.readouterr().out

@@ -85,7 +85,7 @@ def losses_of(model_class: type, data_class: type, steps: int) -> list[float]:
 def test_minilm_answers_by_its_word_embeddings() -> None:
     need("minilm")
     facts = describe("minilm")
-    assert facts["head"] == "none: use --model.head embedding"
+    assert facts["head"] == "missing: use --model.head embedding"
     assert (facts["layers"], facts["hidden size"], facts["neurons"]) == (6, 384, "6 x 1536 = 9216")
     backbone = FrozenBackbone("minilm", head="embedding")
     batch = backbone.tokenizer(TEXTS, padding=True, return_tensors="pt")

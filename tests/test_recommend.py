@@ -394,7 +394,7 @@ def test_mixture(
     assert torch.equal(Prompt.load(tmp_path / "run").initial, Prompt.load(mixed).embeddings)
     save(prompts, backbone, "books", 1, data_source="builtin")
     assert main([*command, "--use", "mixture", "--k", "2"]) == 0
-    assert "films: no mixture, since a run has one place of data and not all sources were trained on local" in (
+    assert "films: no mixture, since a run has one data source and not all sources were trained on local" in (
         capsys.readouterr().out
     )
 

@@ -43,7 +43,9 @@ def test_overwrite_takes_no_folder_of_other_files(
     precious = tmp_path / "project" / "checkpoints" / "model.safetensors"
     precious.parent.mkdir(parents=True)
     precious.write_text("weights")
-    assert "holds no run" in error_of(capsys, fit(toy, tiny_roberta, tmp_path / "project", "--overwrite"))
+    assert "has files but no run to overwrite" in error_of(
+        capsys, fit(toy, tiny_roberta, tmp_path / "project", "--overwrite")
+    )
     assert precious.read_text() == "weights"
 
 
@@ -72,7 +74,7 @@ def test_scores_of_a_test_do_not_replace_those_of_the_run(
     output = tmp_path / "run"
     assert fit(toy, tiny_roberta, output) == 0
     before = (output / "results.csv").read_bytes()
-    assert "would be lost" in error_of(capsys, main(["test", "--prompt", str(output), "--output", str(output)]))
+    assert "would be overwritten" in error_of(capsys, main(["test", "--prompt", str(output), "--output", str(output)]))
     assert (output / "results.csv").read_bytes() == before
 
 
@@ -142,7 +144,7 @@ def test_options_win_over_the_checkpoint(toy: Path, tiny_roberta: Path, tmp_path
         (["--model.layout", "mask_first"], "--model.layout was prefix, not mask_first"),
         (["--model.attention", "shared"], "--model.attention was full, not shared"),
         (["--seed_everything", "7"], "--seed_everything was 0, not 7"),
-        (["--trainer.max_steps", "2"], "has done 4 steps already"),
+        (["--trainer.max_steps", "2"], "already has 4 steps"),
     ],
 )
 def test_what_a_run_began_with_stays(
@@ -257,7 +259,7 @@ def test_ctrl_c_says_how_to_go_on(toy: Path, tiny_roberta: Path, tmp_path: Path)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 130
-    assert errors.splitlines()[-2:] == [f"go on with: {program()} fit --output {output} --resume", "interrupted"]
+    assert errors.splitlines()[-2:] == [f"resume with: {program()} fit --output {output} --resume", "interrupted"]
     assert "Traceback" not in errors
 
 

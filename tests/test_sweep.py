@@ -97,7 +97,7 @@ def test_mistakes_in_the_file(tmp_path: Path, change: dict[str, Any], message: s
 
 def test_options_of_fit_among_those_of_the_sweep() -> None:
     own, given = split_options(["--config", "x", "--model.seeds", "[0, 1]", "--data.root=d", "--dry_run"])
-    assert own == ["--config", "x", "--dry_run=true"]
+    assert own == ["--config", "x", "--dry_run"]
     assert given == {"model.seeds": [0, 1], "data.root": "d"}
     with pytest.raises(UserError, match=r"--data\.root needs a value"):
         split_options(["--data.root"])
@@ -214,7 +214,7 @@ def test_runs_matrix_and_nothing_twice(tmp_path: Path, small: Path, capfd: pytes
     written = (tmp_path / "out" / "runs" / "seed0" / "prompt.safetensors").stat().st_mtime_ns
     capfd.readouterr()
     assert main(command) == 0
-    assert "2 of 2 runs are done already" in capfd.readouterr().out
+    assert "2 of 2 runs are already done" in capfd.readouterr().out
     assert (tmp_path / "out" / "runs" / "seed0" / "prompt.safetensors").stat().st_mtime_ns == written
 
 

@@ -191,7 +191,7 @@ def test_a_run_goes_on_when_wandb_does_not(
     monkeypatch.setattr(wandb, "init", _raises)
     output = tmp_path / "run"
     assert fit(toy, tiny_roberta, output, "--logger", "wandb") == 0
-    assert "W&B: no route to the server; nothing is sent there" in " ".join(capsys.readouterr().err.split())
+    assert "W&B: no route to the server; nothing is logged to W&B" in " ".join(capsys.readouterr().err.split())
     assert Prompt.load(output).embeddings.shape == (3, 32)
     assert (output / "results.csv").is_file()
 
@@ -208,7 +208,8 @@ def test_without_a_server_the_run_is_kept_offline(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(wandb, "init", init)
     tracker = Tracker("fit", "name", tmp_path, {}, WandbOptions())
-    with pytest.warns(UserWarning, match="no route to the server; this run is kept offline, `wandb sync"):
+    expected = "no route to the server; the run is stored offline: upload it with `wandb sync"
+    with pytest.warns(UserWarning, match=expected):
         tracker.start(keep_id=True)
     first = tracker.run.id
     monkeypatch.setattr(tracker.run, "log", _raises)
@@ -217,7 +218,7 @@ def test_without_a_server_the_run_is_kept_offline(tmp_path: Path, monkeypatch: p
     tracker.finish()
     tracker.log({"loss": 1.0})
     again = Tracker("fit", "name", tmp_path, {}, WandbOptions())
-    with pytest.warns(UserWarning, match="kept offline"):
+    with pytest.warns(UserWarning, match="stored offline"):
         again.start(resume=True)
     assert again.run.id == first
     again.finish()

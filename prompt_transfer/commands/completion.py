@@ -1,4 +1,4 @@
-"""`completion`: a script for the shell, which then completes commands, options and values without starting Python."""
+"""`completion`: a shell script that completes commands, options and values without starting Python."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from prompt_transfer.commands.table import COMMANDS, find
 from prompt_transfer.utils.errors import UserError
 
 SHELLS = ("bash", "zsh")
-# Options with these values -> what they may be, beside files.
+# Options that take task names, and options that take backbones.
 _TASKS, _BACKBONES = ("--data.task", "--task", "--tasks"), ("--model.backbone", "--backbone", "--source", "--target")
 
 _START = """\
-# prompt-transfer completion {shell}: made by version {version}; make it anew after an update.
+# prompt-transfer completion {shell}, version {version}: regenerate after an update.
 _prompt_transfer() {{
-    # $2: the word under the cursor, $3: the one before it.
+    # $2: the word under the cursor; $3: the previous word.
     local command="${{COMP_WORDS[1]}}" words=""
     case "$command" in
         {with_subcommands}) [ "$COMP_CWORD" -gt 2 ] && command="$command ${{COMP_WORDS[2]}}";;
@@ -43,22 +43,21 @@ def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer completion bash | zsh`."""
     if not arguments or {"-h", "--help"} & set(arguments):
         print(
-            "usage: prompt-transfer completion bash|zsh\n\nPrints a script that completes commands, options and their "
-            "values. Keep it, and load it when the shell starts:\n\n"
+            "usage: prompt-transfer completion bash|zsh\n\nPrint a script that completes commands, options and their "
+            "values. Save it, and load it when the shell starts:\n\n"
             "  prompt-transfer completion bash > ~/.prompt-transfer-completion\n"
             "  echo 'source ~/.prompt-transfer-completion' >> ~/.bashrc      # zsh: completion zsh, ~/.zshrc"
         )
         return
     if arguments[0] not in SHELLS or len(arguments) > 1:
-        raise UserError(f"completion takes the name of a shell, not {arguments[-1]!r}: {hint(arguments[-1], SHELLS)}")
+        raise UserError(f"completion needs the name of a shell, not {arguments[-1]!r}: {hint(arguments[-1], SHELLS)}")
     print(script(arguments[0], tree()))
 
 
 def tree() -> dict[str, dict[str, list[str]]]:
-    """Command, or command and subcommand -> its options -> the words that may stand behind them.
+    """Return command (with subcommand) -> option -> possible values, as printed by `--help`.
 
-    A command with subcommands is there itself, with these in place of options. All of it is read from `--help`, so that
-    nothing has to be told twice.
+    A command with subcommands has an entry of its own, with the subcommands as options.
     """
     found: dict[str, dict[str, list[str]]] = {}
     for command in COMMANDS:
@@ -76,7 +75,7 @@ def tree() -> dict[str, dict[str, list[str]]]:
 
 
 def script(shell: str, commands: dict[str, dict[str, list[str]]]) -> str:
-    """The script for a shell; zsh reads that of bash.
+    """Return the script for a shell; zsh loads the bash script.
 
     Args:
         shell: bash or zsh.
@@ -100,7 +99,7 @@ def script(shell: str, commands: dict[str, dict[str, list[str]]]) -> str:
         lines += [f"            {shlex.quote(name)})", '                case "$3" in']
         for option, values in options.items():
             lines += [f"                    {option}) words={shlex.quote(' '.join(values))};;"] if values else []
-        # What does not start as an option may be a file, which the shell completes by itself.
+        # Words without a dash are left to the shell's completion of files.
         words = shlex.quote(" ".join([*options, "--help", "--json"]))
         lines += [f'                    *) case "$2" in -*) words={words};; esac;;', "                esac;;"]
     first = "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n" if shell == "zsh" else ""
@@ -134,7 +133,7 @@ def _help(*command: str) -> str:
 
 @contextmanager
 def _wide() -> Iterator[None]:
-    """Help whose lines are not broken."""
+    """Disable line wrapping of help texts."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "1000"
     try:

@@ -1,4 +1,4 @@
-"""`validate`, `test` and `predict`: use a prompt file."""
+"""`validate`, `test` and `predict`: evaluation of a prompt file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from prompt_transfer.utils.errors import LayoutKindError, UserError
 from prompt_transfer.utils.files import check_writable_dir, prove_writable_dir
 from prompt_transfer.utils.provenance import write_provenance
 
-# Of a text file no longer than this, every answer is shown.
+# Print every prediction of a text file of up to this many lines.
 MOST_LINES = 20
 
 
@@ -43,7 +43,7 @@ def run(command: str, arguments: list[str]) -> None:
     if path is None:
         if {"-h", "--help"} & set(arguments):
             Command(command, arguments)
-        raise UserError(f"{command} needs a prompt: --prompt FILE (prompt-transfer prompts list DIR shows files)")
+        raise UserError(f"{command} needs a prompt: --prompt FILE (prompt-transfer prompts list DIR lists files)")
     prompt = Prompt.load(path)
     try:
         parsed = Command(command, _with_prompt(arguments, prompt, path))
@@ -53,49 +53,49 @@ def run(command: str, arguments: list[str]) -> None:
             raise
         own = prompt.metadata.get("backbone", "another backbone")
         raise UserError(
-            f"prompt {path}, trained on {own}, does not fit {other}: {error}. What to do: use {own}, or map the prompt "
-            "with `prompt-transfer prompts project`"
+            f"prompt {path}, trained on {own}, does not fit {other}: {error}. Use {own}, or project the prompt with "
+            "`prompt-transfer prompts project`"
         ) from error
     _check_strategy(parsed)
     _check_output(command, parsed)
     model = parsed.model
     assert isinstance(model, PromptTuning)
     prompt.check(model.backbone, model.backbone.layout.name, model.backbone.attention)
-    _warn_of_other_words(prompt, parsed.datamodule.tasks)
-    _warn_of_unfinished(prompt)
+    _warn_changed_words(prompt, parsed.datamodule.tasks)
+    _warn_unfinished(prompt)
     if command == "predict":
         _predict(parsed, model)
     else:
         _score(command, parsed, model, path)
 
 
-def _warn_of_other_words(prompt: Prompt, tasks: list[Task]) -> None:
-    """A task may have got other label words since the prompt was trained on it."""
+def _warn_changed_words(prompt: Prompt, tasks: list[Task]) -> None:
+    """Warn if a task's label words changed after the prompt's training."""
     trained = _stored(prompt, "label_words", dict)
     for task in tasks:
         words = trained.get(task.name)
         if words is not None and words != list(task.label_words):
             warnings.warn(
                 f"the prompt was trained on {task.name} with the label words {', '.join(words)}, "
-                f"and is scored with {', '.join(task.label_words)}",
+                f"but is scored with {', '.join(task.label_words)}",
                 stacklevel=2,
             )
 
 
-def _warn_of_unfinished(prompt: Prompt) -> None:
-    """A run that was stopped has left the best prompt so far."""
+def _warn_unfinished(prompt: Prompt) -> None:
+    """Warn if the prompt's run was interrupted: the file holds the best prompt so far."""
     assert prompt.path is not None
     folder = prompt.path.parent
     if (folder / CONFIG_FILE).is_file() and not (folder / RESULTS_FILE).is_file():
         warnings.warn(
-            f"the run in {folder} is not finished, this is its best prompt so far; it goes on with: {program()} fit "
+            f"the run in {folder} is not finished, this is its best prompt so far; resume it with: {program()} fit "
             f"--output {shlex.quote(str(folder))} --resume",
             stacklevel=2,
         )
 
 
 def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
-    """What the prompt file knows goes first, so that a flag or a file of the user wins; the prompt itself goes last."""
+    """Return the arguments after the options in the prompt's metadata, which they override, and before the prompt."""
     facts = prompt.metadata
     first: list[str] = []
     for key in ("backbone", "layout", "attention", "dtype", "head", "label_words_policy"):
@@ -103,7 +103,7 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
             first += [f"--model.{key}={facts[key]}"]
     tasks = _stored(prompt, "data_task", list) or [task for task in facts.get("task", "").split(",") if task]
     if not tasks and not any(find_value(arguments, option) for option in ("--data.task", "--config", "-c", "--data")):
-        raise UserError(f"{path} does not say for which task it was trained: name one with --data.task")
+        raise UserError(f"{path} does not name the task of its training: give one with --data.task")
     if tasks:
         first += ["--data.task", tasks[0] if len(tasks) == 1 else json.dumps(tasks)]
     for key in ("label_words", "max_length", "seed", "special_tokens"):
@@ -114,7 +114,7 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
     if facts.get("data_source"):
         first += ["--data.source", facts["data_source"]]
     elif find_value(arguments, "--input") and not all(task.startswith("builtin_") for task in tasks):
-        # Texts of the user's come from nowhere else; of the task its label words are needed alone.
+        # With the user's own texts, only the task's label words are needed, not its data.
         first += ["--data.source", "hub"]
     if (
         facts.get("data_revision")
@@ -125,7 +125,7 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
     if facts.get("data_root") and Path(facts["data_root"]).is_dir():
         first += ["--data.root", facts["data_root"]]
     length = str(prompt.embeddings.shape[0])
-    # As a list: the parser would take the path "7" for a number and "a: b" for a mapping.
+    # A JSON list, since the parser would read the path "7" as a number and "a: b" as a mapping.
     last = ["--model.prompt_length", length, "--model.init", "FromPrompt", "--model.init.prompt", json.dumps([path])]
     task = find_value(arguments, "--data.task")
     if task and task.startswith("builtin_"):
@@ -135,7 +135,7 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
 
 
 def _stored(prompt: Prompt, key: str, kind: type[Any]) -> Any:
-    """A JSON value of the prompt's metadata, empty where there is none."""
+    """Return a JSON value of the prompt's metadata; an empty `kind` if it is missing."""
     try:
         value = json.loads(prompt.metadata.get(key) or "null")
     except ValueError:
@@ -183,7 +183,7 @@ def _score(command: str, parsed: Command, model: PromptTuning, path: str) -> Non
 
 
 def _baseline(data: TaskDataModule, split: str, index: int, common: dict[str, Any]) -> list[dict[str, Any]]:
-    """What needs no model: the majority class, or the lead of a text for tasks that write one."""
+    """Return rows of the trivial baseline: the majority class, or the lead of the text for generation tasks."""
     task = data.tasks[index]
     if not task.is_generation:
         row = {**common, "what": "majority class", "n": sum(data.label_counts(split, index))}
@@ -235,34 +235,34 @@ def _rows(parsed: Command, model: PromptTuning, split: str, what: str, path: str
 
 
 def _modes(model: PromptTuning) -> dict[str, str]:
-    """How the backbone of a table was used: in every row, so that none loses it when tables are put together."""
+    """Return attention, layout and dtype, stored in every row for merged tables."""
     backbone = model.backbone
     return {"attention": backbone.attention, "layout": backbone.layout.name, "dtype": backbone.dtype_name}
 
 
 def _check_records(model: PromptTuning) -> None:
     if not model.records:
-        raise UserError("nothing was evaluated: the --trainer.limit_..._batches options leave no batch")
+        raise UserError("nothing was evaluated: --trainer.limit_..._batches leaves no batch, raise it")
 
 
 def _check_strategy(parsed: Command) -> None:
-    """Processes that Lightning forks keep their results to themselves."""
+    """Raise UserError for strategies whose processes cannot return results."""
     strategy = str(parsed.config.trainer.strategy)
     if "fork" in strategy or "spawn" in strategy or "notebook" in strategy:
-        raise UserError(f"--trainer.strategy {strategy} cannot hand back predictions: use ddp")
+        raise UserError(f"--trainer.strategy {strategy} cannot return predictions: use ddp")
 
 
 def _check_output(command: str, parsed: Command) -> None:
-    """What would only fail after the work is done."""
+    """Raise UserError for output options that would fail after the evaluation."""
     if command == "predict":
         _check_predict(parsed)
     if parsed.output is None:
         if parsed.config.logger == "wandb":
-            raise UserError(f"--logger wandb logs what {command} leaves in a folder: give --output DIR")
+            raise UserError(f"--logger wandb logs the output folder of {command}: give --output DIR")
         return
     if command != "predict" and (parsed.output / CONFIG_FILE).exists() and (parsed.output / RESULTS_FILE).exists():
         raise UserError(
-            f"{parsed.output} is the folder of a run, whose {RESULTS_FILE} would be lost: give another --output"
+            f"{parsed.output} is a run folder, whose {RESULTS_FILE} would be overwritten: give another --output"
         )
     prove_writable_dir(parsed.output)
 
@@ -302,7 +302,7 @@ def _predict(parsed: Command, model: PromptTuning) -> None:
 
 
 def _predictions(model: PromptTuning, data: TaskDataModule) -> pd.DataFrame:
-    """The rows of the tasks in their own order, as `docs/pages/files.md` describes them."""
+    """Return the predictions in the order of the tasks' rows; columns as in `docs/pages/files.md`."""
     order = torch.cat([output["ids"] for output in model.records]).argsort().numpy()
     ids, task_ids = (
         torch.cat([output[name] for output in model.records]).numpy()[order] for name in ("ids", "task_ids")
@@ -331,7 +331,7 @@ def _predictions(model: PromptTuning, data: TaskDataModule) -> pd.DataFrame:
 
 
 def _answers(task: Task, probabilities: np.ndarray) -> pd.DataFrame:
-    """One row an example: `label` (class), `answer` (the task's own label), `word`, and `p_<word>` for every class."""
+    """Return one row per example: `label` (class), `answer` (the task's label), `word`, and `p_<word>` per class."""
     words, own = task.label_words, task.labels or range(task.num_classes)
     labels = probabilities[:, : len(words)].argmax(axis=1)
     named = [np.array(values, dtype=object)[labels].astype(str) for values in (own, words)]

@@ -1,4 +1,4 @@
-"""`prompts export | push | pull`: prompts for other tools and other people."""
+"""`prompts export | push | pull`: exchange of prompts with other tools and the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def export(
     license: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """a prompt for other tools: export PROMPT --format peft --output DIR
+    """convert a prompt for other tools: export PROMPT --format peft --output DIR
 
-    peft: a prompt-tuning adapter for PeftModel.from_pretrained, with a README that says what stands behind the text;
-    causal and sequence-to-sequence prompts. numpy: the bare matrix as prompt.npy, its metadata as prompt.json.
+    peft: a prompt-tuning adapter for PeftModel.from_pretrained, with a README that documents the input format; causal
+    and sequence-to-sequence prompts only. numpy: the matrix as prompt.npy and its metadata as prompt.json.
 
     Args:
-        sources: the prompt file, given without the option's name.
+        sources: prompt file.
         output: folder for the files.
         format: peft or numpy.
-        backbone: how the adapter shall call its base model; default: as the prompt does.
-        license: for the head of the README, as the hub spells it (apache-2.0).
-        overwrite: replace files that are there already.
+        backbone: name of the adapter's base model; default: the prompt's backbone.
+        license: licence identifier of the Hub for the README (apache-2.0).
+        overwrite: replace existing files.
     """
     from prompt_transfer.backbones.builtin import builtin_backbones
     from prompt_transfer.prompts.io.adapter_card import adapter_card
@@ -39,10 +39,10 @@ def export(
     from prompt_transfer.prompts.prompt import Prompt
 
     if len(sources) != 1:
-        raise UserError(f"{len(sources)} prompt files were given: export PROMPT --format peft --output DIR")
+        raise UserError(f"got {len(sources)} prompt files: export PROMPT --format peft --output DIR")
     prompt, folder = Prompt.load(sources[0]), Path(output)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
-        raise UserError(f"{folder} is there already and not empty: give another --output, or --overwrite")
+        raise UserError(f"{folder} already exists and is not empty: give another --output, or --overwrite")
     name = backbone or prompt.metadata.get("backbone", "unknown")
     if format == "numpy":
         write_numpy(prompt, folder)
@@ -62,24 +62,24 @@ def push(
     license: str | None = None,
     backbone: str | None = None,
 ) -> None:
-    """prompts to the Hugging Face hub, with a card: push PROMPT... --repo USER/NAME
+    """upload prompts with a model card to the Hugging Face Hub: push PROMPT... --repo USER/NAME
 
-    Needs a token that may write (`hf auth login`, or the environment variable HF_TOKEN); it is neither shown nor kept.
+    Needs a token with write access (`hf auth login`, or the environment variable HF_TOKEN), which is neither printed
+    nor stored.
 
     Args:
-        sources: prompt files or folders of runs, given without the option's name.
-        repo: USER/NAME; made where it does not exist.
-        private: make it private; one that is public already is an error.
-        revision: branch to write to; made where it does not exist.
-        results: table of scores and baselines for the card; default: results.csv or results.parquet beside a prompt.
-        license: for the head of the card, as the hub spells it (apache-2.0).
-        backbone: hub id to write into the prompts, for those trained on a backbone in a folder.
+        sources: prompt files or folders of runs.
+        repo: USER/NAME; created if missing.
+        private: create a private repository; an existing public one is an error.
+        revision: target branch; created if missing.
+        results: table of scores and baselines for the card; default: results.csv or results.parquet in the prompt's
+            folder.
+        license: licence identifier of the Hub for the card (apache-2.0).
+        backbone: Hub id to store in the prompts, for backbones in a local folder.
     """
     from prompt_transfer.backbones.builtin import builtin_backbones
     from prompt_transfer.prompts.io.repository import push as upload
 
-    if not sources:
-        raise UserError("push needs a prompt file: push PROMPT... --repo USER/NAME")
     done = upload(
         sources,
         repo,
@@ -97,20 +97,20 @@ def push(
 
 
 def pull(sources: list[str], output: str, revision: str | None = None, overwrite: bool = False) -> None:
-    """prompts from the Hugging Face hub: pull USER/NAME --output DIR
+    """download prompts from the Hugging Face Hub: pull USER/NAME --output DIR
 
-    Takes prompt files of this project and PEFT adapters; everything is checked before anything is put into place.
+    Accepts this project's prompt files and PEFT adapters. All files are checked before any is written.
 
     Args:
-        sources: the repository, given without the option's name.
+        sources: the repository.
         output: folder for the prompt files.
-        revision: branch, tag or commit; the commit that it is goes into the prompts' metadata.
-        overwrite: replace prompt files that are there already.
+        revision: branch, tag or commit; the prompts' metadata record the commit.
+        overwrite: replace existing prompt files.
     """
     from prompt_transfer.prompts.io.repository import pull as download
 
     if len(sources) != 1:
-        raise UserError(f"{len(sources)} repositories were given: pull USER/NAME --output DIR")
+        raise UserError(f"got {len(sources)} repositories: pull USER/NAME --output DIR")
     found = download(sources[0], output, revision=revision, overwrite=overwrite)
     rows = []
     for path, prompt in found.prompts.items():

@@ -1,4 +1,4 @@
-"""LightningCLI for our modules: plain options, one-line errors, run folders."""
+"""LightningCLI with short options, one-line errors and run folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from prompt_transfer.callbacks.checkpoints import AtomicCheckpointIO
 from prompt_transfer.callbacks.logs import RunLog
 from prompt_transfer.callbacks.progress import StepProgress
 from prompt_transfer.commands.arguments import extract_init_text, find_configs, sets_model_option, take_class
-from prompt_transfer.commands.parsing import one_line, options_of
+from prompt_transfer.commands.parsing import DTYPES, one_line, options_of
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.readers import data_root
 from prompt_transfer.modules.cross_model_projector import CrossModelProjector
@@ -43,7 +43,7 @@ MODELS: dict[str, type[L.LightningModule]] = {
 }
 DATA: dict[str, type[L.LightningDataModule]] = {"TaskDataModule": TaskDataModule}
 
-# The same in every run, so they stand here and not in each configuration file.
+# Defaults of every run.
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",
     "devices": 1,
@@ -54,19 +54,19 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "log_every_n_steps": 10,
     "enable_model_summary": False,
-    # Our sampler splits by rank itself, so that several processes see the batches of one.
+    # Our sampler splits batches by rank itself.
     "use_distributed_sampler": False,
 }
 
 
-# What a run leaves directly in its folder, beside the prompt.
+# Files in a run folder.
 CONFIG_FILE, RESULTS_FILE = "config.yaml", "results.csv"
 
 LOGGERS = ("csv", "wandb", "tensorboard", "none")
 
 
 def quiet() -> None:
-    """Silence what Lightning tells everyone and nobody can act on."""
+    """Silence Lightning messages that need no action."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -86,7 +86,7 @@ def quiet() -> None:
 
 
 def show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
-    """A warning as one line without file and source."""
+    """Print a warning as one line, without file name and source line."""
     import sys
 
     print("warning: " + without_secrets(" ".join(str(message).split())), file=sys.stderr)
@@ -94,11 +94,11 @@ def show_warning(message: Warning | str, category: type[Warning], *args: Any, **
 
 @contextmanager
 def as_user_error(verb: str, options: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
-    """Turn what parser, Lightning and loggers raise for a user's mistake into a `UserError`.
+    """Convert errors of the parser, Lightning and loggers that the user can fix to UserError.
 
     Args:
         verb: the command, for messages.
-        options: its options, to guess what a misspelt one was to be.
+        options: returns its options, for suggestions.
     """
     try:
         yield
@@ -106,7 +106,7 @@ def as_user_error(verb: str, options: Callable[[], Sequence[str]] = tuple) -> It
         raise
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):
-            # Lightning ends the process without a word after Ctrl-C.
+            # Lightning exits silently after Ctrl-C.
             raise KeyboardInterrupt from end
         raise
     except torch.OutOfMemoryError as error:
@@ -128,14 +128,14 @@ def as_user_error(verb: str, options: Callable[[], Sequence[str]] = tuple) -> It
 
 
 def absolute_path(path: str) -> str:
-    """The path from the root, `~` resolved."""
+    """Return an absolute path with `~` expanded."""
     return str(Path(path).expanduser().resolve())
 
 
-def settle_prompts(options: Namespace) -> None:
-    """Options of `FromPrompt` with absolute paths; what a recommendation chose stands there in its place.
+def resolve_prompts(options: Namespace) -> None:
+    """Make paths in options of `FromPrompt` absolute, and replace a recommendation by the prompts it selects.
 
-    So a run goes on from the same prompts, whatever becomes of the recommendation.
+    A resumed run then does not depend on the recommendation file.
     """
     if options.recommendation is not None:
         options.recommendation = absolute_path(options.recommendation)
@@ -145,18 +145,18 @@ def settle_prompts(options: Namespace) -> None:
         options.top = 1
     given = options.prompt
     if given is None:
-        return  # the initializer has the right words for it
+        return  # reported by the initializer
     files = [given] if isinstance(given, str) and Path(given).exists() else given
     files = files.split(",") if isinstance(files, str) else files
     options.prompt = [absolute_path(str(file).strip()) if str(file).strip() else "" for file in files]
 
 
 class Command(LightningCLI):
-    """Parses the options of `fit`, `validate`, `test` or `predict` and makes model, data and trainer; runs nothing.
+    """The parsed options of `fit`, `validate`, `test` or `predict`, with model, data and trainer; runs nothing.
 
     Args:
         verb: the command, for messages.
-        arguments: command-line arguments after it.
+        arguments: its command-line arguments.
     """
 
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
@@ -165,17 +165,17 @@ class Command(LightningCLI):
         data, rest = take_class(rest, "--data", DATA)
         rest, self.text = extract_init_text(find_configs(rest))
         several = sets_model_option(rest, ("seeds", "learning_rates"))
-        # A stored configuration names no class, but only a projector is trained on prompts.
+        # A stored configuration has no class name; the option `prompts` identifies a projector.
         if model is PromptTuning and sets_model_option(rest, ("prompts",)):
             model = CrossModelProjector
         if model is CrossModelProjector and verb != "fit":
             raise UserError(
-                f"{verb} takes a prompt: make one with `prompts project PROMPT --projector FILE --output FILE`; "
-                "--model CrossModelProjector belongs to fit"
+                f"--model CrossModelProjector is an option of fit: {verb} needs a prompt, project one with `prompts "
+                "project PROMPT --projector FILE --output FILE`"
             )
         if several and verb != "fit":
-            raise UserError("--model.seeds and --model.learning_rates belong to fit: other commands take one prompt")
-        # The help of fit tells of the options of both.
+            raise UserError(f"--model.seeds and --model.learning_rates are options of fit: leave them out for {verb}")
+        # The help of fit includes the options of PromptEnsemble.
         if model is PromptTuning and verb == "fit" and (several or {"-h", "--help"} & set(rest)):
             model = PromptEnsemble
         quiet()
@@ -190,52 +190,61 @@ class Command(LightningCLI):
                 seed_everything_default=0,
                 trainer_defaults=TRAINER_DEFAULTS,
                 auto_configure_optimizers=False,
-                # Our modules store plain hyperparameters themselves.
+                # Our modules save hyperparameters themselves.
                 load_from_checkpoint_support=False,
                 parser_kwargs={"exit_on_error": False, "prog": f"prompt-transfer {verb}"},
             )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--output", type=str | None, default=None, help="folder for what the command makes")
-        parser.add_argument("--logger", type=str, default="csv", help="csv, wandb (and csv), tensorboard or none")
+        parser.add_argument("--output", type=str | None, default=None, help="output folder")
+        parser.add_argument("--logger", type=str, default="csv", help="csv, wandb (with csv), tensorboard or none")
         parser.add_class_arguments(WandbOptions, "wandb")
         if self.verb == "fit":
-            parser.add_argument("--resume", type=bool, default=False, nargs="?", const=True, help="go on in --output")
-            parser.add_argument("--overwrite", type=bool, default=False, nargs="?", const=True, help="start anew there")
+            parser.add_argument(
+                "--resume", type=bool, default=False, nargs="?", const=True, help="resume the run in --output"
+            )
+            parser.add_argument(
+                "--overwrite", type=bool, default=False, nargs="?", const=True, help="replace the run in --output"
+            )
             parser.add_argument(
                 "--convergence", type=bool, default=False, nargs="?", const=True,
-                help="evaluate before the first step too, for `analyze convergence`",
+                help="also evaluate before the first step, for `analyze convergence`",
             )  # fmt: skip
             parser.add_argument(
-                "--early_stopping", type=int | None, default=None, help="evaluations without a better score"
+                "--early_stopping",
+                type=int | None,
+                default=None,
+                help="stop after this many evaluations without improvement",
             )
         else:
             parser.add_argument("--prompt", type=str | None, default=None, help="prompt file")
             parser.add_argument(
-                "--random_prompts", type=int, default=1, help="random prompts to score beside it (test and validate)"
+                "--random_prompts", type=int, default=1, help="number of random-prompt baselines (test and validate)"
             )
         if self.verb == "predict":
             parser.add_argument(
                 "--input", type=str | None, default=None,
-                help="texts to predict: .csv, .jsonl or .parquet with the task's text columns, or one text a line",
+                help="texts to predict: .csv, .jsonl or .parquet with the task's text columns, or one text per line",
             )  # fmt: skip
             parser.add_argument("--format", type=str, default="parquet", help="parquet or csv")
 
     def _set_seed(self) -> None:
-        # Lightning prints the seed; it stands in config.yaml.
+        # Lightning prints the seed, which config.yaml records.
         logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
         self.check_seed()
         super()._set_seed()
 
     def check_seed(self) -> None:
-        """A UserError where the seed is none."""
+        """Raise UserError if the seed is invalid."""
         seed = self.config.seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise UserError(f"--seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
 
     def before_instantiate_classes(self) -> None:
-        """Facts that one option takes from another."""
+        """Check the options and derive options from others."""
         config = self.config
+        if config.model.get("dtype") in DTYPES:
+            config.model.dtype = DTYPES[config.model.dtype]
         if self.text is not None and "init" in config.model and "text" in config.model.init.init_args:
             config.model.init.init_args.text = self.text
         self.make_paths_absolute()
@@ -244,9 +253,9 @@ class Command(LightningCLI):
         if self.verb == "fit" and (steps == 0 or trainer.max_epochs == 0):
             raise UserError("a run of no steps trains nothing: give --trainer.max_steps 1 or more")
         if steps < -1:
-            raise UserError(f"--trainer.max_steps is {steps}: give the steps of the run (-1: as many as it takes)")
+            raise UserError(f"--trainer.max_steps is {steps}: give a number of steps (-1: no limit)")
         if interval is not None and interval <= 0:
-            raise UserError(f"--trainer.val_check_interval is {interval}: give the steps between two evaluations")
+            raise UserError(f"--trainer.val_check_interval is {interval}: give 1 or more steps")
         if self.config.logger not in LOGGERS:
             raise UserError(f"unknown logger {self.config.logger!r}: choose one of {', '.join(LOGGERS)}")
         if self.config.get("early_stopping") is not None and self.config.early_stopping < 1:
@@ -257,7 +266,7 @@ class Command(LightningCLI):
             trainer.val_check_interval = steps
 
     def make_paths_absolute(self) -> None:
-        """A stored configuration, and a prompt that names its backbone, are used from other folders too."""
+        """Make paths absolute: stored configurations and prompts are used from other working directories."""
         data, model = self.config.data, self.config.model
         root = data_root(data.root) if data.source == "local" else data.root
         data.root = None if root is None else absolute_path(str(root))
@@ -278,10 +287,10 @@ class Command(LightningCLI):
                     absolute_path(path) for path in ([model[key]] if isinstance(model[key], str) else model[key])
                 ]
         if model.get("init") is not None and "prompt" in (model.init.get("init_args") or {}):
-            settle_prompts(model.init.init_args)
+            resolve_prompts(model.init.init_args)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """The trainer with our callbacks and logger."""
+        """Return the trainer with our callbacks and logger."""
         callbacks: list[Callback] = list(self.extra_callbacks())
         if self.config.trainer.enable_progress_bar is not False:
             callbacks.append(StepProgress())
@@ -296,7 +305,7 @@ class Command(LightningCLI):
         return trainer
 
     def extra_callbacks(self) -> list[Callback]:
-        """Callbacks of the verb."""
+        """Return the callbacks of the command."""
         return []
 
     @property
@@ -304,7 +313,7 @@ class Command(LightningCLI):
         return Path(self.config.output) if self.config.output else None
 
     def make_logger(self) -> Logger | list[Logger] | bool:
-        """The logger that `--logger` names, writing below the output folder."""
+        """Return the logger that `--logger` selects; it writes to the output folder."""
         name, folder = self.config.logger, str(self.output or "runs")
         if self.verb != "fit" or name == "none":
             return False
@@ -315,11 +324,11 @@ class Command(LightningCLI):
         return TensorBoardLogger(folder, name="", version="tensorboard")
 
     def plain_config(self) -> dict[str, Any]:
-        """The resolved configuration as plain values."""
+        """Return the resolved configuration as plain values."""
         return yaml.safe_load(self.config_text())
 
     def config_text(self) -> str:
-        """The resolved configuration as YAML that `--config` reads back."""
+        """Return the resolved configuration as YAML for `--config`."""
         config: Namespace = self.config.clone()
         for key in ("resume", "overwrite", "config"):
             config.pop(key, None)

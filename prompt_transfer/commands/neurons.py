@@ -1,4 +1,4 @@
-"""`neurons`: capture and mask what a prompt activates, and compare prompts by it."""
+"""`neurons`: capture, compare, mask and probe activated neurons."""
 
 from __future__ import annotations
 
@@ -30,36 +30,45 @@ def capture(
     dtype: str | None = None,
     accelerator: str = "auto",
 ) -> None:
-    """the neurons of every prompt of a folder, without any data or over real inputs
+    """capture the neurons that every prompt of a folder activates, without data or over the inputs of tasks
 
-    Leaves a file a prompt, PATH.safetensors for the prompt PATH.safetensors below the folder: `activations`, `before`
-    (the activation function), for gated FFNs `gate`, each [layers, neurons], at the answer slot behind the prompt
-    alone; with tasks `mean` and `active` (the share of inputs) over their inputs.
+    Writes one file per prompt, with the same relative path: `activations`, `before` (the activation function) and, for
+    gated FFNs, `gate`, each [layers, neurons], at the answer slot after the prompt alone; with tasks also `mean` and
+    `active` (the share of inputs) over their inputs.
 
     Args:
-        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
+        backbone: a built-in backbone, the folder of a Hugging Face model, or a Hub id.
         prompts: folder with prompt files, at any depth.
-        output: folder for the files; what it holds under other names stays.
-        tasks: also over real inputs of these tasks, separated by commas: names, or paths of YAML files.
-        data: where the rows come from and how many of each task.
-        split: of the tasks; labels are not used.
-        attention: full or shared; default: as the prompts were trained.
-        layout: default: as the prompts were trained.
-        dtype: float32, bfloat16 or float16, of the backbone's weights; default: that of the prompts.
+        output: folder for the files; other tensors in existing files are kept.
+        tasks: also capture over the inputs of these tasks, comma-separated names or paths of YAML files.
+        data: source and number of examples per task.
+        split: split of the tasks; labels are not used.
+        attention: full or shared; default: the prompts' attention.
+        layout: layout; default: the prompts' layout.
+        dtype: dtype of the backbone's weights: float32, bfloat16 or float16 (fp32, bf16, fp16); default: the prompts'.
         accelerator: auto, cpu or cuda.
     """
     from prompt_transfer.studies.neurons.capture import CaptureStudy
     from prompt_transfer.studies.neurons.capture import capture as study
 
     options = CaptureStudy(
-        backbone, prompts, output, split_list(tasks), data, split, attention, layout, dtype, accelerator
+        backbone=backbone,
+        prompts=prompts,
+        output=output,
+        tasks=split_list(tasks),
+        data=data,
+        split=split,
+        attention=attention,
+        layout=layout,
+        dtype=dtype,
+        accelerator=accelerator,
     )
-    # Of several processes that torchrun started the first one writes.
+    # Only the first process of torchrun writes.
     with nullcontext() if torchrun_rank().rank else exclusive_lock(output):
         paths = study(options)
     if paths:
         print(f"neurons of {len(paths)} prompts")
-        # A comparison correlates over pairs of prompts, and two prompts are one pair.
+        # Two prompts are a single pair, too few for the correlations of `compare`.
         more = "compare" if len(paths) > 2 else f"mask --backbone {backbone} --tasks TASKS"
         print(f"next: {program()} neurons {more} --prompts {prompts} --neurons {output} --output DIR")
         print(output)
@@ -87,39 +96,57 @@ def mask(
     label_words_policy: str | None = None,
     accelerator: str = "auto",
 ) -> None:
-    """what prompts lose without their most activated neurons, beside random ones and those of other tasks
+    """measure the loss of score when a prompt's most activated neurons are masked, compared with other masks
 
-    Leaves results.parquet (a row a prompt and mask), summary.csv and masking.png. Stopped at any point, the same
-    command goes on with what is missing.
+    Writes results.parquet (one row per prompt and mask), summary.csv and masking.png. An interrupted command resumes
+    with the missing cells when run again.
 
     Args:
-        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
+        backbone: a built-in backbone, the folder of a Hugging Face model, or a Hub id.
         prompts: folder with prompt files, at any depth.
-        tasks: tasks with prompts of their own there, separated by commas: names, or paths of YAML files.
-        output: folder for tables, figure and the answers so far.
-        neurons: folder of captured neurons; default: they are captured now.
-        by: tensor in these files by which neurons are chosen, the highest first.
-        data: where the rows come from and how many of each task.
+        tasks: tasks with prompts in the folder, comma-separated names or paths of YAML files.
+        output: folder for tables, figure and intermediate results.
+        neurons: folder of captured neurons; default: capture them now.
+        by: tensor in these files that ranks neurons, highest first.
+        data: source and number of examples per task.
         split: test or validation.
-        ratios: shares of the neurons that are masked.
-        scope: layer (the same share in each) or all (of all layers together).
-        methods: zero, mean (that of the folder's prompts), noise.
-        masks: whose neurons: own, same_type, different_type, random.
-        sources: tasks to take masks from, of the same type and of other types.
-        random_seeds: random masks of each size, as large in each layer as the own one.
-        noise: its standard deviation, in those of the neurons of the layer.
-        attention: full or shared; default: as the prompts were trained.
-        layout: default: as the prompts were trained.
-        dtype: float32, bfloat16 or float16, of the backbone's weights; default: that of the prompts.
-        label_words_policy: for label words of several tokens.
+        ratios: shares of neurons to mask.
+        scope: layer (the same share of each layer) or all (a share of all layers together).
+        methods: replacement values: zero, mean (over the folder's prompts) or noise.
+        masks: neurons to mask: own, same_type, different_type or random.
+        sources: number of other tasks to take masks from, of the same type and of other types.
+        random_seeds: number of random masks of each size, with the layer sizes of the prompt's own mask.
+        noise: standard deviation of the noise, relative to that of the layer's neurons.
+        attention: full or shared; default: the prompts' attention.
+        layout: layout; default: the prompts' layout.
+        dtype: dtype of the backbone's weights: float32, bfloat16 or float16 (fp32, bf16, fp16); default: the prompts'.
+        label_words_policy: treatment of label words of several tokens; default: the prompts' policy.
         accelerator: auto, cpu or cuda.
     """
     from prompt_transfer.studies.neurons import masking
 
     study = masking.MaskStudy(
-        backbone, prompts, split_list(tasks), output, neurons, by, data, split, ratios, scope, methods, masks, sources,
-        random_seeds, noise, attention, layout, dtype, label_words_policy, accelerator,
-    )  # fmt: skip
+        backbone=backbone,
+        prompts=prompts,
+        tasks=split_list(tasks),
+        output=output,
+        neurons=neurons,
+        by=by,
+        data=data,
+        split=split,
+        ratios=ratios,
+        scope=scope,
+        methods=methods,
+        masks=masks,
+        sources=sources,
+        random_seeds=random_seeds,
+        noise=noise,
+        attention=attention,
+        layout=layout,
+        dtype=dtype,
+        label_words_policy=label_words_policy,
+        accelerator=accelerator,
+    )
     with exclusive_lock(output):
         frame = masking.mask(study)
     masking.show(frame, output)
@@ -137,31 +164,40 @@ def skill(
     label_words_policy: str | None = None,
     accelerator: str = "auto",
 ) -> None:
-    """how well each neuron alone tells the classes of the prompt's own task apart
+    """measure how well each neuron alone separates the classes of the prompt's task (skill neurons)
 
-    Adds `predictivity` [layers, neurons] to the files of neurons: thresholds from training rows, accuracies from
-    development rows. `neurons mask` takes it with the option by, `analyze indicators` for ON on skill neurons.
+    Adds `predictivity` [layers, neurons] to the files of neurons: thresholds fitted on training examples, accuracies on
+    validation examples. Used by `neurons mask --by predictivity` and by `analyze indicators` for ON on skill neurons.
 
     Args:
-        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
+        backbone: a built-in backbone, the folder of a Hugging Face model, or a Hub id.
         prompts: folder with prompt files, at any depth.
-        output: folder of the files of neurons; what they hold under other names stays.
-        tasks: YAML files of tasks of your own that prompts were trained on, separated by commas.
-        data: where the rows come from and how many of each split.
-        attention: full or shared; default: as the prompts were trained.
-        layout: default: as the prompts were trained.
-        dtype: float32, bfloat16 or float16, of the backbone's weights; default: that of the prompts.
-        label_words_policy: for label words of several tokens.
+        output: folder of the files of neurons; other tensors in existing files are kept.
+        tasks: comma-separated YAML files of the prompts' tasks outside the registry.
+        data: source and number of examples per split.
+        attention: full or shared; default: the prompts' attention.
+        layout: layout; default: the prompts' layout.
+        dtype: dtype of the backbone's weights: float32, bfloat16 or float16 (fp32, bf16, fp16); default: the prompts'.
+        label_words_policy: treatment of label words of several tokens; default: the prompts' policy.
         accelerator: auto, cpu or cuda.
     """
     from prompt_transfer.studies.neurons import probing
 
     study = probing.ProbingStudy(
-        backbone, prompts, output, split_list(tasks), data, attention, layout, dtype, label_words_policy, accelerator
+        backbone=backbone,
+        prompts=prompts,
+        output=output,
+        tasks=split_list(tasks),
+        data=data,
+        attention=attention,
+        layout=layout,
+        dtype=dtype,
+        label_words_policy=label_words_policy,
+        accelerator=accelerator,
     )
     with exclusive_lock(output):
         best = probing.best_neurons(probing.skill(study), output)
-    results.show(best, "the neuron of each prompt that tells most by itself, accuracy on development rows")
+    results.show(best, "the most predictive neuron of each prompt, accuracy on validation examples")
     print(f"predictivity of all neurons in {output}")
 
 
@@ -177,43 +213,52 @@ def probe(
     label_words_policy: str | None = None,
     accelerator: str = "auto",
 ) -> None:
-    """what indicators that need labels are made of: Fisher information, gradients, LEEP
+    """compute inputs of indicators that need labels: Fisher information, gradients, LEEP
 
-    Adds `fisher`, `gradient` and `leep/TASK` to the files of neurons, from training rows of the prompts' own tasks.
+    Adds `fisher`, `gradient` and `leep/TASK` to the files of neurons, from training examples of the prompts' tasks.
 
     Args:
-        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
+        backbone: a built-in backbone, the folder of a Hugging Face model, or a Hub id.
         prompts: folder with prompt files, at any depth.
-        output: folder of the files of neurons; what they hold under other names stays.
-        tasks: YAML files of tasks of your own that prompts were trained on, separated by commas.
-        data: where the rows come from and how many of each task.
-        attention: full or shared; default: as the prompts were trained.
-        layout: default: as the prompts were trained.
-        dtype: float32, bfloat16 or float16, of the backbone's weights; default: that of the prompts.
-        label_words_policy: for label words of several tokens.
+        output: folder of the files of neurons; other tensors in existing files are kept.
+        tasks: comma-separated YAML files of the prompts' tasks outside the registry.
+        data: source and number of examples per task.
+        attention: full or shared; default: the prompts' attention.
+        layout: layout; default: the prompts' layout.
+        dtype: dtype of the backbone's weights: float32, bfloat16 or float16 (fp32, bf16, fp16); default: the prompts'.
+        label_words_policy: treatment of label words of several tokens; default: the prompts' policy.
         accelerator: auto, cpu or cuda.
     """
     from prompt_transfer.studies.neurons import probing
 
     study = probing.ProbingStudy(
-        backbone, prompts, output, split_list(tasks), data, attention, layout, dtype, label_words_policy, accelerator
+        backbone=backbone,
+        prompts=prompts,
+        output=output,
+        tasks=split_list(tasks),
+        data=data,
+        attention=attention,
+        layout=layout,
+        dtype=dtype,
+        label_words_policy=label_words_policy,
+        accelerator=accelerator,
     )
     with exclusive_lock(output):
-        print(f"labelled rows behind {len(probing.probe(study))} prompts")
+        print(f"probed {len(probing.probe(study))} prompts on labelled examples")
     print(output)
 
 
 def compare(prompts: str, neurons: str, output: str, backbone: str | None = None) -> None:
-    """overlap of activated neurons (ON) between prompts, by task type and layer
+    """compute the overlap of activated neurons (ON) between prompts, by task type and layer
 
-    Leaves overlap.parquet (a row a pair of prompts and layer), overlap.csv, overlap.png, overlap_clustered.png,
+    Writes overlap.parquet (one row per pair of prompts and layer), overlap.csv, overlap.png, overlap_clustered.png,
     activations.png and layers.png.
 
     Args:
-        prompts: folder of prompt files for one backbone; several of a task (seeds) are averaged.
-        neurons: folder of captured neurons; a file lies there as its prompt does in the folder of prompts.
+        prompts: folder with prompt files of one backbone; prompts of one task (seeds) are averaged.
+        neurons: folder of captured neurons, with the layout of the prompts folder.
         output: folder for tables and figures.
-        backbone: take only the prompts for this backbone, by the name in their files.
+        backbone: use only prompts of this backbone.
     """
     from prompt_transfer.studies.neurons.comparison import compare as study
 

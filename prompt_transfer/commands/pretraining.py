@@ -1,4 +1,4 @@
-"""`pretrain`: train a small backbone on plain text, as the built-in ones were."""
+"""`pretrain`: pretraining of a small backbone on plain text, like the built-in ones."""
 
 from __future__ import annotations
 
@@ -38,11 +38,13 @@ DEFAULTS: dict[str, Any] = {
 
 
 class PretrainCommand(LightningCLI):
-    """The parsed `pretrain`."""
+    """The parsed options of `pretrain`, with model, data and trainer."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output", type=str, default="runs/pretrain", help="folder for the model and its card")
-        parser.add_argument("--resume", type=bool, default=False, nargs="?", const=True, help="go on in --output")
+        parser.add_argument(
+            "--resume", type=bool, default=False, nargs="?", const=True, help="resume the run in --output"
+        )
 
     def before_instantiate_classes(self) -> None:
         config = self.config
@@ -50,9 +52,9 @@ class PretrainCommand(LightningCLI):
         folder = Path(config.output)
         prove_writable_dir(folder)
         if (folder / "last.ckpt").is_file() and not config.resume:
-            raise UserError(f"{folder} holds an unfinished run: --resume goes on with it; or give another --output")
+            raise UserError(f"{folder} has an unfinished run: give --resume to resume it, or another --output")
         if (folder / "model.safetensors").exists():
-            raise UserError(f"{folder} holds a model already, which would be lost: give another --output")
+            raise UserError(f"{folder} already has a model, which would be overwritten: give another --output")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         folder = self.config.output
@@ -72,7 +74,7 @@ class PretrainCommand(LightningCLI):
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer pretrain`."""
     quiet()
-    arguments = [_one_file(before, argument) for before, argument in zip(["", *arguments], arguments, strict=False)]
+    arguments = [_whole_file(before, argument) for before, argument in zip(["", *arguments], arguments, strict=False)]
     with as_user_error(command):
         cli = PretrainCommand(
             BackbonePretraining,
@@ -87,7 +89,7 @@ def run(command: str, arguments: list[str]) -> None:
             parser_kwargs={"exit_on_error": False, "prog": "prompt-transfer pretrain"},
         )
     folder = Path(cli.config.output)
-    # Of several processes the first one writes.
+    # Only the first process writes.
     with exclusive_lock(folder) if cli.trainer.is_global_zero else nullcontext():
         last = folder / "last.ckpt"
         resume = str(last) if cli.config.resume and last.is_file() else None
@@ -100,8 +102,8 @@ def run(command: str, arguments: list[str]) -> None:
     print(folder)
 
 
-def _one_file(before: str, value: str) -> str:
-    """`--data.files FILE` means all of one file."""
+def _whole_file(before: str, value: str) -> str:
+    """Return the JSON value of `--data.files` for a single file, used completely."""
     return json.dumps({value: [1, None]}) if before == "--data.files" and Path(value).is_file() else value
 
 
@@ -115,7 +117,7 @@ def finish(model: BackbonePretraining, data: CorpusDataModule, folder: Path) -> 
 
 @torch.no_grad()
 def measure(model: BackbonePretraining, data: CorpusDataModule) -> dict[str, Any]:
-    """Held-out losses in nats a token beside what knows nothing: word frequencies, random weights."""
+    """Return held-out losses in nats per token, with two baselines: word frequencies and random weights."""
     batches = list(data.val_dataloader())
     model.eval()
     random = BackbonePretraining(**{**model.hparams, "informed_start": False, "grow_from": None, "start_from": None})
@@ -132,7 +134,7 @@ def measure(model: BackbonePretraining, data: CorpusDataModule) -> dict[str, Any
         b[names[objectives[0]]].numpy() if objectives[0] in names else b["input_ids"][b["attention_mask"] > 0].numpy()
         for b in batches
     ]
-    # Special tokens (the end of a text) never stand in the streams: no frequency is known of them.
+    # The token streams have no special tokens (the end of a text), so these have no frequency.
     predicted = np.concatenate([one[one >= data.tokens.ordinary] for one in labels])
     return {
         "architecture": model.hparams.architecture,
@@ -160,24 +162,25 @@ KINDS = {
 }
 
 
-READ = {"copy": "copies of random tokens and texts", "cloze": "questions whose answer stands in the text"}
+READ = {"copy": "copies of random tokens and texts", "cloze": "questions answered in the text"}
 
 
 def card(name: str, facts: dict[str, Any]) -> str:
-    """The model card."""
+    """Return the model card."""
     shape, recipe = facts["model"], facts["recipe"]
     kind, pieces, unit = KINDS[facts["architecture"]]
     layers = f"{shape['num_layers']} layers" + (" in encoder and decoder each" if facts["architecture"] == "t5" else "")
     data = "\n".join(f"| {file} | {weight:g} |" for file, weight in facts["data"].items())
-    start = "The start was made from word statistics of the corpus (`pretraining/informed_init.py`), not random."
+    start = "Weights were initialized from word statistics of the corpus (`pretraining/informed_init.py`)."
     if recipe.get("grow_from"):
         small = Path(recipe["grow_from"]).name
-        start = f"It was grown from {small} (`pretraining/growth.py`), whose own training is not counted here."
+        start = f"Weights were grown from {small} (`pretraining/growth.py`), whose training is not included here."
     if recipe.get("start_from"):
-        start = f"It went on from an earlier {Path(recipe['start_from']).name}, whose own training is not counted here."
+        first = Path(recipe["start_from"]).name
+        start = f"Training continued from an earlier {first}, whose training is not included here."
     losses = "".join(
-        f"| {what}: this model | {facts['held_out_losses'][objective]:.2f} |\n"
-        for objective, what in READ.items()
+        f"| {name}: this model | {facts['held_out_losses'][objective]:.2f} |\n"
+        for objective, name in READ.items()
         if objective in facts["held_out_losses"]
     )
     count, minutes = facts["parameters"], facts["minutes"]
@@ -186,23 +189,23 @@ def card(name: str, facts: dict[str, Any]) -> str:
     threads = f"{facts['threads']} thread" + ("s" if facts["threads"] > 1 else "")
     return f"""# {name}
 
-A {kind} of {size} parameters for trying things offline: {layers}, hidden
+A {kind} with {size} parameters for offline experiments: {layers}, hidden
 {shape["hidden_size"]}, {shape["num_heads"]} heads, FFN {shape["intermediate_size"]}, {pieces} of {recipe["vocab_size"]}
 lower-cased tokens, {recipe["max_positions"]} positions; weights stored in bf16. Pretrained by
 `prompt-transfer pretrain`; `pretraining.yaml` has all options.
 
-| held-out loss, nats a {unit} | |
+| held-out loss, nats per {unit} | |
 |---|---|
 | this model | {facts["held_out_loss"]:.2f} |
-| word frequencies (uni-gram) | {facts["unigram_loss"]:.2f} |
+| word frequencies (unigram) | {facts["unigram_loss"]:.2f} |
 | the same architecture with random weights | {facts["random_weights_loss"]:.2f} |
 {losses}
 {facts["steps"]:,} steps, {facts["tokens"]:,} tokens, {time} on {threads}. {start}
-Sequences begin at sentences and have several lengths.
+Sequences start at sentence boundaries and vary in length.
 
 | text | share of sequences |
 |---|---|
 {data}
 
-Far too small for anything but development, teaching and tests: it says what it has read.
+Only for development, teaching and tests: it is too small for other uses and repeats its training text.
 """

@@ -1,4 +1,4 @@
-"""`prompts project | fit-projector`: prompts for another backbone."""
+"""`prompts project | fit-projector`: projection of prompts to another backbone."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from prompt_transfer.utils.progress import waiting
 
 
 def project(sources: list[str], projector: str, output: str, overwrite: bool = False) -> None:
-    """prompts for another backbone: project PROMPT --projector FILE --output FILE
+    """project prompts to another backbone: project PROMPT... --projector FILE --output FILE
 
     Args:
-        sources: the prompt file, given without the option's name; several, or a folder of them, go into a folder.
+        sources: prompt files or folders of prompt files.
         projector: projector file, or the folder of the run that trained it.
-        output: the new prompt file; of several the folder, in which they keep their names.
-        overwrite: replace files that are there already.
+        output: new prompt file; for several prompts, a folder in which they keep their names.
+        overwrite: replace existing files.
     """
     from prompt_transfer.projectors.file import ProjectorFile
     from prompt_transfer.prompts.prompt import Prompt
     from prompt_transfer.studies.entries import read_folder
 
-    if not sources:
-        raise UserError("project needs a prompt file: project PROMPT --projector FILE --output FILE")
     found = ProjectorFile.load(projector)
     several = len(sources) > 1 or (
         Path(sources[0]).is_dir() and not (Path(sources[0]) / "prompt.safetensors").is_file()
@@ -35,14 +33,14 @@ def project(sources: list[str], projector: str, output: str, overwrite: bool = F
         for source in sources:
             mine = read_folder(source) if Path(source).is_dir() else {Path(source).stem: Prompt.load(source)}
             if twice := sorted(prompts.keys() & mine.keys()):
-                raise UserError(f"two prompts have the name {twice[0]}: give them one by one")
+                raise UserError(f"two prompts have the name {twice[0]}: project them separately")
             prompts |= mine
         places = {name: Path(output) / f"{name}.safetensors" for name in prompts}
     else:
         prompts, places = {"": Prompt.load(sources[0])}, {"": Path(output)}
     for place in places.values():
         _check_output(place, overwrite)
-    # All of them before the first is written: a prompt that does not fit leaves nothing behind.
+    # Project all prompts before writing the first, to write nothing if one does not fit.
     for name, prompt in {name: found.project(prompt) for name, prompt in prompts.items()}.items():
         length, width = prompt.embeddings.shape
         print(f"{prompt.save(places[name])}: {length} x {width} for {found.target.backbone}, by {found.kind}")
@@ -64,23 +62,23 @@ def fit_projector(
     attention: str = "full",
     overwrite: bool = False,
 ) -> None:
-    """a projector without training, from the vocabularies of two backbones
+    """fit a projector in closed form on the vocabularies of two backbones
 
     Args:
-        source: backbone whose prompts are projected.
-        target: backbone that they are for.
-        output: the projector file.
-        kind: least_squares, linear_combination (the same solver without a penalty) or relative (a search).
-        ridge: penalty of the first two; default: least_squares takes what does best on held-out tokens.
-        center: subtract the means of both tables of embeddings first.
-        top_k: shared tokens to fit on; 0 for all.
-        skip: how many of the first to leave out.
-        anchors: shared tokens that relative compares with; 0 for all.
-        nearest: anchors that count for a row; 0 for all.
-        max_steps: of the search of relative, at most.
-        layout: with which the target takes the prompts; default: its own first one.
-        attention: full or shared, of the target.
-        overwrite: replace a file that is there already.
+        source: backbone of the prompts to project.
+        target: backbone to project to.
+        output: projector file.
+        kind: least_squares, linear_combination (the same solver without a penalty) or relative (iterative).
+        ridge: penalty of the first two kinds; default: least_squares selects it on held-out tokens.
+        center: subtract the mean of each embedding table first.
+        top_k: number of shared tokens to fit on; 0 for all.
+        skip: number of leading shared tokens to skip.
+        anchors: number of shared tokens used as anchors by relative; 0 for all.
+        nearest: number of nearest anchors per prompt token; 0 for all.
+        max_steps: maximum number of steps of relative.
+        layout: layout of the projected prompts; default: the target's default layout.
+        attention: full or shared attention of the target.
+        overwrite: replace an existing file.
     """
     from prompt_transfer.backbones.frozen import FrozenBackbone
     from prompt_transfer.projectors.closed_form import LeastSquares, LinearCombination, Relative
@@ -99,7 +97,7 @@ def fit_projector(
         found = fit_closed_form(projector, *both)
     facts = {"projector": found.kind, "source": source, "target": target, **projector.facts}
     results.show([{"key": key, "value": value} for key, value in facts.items()])
-    print("held-out error: on shared tokens that were not fitted; 0 is perfect, 1 no better than their mean")
+    print("held-out error: on shared tokens outside the fit; 0 is perfect, 1 is as good as their mean")
     print(found.save(output))
 
 
@@ -108,6 +106,6 @@ SUBCOMMANDS: dict[str, Callable[..., Any]] = {"project": project, "fit-projector
 
 def _check_output(path: Path, overwrite: bool) -> None:
     if path.suffix != ".safetensors":
-        raise UserError(f"--output {path} must be the name of a file that ends in .safetensors")
+        raise UserError(f"--output {path} is not a prompt file: give a name that ends in .safetensors")
     if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already: give another --output, or --overwrite")
+        raise UserError(f"{path} already exists: give another --output, or --overwrite")

@@ -1,4 +1,4 @@
-"""`analyze projection`: what projectors are worth, beside all controls."""
+"""`analyze projection`: scores of projected prompts and their controls."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ def projection(
     seed: int = 0,
     accelerator: str = "auto",
 ) -> None:
-    """projected prompts beside own, random and control prompts: projection FILE... --sources DIR --own DIR
+    """compare projected prompts with target, random and control prompts: projection FILE... --sources DIR --own DIR
 
-    Leaves projection.parquet, projection.csv and projection.png in the output folder; stopped, it goes on there.
+    Writes projection.parquet, projection.csv and projection.png to the output folder. An interrupted command resumes
+    when run again.
 
     Args:
-        projectors: projector files or runs of one pair of backbones, given without the option's name.
-        sources: folder with the source backbone's prompts, or a list of them.
-        own: folder with the target backbone's prompts, or a list of them.
-        tasks: target tasks, separated by commas: names, or paths of YAML files.
+        projectors: projector files or runs of one pair of backbones.
+        sources: folder with the source backbone's prompts, or a list of folders.
+        own: folder with the target backbone's prompts, or a list of folders.
+        tasks: target tasks, comma-separated names or paths of YAML files.
         output: folder for table and figure.
-        data: where the rows come from and how many are used.
+        data: source and number of examples.
         split: test or validation.
-        random_prompts: random prompts of each kind, and random source prompts of the constant-source control.
-        shuffles: other tasks whose source prompts stand for the task's own in the shuffled-source control.
-        closed_forms: baselines without training, separated by commas.
-        seed: of the order of tasks in that control.
+        random_prompts: number of random prompts of each kind, and of source prompts of the constant-source control.
+        shuffles: number of other tasks whose source prompts replace the task's own in the shuffled-source control.
+        closed_forms: comma-separated baselines without training.
+        seed: seed of the task order in that control.
         accelerator: auto, cpu or cuda.
     """
     quiet()

@@ -1,4 +1,4 @@
-"""`prompts`: look at prompt files, take in those of others, and make new ones of them."""
+"""`prompts`: list, inspect and import prompt files, and derive new ones."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from typing import Any
 
 from prompt_transfer.commands.arithmetic import SUBCOMMANDS
 from prompt_transfer.commands.exchange import SUBCOMMANDS as EXCHANGE
-from prompt_transfer.commands.parsing import collect_positionals, subcommand
+from prompt_transfer.commands.parsing import subcommand
 from prompt_transfer.commands.projecting import SUBCOMMANDS as PROJECTING
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
 
 
 def list_prompts(folder: str = "runs") -> None:
-    """list the prompt files below a folder
+    """list the prompt files in a folder: list [FOLDER]
 
     Args:
-        folder: searched with everything below it.
+        folder: folder with prompt files, at any depth.
     """
     from prompt_transfer.prompts.prompt import list_prompts as find
 
     if not Path(folder).is_dir():
-        raise UserError(f"no folder {folder}: give one that holds prompt files: prompt-transfer prompts list DIR")
+        raise UserError(f"no folder {folder}: give a folder with prompt files: prompt-transfer prompts list DIR")
     found = find(folder)
     names = _backbones(row["backbone"] for row in found if not row["error"])
     rows = [_short(row, folder) | {"backbone": names[row["backbone"]]} for row in found if not row["error"]]
     columns = [column for column in LIST_COLUMNS if any(row.get(column) for row in rows)]
-    # What all have in common is told once.
+    # Values shared by all prompts go to the title.
     common = {column: rows[0][column] for column in columns if len({row[column] for row in rows}) == 1}
     common = {key: value for key, value in common.items() if key in ("backbone", "rows", "mode") and len(rows) > 1}
     title = ", ".join(f"{key} {value}" for key, value in common.items())
@@ -42,8 +42,8 @@ def list_prompts(folder: str = "runs") -> None:
             print(f"not a prompt: {' '.join(row['error'].split())}")
 
 
-# What a person gives without an option's name.
-UNNAMED = {
+# Subcommand -> usage of its positional argument.
+POSITIONAL = {
     **{"list": "[FOLDER]", "inspect": "PROMPT", "import": "SOURCE...", "add": "PROMPT...", "scale": "PROMPT"},
     **{"mean": "PROMPT...", "transplant": "PROMPT", "project": "PROMPT...", "export": "PROMPT", "push": "PROMPT..."},
     "pull": "USER/NAME",
@@ -53,13 +53,13 @@ LIST_COLUMNS = ("path", "task", "backbone", "rows", "mode", "kind", "score", "se
 
 
 def _short(row: dict[str, Any], folder: str) -> dict[str, Any]:
-    """What tells prompts apart, short enough for a line; `prompts inspect` shows the rest."""
+    """Return the values that distinguish prompts, in short form; `prompts inspect` shows all."""
     path = Path(row["path"]).relative_to(folder)
     number = row["score"]
-    with suppress(ValueError):  # a file may say anything
+    with suppress(ValueError):  # metadata of a file can hold any text
         number = f"{float(number):.3f}"
     return {
-        # A run's folder stands for the prompt in it, here and in --prompt.
+        # A run folder names the prompt in it, as for --prompt.
         "path": str(path.parent if path.name == "prompt.safetensors" and path.parent.name else path),
         "task": row["task"],
         "rows": int(row["prompt_length"]),
@@ -71,42 +71,42 @@ def _short(row: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def _backbones(names: Iterable[str]) -> dict[str, str]:
-    """Last parts of folders and hub ids; the whole, as seen from here, where two share their last part."""
+    """Return short names: the last part of a folder or hub id, or the relative path if last parts coincide."""
     every = set(names)
     last = Counter(Path(name).name for name in every)
     return {n: Path(n).name if last[Path(n).name] == 1 else n.removeprefix(f"{Path.cwd()}/") for n in every}
 
 
 def _values(row: Mapping[str, Any]) -> dict[str, Any]:
-    """For programs: numbers as numbers, and what a file does not say as missing."""
+    """Return values for `--json`: numbers as numbers, empty strings as None."""
     values: dict[str, Any] = {key: None if value == "" else value for key, value in row.items()}
     for key, kind in (("score", float), ("seed", int)):
-        with suppress(TypeError, ValueError):  # a file may say anything
+        with suppress(TypeError, ValueError):  # metadata of a file can hold any text
             values[key] = kind(values[key])
     return values
 
 
 def _marks(facts: Mapping[str, str]) -> str:
-    """What tells that a prompt was not trained on its task."""
+    """Return the origin of a prompt that was not trained on its task: random, projected or arithmetic."""
     marks = [mark for mark in ("random", "projected") if facts.get(mark) == "true"]
     return " ".join([*marks, *([facts["arithmetic"].partition("(")[0]] if facts.get("arithmetic") else [])])
 
 
 def inspect(prompt: str, nearest: int = 0) -> None:
-    """show what a prompt file holds
+    """show the metadata and statistics of a prompt file: inspect PROMPT
 
     Args:
-        prompt: the file.
-        nearest: how many words to show for each row, those with the nearest embeddings; loads the backbone.
+        prompt: prompt file, or the folder of a run.
+        nearest: number of words with the nearest embeddings to show for each prompt token; loads the backbone.
     """
     from prompt_transfer.prompts.prompt import Prompt, describe
 
     facts = describe(Prompt.load(prompt))
     facts |= facts.pop("metadata")
     rows = [{"key": key, "value": value} for key, value in facts.items()]
-    # Scores are those of float32 numbers: people need no more than four digits of them.
-    said = [(row, "-" if row["value"] in ("", None) else str(row["value"])) for row in rows]
-    short = [row | {"value": LONG.sub(lambda found: f"{float(found[0]):.4f}", text)} for row, text in said]
+    # Four digits of a float32 score are enough on screen; `--json` has all.
+    texts = [(row, "-" if row["value"] in ("", None) else str(row["value"])) for row in rows]
+    short = [row | {"value": LONG.sub(lambda found: f"{float(found[0]):.4f}", text)} for row, text in texts]
     results.show([row if isinstance(row["value"], float) else other for row, other in zip(rows, short, strict=True)],
                  data=rows)  # fmt: skip
     if nearest:
@@ -114,19 +114,20 @@ def inspect(prompt: str, nearest: int = 0) -> None:
 
         table = nearest_words(prompt, nearest)
         known = table.dropna(axis="columns", how="all").to_dict("records")
-        results.show([{str(key): value for key, value in row.items()} for row in known], "words nearest to each row")
+        title = "nearest words of each prompt token"
+        results.show([{str(key): value for key, value in row.items()} for row in known], title)
 
 
 def import_prompts(sources: list[str], output: str, overwrite: bool = False) -> None:
-    """take in published prompts and PEFT adapters: import SOURCE [SOURCE...] --output DIR
+    """convert published prompts and PEFT adapters: import SOURCE... --output DIR
 
-    A source is a file that torch saved, the folder it lies in (its name says task and backbone: IMDBPromptRoberta), the
+    A source is a file written by torch.save, its folder (whose name gives task and backbone: IMDBPromptRoberta), the
     folder of a PEFT adapter (prompt tuning or P-tuning), or a folder of such folders.
 
     Args:
-        sources: given without the option's name.
-        output: folder for the prompt files, each named after the folder it came from.
-        overwrite: replace prompt files that are there already.
+        sources: files and folders to import.
+        output: folder for the prompt files; each is named after its source folder.
+        overwrite: replace existing prompt files.
     """
     from prompt_transfer.prompts.io.interchange import import_sources
 
@@ -144,13 +145,13 @@ def import_prompts(sources: list[str], output: str, overwrite: bool = False) -> 
         rows.append({"name": outcome.name, **shown, **sized, "kind": _marks(facts)})
         twin = same.setdefault(outcome.prompt.embeddings.numpy().tobytes(), outcome.name)
         if facts.get("peft_second_half") == "different":
-            notes.append(f"note: {outcome.name} had other rows for a decoder too, which PEFT never reads: left out")
+            notes.append(f"note: {outcome.name} has separate decoder embeddings, which PEFT ignores: not imported")
         if twin != outcome.name:
-            notes.append(f"note: {outcome.name} holds the same numbers as {twin}")
+            notes.append(f"note: {outcome.name} and {twin} have the same embeddings")
     if not rows:
         if len(refused) > 1:
             results.show(refused)
-        more = f" (and {len(refused) - 1} more were refused, see above)" if len(refused) > 1 else ""
+        more = f" ({len(refused) - 1} more were refused, see above)" if len(refused) > 1 else ""
         raise UserError(f"nothing was imported: {refused[0]['why']}{more}")
     names = _backbones(str(row["backbone"]) for row in rows)
     rows = [row | {"backbone": names[str(row["backbone"])]} for row in rows]
@@ -164,17 +165,11 @@ def import_prompts(sources: list[str], output: str, overwrite: bool = False) -> 
 
 
 def _recommend() -> None:
-    """rank the prompts of a folder as starts for a target task"""
+    """rank the prompts of a folder as initializations for a target task"""
 
 
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer prompts`."""
-    # Both take one file or folder, which reads best without its option's name.
-    options = {"list": "--folder", "inspect": "--prompt"}
-    if len(arguments) > 1 and arguments[0] in options and not arguments[1].startswith("-"):
-        arguments = [arguments[0], options[arguments[0]], *arguments[1:]]
-    if arguments and arguments[0] in ("import", *SUBCOMMANDS, *PROJECTING, *EXCHANGE):
-        arguments = [arguments[0], *collect_positionals("--sources", arguments[1:], flags=["--overwrite", "--private"])]
     table: dict[str, Callable[..., Any]] = {
         "list": list_prompts,
         "inspect": inspect,
@@ -182,11 +177,11 @@ def run(command: str, arguments: list[str]) -> None:
         **SUBCOMMANDS,
         **PROJECTING,
         **EXCHANGE,
+        "recommend": _recommend,
     }
-    table["recommend"] = _recommend
     if arguments[:1] == ["recommend"]:
-        # Its options are of types that take seconds to import, which the others do without.
+        # The types of its options take seconds to import.
         from prompt_transfer.commands.recommend import recommend
 
         table["recommend"] = recommend
-    subcommand(command, table, arguments, UNNAMED)
+    subcommand(command, table, arguments, POSITIONAL)

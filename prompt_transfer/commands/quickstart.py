@@ -1,4 +1,4 @@
-"""`quickstart`: the whole way once, offline, in minutes."""
+"""`quickstart`: train and reuse a prompt offline, in minutes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prompt_transfer.commands.parsing import call, program
 from prompt_transfer.commands.table import find
 from prompt_transfer.utils.errors import UserError
 
-# The same words ("terrible", "great") in other domains: what the prompt learnt on films is used on restaurants.
+# Both tasks have the label words "terrible" and "great": a prompt for films also applies to restaurants.
 SOURCE, TARGET = "builtin_movies", "builtin_restaurants"
 
 
@@ -22,12 +22,12 @@ DEFAULT_OUTPUT, RESULT = "runs/quickstart", "quickstart.csv"
 
 @dataclass(frozen=True)
 class Budget:
-    """What a quick start spends.
+    """The budget of a quick start.
 
     Attributes:
         steps: optimizer steps.
-        random_prompts: baselines that are scored beside the trained prompt.
-        options: more options of `fit`.
+        random_prompts: number of random-prompt baselines.
+        options: further options of `fit`.
     """
 
     steps: int
@@ -36,20 +36,20 @@ class Budget:
 
 
 BUILTIN = Budget(500, 3)
-# A model of 135 M parameters takes seconds a step on one core.
+# A model of 135 M parameters takes seconds per step on one core.
 PRETRAINED = Budget(60, 1, ("--data.batch_size", "16", "--trainer.val_check_interval", "30"))
 
 
 def quickstart(
     output: str = DEFAULT_OUTPUT, steps: int | None = None, seed: int = 0, backbone: str = "roberta-nano"
 ) -> None:
-    """Train a prompt on one built-in task and use it, as it is, on another.
+    """Train a prompt on one built-in task and use it unchanged on another.
 
     Args:
         output: folder for prompt, tables and figure; an earlier quick start there is replaced.
         steps: optimizer steps; null: 500 for a built-in backbone, 60 for others.
-        seed: of the prompt's start and the order of the data.
-        backbone: a built-in one, or another, as `smollm2-135m` (see `prompt-transfer backbones list`).
+        seed: seed of initialization and data order.
+        backbone: a built-in or named backbone, e.g. `smollm2-135m` (see `prompt-transfer backbones list`).
     """
     import pandas as pd
 
@@ -61,7 +61,7 @@ def quickstart(
     prompt = folder / "prompt.safetensors"
     budget = BUILTIN if backbone in builtin_backbones() else PRETRAINED
     fit = ["fit", "--config", "experiment/quickstart.yaml", "--trainer.max_steps", str(steps or budget.steps)]
-    fit += [*_of_backbone(backbone), *budget.options]
+    fit += [*_backbone_options(backbone), *budget.options]
     random = ["--random_prompts", str(budget.random_prompts)]
     _run([*fit, "--seed_everything", str(seed), "--output", str(folder), *_replace(folder)])
     tables = []
@@ -79,13 +79,13 @@ def quickstart(
     results.show(rows, title=f"accuracy on test sets, {backbone}, {time.monotonic() - started:.0f} s in all")
     print(f"prompt    {prompt}\ntable     {folder / RESULT}\nfigure    {figure}")
     name = program()
-    print(f"next      look at the prompt:   {name} prompts inspect {prompt}")
+    print(f"next      inspect the prompt:   {name} prompts inspect {prompt}")
     print(f"          your own sentences:   {name} predict --prompt {prompt} --input FILE.txt --output DIR")
     print(f"          real data and models: see README.md, or {name} fit --help")
 
 
 def summary(frame: Any) -> list[dict[str, Any]]:
-    """One row a task: trained prompt, mean of the random prompts, majority class."""
+    """Return one row per task: trained prompt, mean of the random prompts, majority class."""
     rows = []
     for task in (SOURCE, TARGET):
         mine = frame[(frame.task == task) & (frame.metric == "accuracy")].groupby("what")["value"].mean()
@@ -101,9 +101,9 @@ def summary(frame: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _of_backbone(name: str) -> list[str]:
-    """Options of `fit` for a backbone: a large one computes in bfloat16, where the processor does."""
-    if name == "roberta-nano":  # that of the configuration file
+def _backbone_options(name: str) -> list[str]:
+    """Return the `fit` options of a backbone; large ones use bfloat16 on processors that support it."""
+    if name == "roberta-nano":  # the configuration file's backbone
         return []
     options = ["--model.backbone", name]
     if name in builtin_backbones():
@@ -117,16 +117,20 @@ def _of_backbone(name: str) -> list[str]:
 
 
 def _replace(folder: Path) -> list[str]:
-    """The option that replaces an earlier quick start, finished or not; another run of the user's is not replaced."""
+    """Return `--overwrite` for the folder of an earlier quick start, finished or not.
+
+    Raises:
+        UserError: the folder has other files.
+    """
     if not folder.is_dir() or not any(folder.iterdir()):
         return []
     if not (folder / RESULT).is_file() and folder != Path(DEFAULT_OUTPUT):
-        raise UserError(f"{folder} holds something else than a quick start: give another --output")
+        raise UserError(f"{folder} has files that are not from a quick start: give another --output")
     return ["--overwrite"]
 
 
 def _run(arguments: list[str]) -> None:
-    """Run another command in this process, showing it as the user would type it."""
+    """Print and run another command in this process."""
     print(f"$ {program()} {shlex.join(arguments)}", flush=True)
     find(arguments[0])(arguments[0], arguments[1:])
 

@@ -1,4 +1,4 @@
-"""`prompts recommend`: which prompts to start from, and what to do with the answer."""
+"""`prompts recommend`: rankings of source prompts and the commands that use them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from prompt_transfer.commands.parsing import program, split_list
 from prompt_transfer.data.readers import data_root
 from prompt_transfer.prompts.arithmetic import average
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
-from prompt_transfer.studies.recommend.candidates import RecommendStudy
-from prompt_transfer.studies.recommend.study import Recommendation
+from prompt_transfer.studies.recommend.study import Recommendation, RecommendStudy
 from prompt_transfer.studies.recommend.study import recommend as run_study
 from prompt_transfer.studies.targets import TargetData
 from prompt_transfer.utils import results
@@ -24,7 +23,7 @@ from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import exclusive_lock
 
 DATA = TargetData()
-# Of the rankings beside the one that recommends, those that the table of sources shows.
+# Further rankings in the table of sources.
 COLUMNS = ("sample_score", "neuron_overlap", "label_word_overlap", "cosine_average")
 SHORT = {"ndcg": "nDCG", "regret_at_1": "Regret@1", "regret_at_3": "Regret@3", "spearman_per_target": "Spearman"}
 
@@ -49,32 +48,32 @@ def recommend(
     seed: int = 0,
     rows: int = 15,
 ) -> None:
-    """rank the prompts of a folder as starts for a target task
+    """rank the prompts of a folder as initializations for a target task
 
-    Leaves recommendation.csv (a row a source, a column a ranking; `--model.init.recommendation` reads it), costs.csv,
-    and with a matrix quality.csv and judgements.csv in the output folder.
+    Writes recommendation.csv (one row per source, one column per ranking; read by `--model.init.recommendation`),
+    costs.csv and, with a matrix, quality.csv and judgements.csv to the output folder.
 
     Args:
-        task: the target, a name or the path of a YAML file; several separated by commas.
+        task: target task, a name or the path of a YAML file; several are comma-separated.
         prompts: folder with prompt files of one backbone and length.
-        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
+        backbone: a built-in backbone, the folder of a Hugging Face model, or a Hub id.
         output: folder for the tables.
-        data: where the rows of the target come from.
-        target: what sources are compared with: auto (the target's own prompt in the folder, else one that is tuned
-            for a few steps), tuned, none, or a prompt file.
-        steps: of that tuning, 32 training examples each.
-        sample: labelled training rows of the target to score all sources on; 0 for none.
-        sample_seeds: samples to judge the score by; null: 5 with a matrix, else 1. The first one recommends.
-        neurons: folder of captured activations; a file lies there as its prompt does in the folder of prompts.
-        matrix: transfer matrix as CSV, rows target, columns source: says how good each ranking was.
-        by: the ranking that recommends, a column of the table; null: the score on the sample where there is one.
-        k: how many sources are used.
+        data: source of the target's examples.
+        target: prompt to compare sources with: auto (the target's own prompt in the folder, else a briefly tuned one),
+            tuned, none, or a prompt file.
+        steps: steps of that tuning, of 32 training examples each.
+        sample: number of labelled training examples of the target to score all sources on; 0 for none.
+        sample_seeds: number of samples to evaluate the score on; null: 5 with a matrix, else 1. The first recommends.
+        neurons: folder of captured activations, with the layout of the prompts folder.
+        matrix: transfer matrix as CSV, targets as rows, sources as columns; evaluates the rankings.
+        by: ranking used for the recommendation, a column of the table; null: the score on the sample if there is one.
+        k: number of sources to use.
         use: best (train from each of k, keep the best), average (write their average, weighted by the ranking), or
             mixture (train one prompt on their tasks and the target first). After SPoT (Vu et al. 2022).
-        dtype: float32, bfloat16 or float16, of the backbone's weights; default: that of the prompts.
+        dtype: dtype of the backbone's weights: float32, bfloat16 or float16 (fp32, bf16, fp16); default: the prompts'.
         accelerator: auto, cpu or cuda.
-        seed: of the samples and the tuning.
-        rows: sources that the tables on the screen show; recommendation.csv has all.
+        seed: seed of the samples and the tuning.
+        rows: number of sources in the printed tables; recommendation.csv has all.
     """
     if k < 1:
         raise UserError("--k must be 1 or more")
@@ -82,11 +81,24 @@ def recommend(
         raise UserError("--rows must be 1 or more")
     quiet()
     warnings.showwarning = show_warning
-    names = split_list(task)
+
     study = RecommendStudy(
-        backbone, prompts, names, output, data, target, steps, sample, sample_seeds, neurons, matrix, by, dtype,
-        accelerator, seed,
-    )  # fmt: skip
+        backbone=backbone,
+        prompts=prompts,
+        tasks=split_list(task),
+        output=output,
+        data=data,
+        target=target,
+        steps=steps,
+        sample=sample,
+        sample_seeds=sample_seeds,
+        neurons=neurons,
+        matrix=matrix,
+        by=by,
+        dtype=dtype,
+        accelerator=accelerator,
+        seed=seed,
+    )
     with exclusive_lock(output):
         found = run_study(study)
     show(found, rows)
@@ -96,11 +108,11 @@ def recommend(
 
 
 def show(found: Recommendation, limit: int) -> None:
-    """The best sources of each target, `limit` of them, and what each ranking costs and was worth."""
+    """Print the best `limit` sources of each target, and the cost and quality of each ranking."""
     same = (found.table["source"] == found.table["prompt"]).all()
     names = [found.by, *(name for name in COLUMNS if name in found.table and name != found.by)]
     for target, part in found.table.groupby("target", sort=False):
-        # Equal values share a place.
+        # Ties share a place.
         places = part[found.by].rank(ascending=False, method="min").astype("Int64").astype(object)
         shown = part.assign(place=places.where(places.notna(), None))
         columns = ["place", "source", *([] if same else ["prompt"]), *names]
@@ -110,7 +122,7 @@ def show(found: Recommendation, limit: int) -> None:
         everything: list[dict[str, Any]] = part.to_dict("records")  # type: ignore[assignment]
         results.show(rows, f"sources for {target}, by {found.by}{more}", columns, everything, spare)
     costs: list[dict[str, Any]] = found.costs.to_dict("records")  # type: ignore[assignment]
-    title = "what rankings cost, seconds a target"
+    title = "cost of rankings in seconds per target"
     if len(found.quality):
         means = found.quality.pivot(index="ranking", columns="statistic", values="mean")
         nothing = {"ranking": RANDOM_ORDER, "seconds": 0.0, "needs": "nothing"}
@@ -120,15 +132,15 @@ def show(found: Recommendation, limit: int) -> None:
         ]
         costs.sort(key=lambda row: -row["nDCG"])
         targets, seeds = (int(found.quality[name].max()) for name in ("targets", "seeds"))
-        title += f", and were worth: mean over {targets} targets, {seeds} samples"
+        title += f", and quality: mean over {targets} targets, {seeds} samples"
     results.show(costs, title)
     for note in found.notes:
         print(f"note: {note}")
-    print(f"sources by all {len(found.costs)} rankings: recommendation.csv")
+    print(f"all {len(found.costs)} rankings of the sources: recommendation.csv")
 
 
 def next_steps(study: RecommendStudy, found: Recommendation, use: str, k: int) -> list[str]:
-    """What to do with the recommendation, as lines to print; `average` writes its prompts."""
+    """Return lines with the commands that use the recommendation; `average` also writes its prompts."""
     lines = []
     for task, (target, part) in zip(study.tasks, found.table.groupby("target", sort=False), strict=True):
         best = part.dropna(subset=found.by).head(k)
@@ -139,7 +151,7 @@ def next_steps(study: RecommendStudy, found: Recommendation, use: str, k: int) -
             lines += _mixture(study, str(target), task, prompts)
         elif use == "average":
             path = Path(study.output) / f"{target}-average.safetensors"
-            # As FromPrompt weighs the rows of a recommendation.
+            # The weights that FromPrompt gives to a recommendation.
             average(prompts, [max(float(value), 0.0) for value in best[found.by]]).save(path)
             lines += [f"{target}, from the average of {len(prompts)}:", _fit(study, prompts[0], [task], path)]
         else:
@@ -151,13 +163,13 @@ def next_steps(study: RecommendStudy, found: Recommendation, use: str, k: int) -
 
 
 def _mixture(study: RecommendStudy, target: str, task: str, prompts: Sequence[Prompt]) -> list[str]:
-    """One prompt is trained on the sources' tasks and the target, and from it another on the target alone."""
+    """Return commands to train a prompt on the sources' tasks and the target, then one on the target from it."""
     places = {(one.metadata.get("data_source", ""), one.metadata.get("data_root", "")) for one in prompts}
     root = data_root(study.data.root) if study.data.source == "local" else None
     place = study.data.source, "" if root is None else absolute_path(str(root))
     if places != {place}:
         where = " ".join(place).strip()
-        return [f"{target}: no mixture, since a run has one place of data and not all sources were trained on {where}"]
+        return [f"{target}: no mixture, since a run has one data source and not all sources were trained on {where}"]
     tasks = [name for one in prompts for name in json.loads(one.metadata.get("data_task") or "[]")]
     mixed = str(Path(study.output) / f"{target}-mixture")
     return [
@@ -168,7 +180,7 @@ def _mixture(study: RecommendStudy, target: str, task: str, prompts: Sequence[Pr
 
 
 def _fit(study: RecommendStudy, like: Prompt, tasks: Sequence[str], start: str | Path = "", output: str = "") -> str:
-    """The command that trains as the sources were trained."""
+    """Return a command that trains with the options of the sources."""
     facts = like.metadata
     options = {
         "--model.backbone": study.backbone,

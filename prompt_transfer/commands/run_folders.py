@@ -1,4 +1,4 @@
-"""The folder of a run: what lies in it, and how a run begins there without losing another one."""
+"""Files of a run folder, written without damage to an earlier run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ CONVERGENCE_FILE = "convergence.csv"
 
 
 class RunFolder(Callback):
-    """Writes configuration and provenance, and with `--overwrite` removes the old run: once all has proved to be sound.
+    """A callback that writes configuration and provenance, and with `--overwrite` removes the old run.
 
-    At the start of training data, checkpoint and options have been checked, so that a refused command changes nothing.
+    It acts at the start of training, after all checks: a rejected command changes nothing.
     """
 
     def __init__(self, folder: Path, text: str, overwrite: bool) -> None:
@@ -31,11 +31,11 @@ class RunFolder(Callback):
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule
-        digests, goes_on = data.digests(), trainer.global_step > 0
-        if goes_on:
+        digests, resumed = data.digests(), trainer.global_step > 0
+        if resumed:
             check_same_data(self.folder, digests)
         if self.overwrite:
-            # By name: what else lies there is not ours to remove.
+            # By name, to keep the user's own files.
             several = [path.name for kind in ("seed", "lr") for path in self.folder.glob(f"prompt-{kind}*.safetensors")]
             for name in (
                 LAST,
@@ -51,15 +51,15 @@ class RunFolder(Callback):
         write_text_atomic(self.folder / CONFIG_FILE, self.text)
         facts = {"device": str(trainer.strategy.root_device), "processes": trainer.world_size}
         config = yaml.safe_load(self.text)
-        write_provenance(self.folder, "fit", config, digests, goes_on, step=trainer.global_step, **facts)
+        write_provenance(self.folder, "fit", config, digests, resumed, step=trainer.global_step, **facts)
 
 
 def has_files(folder: Path) -> bool:
-    """Whether anything lies in `folder` but the lock of a process."""
+    """Return whether `folder` has any file other than a lock."""
     return folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `fit` made what lies in `folder`; a run killed in its first seconds has logs alone."""
+    """Return whether `folder` is a run of `fit`; a run killed in its first seconds has only logs."""
     names = {path.name for path in folder.iterdir()} - {LOCK}
     return names <= {"logs"} or bool({CONFIG_FILE, PROMPT_FILE, PROJECTOR_FILE} & names) or (folder / LAST).is_file()

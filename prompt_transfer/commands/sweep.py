@@ -1,4 +1,4 @@
-"""`sweep`: many runs from one file, and the commands that follow."""
+"""`sweep`: many runs of `fit` and follow-up commands from one file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import yaml
 
-from prompt_transfer.commands.parsing import call, expand_flags
+from prompt_transfer.commands.parsing import call
 from prompt_transfer.studies.sweep.executor import Executor, state_file
 from prompt_transfer.studies.sweep.local_executor import LocalExecutor
 from prompt_transfer.studies.sweep.plan import Run, State, overview, read_plan, with_tracking
@@ -32,86 +33,91 @@ GROUPS = (
 )
 
 
-def sweep(
-    config: str,
-    output: str,
-    executor: Literal["local", "ray"] = "local",
-    at_once: int | None = None,
-    retries: int = 1,
-    address: str | None = None,
-    cpus: float | None = None,
-    gpus: float | None = None,
-    dry_run: bool = False,
-) -> None:
-    """train many prompts from one file of runs, and go on with what is missing
+@dataclass(frozen=True)
+class SweepOptions:
+    """train many prompts from one file of runs; the same command resumes with the missing runs
 
-    Options of `fit` (--model.*, --data.*, --trainer.*) are given to every run and win over the file. With --logger
-    wandb the runs, and the commands after them, are logged to W&B with the name of the output folder as their group.
+    Options of `fit` (--model.*, --data.*, --trainer.*) apply to every run and override the file. With --logger wandb,
+    runs and follow-up commands are logged to W&B, grouped under the name of the output folder.
 
     Args:
         config: file with `fit`, `grid`, `cases`, `name` and `then`; see configs/study.
-        output: folder for the runs, their logs, sweep.csv (one row a run) and results.parquet (their scores).
-        executor: local (this machine) or ray (a Ray cluster whose machines share a file system; extra `ray`).
-        at_once: runs at a time; default: one a GPU, or one on a CPU; with ray as many as there is room for.
-        retries: how often a run that failed, or was killed, is started again.
-        address: of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; default: Ray is started here.
-        cpus: CPUs of a run, with ray; default: 1.
-        gpus: GPUs of a run, with ray; default: 1 where the cluster has any.
-        dry_run: show the runs and the commands after them, and do nothing.
+        output: folder for the runs, their logs, sweep.csv (one row per run) and results.parquet (their scores).
+        executor: local (this machine) or ray (a Ray cluster with a shared file system; extra `ray`).
+        at_once: number of parallel runs; default: one per GPU, or one on a CPU; with ray as many as fit.
+        retries: number of restarts of a failed or killed run.
+        address: address of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; default: start Ray on this machine.
+        cpus: CPUs per run, with ray; default: 1.
+        gpus: GPUs per run, with ray; default: 1 if the cluster has GPUs.
+        dry_run: print the runs and follow-up commands without starting them.
     """
-    raise AssertionError("called with the options of fit by `run`")
+
+    config: str
+    output: str
+    executor: Literal["local", "ray"] = "local"
+    at_once: int | None = None
+    retries: int = 1
+    address: str | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.at_once is not None and self.at_once < 1) or self.retries < 0:
+            raise UserError("--at_once must be 1 or more, --retries 0 or more")
+        if self.executor == "local" and (self.address, self.cpus, self.gpus) != (None, None, None):
+            raise UserError("--address, --cpus and --gpus belong to --executor ray")
+
+    def make_executor(self) -> Executor:
+        """Return the executor that the options select."""
+        folder = Path(self.output)
+        if self.executor == "ray":
+            cpus = 1.0 if self.cpus is None else self.cpus
+            return RayExecutor(folder, self.retries, cpus, self.gpus, self.address, self.at_once)
+        devices = _gpus()
+        return LocalExecutor(folder, self.at_once or max(1, devices), self.retries, devices)
 
 
-def _sweep(
-    given: dict[str, Any],
-    config: str,
-    output: str,
-    executor: str,
-    at_once: int | None,
-    retries: int,
-    address: str | None,
-    cpus: float | None,
-    gpus: float | None,
-    dry_run: bool,
-) -> None:
-    if (at_once is not None and at_once < 1) or retries < 0:
-        raise UserError("--at_once must be 1 or more, --retries 0 or more")
-    if executor == "local" and (address, cpus, gpus) != (None, None, None):
-        raise UserError("--address, --cpus and --gpus belong to --executor ray")
-    folder = Path(output)
-    plan = with_tracking(read_plan(config, folder, given), folder.resolve().name, STUDIES)
-    # A misspelt one is told now, and not when its turn comes.
+def sweep(options: SweepOptions, given: dict[str, Any]) -> None:
+    """Run a sweep.
+
+    Args:
+        options: options of the sweep.
+        given: options of `fit` for every run.
+
+    Raises:
+        UserError: an option is invalid, a run failed, or a follow-up command failed.
+    """
+    folder = Path(options.output)
+    plan = with_tracking(read_plan(options.config, folder, given), folder.resolve().name, STUDIES)
+    # Check all task names before the first run.
     for task in dict.fromkeys(name for run in plan.runs for name in _tasks(run.options.get("data.task"))):
         get_task(task)
-    from prompt_transfer.commands.checking import check_runs  # heavy, and the plan is sound by now
+    from prompt_transfer.commands.checking import check_runs  # imports torch, only needed for a valid plan
 
     check_runs(plan.runs)
-    if dry_run:
+    if options.dry_run:
         results.show([{"run": run.name, **run.values} for run in plan.runs], title=f"{len(plan.runs)} runs of fit")
         for command in plan.then:
             print(f"$ prompt-transfer {shlex.join(command)}")
         return
-    engine: Executor
-    if executor == "ray":
-        engine = RayExecutor(folder, retries, 1.0 if cpus is None else cpus, gpus, address, at_once)
-    else:
-        devices = _gpus()
-        engine = LocalExecutor(folder, at_once or max(1, devices), retries, devices)
-    # A lock of its own: a command that follows may have the same folder as its output.
+    executor = options.make_executor()
+    # A separate lock: a follow-up command may write to the same folder.
     with exclusive_lock(folder, ".sweep.lock"):
         states = [State.read(state_file(folder, run), run) for run in plan.runs]
         for place in ("runs", "configs", "logs", "state"):
             check_writable_dir(folder / place)
         for run in plan.runs:
             write_text_atomic(folder / "configs" / f"{run.name}.yaml", run.config())
-        write_provenance(folder, "sweep", {"config": config, "executor": executor} | given, {}, goes_on=True)
-        _train(engine, plan.runs, states, folder)
+        facts = {"config": options.config, "executor": options.executor}
+        write_provenance(folder, "sweep", facts | given, {}, goes_on=True)
+        _train(executor, plan.runs, states, folder)
         results.keep(overview(plan.runs, states), "runs")
         failed = [run.name for run, state in zip(plan.runs, states, strict=True) if state.status == "failed"]
         if failed:
             raise UserError(
                 f"{len(failed)} of {len(plan.runs)} runs failed: {', '.join(failed)} (see sweep.csv and logs in "
-                f"{folder}); the same command tries them again"
+                f"{folder}); run the same command to retry them"
             )
         for command in plan.then:
             print(f"$ prompt-transfer {shlex.join(command)}", flush=True)
@@ -120,7 +126,7 @@ def _sweep(
 
 
 def _tasks(given: Any) -> list[str]:
-    """Names in an option of the grid: a list, or its words; those that are no text are the parser's to refuse."""
+    """Return the task names in a grid option, a list or its YAML text; the parser rejects other types."""
     if isinstance(given, str) and given.startswith("["):
         with suppress(yaml.YAMLError):
             given = yaml.safe_load(given)
@@ -128,14 +134,14 @@ def _tasks(given: Any) -> list[str]:
 
 
 def _follow(command: list[str]) -> None:
-    """Run a command after the runs, in a process of its own; a program that waits for tables gets those of it too."""
+    """Run a follow-up command in its own process; with `--json`, collect its tables."""
     start = [sys.executable, "-P", "-m", "prompt_transfer", *command]
     if results.keeping():
         done = subprocess.run([*start, "--json"], stdout=subprocess.PIPE, text=True)
     else:
         done = subprocess.run(start, text=True)
     if done.returncode:
-        raise UserError(f"prompt-transfer {command[0]} failed; the same sweep goes on there")
+        raise UserError(f"prompt-transfer {command[0]} failed; run the same sweep to resume there")
     for table in json.loads(done.stdout)["tables"] if done.stdout else []:
         results.keep(table["rows"], table["title"])
 
@@ -143,20 +149,20 @@ def _follow(command: list[str]) -> None:
 def _train(executor: Executor, runs: list[Run], states: list[State], folder: Path) -> None:
     left = [run for run, state in zip(runs, states, strict=True) if state.status != "done"]
     if len(left) < len(runs):
-        print(f"{len(runs) - len(left)} of {len(runs)} runs are done already", flush=True)
+        print(f"{len(runs) - len(left)} of {len(runs)} runs are already done", flush=True)
     started, finished = time.monotonic(), 0
 
-    def tell(run: Run, state: State) -> None:
+    def report(run: Run, state: State) -> None:
         nonlocal finished
         finished += 1
         rest = (time.monotonic() - started) / finished * (len(left) - finished)
-        what = state.status if not state.error else f"{state.status}: {state.error}"
+        status = state.status if not state.error else f"{state.status}: {state.error}"
         minutes = f"about {rest / 60:.0f} min" if rest >= 60 else "less than a minute"
         about = f", {minutes} left" if finished < len(left) else ""
-        print(f"[{finished}/{len(left)}] {run.name}: {what}, {state.seconds:.0f} s{about}", flush=True)
+        print(f"[{finished}/{len(left)}] {run.name}: {status}, {state.seconds:.0f} s{about}", flush=True)
         results.write(pd.DataFrame(overview(runs, states)), folder / "sweep.csv")
 
-    executor.execute(runs, states, tell)
+    executor.execute(runs, states, report)
     results.write(pd.DataFrame(overview(runs, states)), folder / "sweep.csv")
     tables = []
     for run in runs:
@@ -180,9 +186,9 @@ def _gpus() -> int:
 
 
 def split_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Arguments of the sweep itself, and the options of `fit` among them by dotted name."""
+    """Return the sweep's own arguments, and the options of `fit` by dotted name."""
     own, given = [], {}
-    rest = iter(expand_flags(arguments, ["--dry_run"]))
+    rest = iter(arguments)
     for argument in rest:
         if not argument.startswith(GROUPS):
             own.append(argument)
@@ -201,9 +207,7 @@ def split_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer sweep`."""
-    from functools import partial, update_wrapper
-
-    from prompt_transfer.commands.lightning import find_configs
+    from prompt_transfer.commands.arguments import find_configs
 
     own, given = split_options(arguments)
-    call(update_wrapper(partial(_sweep, given), sweep), command, find_configs(own))
+    sweep(call(SweepOptions, command, find_configs(own)), given)

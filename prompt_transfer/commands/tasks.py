@@ -1,4 +1,4 @@
-"""`tasks` and `data`: what can be trained on, and how to take it along."""
+"""`tasks` and `data`: lists of tasks, and downloads for offline use."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from prompt_transfer.utils import results
 
 
 def list_tasks() -> None:
-    """list the tasks that are known by name"""
+    """list the named tasks"""
     from prompt_transfer.tasks.registry import describe_tasks
 
-    # One line a task on 80 columns; where the hub has them stands in a table of its own.
+    # Hub ids have their own table, to fit one task per line in 80 columns.
     results.show(describe_tasks(), columns=("name", "type", "label_words", "metric"))
-    print("\nbuiltin_ tasks are made here; others: --data.source local or hub (see prompt-transfer tasks hub)")
+    print("\nbuiltin_ tasks are generated; others: --data.source local or hub (see prompt-transfer tasks hub)")
 
 
 def list_hub() -> None:
-    """list where the tasks lie on the Hugging Face hub"""
+    """list the tasks' data sets on the Hugging Face Hub"""
     from prompt_transfer.tasks.registry import describe_tasks
 
     results.show([row for row in describe_tasks() if row["hub"]], columns=("name", "hub"))
 
 
 def download(tasks: str, output: str, revision: str | None = None) -> None:
-    """write tasks of the hub as local folders
+    """download tasks from the Hub to local folders
 
     Args:
-        tasks: names, separated by commas.
-        output: folder, used later as `--data.source local --data.root FOLDER`.
-        revision: commit, tag or branch of the tasks' repository; null: the one of the registry.
+        tasks: comma-separated names.
+        output: folder for `--data.source local --data.root FOLDER`.
+        revision: commit, tag or branch of the tasks' repository; null: the registry's revision.
     """
     from prompt_transfer.data.download import download_tasks
 

@@ -1,4 +1,4 @@
-"""`fit`: train a prompt, or a projector of prompts, in a run folder that can be killed and resumed."""
+"""`fit`: training of a prompt or projector in a resumable run folder."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import LOCK, check_writable_dir, exclusive_lock
 
-# Options of the model that cannot change on the way.
-BEGINNING = ("init", "reparameterization", "layout", "attention", "head")
-PROJECTION = ("projector", "objective", "source_prompts", "select")
+# Model options that cannot change when a run is resumed.
+FIXED_OPTIONS = ("init", "reparameterization", "layout", "attention", "head")
+FIXED_PROJECTOR_OPTIONS = ("projector", "objective", "source_prompts", "select")
 
 
 class FitCommand(Command):
-    """The parsed `fit`."""
+    """The parsed options of `fit`, with model, data and trainer."""
 
     def __init__(self, *args: Any) -> None:
         self.started = time.monotonic()
@@ -67,35 +67,35 @@ class FitCommand(Command):
         super().before_instantiate_classes()
         config = self.config
         if config.convergence and config.early_stopping is not None:
-            raise UserError("--convergence compares runs of one budget: leave --early_stopping out")
+            raise UserError("--convergence needs a fixed budget of steps: leave out --early_stopping")
         if config.output is None:
             tasks = config.data.task if isinstance(config.data.task, list) else [config.data.task]
             names = "+".join(Path(task).stem for task in tasks)
             seeds = config.model.get("seeds") or [config.seed_everything]
             config.output = f"runs/{names}-{Path(config.model.backbone).name}-seed{'+'.join(map(str, seeds))}"
-            # The agent of a W&B sweep starts many runs with one command line.
+            # All runs of a W&B sweep have the same command line.
             if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
                 config.output = f"runs/sweep-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}"
         self.claim(Path(config.output))
 
     def claim(self, folder: Path) -> None:
-        """Make sure that nothing of another run is lost or mixed up."""
+        """Check the folder for files of other runs, and remember the folders to remove after a failure."""
         self.made_folders = [place for place in (folder, *folder.parents) if not place.exists()]
         self.occupied = has_files(folder)
         self.check_free(folder)
 
     def check_free(self, folder: Path) -> None:
-        """A UserError where `folder` holds what the options do not say to go on with, or to replace."""
+        """Raise UserError unless the options allow resuming or replacing the files in `folder`."""
         config, occupied = self.config, has_files(folder)
         if config.resume and config.overwrite:
-            raise UserError("--resume goes on with a run and --overwrite starts it anew: give one of them")
+            raise UserError("--resume and --overwrite exclude each other: give one of them")
         if occupied and not config.resume and not config.overwrite:
-            raise UserError(f"{folder} is not empty: --resume goes on with the run there, --overwrite starts it anew")
+            raise UserError(f"{folder} is not empty: give --resume to resume its run, or --overwrite to replace it")
         if occupied and config.overwrite and not is_run(folder):
-            raise UserError(f"{folder} holds no run that could be overwritten, but other files: give another --output")
+            raise UserError(f"{folder} has files but no run to overwrite: give another --output")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Comes last, when model and data are sound; only now is the folder made, and kept from other processes."""
+        """Return the trainer; create and lock the output folder, now that model and data are valid."""
         assert self.output is not None
         check_writable_dir(self.output)
         try:
@@ -107,13 +107,13 @@ class FitCommand(Command):
         if trainer.is_global_zero:
             with ExitStack() as lock:
                 lock.enter_context(exclusive_lock(self.output))
-                # Another run may have begun, and ended, since the folder was looked at.
+                # Another run may have started and finished since the first check.
                 self.check_free(self.output)
                 self.lock = lock.pop_all()
         return trainer
 
     def tidy(self) -> None:
-        """After a failure: where there is neither prompt nor checkpoint, leave what was there before."""
+        """Remove the new files and folders of a failed run that has no prompt or checkpoint."""
         folder = self.output
         assert folder is not None
         if self.occupied or any((folder / name).exists() for name in (PROMPT_FILE, PROJECTOR_FILE, LAST)):
@@ -129,7 +129,7 @@ class FitCommand(Command):
         folder, config = self.output, self.config
         assert folder is not None
         tasks = config.data.task if isinstance(config.data.task, list) else [config.data.task]
-        # What decides a score goes along with the prompt, so that `test` and `predict` need nothing else.
+        # `test` and `predict` read these options from the prompt's metadata.
         facts = {
             "seed": str(config.seed_everything),
             "data_task": json.dumps(tasks),
@@ -149,7 +149,7 @@ class FitCommand(Command):
             FinalValidation(),
             self._export(folder, facts),
             (convergence := ConvergenceSpeed(folder / CONVERGENCE_FILE, bool(config.convergence), self.started)),
-            # After each validation: Lightning loses a validation that was due when a checkpoint was written before it.
+            # Saved after each validation: resuming from an earlier checkpoint would skip the validation that was due.
             ModelCheckpoint(
                 dirpath=folder / "checkpoints",
                 filename="last",
@@ -170,7 +170,7 @@ class FitCommand(Command):
 
     @cached_property
     def tracker(self) -> Tracker | None:
-        """The run on W&B with `--logger wandb`."""
+        """The W&B run; None without `--logger wandb`."""
         if self.config.logger != "wandb":
             return None
         assert self.output is not None
@@ -180,7 +180,7 @@ class FitCommand(Command):
         return Tracker("fit", self.output.name, self.output, facts, options, tags)
 
     def make_logger(self) -> Logger | list[Logger] | bool:
-        """The log on disk is kept with W&B too."""
+        """Return the loggers; a run logged to W&B also keeps its log on disk."""
         if self.tracker is None:
             return super().make_logger()
         return [RunLog(self.tracker.folder), WandbLog(self.tracker)]
@@ -215,7 +215,7 @@ def _train(fit: FitCommand, command: str) -> None:
             fit.tracker.finish(1)
         fit.tidy()
         if isinstance(error, KeyboardInterrupt) and last.is_file():
-            print(f"go on with: {program()} fit --output {shlex.quote(str(folder))} --resume", file=sys.stderr)
+            print(f"resume with: {program()} fit --output {shlex.quote(str(folder))} --resume", file=sys.stderr)
         raise
     if fit.trainer.is_global_zero:
         _report(fit, folder)
@@ -225,55 +225,55 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     try:
         return torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch share no base class
-        raise UserError(f"the checkpoint {checkpoint} is damaged: start the run anew with --overwrite") from error
+        raise UserError(f"the checkpoint {checkpoint} is damaged: restart the run with --overwrite") from error
 
 
 def _check_resumable(fit: FitCommand, folder: Path) -> None:
-    """Options that decided how the run began, or what it trains, cannot change on the way."""
+    """Raise UserError if options changed that a run cannot change when resumed."""
     checkpoint = _read(folder / LAST)
-    begun, now = checkpoint["hyper_parameters"], fit.model.hparams
+    original, now = checkpoint["hyper_parameters"], fit.model.hparams
     changed = {
-        f"--model.{name}": (begun[name], now.get(name))
-        for name in (*BEGINNING, *PROJECTION)
-        if name in begun and begun[name] != now.get(name)
+        f"--model.{name}": (original[name], now.get(name))
+        for name in (*FIXED_OPTIONS, *FIXED_PROJECTOR_OPTIONS)
+        if name in original and original[name] != now.get(name)
     }
     stored = yaml.safe_load((folder / CONFIG_FILE).read_text()) if (folder / CONFIG_FILE).is_file() else {}
     seed = stored.get("seed_everything", fit.config.seed_everything)
     if seed != fit.config.seed_everything:
         changed["--seed_everything"] = (seed, fit.config.seed_everything)
     if changed:
-        what = ", ".join(f"{option} was {old}, not {new}" for option, (old, new) in changed.items())
+        changes = ", ".join(f"{option} was {old}, not {new}" for option, (old, new) in changed.items())
         raise UserError(
-            f"cannot go on with the run in {folder}: {what}; leave that out, or start anew with --overwrite"
+            f"cannot resume the run in {folder}: {changes}; leave the option out, or restart with --overwrite"
         )
     done, steps = checkpoint["global_step"], fit.config.trainer.max_steps
     if 0 < steps < done:
         raise UserError(
-            f"the run in {folder} has done {done} steps already, more than --trainer.max_steps {steps}: give {done} or "
-            "more, or start anew with --overwrite"
+            f"the run in {folder} already has {done} steps, more than --trainer.max_steps {steps}: give {done} or "
+            "more, or restart with --overwrite"
         )
 
 
 def _with_stored_config(arguments: list[str]) -> list[str]:
-    """`fit --output DIR --resume` alone goes on with the configuration that lies in DIR."""
+    """Return the arguments with `--config DIR/config.yaml` in front for `fit --output DIR --resume`."""
     if not any(argument.startswith("--resume") for argument in arguments):
         return arguments
     for position, argument in enumerate(arguments):
         folder = arguments[position + 1 : position + 2] if argument == "--output" else [argument.partition("=")[2]]
         if argument.split("=")[0] == "--output" and folder and (Path(folder[0]) / CONFIG_FILE).is_file():
-            return ["--config", str(Path(folder[0]) / CONFIG_FILE), *_begun_with(Path(folder[0])), *arguments]
+            return ["--config", str(Path(folder[0]) / CONFIG_FILE), *_stored_layout(Path(folder[0])), *arguments]
         if argument.split("=")[0] == "--output" and folder and not any("task" in a or "config" in a for a in arguments):
-            raise UserError(f"there is no run in {folder[0]} to go on with (seen from {Path.cwd()})")
+            raise UserError(f"there is no run in {folder[0]} to resume (working folder: {Path.cwd()})")
     return arguments
 
 
-def _begun_with(folder: Path) -> list[str]:
-    """The layout of a run whose configuration leaves it open: releases differ in a backbone's first layout."""
+def _stored_layout(folder: Path) -> list[str]:
+    """Return the layout option of a run whose configuration has none: default layouts differ between releases."""
     try:
         model = yaml.safe_load((folder / CONFIG_FILE).read_text())["model"]
         known = {**model, **model.get("init_args", {})}.get("layout") is not None
     except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError):
-        return []  # the parser of the options says what is wrong with the file
+        return []  # the parser reports errors in the file
     if known or not (folder / LAST).is_file():
         return []
     layout = _read(folder / LAST)["hyper_parameters"].get("layout")
@@ -299,14 +299,14 @@ def _report(fit: FitCommand, folder: Path) -> None:
 
 
 def baselines_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns of the baselines that some row has."""
+    """Return the baseline columns that any row has."""
     return [name for name in ("majority", "lead") if any(row.get(name) is not None for row in rows)]
 
 
 def _rows(
     fit: FitCommand, model: PromptTuning | CrossModelProjector, data: TaskDataModule, path: Path
 ) -> list[dict[str, Any]]:
-    """One row a task of a prompt or projector; nothing of one that broke before its first evaluation."""
+    """Return one row per task for a prompt or projector file; none if training failed before its first evaluation."""
     if not path.is_file():
         return []
     kind: type[Prompt] | type[ProjectorFile] = Prompt if isinstance(model, PromptTuning) else ProjectorFile
@@ -321,7 +321,7 @@ def _rows(
                 "split": f"validation ({data.data[index].origin['validation']})",
                 "metric": task.metric,
                 "value": scores.get(task.metric if len(model.tasks) == 1 else f"{task.name}/{task.metric}"),
-                # What needs no model: the commonest class, or the first words of each text.
+                # The trivial baseline: the majority class, or the lead of each text.
                 "majority": None,
                 "lead" if task.is_generation else "majority": trivial_score(data, "validation", index),
                 "n": len(data.selection.rows("validation", index)),

@@ -1,4 +1,4 @@
-"""`transfer`: how well every prompt does on every task."""
+"""`transfer`: scores of every prompt on every task."""
 
 from __future__ import annotations
 
@@ -37,28 +37,39 @@ def transfer(
     """score every prompt of a folder on every task
 
     Args:
-        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
+        backbone: a built-in backbone, the folder of a Hugging Face model, or a Hub id.
         prompts: folder with prompt files, at any depth.
-        tasks: target tasks, separated by commas: names, or paths of YAML files.
+        tasks: target tasks, comma-separated names or paths of YAML files.
         output: folder for results.parquet, matrix.csv, matrix.png and matrix_clustered.png.
-        data: where the rows come from and how many are used.
+        data: source and number of examples.
         split: test or validation.
-        random_prompts: how many to draw of each kind.
-        attention: score only prompts that were trained so (full or shared).
-        layout: score only prompts that were trained so.
-        dtype: float32, bfloat16 or float16, of the backbone's weights; default: that of the prompts.
-        label_words_policy: for label words of several tokens.
+        random_prompts: number of random prompts of each kind.
+        attention: score only prompts trained with this attention (full or shared).
+        layout: score only prompts trained with this layout.
+        dtype: dtype of the backbone's weights: float32, bfloat16 or float16 (fp32, bf16, fp16); default: the prompts'.
+        label_words_policy: treatment of label words of several tokens; default: the prompts' policy.
         accelerator: auto, cpu or cuda.
-        devices: processes; each takes a share of every task's rows.
+        devices: number of processes; each takes a share of every task's examples.
     """
-    names = split_list(tasks)
+
     study = TransferStudy(
-        backbone, prompts, names, output, data, split, random_prompts, attention, layout, dtype,
-        label_words_policy, accelerator, devices,
-    )  # fmt: skip
+        backbone=backbone,
+        prompts=prompts,
+        tasks=split_list(tasks),
+        output=output,
+        data=data,
+        split=split,
+        random_prompts=random_prompts,
+        attention=attention,
+        layout=layout,
+        dtype=dtype,
+        label_words_policy=label_words_policy,
+        accelerator=accelerator,
+        devices=devices,
+    )
     frame = run_study(study)
     if frame.empty:
-        return  # another process shows it
+        return  # the first process prints the table
     show(frame)
     matrix = from_results(frame)
     summary = write_summary(matrix, Path(output))
@@ -67,7 +78,7 @@ def transfer(
 
 
 def show(frame: pd.DataFrame) -> None:
-    """One row a target: its own prompt, the best other one, and the baselines."""
+    """Print one row per target: its own prompt, the best other prompt, and the baselines."""
     rows = []
     for target, mine in frame.groupby("task", sort=False):
         trained = mine[mine["kind"] == "trained"].groupby("source")["value"].mean()

@@ -1,4 +1,4 @@
-"""Prompts, projectors and results as W&B artifacts: one name a thing, so that lineage joins what runs made and used."""
+"""Prompts, projectors and results as W&B artifacts, named by content to connect runs in the lineage graph."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TRAINED = "trained"
 
 
 def prompt_artifact(path: str | Path) -> Any:
-    """A prompt file as artifact of type `prompt`.
+    """Return a prompt file as an artifact of type `prompt`.
 
-    Its name is made of what the file says (task, backbone, seed and role), never of where it lies: runs that were given
-    the same file speak of the same version.
+    The name comes from the metadata (task, backbone, seed and role), not from the path: runs that share a file share
+    the artifact version.
 
     Raises:
-        UserError: the file is no prompt.
+        UserError: the file is not a prompt.
     """
     import wandb
 
@@ -43,7 +43,7 @@ def prompt_artifact(path: str | Path) -> Any:
         description=f"{kind} prompt of {length} x {width} for {backbone}, {task}",
         metadata={**_facts(facts), "role": kind},
     )
-    # Not copied elsewhere: what is sent later with `wandb sync` is read from where it lies.
+    # Without a cached copy, `wandb sync` reads the original file later.
     artifact.add_file(
         str(Path(prompt.path or path).resolve()), name="prompt.safetensors", policy="immutable", skip_cache=True
     )
@@ -51,10 +51,10 @@ def prompt_artifact(path: str | Path) -> Any:
 
 
 def projector_artifact(path: str | Path) -> Any:
-    """A projector file as artifact of type `projector`.
+    """Return a projector file as an artifact of type `projector`.
 
     Raises:
-        UserError: the file is no projector.
+        UserError: the file is not a projector.
     """
     import wandb
 
@@ -73,7 +73,7 @@ def projector_artifact(path: str | Path) -> Any:
 
 
 def results_artifact(name: str, files: Iterable[Path]) -> Any:
-    """Tables and figures of a study as artifact of type `results`."""
+    """Return the tables and figures of a study as an artifact of type `results`."""
     import wandb
 
     artifact = wandb.Artifact(slug(name), type="results")
@@ -83,7 +83,7 @@ def results_artifact(name: str, files: Iterable[Path]) -> Any:
 
 
 def find_prompt_files(places: Iterable[str | Path]) -> Iterator[Path]:
-    """Prompt files that are named, or lie below folders that are named; of equal copies in a run folder one."""
+    """Yield the prompt files given directly or found below the given folders; a run folder yields each prompt once."""
     for place in map(Path, places):
         if place.is_file():
             yield place
@@ -93,7 +93,7 @@ def find_prompt_files(places: Iterable[str | Path]) -> Iterator[Path]:
 
 
 def role(facts: Mapping[str, str]) -> str:
-    """How a prompt was made: trained, transferred (trained on from another one), projected, arithmetic or random."""
+    """Return a prompt's origin: trained, transferred (initialized from a prompt), projected, arithmetic or random."""
     for name in ("random", "projected", "arithmetic"):
         if facts.get(name):
             return name
@@ -101,7 +101,7 @@ def role(facts: Mapping[str, str]) -> str:
 
 
 def slug(text: str) -> str:
-    """A name that W&B takes: letters, digits, dots, dashes and underscores."""
+    """Return a valid W&B artifact name: letters, digits, dots, dashes and underscores."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-")[:LONGEST_NAME] or UNKNOWN
 
 
@@ -110,7 +110,7 @@ def _short(facts: Mapping[str, str], key: str) -> str:
 
 
 def _facts(facts: Mapping[str, str]) -> dict[str, Any]:
-    """Metadata of a file, cleaned; the score as a number, so that artifacts can be sorted by it."""
+    """Return cleaned metadata; the score becomes a number for sorting on W&B."""
     found = clean(facts)
     try:
         found["score"] = float(facts["score"])

@@ -1,4 +1,4 @@
-"""Charts and headline numbers of studies for W&B, made from the tables that the studies left."""
+"""W&B charts and headline numbers, computed from the tables of a study."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Frames = Mapping[str, "pd.DataFrame"]
-# Presets that every W&B account has. The confusion matrix is the one that draws two kinds of names and a colour.
+# Presets available to every W&B account. The confusion matrix is the only one with two categorical axes and a color.
 HEATMAP = "wandb/confusion_matrix/v1"
 LINES = "wandb/lineseries/v0"
 
 
 def heatmap(square: pd.DataFrame, title: str) -> Any:
-    """A table with targets in rows (their names in the first column) and sources in columns, as a heatmap."""
+    """Return a heatmap of a table with targets as rows (names in the first column) and sources as columns."""
     import wandb
 
     first = square.columns[0]
@@ -28,7 +28,7 @@ def heatmap(square: pd.DataFrame, title: str) -> Any:
 
 
 def bars(values: Mapping[str, float], title: str) -> Any:
-    """Named numbers as bars."""
+    """Return a bar chart of named numbers."""
     import wandb
 
     table = wandb.Table(columns=["name", "value"], data=[[str(name), float(value)] for name, value in values.items()])
@@ -36,12 +36,12 @@ def bars(values: Mapping[str, float], title: str) -> Any:
 
 
 def curves(frame: pd.DataFrame, line: str, title: str) -> Any:
-    """Scores over optimizer steps.
+    """Return a line chart of scores over optimizer steps.
 
     Args:
-        frame: columns step, value, and the one that names the lines.
-        line: that column.
-        title: of the chart.
+        frame: columns `step`, `value` and `line`.
+        line: column with the name of each line.
+        title: chart title.
     """
     import wandb
 
@@ -52,7 +52,7 @@ def curves(frame: pd.DataFrame, line: str, title: str) -> Any:
 
 
 def matrix_means(frames: Frames) -> dict[str, float]:
-    """Headline of a transfer matrix: `relative/same`, `relative/different`, `relative/random`, ... over all targets."""
+    """Return the means of a transfer matrix over all targets: `relative/same`, `relative/different`, ..."""
     summary = frames.get("summary.csv")
     if summary is None or not len(summary):
         return {}
@@ -61,7 +61,7 @@ def matrix_means(frames: Frames) -> dict[str, float]:
 
 
 def speedups(frames: Frames) -> dict[str, float]:
-    """Headline of convergence: geometric means of the speed-ups in steps; without a finite one a row is left out."""
+    """Return geometric mean speed-ups in steps; rows without a finite value are skipped."""
     table = frames["speedups.csv"]
     rows = table[(table["unit"] == "step") & table["value"].notna()].to_dict("records")
     return {
@@ -72,16 +72,16 @@ def speedups(frames: Frames) -> dict[str, float]:
 
 
 def overlap(frames: Frames) -> dict[str, float]:
-    """Headline of ON: its mean over pairs of different tasks."""
+    """Return the mean ON over pairs of different tasks."""
     square = frames["overlap.csv"].set_index("task").to_numpy(float)
     off = [float(value) for row, line in enumerate(square) for column, value in enumerate(line) if row != column]
     return {"mean_overlap": sum(off) / len(off)} if off else {}
 
 
 def ranking(frames: Frames) -> dict[str, float]:
-    """Headline of indicators: how well each ranks sources (mean Spearman per target), the best first.
+    """Return the mean Spearman correlation per target of each indicator, best first.
 
-    Without a transfer matrix: how well each tells types apart (AUC). Single layers are left out.
+    Without a transfer matrix: the AUC of separating same-type pairs. Single-layer indicators are skipped.
     """
     table = frames["correlations.csv"]
     known = set(table["statistic"])
@@ -92,24 +92,24 @@ def ranking(frames: Frames) -> dict[str, float]:
 
 
 def projected(frames: Frames) -> dict[str, float]:
-    """Headline of projectors: the mean scores over held-out and other tasks, as the study has worked them out."""
+    """Return the mean scores of each projector over held-out and other tasks."""
     table = frames["projection.csv"]
     rows = table[table["tasks"].notna() & table["value"].notna()].to_dict("records") if "tasks" in table else []
     return {f"{row['projector']}/{row['task']}/{row['what']}": float(row["value"]) for row in rows}
 
 
 def masked(frames: Frames) -> dict[str, float]:
-    """Headline of masking: points lost by mask, method and share of neurons."""
+    """Return the points lost per mask, method and share of neurons."""
     rows = frames["summary.csv"].to_dict("records")
     return {f"{row['mask']}/{row['method']}/{row['ratio']}": 100 * float(row["drop"]) for row in rows}
 
 
 def scored(frames: Frames) -> dict[str, float]:
-    """Headline of `test` and `validate`: the prompt's metrics by task, without random prompts and baselines."""
+    """Return the prompt's metrics per task, without random prompts and baselines."""
     rows = frames["results.csv"].to_dict("records")
     return {f"{row['task']}/{row['metric']}": float(row["value"]) for row in rows if row["what"] == "this prompt"}
 
 
-# file of a square table -> title of its heatmap
+# File of a square table -> heatmap title.
 HEATMAPS = {"matrix.csv": "transfer matrix: score", "overlap.csv": "ON: overlap of activated neurons"}
 Headline = Callable[[Frames], dict[str, float]]

@@ -1,4 +1,4 @@
-"""The dashboard: which panels show what runs log, as data, and as a workspace on W&B."""
+"""The W&B dashboard: a declarative list of panels and the workspace built from it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ BEST = "best/score"
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel.
+    """A dashboard panel.
 
     Attributes:
-        kind: `line` (over `x`), `bar`, `media` (figures), `table`, `parallel` (options against the best score) or
-            `importance` (of options for the best score).
-        shows: what is logged under these names; of `parallel` options in the configuration.
-        title: of the panel.
-        x: of a line.
+        kind: `line` (over `x`), `bar`, `media` (figures), `table`, `parallel` (parallel coordinates of options and best
+            score) or `importance` (parameter importance for the best score).
+        shows: names of logged values; for `parallel`, configuration options.
+        title: panel title.
+        x: name of the x axis of a line plot.
     """
 
     kind: Literal["line", "bar", "media", "table", "parallel", "importance"]
@@ -33,7 +33,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """Panels under a heading."""
+    """A titled group of panels."""
 
     name: str
     panels: list[Panel] = field(default_factory=list)
@@ -95,19 +95,19 @@ SECTIONS = [
         "Options",
         [
             Panel("parallel", ("model.learning_rate", "model.prompt_length", "data.batch_size"), "options and score"),
-            Panel("importance", (), "what matters for the score"),
+            Panel("importance", (), "parameter importance"),
         ],
     ),
 ]
 
 
 def workspace(options: WandbOptions, study: str | None = None, name: str = "prompt-transfer") -> Any:
-    """The dashboard as a saved view that is not saved yet; nothing is sent.
+    """Return the dashboard as an unsaved view, without contacting W&B.
 
     Args:
         options: entity and project.
-        study: show the runs of this group alone.
-        name: of the view.
+        study: restrict the view to the runs of this group.
+        name: name of the view.
 
     Raises:
         UserError: the library is missing, or no entity is given.
@@ -119,7 +119,7 @@ def workspace(options: WandbOptions, study: str | None = None, name: str = "prom
         raise UserError("a dashboard needs an extra: pip install -e '.[dashboard]'") from error
     found = options.resolved()
     if found.entity is None:
-        raise UserError("a dashboard belongs to a user or team of W&B: --wandb.entity NAME, or WANDB_ENTITY")
+        raise UserError("a dashboard needs a W&B user or team: give --wandb.entity NAME, or set WANDB_ENTITY")
 
     def made(panel: Panel) -> Any:
         if panel.kind == "line":
@@ -155,20 +155,17 @@ def workspace(options: WandbOptions, study: str | None = None, name: str = "prom
 
 
 def create(options: WandbOptions, study: str | None = None, name: str = "prompt-transfer") -> str:
-    """Save the dashboard on W&B.
+    """Save the dashboard on W&B and return its URL.
 
     Args:
         options, study, name: see `workspace`.
 
-    Returns:
-        Its address.
-
     Raises:
-        UserError: see `workspace`; or W&B refused it, or cannot be reached.
+        UserError: see `workspace`; or W&B rejected the dashboard or is unreachable.
     """
     view = workspace(options, study, name)
     try:
         return str(view.save().url)
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"W&B did not take the dashboard: {reason}; log in with `wandb login`") from error
+        raise UserError(f"cannot save the dashboard on W&B: {reason}; log in with `wandb login`") from error

@@ -1,4 +1,4 @@
-"""Where W&B keeps a run, and what of an option never goes there."""
+"""W&B options of a run, and removal of secrets from logged configurations."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from prompt_transfer.utils.errors import without_secrets
 
 PROJECT = "prompt-transfer"
 HIDDEN = "[hidden]"
-# `max_tokens` and `tokenizer` are no secrets, `token` and `hub_token` are.
+# Matches `token` and `hub_token`, not `max_tokens` or `tokenizer`.
 _SECRET_NAME = re.compile(r"(^|[_.-])(token|secret|passw(or)?d|api_?key|access_?key|private_?key|credentials?)$", re.I)
 _SECRET_VALUE = re.compile(r"\b(?:hf_\w{16,}|gh[opsu]_\w{16,}|github_pat_\w{16,}|sk-[\w-]{16,}|wandb_v\d_\w{16,})")
 
 
 @dataclass
 class WandbOptions:
-    """Where W&B keeps the run; what is not given is taken from W&B's own environment variables.
+    """W&B settings of a run. Unset ones come from W&B's environment variables.
 
     Args:
-        project: default: WANDB_PROJECT, else prompt-transfer.
-        entity: user or team; default: WANDB_ENTITY, else that of the account.
-        group: the study that the run belongs to; default: WANDB_RUN_GROUP; of fit else task and backbone.
-        tags: more tags, separated by commas, beside those of WANDB_TAGS and of the run.
+        project: W&B project; default: WANDB_PROJECT, else prompt-transfer.
+        entity: W&B user or team; default: WANDB_ENTITY, else the account's default.
+        group: study of the run; default: WANDB_RUN_GROUP, else (fit) task and backbone.
+        tags: comma-separated tags, added to those of WANDB_TAGS and of the run.
     """
 
     project: str | None = None
@@ -34,7 +34,7 @@ class WandbOptions:
     tags: str | None = None
 
     def resolved(self) -> WandbOptions:
-        """With what the environment says in place of what was not given."""
+        """Return the options with unset values filled in from the environment."""
         tags = [self.tags or "", os.environ.get("WANDB_TAGS", "")]
         return WandbOptions(
             self.project or os.environ.get("WANDB_PROJECT") or PROJECT,
@@ -45,10 +45,10 @@ class WandbOptions:
 
 
 def clean(value: Any, name: str = "") -> Any:
-    """A copy of nested options as plain values, without secrets.
+    """Return a copy of nested options as plain values, without secrets.
 
-    What is named like one (`token`, `password`) or looks like one (`hf_...`) is replaced by `[hidden]`; the rest is
-    what `without_secrets` leaves.
+    Values with a secret's name (`token`, `password`) or form (`hf_...`) become `[hidden]`; other strings pass through
+    `without_secrets`.
     """
     if isinstance(value, Mapping):
         return {str(key): clean(inner, str(key)) for key, inner in value.items()}

@@ -1,4 +1,4 @@
-"""A run on W&B that cannot stop the work: whatever W&B does, results are on disk and the command goes on."""
+"""A fault-tolerant W&B run: failures become warnings, and results are always on disk."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 ID_FILE = "wandb.json"
 STEP = "trainer/global_step"
-# W&B shows no more rows of a table; longer ones are in the files of the artifact.
+# W&B displays at most this many rows of a table; the artifact's files are complete.
 MOST_ROWS = 10_000
 LONGEST_TAG = 64
 
 
 class Tracker:
-    """One run on W&B, or nothing where W&B cannot be had.
+    """A W&B run whose errors become warnings.
 
-    Before `start`, after `finish` and after a failed start its methods do nothing. What W&B raises becomes a warning.
+    Its methods do nothing before `start`, after `finish` and after a failed start.
 
     Args:
         job_type: the command.
-        name: of the run.
-        folder: gets `wandb/` (unless WANDB_DIR says otherwise) and, for runs that can be resumed, `wandb.json`.
-        config: options, and study, task, backbone and seed where they are known; secrets are left out here.
+        name: run name.
+        folder: receives `wandb/` (unless WANDB_DIR is set) and, for resumable runs, `wandb.json`.
+        config: options, and study, task, backbone and seed if known; secrets are removed.
         options: project, entity, group and tags.
-        tags: of the run.
+        tags: additional tags.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Tracker:
         self.run: Any = None
 
     def start(self, keep_id: bool = False, resume: bool = False) -> None:
-        """Begin the run; without network or account an offline one, which `wandb sync` sends later.
+        """Start the run; without network or account, start an offline run for `wandb sync`.
 
         Args:
-            keep_id: write `wandb.json`, so that the run can be resumed.
-            resume: go on with the run that `wandb.json` names.
+            keep_id: write `wandb.json` for resuming the run later.
+            resume: resume the run recorded in `wandb.json`.
         """
         import wandb
 
@@ -75,20 +75,21 @@ class Tracker:
             "resume": "allow",
         }
         if clean(sys.argv) != sys.argv:
-            # W&B keeps the command line among the facts of the machine.
+            # W&B's metadata include the command line.
             facts["settings"] = wandb.Settings(x_disable_meta=True)
-        # An agent of a W&B sweep says which run this is.
+        # The agent of a W&B sweep sets the run id.
         if resume and path.is_file() and not os.environ.get("WANDB_RUN_ID"):
-            with self.shielded("the run begins anew there"):
+            with self.shielded("a new W&B run is started"):
                 facts["id"] = json.loads(path.read_text())["id"]
         try:
             self.run = wandb.init(**facts)
         except Exception as error:
             reason = _one_line(error)
-            with self.shielded("nothing is sent there"):
+            with self.shielded("nothing is logged to W&B"):
                 self.run = wandb.init(**facts, mode="offline")
                 warnings.warn(
-                    f"W&B: {reason}; this run is kept offline, `wandb sync {self.run.settings.sync_dir}` sends it",
+                    f"W&B: {reason}; the run is stored offline: upload it with `wandb sync "
+                    f"{self.run.settings.sync_dir}`",
                     stacklevel=2,
                 )
         if self.run is not None and keep_id:
@@ -96,18 +97,18 @@ class Tracker:
                 write_text_atomic(path, json.dumps({"id": self.run.id, "project": self.options.project}) + "\n")
 
     @contextmanager
-    def shielded(self, what: str) -> Iterator[None]:
-        """Turn any exception into a warning that says what was not done."""
+    def shielded(self, consequence: str) -> Iterator[None]:
+        """Turn any exception into a warning that states the consequence."""
         try:
             yield
         except Exception as error:
-            warnings.warn(f"W&B: {_one_line(error)}; {what}, files in {self.folder} are complete", stacklevel=3)
+            warnings.warn(f"W&B: {_one_line(error)}; {consequence}, files in {self.folder} are complete", stacklevel=3)
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Metrics, tables, images or charts by name.
+        """Log metrics, tables, images or charts.
 
         Args:
-            values: what is logged together.
+            values: name -> value.
             step: optimizer step.
         """
         if self.run is not None and values:
@@ -115,34 +116,34 @@ class Tracker:
                 self.run.log({**values, **({} if step is None else {STEP: step})})
 
     def summarize(self, values: Mapping[str, Any]) -> None:
-        """Numbers that stand for the whole run, columns of the table of runs."""
+        """Set summary values, the columns of W&B's run table; None is skipped."""
         if self.run is not None:
             with self.shielded("the summary was not written"):
                 self.run.summary.update({key: value for key, value in values.items() if value is not None})
 
     def add(self, artifact: Any) -> None:
-        """An artifact that the run has made."""
+        """Log an output artifact."""
         if self.run is not None:
             with self.shielded(f"the artifact {artifact.name} was not logged"):
                 self.run.log_artifact(artifact)
 
     def use(self, artifact: Any) -> None:
-        """An artifact that the run has used.
+        """Log an input artifact.
 
-        Equal contents under one name are one version to W&B, so an artifact that is made anew from the file is the
-        one that another run has logged; no run needs to know of the other, and it works offline too.
+        W&B versions artifacts by name and content: one rebuilt from the file is the version another run logged. This
+        works offline too.
         """
         if self.run is None:
             return
         with self.shielded(f"the artifact {artifact.name} was not linked"):
             if self.run.offline:
-                # `use_artifact` refuses to work offline; this is what it does with an artifact that was made here.
+                # `use_artifact` refuses to work offline; it makes this call for a local artifact.
                 self.run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
             else:
                 self.run.use_artifact(artifact)
 
     def finish(self, exit_code: int = 0) -> None:
-        """End the run; waits until all is sent."""
+        """End the run after the upload completes."""
         if self.run is not None:
             run, self.run = self.run, None
             with self.shielded("the run may be incomplete there"):
@@ -150,7 +151,7 @@ class Tracker:
 
 
 def to_table(frame: pd.DataFrame) -> Any:
-    """A frame as a W&B table; missing values are empty, lists and the like are text."""
+    """Return a frame as a W&B table; missing values become None, non-scalar values strings."""
     import wandb
 
     shown = frame.head(MOST_ROWS)
@@ -160,7 +161,7 @@ def to_table(frame: pd.DataFrame) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    # `NA` of pandas is neither equal to itself nor not.
+    # Comparing pandas' NA with itself gives NA, not a bool.
     if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
         return None
     return value if isinstance(value, bool | int | float | str) else str(value)

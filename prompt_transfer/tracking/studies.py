@@ -1,4 +1,4 @@
-"""What each command leaves in its folder, and how it goes to W&B once it is there."""
+"""Output files of each command, and their upload to W&B."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Study:
-    """Files of a command.
+    """Output files and inputs of a command.
 
     Attributes:
-        tables: CSV or parquet; of one name the first that is there.
-        figures: PNG.
-        headline: the numbers of it that stand for the whole, made from the tables.
-        chart: title of their bar chart.
-        inputs: options that name prompt files or folders of them.
-        projectors: options that name projector files.
-        prompts: whether it makes prompts.
+        tables: CSV or Parquet files.
+        figures: PNG files.
+        headline: computes summary numbers from the tables.
+        chart: title of the bar chart of these numbers.
+        inputs: options with prompt files or folders.
+        projectors: options with projector files.
+        prompts: whether the command writes prompts.
     """
 
     tables: tuple[str, ...] = ()
@@ -88,14 +88,14 @@ STUDIES = {
 
 
 def publish(command: str, values: Mapping[str, Any], options: WandbOptions) -> None:
-    """Send to W&B what a command has left, as one run: tables, figures, charts, headline numbers and artifacts.
+    """Log a command's tables, figures, charts, headline numbers and artifacts to W&B as one run.
 
-    The files are there already, so nothing is lost whatever happens here; the process that wrote them does it.
+    Only the first process logs.
 
     Args:
         command: a key of `STUDIES`.
-        values: its options, `output` among them.
-        options: where W&B keeps the run.
+        values: its options, including `output`.
+        options: W&B settings of the run.
     """
     if torchrun_rank().rank:
         return
@@ -116,7 +116,7 @@ def _config(values: Mapping[str, Any], options: WandbOptions) -> dict[str, Any]:
     known = {"study": options.resolved().group}
     if values.get("backbone"):
         known["backbone"] = Path(str(values["backbone"])).name
-    # Over the option of the same name: runs are grouped by the short name.
+    # The short backbone name replaces the option: runs are grouped by it.
     return {**{key: _plain(value) for key, value in values.items()}, **known}
 
 
@@ -147,7 +147,7 @@ def _send(tracker: Tracker, command: str, study: Study, values: Mapping[str, Any
 
 
 def read(study: Study, folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, Path]]:
-    """Tables and figures of a study that are there."""
+    """Return the existing tables and figures of a study by file name."""
     import pandas as pd
 
     frames = {}
@@ -160,12 +160,12 @@ def read(study: Study, folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str,
 def _shown(
     prefix: str, study: Study, frames: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Name -> what W&B shows: `transfer/matrix` (figure), `transfer/matrix_table`, `transfer/matrix_heatmap`, ..."""
+    """Return W&B media by name: `transfer/matrix` (figure), `transfer/matrix_table`, `transfer/matrix_heatmap`, ..."""
     import wandb
 
     shown: dict[str, Any] = {}
     for name, frame in frames.items():
-        # Of a table that is there in two forms, both are shown.
+        # A Parquet table with a CSV of the same name needs another key.
         suffix = "table" if name.endswith(".csv") or f"{Path(name).stem}.csv" not in frames else "rows"
         shown[f"{prefix}/{Path(name).stem}_{suffix}"] = to_table(frame)
         if name in charts.HEATMAPS:
