@@ -10,7 +10,7 @@ class FakeEncoder:
 
     Args:
         budget: positions for text.
-        causal: end with the cue instead of 2, and give targets positions of the text.
+        causal: end with the cue instead of 2, and let targets share the positions of the text.
     """
 
     pad_token_id = 0

@@ -12,7 +12,9 @@ START = 1
 
 
 def sentencepiece_tokenizer(manner: str) -> Any:
-    """Build a BPE tokenizer over WORDS with byte fallback: ids <unk> 0, <s> 1, </s> 2, bytes 3 to 258, then ▁, letters, words.
+    """Build a BPE tokenizer over WORDS with byte fallback.
+
+    Ids: <unk> 0, <s> 1, </s> 2, bytes 3 to 258, then ▁, letters and words.
 
     Args:
         manner: `prepend` as Llama 2's normalizer (a blank before every text, even one that begins with a blank), or

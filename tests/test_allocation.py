@@ -72,7 +72,7 @@ def test_a_step_does_not_fault_its_tensors_in_again() -> None:
 def test_blocks_of_other_sizes_fit_where_freed_ones_were() -> None:
     changed, small = measured(OTHER_BLOCKS, True)
     assert changed == 1
-    # The same without the settings of the thread caches.
+    # Without the settings of tcache and fast bins.
     _, large = measured(OTHER_BLOCKS, False, GLIBC_TUNABLES=":".join(TUNABLES.split(":")[:2]))
     assert small < 0.75 * large
 

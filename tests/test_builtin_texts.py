@@ -114,7 +114,7 @@ def test_the_answer_is_that_of_the_deed_asked_for(split: str) -> None:
         right = dict(zip(("Who", "What", "Where", "When"), (asked[0], f"a {asked[1]}", *asked[2:]), strict=True))[kind]
         assert row["target"][0].lower() == right.lower(), row
         kinds[kind] += 1
-        # Deeds share no word, so only one answer is right.
+        # Deeds share no name, thing, place or time, so only one answer is right.
         assert all(len(set(column)) == len(deeds) for column in zip(*deeds.values(), strict=True))
         assert len(deeds) in (2, 3)
     assert max(kinds.values()) - min(kinds.values()) <= 1

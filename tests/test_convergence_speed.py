@@ -86,7 +86,7 @@ def test_evaluations_from_step_0_on(task: str, tiny_roberta: Path, tmp_path: Pat
     assert set(log["prompt"]) == {"prompt"}
     assert set(log["metric"]) == {"accuracy"}
     assert log["majority"].tolist() == pytest.approx([8 / 14] * 5)
-    # Evaluating does not change training.
+    # The evaluation at step 0 does not change training.
     blind, other = train(task, tiny_roberta, tmp_path / "blind", from_start=False)
     assert blind["step"].tolist() == [3, 6, 9, 12]
     assert torch.equal(other.prompt().embeddings, module.prompt().embeddings)
