@@ -115,8 +115,7 @@ def test_needed_work_by_hand(benchmark: Any) -> None:
     assert work.linear[4, 4] == 2 * 4 * 4 * (2 * answers + 2 * answers)
     assert work.attention == 6 * 2 * (8 + 8) * 4 * 2
     assert work.elements == answers * (12 * 4 + 5 * 8)
-    # With a second layer, the first adds queries, keys and values of 10 tokens and 3 prompt tokens; the rest runs on
-    # 16.
+    # A second layer adds queries, keys and values of 10 tokens and 3 prompt tokens; all else is on 16 positions.
     more = floor.needed(floor.Sizes(layers=2, hidden=4, ffn=8, heads=2), "full", 3, [5, 5])
     assert more.linear[4, 8] - work.linear[4, 8] == 2 * 4 * 8 * ((13 + 3) + 2 * 16)
     assert more.linear[4, 4] - work.linear[4, 4] == 2 * 4 * 4 * ((13 + 3) + 2 * 16)

@@ -52,7 +52,7 @@ def error_of(capsys: pytest.CaptureFixture[str], code: int) -> str:
 
 
 def test_a_command_is_imported_without_a_look_for_garbage() -> None:
-    # In a process of its own, where nothing is imported yet.
+    # A separate process, where nothing is imported yet.
     code = (
         "import gc; from prompt_transfer.commands.table import find\n"
         "looked = []; gc.callbacks.append(lambda phase, info: looked.append(phase))\n"

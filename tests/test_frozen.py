@@ -64,7 +64,7 @@ def straight_line(folder: Path, layout: str, prompt: Tensor, ids: list[int], sha
     else:
         x = torch.cat([prompt, answer, text])
         answer_index, prompt_rows = length, range(length)
-    # Only the text has positions; in `prefix` they start from 0.
+    # Only the text has positions; in `prefix` they are counted from its first token.
     bare = length + 1
     positions = torch.zeros_like(x)
     positions[bare:] = table.position_embeddings.weight[first : first + len(x) - bare]

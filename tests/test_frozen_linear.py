@@ -104,7 +104,7 @@ def test_sorted_weights_give_the_same_gradient(conv1d: bool) -> None:
     gradient = torch.randn(2, frozen_linear.MIN_ROWS, 40).bfloat16()
     transposed = frozen_linear.TransposedWeight(enabled=True)
     for scale in (1, 2):
-        # Whoever changes the weights gets the product with the new ones, even if autograd does not notice the change.
+        # Changed weights are used, even if autograd does not notice the change.
         weight.data.mul_(scale)
         exact = gradient.float() @ weight.float()
         torch.testing.assert_close(transposed.product(gradient, weight).float(), exact, rtol=0.01, atol=0.1)

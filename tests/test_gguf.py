@@ -80,7 +80,7 @@ def test_logits_are_those_of_transformers_own_dequantised_model(mixed: Path, cac
 
 
 def test_a_quantised_file_has_a_fingerprint_of_its_own(llama: Path, tmp_path: Path, cache: Path) -> None:
-    # The embeddings, on which the fingerprint is based, are exact in all of them.
+    # Embeddings are exact in all of them, so the fingerprint must also depend on the quantisation.
     files = [write_gguf(tmp_path / f"{kind}.gguf", llama, {"ffn": kind}) for kind in ("Q4_0", "Q8_0", "F16")]
     marks = [FrozenBackbone(str(path)).fingerprint for path in (*files, llama)]
     assert len({*marks}) == 3

@@ -24,7 +24,7 @@ the library's own forward is used."""
 
 
 def positions_of_last_layer(backbone: FrozenBackbone) -> list[int]:
-    """Record the number of positions of every output of the last layer."""
+    """Return a list that records the number of positions of each output of the last layer."""
     assert backbone.family.layer is not None
     seen: list[int] = []
     last = backbone.config.num_hidden_layers - 1

@@ -93,7 +93,7 @@ def test_means_without_targets_that_were_not_learned() -> None:
 
 @pytest.mark.parametrize(("learned", "tables"), [([True] * 3, 2), ([True, False, True], 3), (None, 2)])
 def test_no_table_is_shown_twice(learned: list[bool] | None, tables: int, capsys: pytest.CaptureFixture[str]) -> None:
-    # With unlearned targets the table of chance-corrected scores, one of four, is noise.
+    # One of four tables is omitted: chance-corrected scores that include unlearned targets are noise.
     show_summary(summarize(matrix(learned)))
     assert capsys.readouterr().out.count("mean over pairs") == tables
     with results.kept() as kept:

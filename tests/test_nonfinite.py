@@ -144,7 +144,7 @@ def test_what_is_logged_is_looked_at(toy: Path, tiny_roberta: Path, tmp_path: Pa
 
 
 class Breaking(torch.optim.SGD):
-    """An optimizer that makes the parameters infinite in its first step."""
+    """An optimizer whose steps make the parameters infinite."""
 
     def step(self, closure: Any = None) -> Any:
         loss = super().step(closure)

@@ -213,7 +213,7 @@ def plan(folder: Path, toy: Path, backbone: Path, runs: int) -> Path:
 
 
 def processes() -> Iterator[tuple[int, int, str]]:
-    """Return number, parent and command of all processes."""
+    """Yield number, parent and command of each process."""
     for place in Path("/proc").glob("[0-9]*"):
         try:
             command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")

@@ -254,7 +254,7 @@ def test_rankings_are_judged_by_a_matrix(run: Run, tmp_path: Path) -> None:
     assert any("books is not judged" in note for note in found.notes)
     assert any("not judged for films, for lack of a score in the matrix: pairs" in note for note in found.notes)
     means = found.quality.set_index(["ranking", "statistic"])
-    # Label words rank books (1) before rooms (1/3), as the matrix does; data size picks the wrong one half the time.
+    # Label words rank books (1) before rooms (1/3), as the matrix does; data size picks rooms and loses half.
     assert means.loc[("label_word_overlap", "ndcg"), "mean"] == pytest.approx(1)
     assert means.loc[("label_word_overlap", "regret_at_1"), "mean"] == 0
     assert means.loc[("data_size", "regret_at_1"), "mean"] == pytest.approx(0.5)

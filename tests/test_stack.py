@@ -29,7 +29,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def self_attention(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Drop a T5's cross-attention, which has no bias and has heads in the place of query positions."""
+    """Drop a T5's cross-attention, which has no bias and has heads in the query dimension."""
     return [call for call in calls if call["key"].shape[1] > 1]
 
 

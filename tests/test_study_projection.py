@@ -135,7 +135,7 @@ def test_there_is_no_table_without_controls(study: ProjectionStudy, monkeypatch:
             check_controls(rest, planned.targets, {})
     with pytest.raises(ValueError, match="own on rooms missing"):
         check_controls({**cells, "own": {**cells["own"], "rooms": []}}, planned.targets, {})
-    # An impossible closed form is reported and gets a row.
+    # A closed form may be missing if the reason is given.
     nothing = {**cells, "least_squares": {task: [] for task in ("films", "rooms", "pairs")}}
     check_controls(nothing, planned.targets, {"least_squares": "no shared tokens"})
     with pytest.raises(ValueError, match="least_squares missing"):

@@ -299,7 +299,7 @@ def test_texts_to_predict_have_no_targets(tmp_path: Path) -> None:
     assert set(batch) == {"input_ids", "attention_mask", "labels", "task_ids", "ids"}
 
 
-# Built-in tasks.
+# Tasks of the registry.
 
 
 def test_a_built_in_task_needs_no_folder() -> None:

@@ -75,7 +75,7 @@ class OfflineRun:
 
     @staticmethod
     def _complete(path: Path) -> list[Any]:
-        """Check that the file is complete: another process writes it, possibly until after the run's end."""
+        """Return all records once the file is complete: another process may still write it after the run ends."""
         deadline = time.monotonic() + 30
         while True:
             found = list(records(path)) if path.stat().st_size else []
