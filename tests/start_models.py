@@ -1,5 +1,4 @@
-"""Tiny Llamas with the tokenizers of real causal models: start token, SentencePiece BPE, tokens without an
-embedding."""
+"""Tiny Llamas with tokenizers of real models: start token, SentencePiece BPE, tokens without an embedding."""
 
 from __future__ import annotations
 

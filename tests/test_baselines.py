@@ -1,4 +1,4 @@
-"""Baselines of generation tasks that need no model."""
+"""Baselines without a model: the first words of a text, and the majority class."""
 
 from pathlib import Path
 

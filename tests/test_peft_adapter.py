@@ -358,7 +358,7 @@ def test_what_peft_cannot_express(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_a_folder_of_both_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = adapter(tmp_path / "all" / "run")
-    torch.save({"state": {}}, run / "optimizer.pt")  # A Trainer checkpoint, not a prompt.
+    torch.save({"state": {}}, run / "optimizer.pt")  # from a Trainer checkpoint, not a prompt
     published = tmp_path / "all" / "IMDBPromptT5Small" / "task_prompt"
     published.parent.mkdir()
     torch.save(rows(100, 512), published)

@@ -32,7 +32,7 @@ _BERT = {
 
 
 def byte_level_tokenizer(kind: str) -> Any:
-    """Build a byte-level BPE tokenizer whose merges grow each word of WORDS by letter from its leading space."""
+    """Build a byte-level BPE tokenizer whose merges grow words of WORDS letter by letter from the leading space."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import GPT2Tokenizer, RobertaTokenizer
 
