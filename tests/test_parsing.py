@@ -1,4 +1,4 @@
-"""What is said of misspelt options and values, and texts that a YAML parser would take for something else."""
+"""Errors for misspelt options and values, and texts that YAML would parse as another type."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_text_to_start_from_is_taken_as_it_is(
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert stored["model"]["init"]["init_args"]["text"] == text
     assert Prompt.load(tmp_path / "run").metadata["init"] == f"Text(text={text!r})"
-    # The stored configuration is read back as the same text.
+    # The stored configuration reads back as the same text.
     assert main(["fit", "--output", "run", "--resume", "--trainer.max_steps", "5"]) == 0
     assert Prompt.load(tmp_path / "run").metadata["init"] == f"Text(text={text!r})"
 

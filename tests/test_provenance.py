@@ -1,4 +1,4 @@
-"""Where numbers come from: the file beside them, and what it keeps from happening."""
+"""Provenance files, and the mix-ups they prevent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def table(tokens: list[int], labels: list[int], task: int = 0) -> TokenTable:
-    """Two rows of two tokens."""
+    """Build a table of two rows with two tokens each."""
     ids = np.arange(2) + (task << 32)
     offsets = np.array([0, 2, 4])
     return TokenTable(np.array(tokens, dtype=np.int32), offsets, np.array(labels), np.full(2, task), ids)
@@ -49,7 +49,7 @@ def test_the_commit_is_that_of_the_checkout(tmp_path: Path, monkeypatch: pytest.
         found = commit()
         assert found is not None
         assert found.removesuffix("-dirty") == head.stdout.strip()
-    # As installed from a wheel.
+    # As if installed from a wheel.
     monkeypatch.setattr(paths, "PACKAGE", tmp_path / "prompt_transfer")
     assert commit() is None
 
@@ -89,7 +89,7 @@ def test_a_run_tells_where_it_comes_from_and_goes_on_with_the_same_rows(
     found = json.loads((output / "provenance.json").read_text())
     assert [(process["step"], process["device"]) for process in found["processes"]] == [(0, "cpu"), (4, "cpu")]
     assert found["data"] == first["data"]
-    # Rows of the same number and length, which the position in the data does not tell apart.
+    # Other rows of the same number and length, which positions alone cannot distinguish.
     rows = tmp_path / "data" / "toy" / "train.csv"
     rows.write_text(rows.read_text().replace("good", "fine"))
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
