@@ -45,7 +45,7 @@ def test_what_goes_wrong_is_seen(fuzz: ModuleType, tmp_path: Path, monkeypatch: 
 
     assert outcome(lambda path: {}["a"]) == "crash: KeyError: 'a'"
     assert outcome(lambda path: os.mkdir(tmp_path / "executed")).startswith("executed: os.mkdir")  # noqa: PTH102
-    assert outcome(lambda path: (tmp_path / "executed").touch()) == "executed: the marker is there"
+    assert outcome(lambda path: (tmp_path / "executed").touch()) == "executed: the marker exists"
     monkeypatch.setattr(fuzz, "CPU_SECONDS", 0.1)
     assert outcome(wait) == "hang"
 

@@ -144,7 +144,7 @@ def test_a_run_from_python_is_done_once(toy: Path, tiny_roberta: Path, tmp_path:
     assert done.value == pytest.approx(done.table["value"].mean())
     capsys.readouterr()
     assert runs.fit(tmp_path / "run", config).path == done.path
-    assert "is there already" in capsys.readouterr().out
+    assert "exists with these options" in capsys.readouterr().out
     config["trainer"]["max_steps"] = 3
     with pytest.raises(UserError, match=r"trainer\.max_steps 2, not 3"):
         runs.fit(tmp_path / "run", config)

@@ -438,7 +438,7 @@ def test_when_nothing_can_be_imported_nothing_is_made(tmp_path: Path, capsys: py
     publish(tmp_path / "a", "SST2PromptRoberta", torch.zeros(5, 5))
     assert main([*command, str(tmp_path / "a")]) == 2
     assert "nothing was imported" in (error := capsys.readouterr().err)
-    assert "and 1 more were refused" in error
+    assert "1 more were refused, see above" in error
     (tmp_path / "empty").mkdir()
     for source, words in (("empty", "no prompt in"), ("absent", "no such file or folder")):
         assert main([*command, str(tmp_path / source)]) == 2

@@ -72,7 +72,7 @@ def test_other_training_rows_are_refused(tmp_path: Path) -> None:
     check_same_data(tmp_path, {"toy": {"train": "x"}})
     write_provenance(tmp_path, "fit", {}, {"toy": {"train": "x", "validation": "y"}})
     check_same_data(tmp_path, {"toy": {"train": "x", "validation": "z"}})
-    with pytest.raises(UserError, match="training rows of toy are not those it began with"):
+    with pytest.raises(UserError, match="the training rows of toy changed since it started; restore them"):
         check_same_data(tmp_path, {"toy": {"train": "z"}})
 
 
@@ -93,7 +93,7 @@ def test_a_run_tells_where_it_comes_from_and_goes_on_with_the_same_rows(
     rows = tmp_path / "data" / "toy" / "train.csv"
     rows.write_text(rows.read_text().replace("good", "fine"))
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    assert "the training rows of toy are not those" in error_of(capsys, main([*again, "8"]))
+    assert "the training rows of toy changed since it started; restore them" in error_of(capsys, main([*again, "8"]))
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 

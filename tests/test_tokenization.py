@@ -191,7 +191,7 @@ def test_a_prompt_keeps_its_frame(llama: Callable[[str], Path], tiny: Callable[[
     ):
         old.check(backbone, backbone.layout, "full")
     assert backbone_options({"a": old})["layout"] == "answer_last"
-    with pytest.raises(UserError, match=r"layout.*choose with --layout"):
+    with pytest.raises(UserError, match=r"layout.*choose one with --layout"):
         backbone_options({"a": old, "b": new})
     # In a causal model both attention modes are the same function, for any frame.
     shared = Prompt(torch.zeros(P, 32), new.metadata | {"attention": "shared"})
@@ -235,7 +235,7 @@ def test_an_added_pad_needs_no_embedding(tmp_path: Path, make: Callable[[], Any]
         encoder.encode(["the [PAD] film"], None, 40)
     with pytest.raises(UserError, match="token"):
         encoder.encode_targets(["[PAD]"], 9)
-    with pytest.raises(UserError, match=r"no word embedding of its token '\[PAD\]'"):
+    with pytest.raises(UserError, match=r"has no embedding for its token '\[PAD\]'"):
         Text("[PAD]")(backbone, (2, 32), torch.Generator())
 
 
