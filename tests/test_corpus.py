@@ -719,6 +719,8 @@ def test_a_sentence_encoder_starts_with_a_head_of_its_word_embeddings(text: Path
         unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
     )  # fmt: skip
     tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.backend_tokenizer.enable_padding(length=4)
     torch.manual_seed(0)
     sizes = {**SIZES, "vocab_size": 13}
     config = BackbonePretraining("bert", **sizes).model.config
@@ -732,6 +734,8 @@ def test_a_sentence_encoder_starts_with_a_head_of_its_word_embeddings(text: Path
     module = BackbonePretraining("bert", **sizes, start_from=str(tmp_path / "encoder"), learning_rate=0.0)
     one_step().fit(module, data)
     assert data.tokens.ordinary == 7
+    # A sentence has twelve words and a full stop: neither cut nor filled.
+    assert len(data.train_stores[0]["tokens"]) == 13 * len(data.train_stores[0]["starts"])
     for _, batch in zip(range(3), data.train_dataloader(), strict=False):
         assert (batch["labels"][batch["labels"] != IGNORED] >= 7).all()
     ids = torch.tensor([[4, 7, 8, 5]])

@@ -12,7 +12,7 @@ from datasets import load_dataset
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
-from prompt_transfer.backbones.builtin import builtin_backbones
+from prompt_transfer.backbones.loading import resolve
 from prompt_transfer.pretraining.corpus_batches import CorpusBatches, Tokens
 from prompt_transfer.pretraining.corpus_tokenizers import KINDS, tokenize, train_tokenizer
 from prompt_transfer.pretraining.reading import ReadingBatches, make_store
@@ -47,7 +47,7 @@ class CorpusDataModule(L.LightningDataModule):
             all).
         cache_dir: folder that keeps tokenizer and tokens between runs.
         tokenizer: family of the tokenizer that is trained on the files: `roberta`, `bert`, `gpt2` or `t5`.
-        tokenizer_from: use the tokenizer of this backbone, built-in or a folder, instead of a new one.
+        tokenizer_from: use the tokenizer of this backbone, by name or from a folder, instead of a new one.
         vocab_size: tokens of the tokenizer.
         lengths: sequence lengths, one per batch, drawn uniformly (repeat a length to draw it more often).
         tokens_per_batch: positions per batch, padding included.
@@ -114,8 +114,11 @@ class CorpusDataModule(L.LightningDataModule):
             return
         texts = {file: read_texts(file, size) for file, (_, size) in self.hparams.files.items()}
         if self.hparams.tokenizer_from:
-            name = self.hparams.tokenizer_from
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(builtin_backbones().get(name, Path(name)))
+            source, _ = resolve(self.hparams.tokenizer_from)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)
+            # Sentence encoders ship tokenizers that cut and fill every text to one length.
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
         else:
             # Alternate between the files: the unigram trainer stops early and must see all of them.
             turns = (part[i] for i in range(max(map(len, texts.values()))) for part in texts.values() if i < len(part))
