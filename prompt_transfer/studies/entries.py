@@ -69,7 +69,7 @@ def read_folder(
     folders = [folder] if isinstance(folder, str | Path) else folder
     for place in folders:
         if not Path(place).is_dir():
-            raise UserError(f"no folder {place}: give the folder that holds the prompt files with --prompts")
+            raise UserError(f"no such folder: {place}; give the folder that holds the prompt files with --prompts")
     found: dict[str, Prompt] = {}
     for row in (row for place in folders for row in readable_prompts(place)):
         if any(wanted and row[key] not in ("", UNKNOWN, wanted) for key, wanted in _wanted(attention, layout)):

@@ -70,8 +70,8 @@ def _f1(num_classes: int) -> Metric:
     return MulticlassF1Score(num_classes, average="macro", validate_args=False)
 
 
-# Fewest tasks, targets or runs for a bootstrap interval.
-LEAST_DRAWN = 3
+# Minimum number of targets (or tasks, or runs) for a bootstrap interval.
+MIN_TARGETS = 3
 
 METRICS: dict[str, Callable[[int], Metric]] = {"accuracy": _accuracy, "f1": _f1, "matthews": Matthews}
 
@@ -265,12 +265,12 @@ def bootstrap_mean_interval(
 
 
 def interval_over(values: Tensor | ArrayLike, seed: int = 0) -> tuple[float, float]:
-    """Return `bootstrap_mean_interval` over tasks, targets or runs; NaN for fewer than `LEAST_DRAWN`.
+    """Return `bootstrap_mean_interval` over tasks, targets or runs; NaN for fewer than `MIN_TARGETS`.
 
-    For two values the interval would always be the two values.
+    With two values the interval would always span exactly those two.
     """
     drawn = np.asarray(values, dtype=np.float64)
-    return bootstrap_mean_interval(drawn, seed) if drawn.size >= LEAST_DRAWN else (math.nan, math.nan)
+    return bootstrap_mean_interval(drawn, seed) if drawn.size >= MIN_TARGETS else (math.nan, math.nan)
 
 
 def class_metric(name: str, predictions: ArrayLike, labels: ArrayLike, num_classes: int) -> float:
