@@ -408,4 +408,4 @@ def test_mistakes_on_the_command_line(
     assert "no such folder" in error_of(capsys, main([*command, "--prompts", str(tmp_path / "none")]))
     assert not (tmp_path / "out").exists()
     assert main(["prompts", "--help"]) == 0
-    assert "rank the prompts of a folder as starts for a target task" in capsys.readouterr().out
+    assert "rank the prompts of a folder as initializations for a target task" in capsys.readouterr().out

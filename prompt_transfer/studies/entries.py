@@ -29,7 +29,7 @@ MADE = ("arithmetic", "projected")
 
 @dataclass(frozen=True)
 class Entry:
-    """A prompt that is scored.
+    """A prompt to score.
 
     Attributes:
         name: name of the file or of its run folder; unique in a study.
@@ -82,7 +82,9 @@ def read_folder(
     if not found:
         chosen = " and ".join(f"{key} {value}" for key, value in _wanted(attention, layout) if value)
         where = ", ".join(map(str, folders))
-        raise UserError(f"no prompt file in {where}{f' with {chosen}' if chosen else ''}; `fit` makes them")
+        raise UserError(
+            f"no prompt file in {where}{f' with {chosen}' if chosen else ''}; train prompts with `prompt-transfer fit`"
+        )
     return found
 
 
@@ -117,7 +119,7 @@ def check_all(prompts: dict[str, Prompt], backbone: FrozenBackbone) -> None:
     """Check every prompt against the backbone; issue one warning for all prompts that cannot be verified.
 
     Raises:
-        UserError: a prompt does not fit; names the first and counts the others.
+        UserError: a prompt does not fit; the message names the first and counts the others.
     """
     wrong = []
     with warnings.catch_warnings(record=True) as caught:
@@ -141,8 +143,8 @@ def warn_of_other_words(prompts: dict[str, Prompt], tasks: Sequence[Task]) -> No
             words = json.loads(prompt.metadata.get("label_words") or "{}").get(task.name)
             if words is not None and words != list(task.label_words):
                 warnings.warn(
-                    f"prompt {name} was trained on {task.name} with the label words {', '.join(words)}, this study "
-                    f"uses {', '.join(task.label_words)}",
+                    f"prompt {name} was trained on {task.name} with the label words {', '.join(words)}, but this "
+                    f"study uses {', '.join(task.label_words)}",
                     stacklevel=2,
                 )
                 break
