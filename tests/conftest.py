@@ -1,4 +1,4 @@
-"""What all tests share: no network, no stray files, one thread, two tiny backbones."""
+"""Shared fixtures: no network, no stray files, one thread, tiny backbones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-# Before any import of these libraries: they read the environment once. A cache of its own keeps the models that a
-# developer happens to have downloaded out of the tests.
+# Set these before importing the libraries, which read the environment once. A private cache hides models that a
+# developer has downloaded.
 _SCRATCH = tempfile.TemporaryDirectory(prefix="prompt_transfer_tests_")
 for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"):
     os.environ.pop(_name, None)
-# Where real models lie, for the tests that are marked `real_models`.
+# Cache of real models, for tests marked `real_models`.
 REAL_CACHE = os.environ.get("PROMPT_TRANSFER_CACHE")
 os.environ.update(
     PROMPT_TRANSFER_CACHE=f"{_SCRATCH.name}/cache",
@@ -47,17 +47,17 @@ _CACHES = {".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".venv"
 
 
 class NetworkBlockedError(RuntimeError):
-    """Not an `OSError`: a library must not take it for a network that is down and quietly go another way."""
+    """An error that is not an `OSError`, so no library mistakes it for an offline network and falls back silently."""
 
 
 def _is_local(address: object) -> bool:
-    # AF_UNIX addresses are strings or bytes; those of all internet families are tuples that start with the host.
+    # AF_UNIX addresses are strings or bytes; internet addresses are tuples that start with the host.
     return not isinstance(address, tuple) or str(address[0]).startswith(_LOOPBACK)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_network() -> Iterator[None]:
-    """Connections to anything but this machine fail."""
+    """Refuse connections to other machines."""
     connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
 
     def guard(original: Any) -> Any:
@@ -76,7 +76,7 @@ def _no_network() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Tiny tensors are faster on one thread, and sums come out the same on every machine."""
+    """Run on one thread: faster for tiny tensors, and sums are the same on every machine."""
     import torch
 
     torch.set_num_threads(1)
@@ -84,7 +84,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_root() -> Iterator[None]:
-    """A test writes to `tmp_path`, not to the repository."""
+    """Check that the test wrote nothing into the repository."""
     before = set(os.listdir(ROOT))  # noqa: PTH208
     yield
     left = {
@@ -97,7 +97,7 @@ def _clean_root() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def our_hooks() -> Iterator[list[Any]]:
-    """Handles of all forward hooks that the package's own functions put on modules, of the test that runs."""
+    """Record the handles of all forward hooks that the package registers during a test."""
     from torch import nn
 
     handles: list[Any] = []
@@ -119,7 +119,7 @@ def _noted(original: Any, handles: list[Any]) -> Any:
 
 @pytest.fixture(autouse=True)
 def _no_hook_left(our_hooks: list[Any]) -> Iterator[None]:
-    """A hook of ours that is left would go on working in everything that comes after."""
+    """Check that the test removed all of our hooks; a leftover hook would affect later tests."""
     our_hooks.clear()
     yield
     left = [handle for handle in our_hooks if handle.id in (handle.hooks_dict_ref() or {})]
@@ -130,7 +130,7 @@ def _no_hook_left(our_hooks: list[Any]) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder with real data sets beside the repository, one sub-folder a task."""
+    """Return the folder of real data sets next to the repository, one sub-folder per task."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("no real data: ../shared/data is absent")
@@ -139,7 +139,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def occupied() -> Callable[..., Any]:
-    """A context in which another process is at work in a folder, as `files.exclusive_lock` does it."""
+    """Return a context in which another process holds `files.exclusive_lock` on a folder."""
 
     @contextmanager
     def at_work(folder: Path, name: str = ".lock") -> Iterator[None]:
@@ -159,7 +159,7 @@ def occupied() -> Callable[..., Any]:
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
-    """A task file with a folder of 40 / 10 / 10 rows."""
+    """Write a task file with a folder of 40 / 10 / 10 rows."""
     folder = tmp_path / "data" / "toy"
     folder.mkdir(parents=True)
     names = ["film", "story", "man", "woman", "dog", "cat", "house", "city", "day", "night"]
@@ -179,7 +179,7 @@ def toy(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Family -> folder of a tiny random model of it (see `tests/tiny_models.py`), made once a session."""
+    """Return the folder of a tiny random model of a family (see `tests/tiny_models.py`), built once per session."""
 
     @functools.cache
     def folder(family: str) -> Path:
@@ -190,7 +190,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def tiny_roberta(tiny: Callable[[str], Path]) -> Path:
-    """Folder of a random RobertaForMaskedLM: 2 layers, H 32, F 64, 64 positions.
+    """Return the folder of a random RobertaForMaskedLM: 2 layers, H 32, F 64, 64 positions.
 
     Ids: <s> 0, <pad> 1, </s> 2, <unk> 3, <mask> 4.
     """
@@ -199,7 +199,7 @@ def tiny_roberta(tiny: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bert(tiny: Callable[[str], Path]) -> Path:
-    """Folder of a random BertForMaskedLM: 2 layers, H 32, F 64, 64 positions.
+    """Return the folder of a random BertForMaskedLM: 2 layers, H 32, F 64, 64 positions.
 
     Ids: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4.
     """

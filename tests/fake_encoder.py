@@ -1,4 +1,4 @@
-"""An encoder whose ids can be read: what the tests of the data have in place of a backbone's."""
+"""An encoder with readable token ids, used by the data tests instead of a backbone's."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ END = 2
 
 
 class FakeEncoder:
-    """One token a word (3 + its length) between 1 and 2; a pair has one 2 between its texts.
+    """An encoder with one token per word (3 + its length) between 1 and 2; a 2 separates the texts of a pair.
 
     Args:
         budget: positions for text.
-        causal: put the cue behind the text in place of the 2, and targets at positions of the text.
+        causal: end with the cue instead of 2, and let targets share the positions of the text.
     """
 
     pad_token_id = 0

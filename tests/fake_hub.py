@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on this machine: what `huggingface_hub` asks of one to keep and fetch small files."""
+"""A small local Hugging Face hub: the endpoints that `huggingface_hub` needs to store and fetch small files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FakeHub:
         self.url = ""
 
     def put(self, repo: str, files: Files, branch: str = "main", private: bool = False) -> str:
-        """Make a commit with these files on top of what is there."""
+        """Commit these files on top of the current ones."""
         branches = self.repos.setdefault(repo, {"private": private, "branches": {}})["branches"]
         whole = {**self.commits.get(branches.get(branch, ""), {}), **files}
         commit = hashlib.sha1(f"{repo}{len(self.commits)}".encode()).hexdigest()
@@ -53,7 +53,7 @@ class FakeHub:
         return self.repos[repo]["branches"].get(revision, revision if revision in self.commits else None)
 
     def read(self, path: str) -> tuple[int, Any]:
-        """Answer to GET: status, and JSON or the bytes of a file."""
+        """Answer a GET request: status, and JSON or the bytes of a file."""
         parts = [unquote(part) for part in path.strip("/").split("/")]
         if parts[:2] == ["api", "models"] and len(parts) >= 4:
             repo, verb, revision = "/".join(parts[2:4]), parts[4:5], (parts[5:6] or ["main"])[0]
@@ -84,7 +84,7 @@ class FakeHub:
         }
 
     def write(self, path: str, body: bytes) -> tuple[int, Any]:
-        """Answer to POST."""
+        """Answer a POST request."""
         parts = [unquote(part) for part in path.strip("/").split("/")]
         if path == "/api/validate-yaml":
             return 200, {}
@@ -115,7 +115,7 @@ class FakeHub:
 
 @contextmanager
 def connected(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[FakeHub]:
-    """A hub that `huggingface_hub` of this process takes for the real one, and keeps what it gives below `cache`."""
+    """Point this process's `huggingface_hub` at the fake hub, with its cache below `cache`."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -147,12 +147,12 @@ def blob(data: bytes) -> str:
 
 @contextmanager
 def fake_hub() -> Iterator[FakeHub]:
-    """A hub that listens on a free port until the block ends."""
+    """Serve a fake hub on a free port until the block ends."""
     hub = FakeHub()
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *arguments: Any) -> None:
-            """Nothing on the screen."""
+            """Log nothing."""
 
         def answer(self, status: int, content: Any) -> None:
             headers = {"Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""GGUF files made by the tests, from the tiny Llama of `tiny_models.py`."""
+"""GGUF files written by the tests, from the tiny Llama of `tiny_models.py`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 
 def _permuted(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a query or key projection in the order that llama.cpp's rotary positions expect."""
+    """Permute rows of a query or key projection into llama.cpp's order for rotary positions."""
     rows = weight.shape[0]
     return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def tensors_of(model: Any) -> dict[str, np.ndarray]:
-    """The weights of a LlamaForCausalLM under their GGUF names; the head only if it is not tied."""
+    """Return the weights of a LlamaForCausalLM under their GGUF names; the head only if it is not tied."""
     config = model.config
     names = {
         "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
@@ -45,12 +45,12 @@ def write_gguf(
     """Write the tiny Llama of `folder` as a GGUF file.
 
     Args:
-        path: of the file.
-        folder: of the Hugging Face model.
-        kinds: part of a tensor's name -> its quantisation, the first that matches; F32 otherwise. Norms are F32.
-        without: the tensor that is left out.
+        path: the file.
+        folder: the Hugging Face model.
+        kinds: part of a tensor's name -> its quantisation; the first match wins, the default is F32. Norms are F32.
+        without: the tensor to leave out.
         architecture: the name in the file.
-        facts: more numbers of the metadata.
+        facts: additional numbers of the metadata.
         rotary: add the scaled frequencies that files of Llama 3.2 have.
     """
     import gguf

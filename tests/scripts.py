@@ -1,4 +1,4 @@
-"""Python files of the project that belong to no package, as modules."""
+"""Import the project's scripts, which belong to no package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def load_script(path: str) -> ModuleType:
-    """The file `path`, seen from the project's folder, as a new module."""
+    """Load the file `path`, relative to the project's folder, as a new module."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None
     assert spec.loader is not None

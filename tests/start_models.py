@@ -1,4 +1,4 @@
-"""Tiny Llamas with the tokenizers of real causal models: a start token, SentencePiece-BPE, tokens without embedding."""
+"""Tiny Llamas with tokenizers of real models: start token, SentencePiece BPE, tokens without an embedding."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ START = 1
 
 
 def sentencepiece_tokenizer(manner: str) -> Any:
-    """BPE over WORDS with byte fallback: ids <unk> 0, <s> 1, </s> 2, bytes 3 to 258, then ▁, letters and words.
+    """Build a BPE tokenizer over WORDS with byte fallback.
+
+    Ids: <unk> 0, <s> 1, </s> 2, bytes 3 to 258, then ▁, letters and words.
 
     Args:
-        manner: `prepend` as Llama 2's normalizer (a blank before every text, also before one that begins with a
-            blank), or `metaspace` (a blank before every text that does not begin with one).
+        manner: `prepend` as Llama 2's normalizer (a blank before every text, even one that begins with a blank), or
+            `metaspace` (a blank before every text that does not begin with one).
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -44,7 +46,7 @@ def sentencepiece_tokenizer(manner: str) -> Any:
 
 
 def byte_level_with_start(last: bool = False) -> Any:
-    """GPT-2's kind with <s> before every text, as Llama 3 has it; with `last` the end token behind it too."""
+    """Build a GPT-2 tokenizer with <s> before every text, as in Llama 3; `last` also appends the end token."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
@@ -58,14 +60,14 @@ def byte_level_with_start(last: bool = False) -> Any:
 
 
 def with_pad_beyond(tokenizer: Any) -> tuple[Any, int]:
-    """The tokenizer with a [PAD] that a model of its old size has no embedding of; and that size."""
+    """Add a [PAD] beyond the embeddings of a model with the old vocabulary size; return tokenizer and old size."""
     size = len(tokenizer)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     return tokenizer, size
 
 
 def save_llama(tokenizer: Any, folder: Path, rows: int | None = None) -> Path:
-    """Save a random Llama (2 layers, H 32, F 64, 64 positions) with `rows` embeddings, by default one a token."""
+    """Save a random Llama (2 layers, H 32, F 64, 64 positions) with `rows` embeddings, by default one per token."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""What freed memory costs: counted in page faults and sizes of processes of their own."""
+"""Memory allocation: page faults and process sizes, measured in separate processes."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def measured(code: str, keep: bool, **environment: str) -> tuple[int, int]:
 
 @glibc
 def test_a_step_does_not_fault_its_tensors_in_again() -> None:
-    # Large blocks are given back here. The C library raises this bound as it goes, and kept some of the ten: 6 to 9 of
-    # them were faulted in, which differs from run to run.
+    # This bound makes large blocks return to the system. By default the C library raises it while running and keeps
+    # some of the ten; 6 to 9 were faulted in, varying by run.
     _, given_back = measured(SAME_BLOCKS, False, MALLOC_MMAP_THRESHOLD_=str(128 * 1024))
     changed, kept = measured(SAME_BLOCKS, True)
     assert changed == 1
@@ -72,7 +72,7 @@ def test_a_step_does_not_fault_its_tensors_in_again() -> None:
 def test_blocks_of_other_sizes_fit_where_freed_ones_were() -> None:
     changed, small = measured(OTHER_BLOCKS, True)
     assert changed == 1
-    # The same without what is said of the caches.
+    # Without the settings of tcache and fast bins.
     _, large = measured(OTHER_BLOCKS, False, GLIBC_TUNABLES=":".join(TUNABLES.split(":")[:2]))
     assert small < 0.75 * large
 

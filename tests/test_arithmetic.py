@@ -1,4 +1,4 @@
-"""Prompt arithmetic: what holds exactly, what the files say of it, and what is refused."""
+"""Prompt arithmetic: exact identities, metadata and refusals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ START = rows(0, 0.1)
 
 
 def prompt(task: str, number: int, start: Tensor | None = START, **facts: str) -> Prompt:
-    # Numbers of very different sizes: rounding would show.
+    # The numbers differ widely in size, to reveal rounding.
     return Prompt(rows(number) * torch.logspace(-6, 3, SHAPE[1]), {**FACTS, "task": task} | facts, start)
 
 
@@ -59,9 +59,9 @@ def test_by_hand() -> None:
     other = Prompt(rows(9), {**FACTS}, rows(8))
     torch.testing.assert_close(transplant(A, other).embeddings, rows(8) + A.embeddings - START)
     assert torch.equal(transplant(A, other).initial, rows(8))
-    # A prompt without an initial one is itself the start.
+    # A prompt without an initial prompt is itself the start.
     torch.testing.assert_close(transplant(A, Prompt(rows(9), {**FACTS})).embeddings, rows(9) + A.embeddings - START)
-    # A vector from one start, moved to another, is the same vector.
+    # Moving a task vector to another start does not change it.
     torch.testing.assert_close(task_vector(transplant(A, other)), task_vector(A), atol=1e-4, rtol=1e-4)
 
 
@@ -80,7 +80,7 @@ def test_metadata_tell_what_was_done() -> None:
     assert {key: facts[key] for key in ("backbone", "layout", "attention", "seed")} == {
         "backbone": "nano", "layout": "prefix", "attention": "full", "seed": "0",
     }  # fmt: skip
-    # A score, steps or metric of a part is not one of the whole.
+    # The score, steps or metric of a part do not apply to the result.
     assert not {"score", "metric", "steps"} & set(facts)
     assert "seed" not in mean([A, prompt("sst2", 5, seed="1")]).metadata
     assert add([A, prompt("sst2", 5, projected="true")]).metadata["projected"] == "true"

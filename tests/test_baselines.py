@@ -1,3 +1,5 @@
+"""Baselines without a model: the first words of a text, and the majority class."""
+
 from pathlib import Path
 
 import pytest
@@ -19,12 +21,12 @@ def _data(*targets: list[str]) -> TaskData:
 
 def test_the_first_words_as_many_as_a_target_has() -> None:
     rows = Dataset.from_dict({"text_a": ["Anna: I  lost\nmy keys", "no"]})
-    # First targets of 2, 3 and 5 words: 10 / 3 rounded.
+    # The first targets have 2, 3 and 5 words; the mean 10 / 3 rounds to 3.
     data = _data(["a b", "a b c d e f g h"], ["a b c"], ["a b c d e"])
     assert trivial_answers(data, rows) == ["Anna: I lost", "no"]
     assert trivial_answers(_data(["a"]), rows) == ["Anna:", "no"]
     scores = example_scores(TASK, trivial_answers(data, rows), [["Anna lost her keys"], ["yes"]])
-    # anna lost, of three and four words.
+    # Common subsequence: anna lost, in texts of three and four words.
     assert scores["rougeL"].tolist() == pytest.approx([4 / 7, 0])
 
 

@@ -1,4 +1,4 @@
-"""What a row gives never depends on the other rows of its batch: scores and texts against those of rows alone."""
+"""Batch independence: an example's scores and texts do not depend on the rest of its batch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 
 Tiny = Callable[[str], Path]
 STEPS = 4
-# The windows of the tiny models are 4 and 6 positions: shorter than a prompt, than a text, and longer than both.
+# The tiny models' windows have 4 and 6 positions: cover shorter and longer prompts and texts.
 PROMPT_LENGTHS = (0, 1, 11)
 TEXT_LENGTHS = (2, 17, 1, 9)
 COMPANIES = ((3,), (1, 0), (0, 3), (2, 3, 1, 1, 0))
-# Of a causal model both modes of attention are one function and one code.
+# For a causal model both attention modes run the same code.
 WRITING = [
     *((family, "full") for family in CAUSAL),
     *((family, mode) for family in SEQ2SEQ for mode in ("full", "shared")),
@@ -27,7 +27,7 @@ WRITING = [
 
 
 def rows_and_prompts(backbone: FrozenBackbone, length: int) -> tuple[list[list[int]], Tensor]:
-    """Texts of ordinary tokens, and two prompts [2, P, H]."""
+    """Return texts of ordinary tokens, and two prompts [2, P, H]."""
     seeded = torch.Generator().manual_seed(length)
     size = len(backbone.tokenizer)
     rows = [torch.randint(20, size, (count,), generator=seeded).tolist() for count in TEXT_LENGTHS]
@@ -35,7 +35,7 @@ def rows_and_prompts(backbone: FrozenBackbone, length: int) -> tuple[list[list[i
 
 
 def in_company(backbone: FrozenBackbone, rows: list[list[int]], company: tuple[int, ...]) -> dict[str, Tensor]:
-    """A batch of some of the rows, each behind the prompt that its number is odd or even for."""
+    """Collate some of the rows; even and odd rows get different prompts."""
     chosen = {"prompt_ids": torch.tensor([index % 2 for index in company])}
     return {**collated(backbone, [rows[index] for index in company]), **chosen}
 

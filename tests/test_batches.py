@@ -1,4 +1,4 @@
-"""Which rows make a batch: worked out by hand, and as properties over any sizes and ranks."""
+"""Batch composition: values worked out by hand, and properties for any sizes and ranks."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def test_collate_pads_to_a_multiple() -> None:
 
 
 def test_cut_by_hand() -> None:
-    # 3 rows a batch; then at most 20 positions: 10 + 10, then 4 * 5, then the rest.
+    # 3 rows per batch; then at most 20 positions: 10 + 10, then 4 * 5, then the rest.
     assert batch_bounds(np.array([5] * 7), 3).tolist() == [0, 3, 6, 7]
     assert batch_bounds(np.array([10, 9, 5, 5, 5, 5, 5]), 9, max_tokens=20).tolist() == [0, 2, 6, 7]
-    # The longest counts, wherever in the batch it stands.
+    # The longest row counts, wherever it is in the batch.
     assert batch_bounds(np.array([1, 1, 10, 10]), 9, max_tokens=20).tolist() == [0, 2, 4]
-    # A row above the budget stands alone.
+    # A row above the budget gets its own batch.
     assert batch_bounds(np.array([30, 4, 4]), 9, max_tokens=20).tolist() == [0, 1, 3]
 
 
@@ -133,7 +133,7 @@ def test_windows_are_grouped_by_length_and_stay_random() -> None:
     lengths = np.random.default_rng(0).integers(1, 200, 8000)
     sampler = LengthGroupedBatchSampler(lengths, 16)
     spreads = [np.ptp(lengths[sampler.global_batch(index)]) for index in range(len(sampler))]
-    # Unsorted batches of 16 spread over 177 on average; a window of 50 batches leaves a fiftieth of the range.
+    # Unsorted batches of 16 have a mean spread of 177; a window of 50 batches leaves a fiftieth of the range.
     assert np.mean(spreads) < 8
     means = [lengths[sampler.global_batch(index)].mean() for index in range(WINDOW_BATCHES)]
     assert abs(np.corrcoef(means, np.arange(WINDOW_BATCHES))[0, 1]) < 0.4
@@ -147,7 +147,7 @@ def test_position_starts_anywhere_and_runs_over_epochs() -> None:
     batches = list(sampler)
     assert [batch.position for batch in batches] == [7, 8, 9, 10]
     assert [batch.rows.tolist() for batch in batches] == run[6:10]
-    # Beginning twice without training changes nothing.
+    # Restarting the iteration without training changes nothing.
     assert [batch.rows.tolist() for batch in sampler] == run[6:10]
     sampler.start_batch = lambda: 8
     assert [batch.rows.tolist() for batch in sampler] == run[8:12]

@@ -1,4 +1,4 @@
-"""The benchmarks run at tiny sizes, and count what they say they count."""
+"""Benchmarks at tiny sizes: they run, and their counts are right."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXTS = ["a good film", "a bad film that goes on and on", "fine"]
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a script of the benchmarks, which lie beside each other and in no package."""
+    """Import a benchmark script; the scripts share a folder but belong to no package."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
     def load(name: str) -> ModuleType:
@@ -33,7 +33,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """(kind, dtype) -> folder of a tiny model of random weights."""
+    """Return the folder of a tiny random model by (kind, dtype)."""
     made: dict[tuple[str, str], Path] = {}
 
     def folder(common: ModuleType, kind: str, dtype: str) -> Path:
@@ -68,7 +68,7 @@ def test_peft_and_this_project_train_the_same_function(benchmark: Any, folders: 
     start = torch.randn(4, 32, generator=torch.Generator().manual_seed(0)) * 0.02
     rows, labels = [[40, 50, 60], [70, 80, 90, 100, 110]], torch.tensor([0, 1])
     found = []
-    # For a causal model the modes are one function, and so is `full` for a T5.
+    # The modes are the same function for a causal model; so is `full` for a T5.
     ours = race.with_ours(model, "float32", start, "shared" if kind == "gpt2" else "full")
     for way in (race.with_peft(model, "float32", start), ours):
         logits = way.logits(rows)
@@ -86,7 +86,7 @@ def test_the_race_is_judged_by_the_mean_over_seeds(benchmark: Any) -> None:
         curves = [race.Curve(steps, steps * rate, np.array(accuracies)) for accuracies in seeds]
         return race.row("gpt2-nano", way, rate, curves)
 
-    # Means 0.6, 0.7, 0.65 and 0.5, 0.6, 0.7: the second ends best, and the first was there sooner.
+    # Means 0.6, 0.7, 0.65 and 0.5, 0.6, 0.7: the second ends best, the first reached it sooner.
     peft = [one("peft", 10.0, [0.5, 0.6, 0.7], [0.7, 0.8, 0.6]), one("peft", 20.0, [0.5, 0.6, 0.7])]
     mark = race.judge(peft, None)
     assert mark == pytest.approx(0.7)
@@ -106,7 +106,7 @@ def test_the_race_is_judged_by_the_mean_over_seeds(benchmark: Any) -> None:
 
 def test_needed_work_by_hand(benchmark: Any) -> None:
     floor = benchmark("floor")
-    # One layer is first and last: all at two answer slots, which read 2 x (3 + 5) states with two heads.
+    # A single layer is first and last: all products at two answer slots, which read 2 x (3 + 5) states with two heads.
     sizes = floor.Sizes(layers=1, hidden=4, ffn=8, heads=2)
     work = floor.needed(sizes, "full", 3, [5, 5])
     answers = 2
@@ -115,7 +115,7 @@ def test_needed_work_by_hand(benchmark: Any) -> None:
     assert work.linear[4, 4] == 2 * 4 * 4 * (2 * answers + 2 * answers)
     assert work.attention == 6 * 2 * (8 + 8) * 4 * 2
     assert work.elements == answers * (12 * 4 + 5 * 8)
-    # A layer more: of the first one queries, keys and values of 10 tokens and 3 prompt rows; all else of 16 rows.
+    # A second layer adds queries, keys and values of 10 tokens and 3 prompt tokens; all else is on 16 positions.
     more = floor.needed(floor.Sizes(layers=2, hidden=4, ffn=8, heads=2), "full", 3, [5, 5])
     assert more.linear[4, 8] - work.linear[4, 8] == 2 * 4 * 8 * ((13 + 3) + 2 * 16)
     assert more.linear[4, 4] - work.linear[4, 4] == 2 * 4 * 4 * ((13 + 3) + 2 * 16)
@@ -124,7 +124,7 @@ def test_needed_work_by_hand(benchmark: Any) -> None:
 
 def test_shared_work_by_hand(benchmark: Any) -> None:
     floor = benchmark("floor")
-    # Keys and values of 10 tokens and 3 prompt rows, which alone have a gradient.
+    # Keys and values of 10 tokens and 3 prompt tokens; only the prompt's have a gradient.
     work = floor.needed(floor.Sizes(layers=1, hidden=4, ffn=8, heads=2), "shared", 3, [5, 5])
     assert work.linear[4, 8] == 2 * 4 * 8 * ((13 + 3) + 2 * 2)
     assert work.attention == 6 * 2 * (8 + 8) * 4
@@ -134,7 +134,7 @@ def test_shared_work_counts_the_prompt_once(benchmark: Any) -> None:
     floor = benchmark("floor")
     sizes = floor.Sizes(layers=12, hidden=768, ffn=3072, heads=12)
     full, shared = (floor.needed(sizes, mode, 100, [25] * 32) for mode in ("full", "shared"))
-    # Rows: 32 x 125 against 32 x 25 + 100.
+    # Positions: 32 x 125 against 32 x 25 + 100.
     assert full.linear[768, 3072] / shared.linear[768, 3072] == pytest.approx(4000 / 900, rel=0.01)
 
 
@@ -210,6 +210,6 @@ def test_the_cost_of_shared_attention_is_paired_by_seed(benchmark: Any) -> None:
     assert found["difference"].tolist() == pytest.approx([0, 0, 0], abs=1e-12)
     assert found.loc["two", "full"] == pytest.approx(0.8)
     assert found.loc["one", "low"] < 0 < found.loc["one", "high"]
-    assert pd.isna(found.loc["all", "low"])  # of two tasks there is no interval
+    assert pd.isna(found.loc["all", "low"])  # two tasks give no interval
     with pytest.raises(UserError, match="both modes are needed"):
         attention.table(pd.DataFrame(rows[1:]))

@@ -1,6 +1,6 @@
-"""The built-in tasks with classes: balanced, deterministic, disjoint in words, closed to a model that counts words.
+"""Built-in classification tasks: balanced, deterministic, disjoint vocabularies, unsolvable by word counts.
 
-Those that write texts have tests of their own (`test_builtin_texts.py`).
+`test_builtin_texts.py` tests the generation tasks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def polar_words(banks, split):
 
 
 def carriers(name, split):
-    """The words that carry the label of a task in one split."""
+    """Return the words that carry the label of a task in one split."""
     if name in ("builtin_movies", "builtin_books", "builtin_restaurants"):
         own = lexicon.FOOD if name == "builtin_restaurants" else lexicon.STORY
         return polar_words((lexicon.OPINION, own, lexicon.VERDICT, lexicon.THING, lexicon.MANNER), split)
@@ -111,7 +111,7 @@ def test_label_words_of_a_split_stand_in_no_other(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_splits_share_no_stem(name):
-    """A piece of a word must not carry the label over either: no two splits have words with the same five letters."""
+    """Splits share no five-letter word beginning, so pieces of words do not leak labels either."""
     stems = {split: {word[:5] for word in carriers(name, split)} for split in SPLITS}
     assert not stems["train"] & stems["validation"]
     assert not stems["train"] & stems["test"]
@@ -127,7 +127,7 @@ def test_every_row_has_a_label_carrying_word(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_classes_differ_in_label_carrying_words_only(name):
-    """Without those words (and a or an before them) each class has the same multiset of sentences."""
+    """Without label words (and a or an before them) all classes have the same multiset of sentences."""
     for split in SPLITS:
         own, rest = carriers(name, split), defaultdict(Counter)
         for row in rows_of(name, split):
@@ -154,7 +154,7 @@ def test_counting_words_stays_at_the_majority(name, longest):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_length_does_not_tell_the_label(name):
-    """The first and the second text are as long for one class as for another, to a tenth of a word on average."""
+    """Mean lengths of the first and of the second text differ between classes by at most a tenth of a word."""
     for column in ("text_a", "text_b"):
         means = defaultdict(list)
         for row in rows_of(name, "train"):

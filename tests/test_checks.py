@@ -1,4 +1,4 @@
-"""What makes scores mean less than it seems is found when rows are read."""
+"""Data checks: problems that make scores less meaningful are reported on loading."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(root: Path, name: str = "toy", **splits: list[str]) -> Path:
-    """Texts of each split; labels take turns."""
+    """Write the texts of each split, with alternating labels."""
     (root / name).mkdir(parents=True)
     for split, texts in splits.items():
         lines = [json.dumps({"text": text, "label": row % 2}) + "\n" for row, text in enumerate(texts)]
@@ -68,7 +68,7 @@ def test_texts_are_one_text_whatever_their_case_blanks_and_punctuation() -> None
         {"text_a": ["It 's fine .", "it's FINE", "its", "?!", "a b"], "text_b": ["", "", "fine", "", "c"]}
     )
     keys = text_keys(rows)
-    assert len(keys) == 4  # of a row without letters nothing is left to compare
+    assert len(keys) == 4  # rows without letters have nothing to compare
     assert keys[0] == keys[1]
     assert len(np.unique(keys)) == 3
     other = text_keys(datasets.Dataset.from_dict({"text_a": ["its fine", "AB"], "text_b": ["", "c"]}))
@@ -78,7 +78,7 @@ def test_texts_are_one_text_whatever_their_case_blanks_and_punctuation() -> None
 
 
 def two_tasks(tmp_path: Path) -> list[Task]:
-    """Two of the three test rows of `b` are training rows of `a`."""
+    """Write two tasks; two of the three test rows of `b` are training rows of `a`."""
     write(tmp_path, "a", train=["one", "two", "three", "four"], validation=["v", "w"], test=["x", "y"])
     write(tmp_path, "b", train=["p", "q"], validation=["r", "s"], test=["Two !", "z", "four"])
     return [Task(**{**TASK.__dict__, "name": name}) for name in ("a", "b")]
@@ -90,7 +90,7 @@ def test_rows_that_another_task_of_the_run_trains_on(tmp_path: Path) -> None:
     with told() as lines:
         _ = Selection(tasks, "local", str(tmp_path), 0, "default", LIMITS).data
     assert lines == [shared]
-    # A task that is held out is not trained on.
+    # A held-out task is not trained on.
     with told() as lines:
         _ = Selection(tasks, "local", str(tmp_path), 0, "default", LIMITS, frozenset({"a"})).data
     assert lines == []

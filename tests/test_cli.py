@@ -1,4 +1,4 @@
-"""The command line as its user meets it: runs on tiny models, mistakes in one line with exit code 2."""
+"""The command line: runs on tiny models; one-line errors with exit code 2."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from prompt_transfer.studies.sweep.plan import read_plan
 SHIPPED = "checkpoints/prompts/roberta-nano/sst2.safetensors"
 
 ROOT = Path(__file__).resolve().parent.parent
-# Files of W&B sweeps are for W&B: tests/test_tracking.py.
+# Files for W&B sweeps are tested in tests/test_tracking.py.
 CONFIGS = sorted(path for path in shipped("configs").rglob("*.yaml") if path.parent.name != "sweep")
 FIT = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--model.prompt_length", "3"]
 
@@ -44,7 +44,7 @@ def fit(toy: Path, backbone: Path, output: Path, *more: str) -> int:
 
 
 def error_of(capsys: pytest.CaptureFixture[str], code: int) -> str:
-    """The one line on standard error of a command that ended with 2."""
+    """Return the single line on standard error of a command that exited with 2."""
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert code == 2
     assert len(lines) == 1
@@ -52,7 +52,7 @@ def error_of(capsys: pytest.CaptureFixture[str], code: int) -> str:
 
 
 def test_a_command_is_imported_without_a_look_for_garbage() -> None:
-    # In a process of its own, where nothing is imported yet.
+    # A separate process, where nothing is imported yet.
     code = (
         "import gc; from prompt_transfer.commands.table import find\n"
         "looked = []; gc.callbacks.append(lambda phase, info: looked.append(phase))\n"
@@ -92,7 +92,7 @@ def test_a_folder_with_a_run_needs_resume_or_overwrite(
     assert fit(toy, tiny_roberta, output) == 0
     before = Prompt.load(output / "prompt.safetensors")
     assert "--resume" in error_of(capsys, fit(toy, tiny_roberta, output))
-    # The stored configuration is taken and a flag wins over it, and over the checkpoint.
+    # The stored configuration applies; a flag overrides both it and the checkpoint.
     assert main(["fit", "--output", str(output), "--resume", "--trainer.max_steps", "6"]) == 0
     assert yaml.safe_load((output / "config.yaml").read_text())["trainer"]["max_steps"] == 6
     steps = pd.read_csv(output / "logs" / "metrics.csv")["step"]
@@ -119,7 +119,7 @@ def test_test_and_predict_need_nothing_but_the_prompt_file(
     assert predictions["id"].tolist() == list(range(10))
     shares = predictions[["p_terrible", "p_great"]]
     assert shares.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
-    # The score of `test` is that of the predictions.
+    # The score of `test` matches its predictions.
     mine = frame.set_index("what").loc["this prompt", "value"]
     assert (predictions["label"].to_numpy() == [i % 2 for i in range(10)]).mean() == pytest.approx(mine)
 
@@ -133,7 +133,7 @@ def test_json_is_one_document_and_alone_on_standard_output(
     (table,) = json.loads(seen.out)["tables"]
     assert table["rows"][0]["task"] == "toy"
     assert table["rows"][0]["n"] == 10
-    # What people read is on the other stream.
+    # Messages for people go to standard error.
     assert seen.err.splitlines()[-1] == str(output)
     assert main(["--json", "test", "--prompt", str(output), "--data.task", str(toy)]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -152,7 +152,7 @@ def test_json_of_a_mistake_is_no_output(capsys: pytest.CaptureFixture[str], monk
     seen = capsys.readouterr()
     assert seen.out == ""
     assert seen.err.startswith("error: no such folder: nowhere")
-    # Of several processes only the first one speaks.
+    # Only rank 0 prints.
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert main(["tasks", "list", "--json"]) == 0
     assert capsys.readouterr().out == ""
@@ -369,7 +369,7 @@ def test_predict_answers_the_test_split_that_nobody_labelled(
     frame = pd.read_parquet(output / "predictions.parquet")
     assert frame["text_a"].tolist() == [f"a film of {number}" for number in range(7)]
     assert list(json.loads((output / "provenance.json").read_text())["data"]["toy"]) == ["test (no labels)"]
-    # What is scored is labelled: the official validation split stands for it there.
+    # Scoring needs labels, so the official validation split is used as the test split.
     assert main(["test", *command]) == 0
     assert "test (official validation)" in set(pd.read_csv(output / "results.csv")["split"])
 
@@ -409,7 +409,7 @@ def test_every_configuration_file_parses(config: Path, tmp_path: Path) -> None:
 
     group = config.parent.name
     if group == "study":
-        # Each run of a study must be a run that `fit` would start.
+        # Each run of a study must be a valid `fit` run.
         run = read_plan(config, tmp_path, {"data.root": str(tmp_path)}).runs[-1]
         (tmp_path / "run.yaml").write_text(run.config())
         parsed = Parsed("fit", ["--config", str(tmp_path / "run.yaml"), "--output", str(tmp_path / "run")])
@@ -452,7 +452,7 @@ def test_every_metric_has_its_interval_and_its_baseline(toy: Path, tiny_roberta:
     own.write_text(toy.read_text().replace("metric: accuracy", "metric: matthews"))
     output = tmp_path / "run"
     assert fit(own, tiny_roberta, output) == 0
-    # The commonest class tells nothing apart: 0, where its accuracy is 0.5.
+    # The majority class has Matthews correlation 0 where its accuracy is 0.5.
     assert pd.read_csv(output / "results.csv")["majority"].tolist() == [0.0]
     assert main(["test", "--prompt", str(output), "--output", str(tmp_path / "test")]) == 0
     frame = pd.read_csv(tmp_path / "test" / "results.csv")

@@ -1,4 +1,4 @@
-"""Shell completion: the script knows every command and option, and a shell that reads it completes them."""
+"""Shell completion: the script knows every command and option, and bash completes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def commands() -> dict[str, dict[str, list[str]]]:
 
 
 def complete(script: Path, *words: str) -> list[str]:
-    """What bash offers after these words, of which the last is the one under the cursor."""
+    """Return bash's completions for the last of these words."""
     if shutil.which("bash") is None:
         pytest.skip("there is no bash here")
     lines = """
@@ -53,7 +53,7 @@ def test_bash_completes(commands: dict[str, dict[str, list[str]]], tmp_path: Pat
     assert complete(path, "fit", "--data.source", "lo") == ["local"]
     assert complete(path, "tasks", "list", "--j") == ["--json"]
     assert complete(path, "completion", "") == ["bash", "zsh"]
-    # Files are left to the shell.
+    # The shell completes file names.
     assert complete(path, "prompts", "inspect", "") == []
     assert complete(path, "nothing", "") == []
 

@@ -1,4 +1,4 @@
-"""The shared fixtures hold what other tests build on."""
+"""Shared fixtures: the guarantees that other tests rely on."""
 
 from __future__ import annotations
 

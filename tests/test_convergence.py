@@ -1,4 +1,4 @@
-"""Convergence and speed-ups: the definitions on curves worked out by hand, and which runs are compared."""
+"""Convergence and speed-ups: definitions on hand-made curves, and the choice of compared runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_convergence_is_the_first_evaluation_near_the_best() -> None:
     assert curve(VANILLA).converged() == 3
     assert curve(VANILLA).converged(tolerance=0) == 4
     assert curve([0.9, 0.8, 0.895]).converged() == 0
-    # Half a point of a share that a float32 holds a little too low.
+    # Half a percentage point; float32 rounds 0.895 down slightly.
     assert curve([0.2, float(torch.tensor(0.895)), 0.9]).converged() == 1
     assert curve(VANILLA).reached(0.8) == 2
     assert curve(VANILLA).reached(0.95) is None
@@ -47,7 +47,7 @@ def test_convergence_is_the_first_evaluation_near_the_best() -> None:
 
 def test_both_speed_ups_in_every_unit() -> None:
     rows = {(row["measure"], row["unit"]): row for row in compare(curve(VANILLA), curve(FAST, "imdb"))}
-    # Vanilla converges at step 300 with 0.896; the other at step 300 with 0.93, and has 0.896 at step 100.
+    # Vanilla converges at step 300 with 0.896; the other at step 300 with 0.93, reaching 0.896 at step 100.
     assert rows["convergence", "step"]["value"] == 1
     assert rows["comparable result", "step"]["value"] == 3
     assert rows["comparable result", "samples"]["value"] == 3
@@ -107,7 +107,7 @@ def test_figure(tmp_path: Path) -> None:
 
 
 def write_run(folder: Path, values: list[float], init: str = "Vocabulary()", **options: Any) -> Path:
-    """The folder of a run as `fit --convergence` leaves it."""
+    """Write a run folder as `fit --convergence` leaves it."""
     seed, facts = options.pop("seed", 0), {"task": "sst2", "init": init, "learning_rate": "0.1"}
     if init.startswith("FromPrompt"):
         facts["source_prompt"] = str(folder.parent / "source.safetensors")
@@ -154,7 +154,7 @@ def test_runs_are_paired_by_options_and_seed(tmp_path: Path, capsys: pytest.Capt
     assert pairs["seed"].tolist() == [0] * 7 + [1] * 7
     assert pairs[pairs["unit"] == "seconds"]["value"].isna().all()
     assert len(pd.read_csv(tmp_path / "out" / "runs.csv")) == 4
-    # A second time the tables of the first are no runs.
+    # A second call does not mistake the first call's tables for runs.
     assert len(convergence([tmp_path], tmp_path / "out")) == 7
 
 

@@ -1,4 +1,4 @@
-"""ConvergenceSpeed: the log begins before the first step, survives kills, and is the same on two processes."""
+"""ConvergenceSpeed: the log starts before step 1, survives kills, and is the same on two processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prompt_transfer.prompts.initializers import Normal
 
 @pytest.fixture
 def task(tmp_path: Path) -> str:
-    """A task of 50 training rows, of 14 validation rows 8 have class 1."""
+    """Write a task of 50 training rows; 8 of its 14 validation rows have class 1."""
     folder = tmp_path / "toy"
     folder.mkdir()
     words = ["the", "film", "story", "man", "very", "one", "day", "time", "friend", "dog"]
@@ -38,7 +38,7 @@ def task(tmp_path: Path) -> str:
 
 
 class Dies(Callback):
-    """Ends a run as a kill would, after so many steps."""
+    """A callback that ends a run like a kill, after a number of steps."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -79,14 +79,14 @@ def test_evaluations_from_step_0_on(task: str, tiny_roberta: Path, tmp_path: Pat
     log, module = train(task, tiny_roberta, tmp_path / "run")
     assert tuple(log.columns) == COLUMNS
     assert log["step"].tolist() == [0, 3, 6, 9, 12]
-    # 50 rows in batches of 8: one of an epoch's seven has two, here the 1st to 3rd, then the 8th or 9th.
+    # 50 rows in batches of 8: one of an epoch's seven batches has two rows, here the 1st to 3rd, then the 8th or 9th.
     assert log["samples"].tolist() == [0, 18, 42, 50 + 10, 50 + 34]
     assert log["seconds"].is_monotonic_increasing
     assert (log["seconds"] > 0).all()
     assert set(log["prompt"]) == {"prompt"}
     assert set(log["metric"]) == {"accuracy"}
     assert log["majority"].tolist() == pytest.approx([8 / 14] * 5)
-    # Looking changes nothing.
+    # The evaluation at step 0 does not change training.
     blind, other = train(task, tiny_roberta, tmp_path / "blind", from_start=False)
     assert blind["step"].tolist() == [3, 6, 9, 12]
     assert torch.equal(other.prompt().embeddings, module.prompt().embeddings)
@@ -97,7 +97,7 @@ def test_a_resumed_run_goes_on_with_the_log(task: str, tiny_roberta: Path, tmp_p
     whole, _ = train(task, tiny_roberta, tmp_path / "whole")
     killed, _ = train(task, tiny_roberta, tmp_path / "run", dies=8)
     assert killed["step"].tolist() == [0, 3, 6]
-    # Rows behind the checkpoint would be there twice, a damaged file would be lost.
+    # Rows after the checkpoint would be duplicated, and a damaged file would be lost.
     (tmp_path / "run" / "convergence.csv").write_text("prompt,step\nprompt,99\npro")
     rest, _ = train(task, tiny_roberta, tmp_path / "run", resume=str(tmp_path / "run" / "last.ckpt"))
     exact = [column for column in COLUMNS if column != "seconds"]

@@ -1,4 +1,4 @@
-"""Pretraining: batches as the recipe says, a start that beats word frequencies, and a folder that is a backbone."""
+"""Pretraining: batch recipes, starts that beat word frequencies, and an exported folder that works as a backbone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size"
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    """Two topics whose words never meet, so that a text's words tell which others it has."""
+    """Write texts on two topics with disjoint vocabularies, so each word predicts the others."""
     rng = np.random.default_rng(0)
     topics = [["river", "boat", "water", "fish", "sail"], ["engine", "wheel", "road", "car", "drive"]]
     lines = [" ".join(rng.choice(topics[i % 2], 12)) + "." for i in range(600)]
@@ -204,7 +204,7 @@ def test_every_architecture_learns_and_becomes_a_backbone(text: Path, tmp_path: 
         enable_model_summary=False, enable_checkpointing=False, limit_val_batches=0, default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
-    # Two topics of five words: a model that knows the topic of a text needs ln 5 = 1.6 nats a word.
+    # Two topics of five words: a model that knows a text's topic needs ln 5 = 1.6 nats per word.
     assert loss() < min(random, 3.0)
     module.export(tmp_path / "out", data.tokenizer)
     backbone = FrozenBackbone(str(tmp_path / "out"))
@@ -243,7 +243,7 @@ def test_tokens_that_the_encoder_fills_in_stand_for_those_of_the_text(text: Path
     chosen = labels != IGNORED
     assert 0 < chosen.sum() < 0.5 * batch["infill_mask"].sum()
     for row, hidden in zip(ids, chosen, strict=True):
-        # Sentinels in order, the last one for all that follow.
+        # Sentinels come in order; all later gaps share the last one.
         sentinels = [max(299 - i, 300 - data.tokens.reserved) for i in range(int(hidden.sum()))]
         assert row[hidden].tolist() == sentinels
     whole = torch.where(chosen, labels, ids)
@@ -260,7 +260,7 @@ def test_a_decoder_made_from_its_encoder_reads_text_as_it_did() -> None:
     decoder_from_encoder(model)
     for block in model.decoder.block:
         block.layer[1].EncDecAttention.o.weight.data.zero_()
-    # Up to eight tokens both stacks tell all distances apart.
+    # With up to eight tokens both stacks distinguish all distances.
     ids = torch.randint(10, 200, (2, 8))
     above = torch.full((8, 8), -1e9).triu(1)[None, None].expand(2, 1, 8, 8)
     expected = model.encoder(input_ids=ids, attention_mask=above).last_hidden_state
@@ -273,7 +273,7 @@ def test_heads_of_a_t5_start_with_directions(text: Path, tmp_path: Path) -> None
     module = BackbonePretraining("t5", **SIZES, max_positions=64)
     informed_init(module.model, module.architecture, data.tokens, [store["tokens"] for store in data.train_stores])
     attention = module.model.encoder.block[0].layer[0].SelfAttention
-    # [query, key] of the first head: the token before, itself, the token after.
+    # [query, key] of the first head: previous token, itself, next token.
     bias = attention.compute_bias(3, 3)[0, 0, 1]
     assert bias[0] > bias[1]
     assert bias[0] > bias[2] + 4
@@ -299,14 +299,14 @@ def test_a_grown_model_computes_what_the_small_one_does(data: CorpusDataModule, 
         with torch.no_grad():
             return torch.stack([module.token_loss(batch, "masked") for batch in batches])
 
-    # Every unit twice: exactly the same function.
+    # Every unit duplicated: exactly the same function.
     double = {**SIZES, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64}
     twice = BackbonePretraining(**double, max_positions=64)
     before = losses(twice)
     grow(small.model, twice.model)
     torch.testing.assert_close(losses(twice), losses(small), atol=1e-4, rtol=0)
     assert (before - losses(small)).abs().min() > 1e-3
-    # Some units twice and a layer more: nearly so.
+    # Some units duplicated and one more layer: nearly the same function.
     uneven = {**SIZES, "hidden_size": 24, "num_heads": 3, "intermediate_size": 40, "num_layers": 3}
     more = BackbonePretraining(**uneven, max_positions=64)
     grow(small.model, more.model)
@@ -317,7 +317,7 @@ def test_a_grown_model_computes_what_the_small_one_does(data: CorpusDataModule, 
 
 @pytest.fixture
 def prose(tmp_path: Path) -> Path:
-    """Texts with names and numbers in them, to ask for."""
+    """Write texts with names and numbers to ask for."""
     rng = np.random.default_rng(0)
     names, places = ("Anna Berg", "Tom", "Maria Stone"), ("Paris", "Rome", "Lima")
     lines = [
@@ -351,7 +351,7 @@ def test_a_cloze_asks_for_a_part_of_its_text() -> None:
     assert asked["Marie Curie"] in ("who", "what", "which")
     for cloze in found:
         assert cloze is not None
-        # All of the question but its first words is what stands around the answer.
+        # Except for its first words, the question consists of words around the answer.
         words = cloze.question.removesuffix("?").split()[2 if cloze.question.startswith("how many") else 1 :]
         assert set(words) <= {word.strip(".,") for word in text.split()}
 
@@ -391,7 +391,7 @@ def test_copies_repeat_what_was_read_and_clozes_end_with_the_answer(prose: Path)
             size = len(answer) - 1
             before = row[weight == 1.0]
             assert any(torch.equal(before[i : i + size], answer[:-1]) for i in range(len(before) - size + 1))
-            # All of the copy is predicted, and what is predicted is what stands there.
+            # The whole copy is predicted, and labels equal the input.
             assert torch.equal(label[weight == 3.0], answer)
             assert torch.equal(label[label != IGNORED], row[label != IGNORED])
         positions = batch["copy_positions"]
@@ -444,7 +444,7 @@ def test_a_model_that_reads_learns_to_copy(prose: Path, tmp_path: Path, kind: st
     twelve_steps().fit(module, data)
     after = losses()
     assert all(after[name] < before[name] for name in before)
-    # The same sizes: another model starts where this one is.
+    # With the same sizes a model starts from an exported one.
     module.export(tmp_path / "made", data.tokenizer)
     other = BackbonePretraining(kind, **{**SIZES, "vocab_size": 400}, max_positions=256)
     start(other.model, str(tmp_path / "made"))
@@ -498,7 +498,7 @@ def test_added_heads_change_nothing_before_they_are_trained() -> None:
     with torch.no_grad():
         one, two = (model(input_ids=ids, labels=ids).logits for model in (small, large))
     assert torch.allclose(one, two, atol=1e-5)
-    # They are there: trained once, they would count.
+    # The new heads are not zero, so training can use them.
     values = "encoder.block.0.layer.0.SelfAttention.v.weight"
     assert large.state_dict()[values][64:].norm(dim=1).mean() == pytest.approx(1, abs=0.1)
     assert not torch.equal(large.state_dict()[values], before[values])
@@ -515,7 +515,7 @@ def test_heads_set_by_hand_find_what_a_question_repeats(prose: Path) -> None:
     model = BackbonePretraining("t5", **sizes, **options, matching_heads=True).model.eval()
     end, tokens = data.tokens.end, data.tokens
     drawn = torch.stack([torch.randperm(300)[:16] + tokens.ordinary for _ in range(12)])
-    # Eleven tokens, and five to ask with, of which the first two stand in the text too.
+    # Eleven text tokens and five question tokens; the question's first two also occur in the text.
     text, question = drawn[:, :11], drawn[:, 11:].clone()
     question[:, 0], question[:, 1] = text[:, 7], text[:, 2]
     ends = torch.full((12, 1), end)
@@ -536,7 +536,7 @@ def test_heads_set_by_hand_find_what_a_question_repeats(prose: Path) -> None:
     for there, here in ((7, 12), (2, 13)):
         assert found[:, there, here].mean() > 0.6
         assert found[:, here, there].mean() > 0.6
-    # What is repeated nowhere looks at an end token instead, which is not rare at all.
+    # A token that is not repeated attends to an end token instead, which is not rare at all.
     alone, twice = (found[:, places][..., [11, 17]].sum(dim=2).mean() for places in ([0, 4, 14, 16], [2, 7, 12, 13]))
     assert alone > 5 * twice
     around = attention(2, 2)
@@ -545,7 +545,7 @@ def test_heads_set_by_hand_find_what_a_question_repeats(prose: Path) -> None:
     bias = model.encoder.block[0].layer[0].SelfAttention.compute_bias(18, 18)[0, 2]
     assert (bias[0, 1] - bias[0, 7]).item() == pytest.approx(6 / AROUND)
     assert torch.equal(bias, bias.T)
-    # Without a fit to these very texts: what is repeated is found, and its mean is highest beside it.
+    # Without fitting these texts: the repeated tokens are found, and their smoothed mean peaks near them.
     with torch.no_grad():
         states = model.encoder(input_ids=ids, output_hidden_states=True).hidden_states
     written = states[2][:, :11, matches.found].mean(dim=0)
@@ -564,7 +564,7 @@ def test_what_stands_before_a_text_decides_what_is_written(prose: Path) -> None:
     contexts, answers = whole[::3], whole[2::3]
 
     def rows(batch: dict[str, torch.Tensor], kind: str) -> list[tuple[list[int], list[int], list[int]]]:
-        """Tokens before the first end token, sentinels among them, and what is to be written."""
+        """Return the tokens before the first end token, the sentinels among them, and the target tokens."""
         found = []
         for ids, labels in zip(batch[f"{kind}_ids"], batch[f"{kind}_labels"], strict=True):
             read = ids[: int((ids == end).nonzero()[0])].tolist()
@@ -589,13 +589,13 @@ def test_what_stands_before_a_text_decides_what_is_written(prose: Path) -> None:
             assert sentinels
             assert set(sentinels) <= {4, 5, 6, 7}
             assert read[-len(written) :] == written
-        # Neither what asks nor a text that is continued is evidence of an answer.
+        # Neither the question's sentinels nor a continued text is evidence of an answer.
         before = batch["cloze_ids"] >= tokens.vocab_size - 32
         assert (batch["cloze_repeated"][before] == IGNORED).all()
         assert (batch["cloze_begins"][before] == IGNORED).all()
     assert 0.35 < asked / (asked + unasked) < 0.65
     assert 0 < alone < unasked / 2
-    # The held-out loss is that of answers.
+    # The held-out loss is computed on answers.
     assert all(sentinels for batch in data.val_dataloader() for _, sentinels, _ in rows(batch, "cloze"))
 
 
@@ -712,7 +712,7 @@ def test_a_damaged_start(data: CorpusDataModule, tmp_path: Path) -> None:
 
 
 def test_a_sentence_encoder_starts_with_a_head_of_its_word_embeddings(text: Path, tmp_path: Path) -> None:
-    """The missing LM head is the identity in front of the word embeddings; special ids may lie anywhere."""
+    """The missing LM head becomes the identity before the word embeddings; special ids may be anywhere."""
     words = ["[PAD]", "a", "b", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "river", "boat", "water", "engine", "wheel", "."]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordPiece(dict(zip(words, range(13), strict=True)), unk_token="[UNK]")),
@@ -740,7 +740,7 @@ def test_a_sentence_encoder_starts_with_a_head_of_its_word_embeddings(text: Path
         states = nn.functional.layer_norm(encoder.eval()(ids).last_hidden_state, (16,))
     streams = [store["tokens"] for store in data.train_stores]
     expected = states @ encoder.embeddings.word_embeddings.weight.T + frequencies(streams, 13).log()
-    # GELU bends the lowest states a little.
+    # GELU slightly changes the lowest states.
     assert (logits - expected).abs().max() < 0.01
     weights = load_file(tmp_path / "encoder" / "model.safetensors")
     weights.pop("encoder.layer.1.output.dense.weight")
@@ -761,7 +761,7 @@ def test_copies_come_first_or_as_told(
     for step in range(1000):
         monkeypatch.setattr(BackbonePretraining, "global_step", step)
         counts[module.objective()] = counts.get(module.objective(), 0) + 1
-    # From 0.7 in a straight line to 0.15 at 0.367 of the steps: 0.367 * (0.7 - 0.15) / 2 more than 0.15.
+    # Linear from 0.7 to 0.15 over 0.367 of the steps: 0.367 * (0.7 - 0.15) / 2 above 0.15.
     assert counts["copy"] / 1000 == pytest.approx(copies, abs=0.01)
     assert counts["causal"] / 1000 == pytest.approx(plain, abs=0.01)
 

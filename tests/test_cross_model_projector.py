@@ -1,4 +1,4 @@
-"""CrossModelProjector: gradients reach the projector and nothing else; held-out tasks; runs, files and mistakes."""
+"""CrossModelProjector: gradients reach the projector only; held-out tasks; runs, files and errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> list[str]:
-    """Three tasks of 24 / 8 / 8 rows; two of one type."""
+    """Write three tasks of 24 / 8 / 8 rows; two share a type."""
     for number, name in enumerate(TASKS):
         folder = tmp_path / "data" / name
         folder.mkdir(parents=True)
@@ -59,7 +59,7 @@ def tasks(tmp_path: Path) -> list[str]:
 def save_prompts(
     folder: Path, model: Path, length: int = P, tasks: tuple[str, ...] = TASKS, initial: Tensor | None = None
 ) -> Path:
-    """A prompt for each task and seed; those of one task lie near each other."""
+    """Save a prompt for each task and seed; those of one task are close to each other."""
     backbone = FrozenBackbone(str(model))
     facts = prompt_facts(backbone, head="lm")
     for task in tasks:
@@ -73,7 +73,7 @@ def save_prompts(
 
 
 class Gradients(L.Callback):
-    """Norm of every gradient in the first step."""
+    """A callback that records the norm of every gradient in the first step."""
 
     def __init__(self) -> None:
         self.found: dict[str, float] = {}
@@ -149,7 +149,7 @@ def test_each_example_stands_behind_the_prompt_of_its_own_task(tiny: Tiny, tasks
     expected = torch.zeros(())
     for row in range(len(batch["ids"])):
         one = {name: value[row : row + 1] for name, value in batch.items()}
-        # One step is done, so rows with an even number are at the second seed.
+        # After one step, rows with an even number use the second seed.
         seed = (int(batch["ids"][row]) % 2**32 + 1) % 2
         task = TASKS[int(batch["task_ids"][row])]
         prompt = Prompt.load(prompts / f"{task}-{seed}.safetensors").embeddings
@@ -226,7 +226,7 @@ def test_across_each_row_is_answered_behind_every_prompt_with_the_words_of_its_t
         str(prompts), Linear(), "distill", backbone=str(tiny("gpt2")), distill_across=True, learning_rate=1e-9
     )
     train(module, tasks, steps=1, held_out=["rooms"])
-    # Of the task that is held out the prompts are trained on, and no row.
+    # Training uses the held-out task's prompts but none of its rows.
     assert sorted(module.trained_numbers.tolist()) == list(range(6))
     assert module.teacher is not None
     table, its = module.teacher.train, FrozenBackbone(str(roberta))
@@ -308,7 +308,7 @@ def test_fit_leaves_a_projector_that_goes_on_where_it_stopped(
         torch.testing.assert_close(states[1]["state_dict"][name], value, atol=1e-6, rtol=0)
     changed = ["fit", "--output", str(tmp_path / "parts"), "--resume", "--trainer.max_steps", "6", "--model.objective"]
     assert "--model.objective was task_tuning, not distill" in error_of(capsys, main([*changed, "distill"]))
-    # Its prompts are used like any other.
+    # Projected prompts are used like any others.
     one = str(tmp_path / "one.safetensors")
     projected = ["prompts", "project", str(source / "films-0.safetensors"), "--projector", str(tmp_path / "whole")]
     assert main([*projected, "--output", one]) == 0

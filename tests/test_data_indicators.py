@@ -38,14 +38,14 @@ def test_overlap_on_the_inputs_of_the_target() -> None:
 
 
 def test_overlap_on_skill_neurons_by_hand() -> None:
-    # 20 % of 10: two a prompt. A is active in 0, 1, 2 and has the skill neurons 0 and 5, B in 0, 2, 5 and has 2 and 5.
+    # 20 % of 10 neurons: two per prompt. A is active in 0, 1, 2 with skill neurons 0 and 5, B in 0, 2, 5 with 2 and 5.
     neurons, skill = torch.full((2, 1, 10), -1.0), torch.full((2, 1, 10), 0.5)
     for prompt, (active, skilled) in enumerate((([0, 1, 2], [0, 5]), ([0, 2, 5], [2, 5]))):
         neurons[prompt, 0, active] = 2
         skill[prompt, 0, skilled] = 0.9
-    # Of 0, 2, 5 A has 0 and 2, B has all.
+    # Of the skill neurons 0, 2, 5, A activates 0 and 2, B all.
     assert flat(data_indicators.neuron_overlap_skill(neurons, skill)) == pytest.approx([1, *[2 / 6**0.5] * 2, 1])
-    # B with itself, where it has no active skill neuron.
+    # B has overlap 0 with itself if it has no active skill neuron.
     neurons[1] = -1
     assert flat(data_indicators.neuron_overlap_skill(neurons, skill)) == pytest.approx([1, 0, 0, 0])
 
@@ -61,15 +61,15 @@ def test_fisher_and_gradients_are_cosines() -> None:
 def test_leep_by_hand() -> None:
     labels = torch.tensor([0, 0, 0, 1])
     assert leep_of(torch.eye(2)[labels], labels) == pytest.approx(0)
-    # A source that says the same of every row: minus the entropy of the labels.
+    # A source that predicts the same for every row: minus the entropy of the labels.
     nothing = torch.tensor([[0.3, 0.7]]).expand(4, -1)
     assert leep_of(nothing, labels) == pytest.approx(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    # Labels the other way round are no loss, three source labels neither.
+    # Neither swapped labels nor three source labels lose anything.
     assert leep_of(torch.eye(3)[2 - labels], labels) == pytest.approx(0)
 
 
 def test_leep_of_pairs() -> None:
-    # Two prompts of task 1 and one of task 0: a row is a target, a column a source.
+    # Two prompts of task 1 and one of task 0; rows are targets, columns sources.
     values = torch.tensor([[-1.0, -2], [-3, -4], [-5, -6]])
     found = data_indicators.leep(values, torch.tensor([1, 0, 1]))
     assert found.tolist() == [[-2, -4, -6], [-1, -3, -5], [-2, -4, -6]]
@@ -79,7 +79,7 @@ def test_leep_of_pairs() -> None:
 
 
 def summed(values: list[list[float]], labels: list[int], classes: int, thresholds: Tensor | None = None) -> ClassSums:
-    """One layer, one place; a list of neurons an example."""
+    """Sum over examples for one layer and one position; `values` has one list of neurons per example."""
     sums = ClassSums(classes, 1, thresholds)
     for row, label in zip(values, labels, strict=True):
         sums.next(torch.tensor([label]))
@@ -92,14 +92,14 @@ def test_predictivity_by_hand() -> None:
     assert thresholds.flatten().tolist() == [1, 5, 0.5]
     development = [[0, 6, 9], [3, 4, 9], [2, 6, 0], [2, 4, 0]]
     found = predictivity(summed(development, [0, 0, 1, 1], 2, thresholds))
-    # Neuron 0 is right in both of class 1 and one of class 0, neuron 1 says nothing, neuron 2 is always wrong.
+    # Neuron 0 is right for both of class 1 and one of class 0, neuron 1 is uninformative, neuron 2 is always wrong.
     assert found.tolist() == [[0.75, 0.5, 1.0]]
 
 
 def test_classes_are_balanced() -> None:
     # Three examples of class 0 at 0, one of class 1 at 4: the threshold is 2, not 1.
     assert baselines(summed([[0.0]] * 3 + [[4.0]], [0, 0, 0, 1], 2)).item() == 2
-    # Above it: 1 of 4 and 1 of 1: (1 + 3/4) / 2.
+    # Above the threshold: 1 of 4 and 1 of 1, so (1 + 3/4) / 2.
     sums = summed([[0.0]] * 3 + [[3.0]] + [[3.0]], [0, 0, 0, 0, 1], 2, torch.full((1, 1, 1, 1), 2.0))
     assert predictivity(sums).item() == pytest.approx(0.875)
 
@@ -115,6 +115,6 @@ def test_a_neuron_for_one_of_three_classes_is_found() -> None:
 def test_the_best_place_counts() -> None:
     sums = ClassSums(2, 1, torch.zeros(1, 1, 2, 1))
     sums.next(torch.tensor([0, 1]))
-    # At place 0 the neuron is on for both, at place 1 for class 1 alone.
+    # At position 0 the neuron is on for both classes, at position 1 for class 1 only.
     sums.add(0, torch.tensor([[[1.0], [-1]], [[1], [1]]]))
     assert predictivity(sums).tolist() == [[1]]

@@ -1,4 +1,4 @@
-"""TaskDataModule: what a run sees, and that a run which was stopped sees the same."""
+"""TaskDataModule: splits, batches, the token cache, and identical data after resuming."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _ids(batch: dict[str, Any]) -> list[int]:
     return [number for part in parts for number in part["ids"].tolist()]
 
 
-# What there is.
+# Splits and batches.
 
 
 def test_splits_and_batches(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_splits_and_batches(tmp_path: Path) -> None:
     assert sorted(number for batch in train for number in _ids(batch)) == list(range(37))
     validation = list(data.val_dataloader())
     assert [len(batch["ids"]) for batch in validation] == [4, 4, 1]
-    # Row 8: "validation", 8 times "w", "8", between 1 and 2; nobody is longer.
+    # Row 8: "validation", 8 times "w", "8", between 1 and 2; the longest row.
     assert validation[0]["ids"][0] == 8
     assert validation[0]["input_ids"][0].tolist() == [1, 13, *[4] * 9, 2]
     assert validation[0]["input_ids"][1].tolist() == [1, 13, *[4] * 8, 2, 0]
@@ -152,7 +152,7 @@ def test_describe_is_plain(tmp_path: Path) -> None:
     assert facts["max_length"] == {"toy": 8}
     assert facts["splits"]["toy"]["train"]["rows"] == 10
     assert facts["splits"]["toy"]["train"]["available"] == 37
-    # 8 tokens are reached from five "w" on: rows 4 to 8 of the 9.
+    # Rows 4 to 8 of the 9 have five "w" or more and reach 8 tokens.
     assert facts["splits"]["toy"]["validation"] == {
         "rows": 9,
         "available": 9,
@@ -218,7 +218,7 @@ def test_predict_texts_are_checked(tmp_path: Path) -> None:
             data.set_predict_texts(*arguments)
 
 
-# The cache of tokens.
+# Token cache.
 
 
 def test_tokens_are_cached_by_all_that_they_depend_on(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
         _module(tmp_path, cache_dir=str(tmp_path / "blocked")).setup("fit")
 
 
-# Complaints.
+# Errors.
 
 
 def test_options_that_cannot_be(tmp_path: Path) -> None:
@@ -332,11 +332,11 @@ def test_trainer_options_that_would_change_what_batch_size_means(tmp_path: Path)
         data.setup("fit")
 
 
-# Lightning: what is trained, stopped and resumed.
+# Lightning: training, stopping and resuming.
 
 
 class Recorder(L.LightningModule):
-    """Trains one number and notes what it is given."""
+    """A module that trains one number and records its batches."""
 
     def __init__(self, tells: bool = True) -> None:
         super().__init__()
@@ -360,7 +360,7 @@ class Recorder(L.LightningModule):
         return batch["ids"]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        # The real module asks for this too: it makes Lightning begin the loader before the checkpoint's loops are in.
+        # The real module calls this too: it makes Lightning start the loader before it restores the checkpoint's loops.
         assert self.trainer.estimated_stepping_batches > 0
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -370,7 +370,7 @@ class KilledError(Exception):
 
 
 class KillAt(Callback):
-    """Saves a checkpoint at the n-th call of a hook, then dies."""
+    """A callback that saves a checkpoint at the n-th call of a hook, then fails."""
 
     def __init__(self, hook: str, count: int, path: str) -> None:
         self.hook, self.count, self.path = hook, count, path
@@ -421,7 +421,7 @@ def _trainer(**options: Any) -> L.Trainer:
 
 
 def _resumed(root: Path, file: str, hook: str, count: int, **options: Any) -> tuple[Recorder, Recorder, Recorder]:
-    """A whole run, one that dies, and the one that goes on."""
+    """Run uninterrupted, killed and resumed training."""
     workers = options.pop("num_workers", 0)
     path = str(root / "killed.ckpt")
     make = lambda: TaskDataModule(file, source="local", batch_size=5, num_workers=workers)  # noqa: E731
@@ -431,7 +431,7 @@ def _resumed(root: Path, file: str, hook: str, count: int, **options: Any) -> tu
     return whole, first, rest
 
 
-# An epoch has 8 batches. 8 is killed at the last batch of an epoch, 9 at the first.
+# An epoch has 8 batches: 8 kills at the last batch of an epoch, 9 at the first.
 @pytest.mark.parametrize(("hook", "count"), [("batch", 3), ("batch", 8), ("batch", 9), ("validation", 1), ("epoch", 2)])
 @pytest.mark.parametrize(
     "options", [{}, {"max_epochs": -1, "max_steps": 21}, {"val_check_interval": 3}], ids=["epochs", "steps", "interval"]
@@ -442,7 +442,7 @@ def test_a_killed_run_goes_on_with_the_next_batch(
     whole, first, rest = _resumed(tmp_path, _task(tmp_path), hook, count, **options)
     assert len(whole.seen) == options.get("max_steps", 24)
     assert len(first.seen) < len(whole.seen)
-    # Epoch, number within it, position and example ids: all as if nothing had happened.
+    # Epoch, batch number, position and example ids equal those of the uninterrupted run.
     assert first.seen + rest.seen == whole.seen
 
 

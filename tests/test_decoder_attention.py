@@ -1,4 +1,4 @@
-"""Attention of a decoder's first step against the modules that it stands for."""
+"""Attention in a decoder's first step, compared with the modules it replaces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 @pytest.mark.parametrize("padded", [True, False])
 def test_output_and_gradients_equal_the_modules_own(padded: bool) -> None:
     torch.manual_seed(0)
-    # Heads that do not fill the width, as in the larger T5 v1.0.
+    # The heads' total width differs from the model's, as in the larger T5 v1.0.
     config = T5Config(d_model=24, d_kv=5, num_heads=3, is_decoder=True, dropout_rate=0.0)
     config._attn_implementation = "sdpa"
     whole = T5Attention(config, layer_idx=0).eval()
@@ -52,7 +52,7 @@ def test_a_token_alone_reads_itself() -> None:
             found.append((output, *torch.autograd.grad(output.square().sum(), states)))
         for ours, expected in zip(*found, strict=True):
             torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
-    # Once by the module itself, and of three tokens by both.
+    # For one token only the original computes queries; for three tokens both do.
     assert asked == [1, 3, 3]
 
 

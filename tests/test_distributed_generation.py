@@ -1,4 +1,4 @@
-"""Texts that two processes write, and their scores, are those of one; no row is left out or counted twice."""
+"""Generation on two processes: same texts and scores as on one; no row is lost or counted twice."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.initializers import Normal
 
-# Nine rows in batches of two a process: the last batch of two processes has one row.
+# Nine rows in batches of two per process: the last batch of two processes has one row.
 ROWS = 9
 WORDS = ["film", "story", "man", "woman", "dog"]
 
 
 class Keep(Callback):
-    """Puts what an evaluation has recorded into a file: processes that are forked hand nothing else back."""
+    """A callback that saves an evaluation's records to a file, since forked processes return nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,7 +46,7 @@ def write(folder: Path, answers: list[str]) -> str:
 
 
 def evaluate(task: str, backbone: Path, path: Path, **options: Any) -> tuple[list[tuple[int, str]], dict[str, float]]:
-    """Row and text of every record in their order, and the metrics."""
+    """Evaluate; return row and text of every record in order, and the metrics."""
     L.seed_everything(3)
     module = PromptTuning(str(backbone), prompt_length=3, init=Normal(0.5))
     module.keep_records = True
@@ -65,7 +65,7 @@ def evaluate(task: str, backbone: Path, path: Path, **options: Any) -> tuple[lis
 def test_two_processes_write_what_one_writes(tiny: Any, tmp_path: Path) -> None:
     t5 = tiny("t5")
     texts, _ = evaluate(write(tmp_path, ["nothing"] * ROWS), t5, tmp_path / "first.pt")
-    # Right answers for two rows of three, so that scores are neither 0 nor 1.
+    # Two of three rows get right answers, so scores are neither 0 nor 1.
     answers = [text if row % 3 and text.strip() else "zzz" for row, text in texts]
     task = write(tmp_path, answers)
     one, alone = evaluate(task, t5, tmp_path / "one.pt")

@@ -1,4 +1,4 @@
-"""The documentation: its commands are commands, its options options, its names names, and its links lead somewhere."""
+"""Documentation: commands, options, names and links are valid."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from prompt_transfer.utils import results
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {str(path.relative_to(ROOT / "docs/pages")): path for path in sorted((ROOT / "docs/pages").rglob("*.md"))}
-# Folders and files that commands of the pages name and that option parsing looks for.
+# Folders and files that the pages' commands name and option parsing requires.
 FOLDERS = ("path/to/model",)
 FILES = ("texts.jsonl",)
 
@@ -50,7 +50,7 @@ def commands(page: str) -> list[list[str]]:
 
 
 class ParsedError(Exception):
-    """All options have been read; nothing shall be done."""
+    """Raised once all options are parsed, to skip the command itself."""
 
 
 def stop(*_: Any, **__: Any) -> None:
@@ -59,7 +59,7 @@ def stop(*_: Any, **__: Any) -> None:
 
 @pytest.fixture
 def parses_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_roberta: Path) -> None:
-    """Commands end when their options have been read."""
+    """Stop every command after option parsing."""
     import jsonargparse
     import torch
 
@@ -81,7 +81,7 @@ def test_the_commands_of_a_page_are_understood(page: str, capsys: pytest.Capture
     for command in commands(page):
         assert command[0] in COMMANDS or command[0].startswith("--"), command
         if {"--help", "--version", "--resume", "--print_config", "completion", "hub"} & set(command):
-            continue  # they read no options, or those of a file that is not there
+            continue  # these parse no options, or need a file that is absent
         try:
             code = main(command)
         except ParsedError:
@@ -96,12 +96,12 @@ def test_a_wrong_option_would_be_seen() -> None:
 
 
 def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every `--option` that a page names in passing is one of some command's."""
+    """Every `--option` named in the text belongs to some command."""
     from prompt_transfer.commands.completion import tree
 
     known = {option for options in tree().values() for option in options}
     known |= {"--help", "--version", "--json", "--debug", "--print_config", "--input", "--config", "--model", "--data"}
-    # Options of classes that are chosen by an option.
+    # Options of classes that an option selects.
     for initializer in (initializers.FromPrompt, initializers.Text):
         known |= {f"--model.init.{name}" for name in inspect.signature(initializer).parameters}
     of_projectors = {
@@ -167,7 +167,7 @@ def test_links_of_the_repository_become_links_of_the_site(tmp_path: Path, monkey
     text, pictures = hooks.page_of("README.md")
     assert text == f"[why](design.md#rooms) ![curve](results/a.png) pins (`setup.cfg`)\n{kept}"
     assert pictures == ["results/a.png"]
-    # Pages link as they do in the repository; on the site the files have other places.
+    # Pages link by their paths in the repository; the site has other paths.
     page = tmp_path / "docs/pages/notes/page.md"
     page.parent.mkdir(parents=True)
     links = "[up](../../../README.md) [here](page.md#x) ![curve](../../../results/a.png) [why](../../design.md)"

@@ -1,4 +1,4 @@
-"""Truncation: specials stay, the longer text loses first. Texts of no tokens are answered like all others."""
+"""Text encoding: truncation keeps special tokens and shortens the longer text first; empty texts are valid."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_single_and_pair_templates(backbone: FrozenBackbone) -> None:
     great, bad = (backbone.tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word in ("great", "bad"))
     encoder = backbone.encoder(5)
     assert encoder.encode([" great"], None, 16) == [[start, great, end]]
-    # One separator between the texts, where RoBERTa's own template has two (release 1.0).
+    # One separator between the texts; RoBERTa's own template has two (release 1.0).
     assert encoder.encode([" great"], [" bad"], 16) == [[start, great, end, bad, end]]
 
 
@@ -55,7 +55,7 @@ def test_what_is_too_long_is_cut_inside(backbone: FrozenBackbone) -> None:
     assert row[-3:-1] == backbone.tokenizer.encode(" bad bad", add_special_tokens=False)
 
 
-# Nothing at all, blanks, controls, marks of direction and order, what no tiny tokenizer has a piece for, and words.
+# Empty text, blanks, control and direction marks, characters unknown to the tiny tokenizers, and words.
 TEXTS = st.text(max_size=4) | st.sampled_from(
     ["", " ", "\n\t", "\u200b", "\x00", "\x1b", "🎬", "\u202e", "\ufeff", "the"]
 )
@@ -111,7 +111,7 @@ def test_where_nothing_is_left_a_causal_model_answers_behind_its_end_token(
     encoder = loaded(tiny(family)).encoder(P)
     (end,) = encoder.without_text()
     assert encoder.encode(["", "the"], None, 12) == [[end], encoder.tokenizer("the")["input_ids"]]
-    # With a cue, or between two texts, there is something to read.
+    # With a cue, or between two texts, the input is not empty.
     assert end not in encoder.encode([""], None, 12, cue="it was")[0]
     assert end not in encoder.encode([""], [""], 12)[0]
 

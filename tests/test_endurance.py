@@ -1,4 +1,4 @@
-"""The fuzz run and the soak: they see what they are made to see, and find nothing."""
+"""Fuzzing and soak scripts: they detect planted faults and find none in the project."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def soak(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_what_goes_wrong_is_seen(fuzz: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = fuzz.Fuzz(tmp_path, 0)
-    # Whole files are read, so that it is the damage that is refused.
+    # Undamaged files are accepted, so refusals are due to the damage.
     for kind in ("prompt", "projector", "neurons"):
         assert [made.outcome(kind, data) for data in made.whole[kind]] == ["accepted"] * len(made.whole[kind])
     for kind in ("zip", "legacy"):
@@ -45,7 +45,7 @@ def test_what_goes_wrong_is_seen(fuzz: ModuleType, tmp_path: Path, monkeypatch: 
 
     assert outcome(lambda path: {}["a"]) == "crash: KeyError: 'a'"
     assert outcome(lambda path: os.mkdir(tmp_path / "executed")).startswith("executed: os.mkdir")  # noqa: PTH102
-    assert outcome(lambda path: (tmp_path / "executed").touch()) == "executed: the marker is there"
+    assert outcome(lambda path: (tmp_path / "executed").touch()) == "executed: the marker exists"
     monkeypatch.setattr(fuzz, "CPU_SECONDS", 0.1)
     assert outcome(wait) == "hang"
 
@@ -67,7 +67,7 @@ def test_two_thousand_mutated_files(fuzz: ModuleType, tmp_path: Path) -> None:
 
 def test_growth_and_leaks_by_hand(soak: ModuleType) -> None:
     row = {"files": 9, "hooks": 0, "children": 1, "threads": 2, "tensors": 50}
-    # Forty samples: the first quarter is warm-up, then four are compared with the last four.
+    # Forty samples: the first quarter is warm-up, then the first four are compared with the last four.
     rows = [{**row, "rss_mib": 100.0 + min(number, 10)} for number in range(40)]
     assert soak.verdict(rows)["growth"] == 0
     assert soak.verdict(rows)["well"]

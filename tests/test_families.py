@@ -1,4 +1,4 @@
-"""Every family against plain Hugging Face forwards on concatenated embeddings, written here and nowhere else."""
+"""All families against plain Hugging Face forwards on concatenated embeddings, implemented independently here."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def plain_model(folder: Path, kind: str) -> Any:
 
 
 def seen_by_hand(length: int, total: int, shared: bool) -> Tensor:
-    """What is added to attention scores so that in `shared` mode a prompt of some length sees only itself."""
+    """Return the additive attention mask: in `shared` mode a prompt of `length` tokens sees only itself."""
     allowed = torch.ones(total, total, dtype=torch.bool)
     if shared:
         allowed[:length, length:] = False
@@ -68,7 +68,7 @@ def seen_by_hand(length: int, total: int, shared: bool) -> Tensor:
 
 
 def by_hand(folder: Path, kind: str, prompt: Tensor, row: list[int], shared: bool) -> Tensor:
-    """Logits [V] at the answer slot of one example without padding, from the library's own forward."""
+    """Compute the logits [V] at the answer slot of one unpadded example with the library's own forward."""
     model = plain_model(folder, kind)
     embed = model.get_input_embeddings()
     text = embed(torch.tensor(row))
@@ -93,7 +93,7 @@ def by_hand(folder: Path, kind: str, prompt: Tensor, row: list[int], shared: boo
         near = (places[:, None] - places).abs() <= config.sliding_window
         masks = {"full_attention": mask, "sliding_attention": mask.masked_fill(~near, low)}
         return model(inputs_embeds=torch.cat([prompt, text])[None], attention_mask=masks).logits[0, length]
-    # Prompt rows and answer slot shall have neither position nor token type: what the model adds is taken off before.
+    # Prompt tokens and answer slot get no position or token type: subtract in advance what the model adds.
     table = model.base_model.embeddings
     fairseq = config.model_type in ("roberta", "xlm-roberta", "camembert")
     first = config.pad_token_id + 1 if fairseq else 0
@@ -179,7 +179,7 @@ def test_neurons_are_what_enters_the_second_ffn_layer(tiny: Tiny, family: str) -
         )
     backbone(random_prompt(backbone), collated(backbone, text_rows(backbone)), words(backbone))
     assert len(sites) == backbone.config.num_hidden_layers
-    # ALBERT uses one layer twice; a causal model runs over the prompt and then over the text.
+    # ALBERT reuses one layer; a causal model runs over the prompt and then over the text.
     twice = backbone.family.kind == "causal_lm" and not backbone.family.plain
     assert len(seen) == len(sites) * (2 if twice else 1)
     assert all(neurons.shape[-1] == width for neurons in seen)
@@ -315,7 +315,7 @@ def test_missing_heads_are_refused_by_name(tiny: Tiny, family: str, tmp_path: Pa
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(heads)}
     assert len(kept) < len(tensors)
     save_file(kept, file, metadata={"format": "pt"})
-    # Of a T5 v1.1 transformers would tie the output layer to the word embeddings, which is another model.
+    # For T5 v1.1, transformers would tie the output layer to the word embeddings, which gives another model.
     with pytest.raises(
         UserError,
         match="missing or mismatched tensors, which transformers would initialize randomly or tie to another layer",
@@ -325,7 +325,7 @@ def test_missing_heads_are_refused_by_name(tiny: Tiny, family: str, tmp_path: Pa
 
 @pytest.mark.parametrize("family", ["gemma3_text", "gemma2", "gemma", "mistral"])
 def test_a_prompt_of_words_is_the_words(tiny: Tiny, family: str) -> None:
-    """A prompt from vocabulary words has the logits of those words as text, prompts longer than any window too."""
+    """A prompt of word embeddings gives the logits of those words as text, even if longer than any window."""
     backbone = FrozenBackbone(str(tiny(family)))
     model = plain_model(tiny(family), "causal_lm")
     embed, weight = backbone.embedding_weight, model.get_input_embeddings().weight
@@ -355,7 +355,7 @@ def test_frame_of_a_seq2seq_model_stands_round_the_texts_and_is_never_cut(tiny: 
     assert (len(row), row[-1]) == (12, encoder.tokenizer.eos_token_id)
     assert row[: len(before)] == before
     assert row[-3 - len(between) : -3] == between
-    # Other kinds of backbones do without.
+    # Other kinds of backbones ignore the frame.
     gpt = FrozenBackbone(str(tiny("gpt2"))).encoder(P)
     texts = (["good film"], ["bad film"], 12)
     assert gpt.encode(*texts, cue="it was", seq2seq_frame=frame) == gpt.encode(*texts, cue="it was")

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, folders that can be written, and disks that are full."""
+"""File writing: files are whole or absent, checks that folders are writable, and full disks."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_full_disk_behind_a_redirection_is_one_line(arguments: list[str]) -> N
 
 
 def test_prompts_list_goes_past_what_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A pipe would be waited for without end; folders, dead links and broken files are no reason to stop."""
+    """Pipes (which would block forever), folders, dead links and broken files do not stop the listing."""
     os.mkfifo(tmp_path / "pipe.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "dead.safetensors").symlink_to("/nowhere")
@@ -138,7 +138,7 @@ def test_backbones_of_one_name_are_told_apart(
 
 
 def test_a_full_disk_below_the_token_cache_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`datasets` closes the file that it could not write, which raises again and hides the reason."""
+    """`datasets` closes the file after a failed write, which raises again and hides the reason."""
     rows = Dataset.from_dict({"id": [0], "text_a": ["a"], "text_b": [""]})
 
     def full(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""FrozenBackbone against straight-line computations from plain Hugging Face modules, written here and nowhere else."""
+"""FrozenBackbone against straight-line computations from plain Hugging Face modules, implemented independently here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def words(backbone: FrozenBackbone) -> Tensor:
 
 
 def straight_line(folder: Path, layout: str, prompt: Tensor, ids: list[int], shared: bool) -> Tensor:
-    """Logits [V] at the answer slot of one example, by hand: embeddings, mask, encoder layers, whole head."""
+    """Compute logits [V] at the answer slot of one example by hand: embeddings, mask, layers, head."""
     model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     bert = model.config.model_type == "bert"
@@ -57,14 +57,14 @@ def straight_line(folder: Path, layout: str, prompt: Tensor, ids: list[int], sha
     length = len(prompt)
     first = 0 if bert else model.config.pad_token_id + 1
     if layout == "mask_first":
-        # Release 1.0: `<s>` stands at the position after 1 + P slots.
+        # Release 1.0: `<s>` is at the position after 1 + P slots.
         first += length + 1
         x = torch.cat([answer, prompt, text])
         answer_index, prompt_rows = 0, range(1, length + 1)
     else:
         x = torch.cat([prompt, answer, text])
         answer_index, prompt_rows = length, range(length)
-    # Only the text has positions, in `prefix` its own.
+    # Only the text has positions; in `prefix` they are counted from its first token.
     bare = length + 1
     positions = torch.zeros_like(x)
     positions[bare:] = table.position_embeddings.weight[first : first + len(x) - bare]
@@ -130,7 +130,7 @@ def test_several_prompts_in_a_batch_equal_one_after_the_other(folder: Path, atte
 
 
 def test_prompt_length_does_not_change_which_token_is_scored(folder: Path) -> None:
-    # The answer slot holds the mask embedding whatever P is: with a dead encoder its state is that of the mask.
+    # The answer slot holds the mask embedding for any P: with a dead encoder its state is the mask's.
     for layout in ("prefix", "mask_first"):
         backbone = FrozenBackbone(str(folder), layout=layout)
         seen: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Linear layers of frozen weights: the library's function, a gradient for the input, and what they leave alone."""
+"""Frozen linear layers: values as in PyTorch, input gradients, and layers left unpatched."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ needs_kernel = pytest.mark.skipif(not HAS_KERNEL, reason="this processor or this
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """One entry a call of the kernel: the shape of its input."""
+    """Record the input shape of each kernel call."""
     kernel = frozen_linear._kernel()
     seen: list[tuple[int, ...]] = []
 
@@ -42,7 +42,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 def tensors(dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Input [*shape, 24], weight [40, 24], bias [40]."""
+    """Return input [*shape, 24], weight [40, 24], bias [40]."""
     torch.manual_seed(0)
     return torch.randn(*shape, 24).to(dtype), torch.randn(40, 24).to(dtype), torch.randn(40).to(dtype)
 
@@ -74,7 +74,7 @@ def test_what_does_not_fit_goes_the_usual_way(taken: list[tuple[int, ...]]) -> N
     torch.testing.assert_close(
         frozen_linear.frozen_linear(strided, weight, bias), functional.linear(strided, weight, bias)
     )
-    # Whoever trains a weight gets its gradient.
+    # A trained weight still gets its gradient.
     trained = weight.clone().requires_grad_()
     frozen_linear.frozen_linear(x, trained, bias).sum().backward()
     assert trained.grad is not None
@@ -104,7 +104,7 @@ def test_sorted_weights_give_the_same_gradient(conv1d: bool) -> None:
     gradient = torch.randn(2, frozen_linear.MIN_ROWS, 40).bfloat16()
     transposed = frozen_linear.TransposedWeight(enabled=True)
     for scale in (1, 2):
-        # Whoever changes the weights gets the product with the new ones, even if autograd does not notice the change.
+        # Changed weights are used, even if autograd does not notice the change.
         weight.data.mul_(scale)
         exact = gradient.float() @ weight.float()
         torch.testing.assert_close(transposed.product(gradient, weight).float(), exact, rtol=0.01, atol=0.1)
@@ -115,7 +115,7 @@ def test_sorted_weights_give_the_same_gradient(conv1d: bool) -> None:
     other = copy.deepcopy(transposed)
     assert other.enabled
     assert other.reordered is None
-    # Few rows are not worth it, nor are those of a model that is large.
+    # Few rows are not worth a reordered weight, nor are the weights of a large model.
     few = frozen_linear.TransposedWeight(enabled=True)
     few.product(gradient[:1, :3], weight)
     assert few.reordered is None
@@ -132,7 +132,7 @@ def test_a_large_model_keeps_its_weights_once(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The layers as they are in bf16, but computed in float32, so that rounding hides nothing: shapes of products."""
+    """Run the bf16 path in float32, free of rounding errors, and record the shapes of its products."""
     seen: list[tuple[int, ...]] = []
 
     def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> Tensor:
@@ -162,7 +162,7 @@ def test_logits_and_gradients_equal_a_plain_forward(
     assert prompt.grad is not None
     assert slow.grad is not None
     torch.testing.assert_close(prompt.grad, slow.grad, atol=1e-5, rtol=1e-4)
-    # A prompt that sees the text enters the first layer once, for all examples.
+    # A prompt that sees the text enters the first layer once for all examples.
     if attention == "full" and family not in CAUSAL:
         assert (1, P, backbone.hidden_size) in in_float32
 
@@ -172,7 +172,7 @@ def test_each_of_several_prompts_enters_once(tiny: Tiny, family: str, in_float32
     backbone = FrozenBackbone(str(tiny(family)))
     batch, token_ids = collated(backbone, text_rows(backbone) * 2), words(backbone)
     prompts = torch.stack([random_prompt(backbone, seed) for seed in range(3)]).requires_grad_()
-    # The second one has no example.
+    # The second prompt has no example.
     chosen = torch.tensor([2, 0, 2, 2, 2, 0])
     weights = torch.randn(6, len(token_ids), generator=torch.Generator().manual_seed(1))
     logits = backbone(prompts, {**batch, "prompt_ids": chosen}, token_ids)
@@ -189,14 +189,14 @@ def test_each_of_several_prompts_enters_once(tiny: Tiny, family: str, in_float32
         torch.testing.assert_close(again, logits[rows], atol=1e-5, rtol=0)
         (again * weights[rows]).sum().backward()
         torch.testing.assert_close(alone.grad, prompts.grad[index], atol=1e-5, rtol=1e-4)
-    # Nor are texts that stand behind several prompts multiplied more than once: they change nothing.
+    # Texts with several prompts are also multiplied once.
     in_float32.clear()
     texts = {name: value[:3] for name, value in batch.items()}
     crossed = {**texts, "text_ids": torch.tensor([0, 1, 2, 0, 1, 2]), "prompt_ids": chosen}
     torch.testing.assert_close(backbone(prompts, crossed, token_ids), logits, atol=1e-5, rtol=0)
     length = batch["input_ids"].shape[1] + (0 if family == "t5" else 1)
     assert (3, length, backbone.hidden_size) in in_float32
-    # Where hardly two examples share a prompt there is nothing to gain.
+    # Sharing is not worth it if hardly any examples share a prompt.
     in_float32.clear()
     backbone(prompts, {**batch, "prompt_ids": torch.tensor([0, 1, 2, 0, 1, 2])}, token_ids)
     assert (3, P, backbone.hidden_size) in in_float32
@@ -224,7 +224,7 @@ def test_a_backbone_in_bf16_uses_it(tiny: Tiny, family: str, taken: list[tuple[i
     backbone = FrozenBackbone(str(tiny(family)), dtype="bfloat16")
     prompt = random_prompt(backbone).requires_grad_()
     backbone(prompt, collated(backbone, text_rows(backbone)), words(backbone)).sum().backward()
-    # Four or more in every layer: the attention's, and two of the FFN.
+    # At least four in every layer: attention layers and two of the FFN.
     assert len(taken) >= 4 * backbone.config.num_hidden_layers
 
 
@@ -250,7 +250,7 @@ def test_a_single_layer_is_first_and_last(
     rows, token_ids, prompt = text_rows(backbone), words(backbone), random_prompt(backbone)
     prompts = torch.stack([prompt, prompt])
     batch = collated(backbone, rows)
-    # Prompts of each example's own are never taken for one, however alike they are.
+    # Separate prompts are not merged, even if equal.
     apart = backbone(prompts, {**batch, "prompt_ids": torch.tensor([0, 1, 0])}, token_ids)
     expected = prompts.clone().requires_grad_()
     backbone(expected, {**batch, "prompt_ids": torch.tensor([0, 1, 0])}, token_ids).sum().backward()

@@ -1,4 +1,4 @@
-"""RMS norms of frozen weights: the function, its gradient, where they are found, and what they leave alone."""
+"""Frozen RMS norms: values, gradients, and norms found or left unpatched."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ EPS = 1e-6
 
 
 def states(dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor]:
-    """Input [*shape, 24] whose rows have means and sizes of their own, and a weight [24]."""
+    """Return input [*shape, 24], with a mean and scale per row, and weight [24]."""
     torch.manual_seed(0)
     x = torch.randn(*shape, 24) * torch.linspace(0.1, 10, shape[-1])[:, None] + 2
     return x.to(dtype), (torch.rand(24) + 0.5).to(dtype)
 
 
 def by_hand(x: Tensor, weight: Tensor) -> Tensor:
-    """As Zhang and Sennrich (2019) have it, in float64."""
+    """Compute the norm of Zhang and Sennrich (2019) in float64."""
     return weight.double() * x.double() / (x.double().square().mean(dim=-1, keepdim=True) + EPS).sqrt()
 
 
@@ -118,7 +118,7 @@ def test_backbones_that_have_such_norms_use_it(
     backbone(prompt, collated(backbone, text_rows(backbone)), words(backbone)).sum().backward()
     assert prompt.grad is not None
     assert (len(calls) >= 2 * backbone.config.num_hidden_layers) == (family != "roberta")
-    # A copy has its own.
+    # A copy has its own patched forward.
     other = copy.deepcopy(backbone)
     norms = [part for part in other.model.modules() if isinstance(vars(part).get("forward"), frozen_norm.NormForward)]
     assert all(norm.forward.norm is norm for norm in norms)  # type: ignore[union-attr]

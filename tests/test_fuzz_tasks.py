@@ -1,4 +1,4 @@
-"""The fuzz run over task files: it sees a reader that goes wrong, and the project's readers do not."""
+"""Fuzzing of task files: the script detects a faulty reader and finds no fault in the project's."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_reader_that_goes_wrong_is_seen(
     assert outcome(lambda: fail(UserError("line 2 has 3 columns"))).startswith("unnamed: ")
     assert outcome(lambda: fail(UserError(refused))).startswith("misread: ")
 
-    # pandas as it was called before: the fields that a record has too many become an index.
+    # The earlier pandas call: surplus fields of a record become an index.
     def as_pandas(path: Path, task: Any) -> datasets.Dataset:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
         return datasets.Dataset.from_dict({"text_a": frame["text"].tolist(), "text_b": [""] * len(frame)})

@@ -1,4 +1,4 @@
-"""Families without a row: the library's own logits and gradients, or a refusal that names the failed check."""
+"""Families without an entry in the table: the library's logits and gradients, or an error naming the failed check."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {**_BERT, "embedding_size": 24, "conv_kernel_size": 3, "head_ratio": 2},
         "padding and batch composition do not change logits",
     ),
-    # It scales by the share of mask tokens, which it counts in the token ids.
+    # It scales by the share of mask tokens, counted in the token ids.
     "esm": ("masked_lm", {**_BERT, "mask_token_id": 4}, "logits from embeddings equal those from token ids"),
-    # Without a permutation every token sees all.
+    # Without a permutation every token sees all others.
     "xlnet": (
         "causal_lm",
         {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "initializer_range": 0.2},
@@ -91,7 +91,7 @@ Saved = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    """Folder of a tiny random model of a family."""
+    """Save a tiny random model of a family and return its folder."""
 
     @functools.lru_cache
     def save(family: str) -> Path:
@@ -119,7 +119,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 
 def by_library(model: Any, backbone: FrozenBackbone, prompt: Tensor, row: list[int]) -> Tensor:
-    """Logits [V] at the answer slot of one example, from the library's forward over embeddings."""
+    """Compute the logits [V] at the answer slot of one example with the library's forward on embeddings."""
     kind = backbone.family.kind
     ids = [backbone.tokenizer.mask_token_id, *row] if kind == "masked_lm" else row
     scale = 32**0.5 if backbone.family.name == "pegasus" else 1
@@ -156,7 +156,7 @@ def test_logits_and_gradients_are_the_librarys_own(saved: Saved, family: str) ->
 
 @pytest.mark.parametrize("family", ["biogpt", "pegasus", "rembert"])
 def test_a_prompt_of_words_is_the_words(saved: Saved, family: str) -> None:
-    """Models that scale their embeddings too, in the embedding module (BioGPT) or where they look them up (Pegasus)."""
+    """Also for models that scale embeddings in the embedding module (BioGPT) or at lookup (Pegasus)."""
     backbone = FrozenBackbone(str(saved(family)))
     model, row = plain_model(saved(family), KINDS[family]), text_rows(backbone)[1]
     chosen = words(backbone).tolist()
@@ -176,7 +176,7 @@ def test_texts_are_scored_and_written_as_step_by_step(saved: Saved, family: str)
     model = plain_model(saved(family), KINDS[family])
     rows, prompts = text_rows(backbone), torch.stack([random_prompt(backbone, seed) for seed in range(2)])
     batch = {**collated(backbone, rows), "prompt_ids": torch.tensor([1, 0, 1])}
-    # No forced first or last token (BART).
+    # Remove forced first and last tokens (BART).
     for settings in (backbone.model.generation_config, model.generation_config):
         settings.forced_bos_token_id = settings.forced_eos_token_id = None
     written = backbone.generate(prompts, batch, max_new_tokens=3)

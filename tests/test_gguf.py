@@ -1,4 +1,4 @@
-"""Backbones from GGUF files that the tests write themselves."""
+"""Backbones from GGUF files written by the tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.network import hub_reachable
 
-# Every kind of tensor that a file may mix: plain, half, and two of blocks.
+# Every kind of tensor that a file may mix: plain, half precision, and two block formats.
 MIXED = {"token_embd": "Q8_0", "ffn_down": "F16", "ffn": "Q4_0", "attn_q": "Q4_1"}
 
 
@@ -49,7 +49,7 @@ def mixed(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def folders(cache: Path) -> list[Path]:
-    """What the cache holds below the format's folder, temporary files too."""
+    """List the cache below the format's folder, including temporary files."""
     return sorted((cache / "gguf" / f"v{reading.FORMAT_VERSION}").glob("*"))
 
 
@@ -65,7 +65,7 @@ def test_an_exact_file_is_the_model_it_was_written_from(llama: Path, tmp_path: P
     assert loaded.tokenizer.get_vocab() == original.tokenizer.get_vocab()
     text = "the movie was not very good, 2024!"
     assert loaded.tokenizer(text)["input_ids"] == original.tokenizer(text)["input_ids"]
-    # A prompt of one is a prompt of the other.
+    # Prompts of one fit the other.
     assert loaded.fingerprint == original.fingerprint
 
 
@@ -80,7 +80,7 @@ def test_logits_are_those_of_transformers_own_dequantised_model(mixed: Path, cac
 
 
 def test_a_quantised_file_has_a_fingerprint_of_its_own(llama: Path, tmp_path: Path, cache: Path) -> None:
-    # The embeddings, which the fingerprint looks at, are exact in all of them.
+    # Embeddings are exact in all of them, so the fingerprint must also depend on the quantisation.
     files = [write_gguf(tmp_path / f"{kind}.gguf", llama, {"ffn": kind}) for kind in ("Q4_0", "Q8_0", "F16")]
     marks = [FrozenBackbone(str(path)).fingerprint for path in (*files, llama)]
     assert len({*marks}) == 3
@@ -111,7 +111,7 @@ def test_fit_and_test_through_the_command_line(
     metadata = Prompt.load(run).metadata
     assert metadata["gguf_sha256"] == hashlib.sha256(mixed.read_bytes()).hexdigest()
     assert metadata["gguf_quantization"] == "Q8_0"  # of most of its weights, which are embeddings
-    # The prompt names its backbone by a path that holds from anywhere.
+    # The prompt stores the backbone's absolute path, valid from any working directory.
     assert metadata["backbone"] == str(mixed)
     monkeypatch.chdir(tmp_path)
     assert main(["test", "--prompt", str(run / "prompt.safetensors"), *options]) == 0
@@ -253,7 +253,7 @@ def _load_in_process(path: Path, start: Any, said: Any) -> None:
 
 
 def test_two_processes_at_once_make_one_folder(mixed: Path, cache: Path) -> None:
-    # Forked, so that neither spends its time on imports while the other works.
+    # Fork, so that neither process imports while the other loads.
     context = multiprocessing.get_context("fork")
     start, said = context.Event(), context.Queue()
     both = [context.Process(target=_load_in_process, args=(mixed, start, said)) for _ in range(2)]

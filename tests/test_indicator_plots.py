@@ -1,4 +1,4 @@
-"""Figures about indicators: what is drawn is what the table says."""
+"""Indicator figures: drawn values match the table."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_similarity_matrix(pairs: pd.DataFrame) -> None:
     bar = mesh.colorbar
     assert bar is not None
     assert bar.ax.get_ylabel() == "ON"
-    # One line between the two types, in each direction.
+    # One line between the two types in each direction.
     assert [len(lines.get_segments()) for lines in ax.collections[1:]] == [1, 1]
 
 

@@ -1,4 +1,4 @@
-"""Indicators: values worked out by hand, and what may not matter does not."""
+"""Indicators: values worked out by hand, and invariances."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prompt_transfer.utils.errors import UserError
 
 DIRECTED = ("max_pairwise", "source_norm", "data_size", "neuron_overlap_target_inputs", "leep")
 SYMMETRIC = [name for name in INDICATORS if name not in DIRECTED]
-# Two prompts of two rows: A has the rows (3, 4) and (0, 0), B the rows (0, 4) and (0, 3).
+# Two prompts of two tokens: A is (3, 4) and (0, 0), B is (0, 4) and (0, 3).
 A, B = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([[0.0, 4.0], [0.0, 3.0]])
 PAIR = torch.stack([A, B])
 
@@ -42,7 +42,7 @@ def inputs() -> dict[str, object]:
 
 
 def test_euclidean_concat_by_hand() -> None:
-    # The differences are (3, 0) and (0, -3): the distance is the root of 18.
+    # The differences are (3, 0) and (0, -3): the distance is sqrt(18).
     expected = 1 / (1 + math.sqrt(18))
     assert indicators.euclidean_concat(PAIR) == pytest.approx(np.array([[1, expected], [expected, 1]]))
 
@@ -60,12 +60,12 @@ def test_cosine_concat_by_hand() -> None:
 
 
 def test_cosine_average_by_hand() -> None:
-    # Row 1 of A is zero and has the cosine 0 with all; row 0 has 4 / 5 with both rows of B.
+    # Token 1 of A is zero, so its cosine with all is 0; token 0 has 4 / 5 with both tokens of B.
     assert indicators.cosine_average(PAIR) == pytest.approx(np.array([[1 / 4, 1.6 / 4], [1.6 / 4, 1]]))
 
 
 def test_max_pairwise_by_hand() -> None:
-    # Rows of the target A: 16 and 0. Rows of the target B: max(16, 0) and max(12, 0).
+    # Tokens of target A: 16 and 0. Tokens of target B: max(16, 0) and max(12, 0).
     assert indicators.max_pairwise(PAIR) == pytest.approx(np.array([[12.5, 8], [14, 14]]))
 
 
@@ -78,11 +78,11 @@ def test_task_vectors_by_hand() -> None:
 
 
 def test_linear_cka_by_hand() -> None:
-    # Centred: A has (1.5, 2) and its negative, B (0, 0.5) and its negative. AA' and BB' are multiples of one matrix.
+    # Centred: A has (1.5, 2) and its negative, B (0, 0.5) and its negative, so AA' and BB' are proportional.
     assert indicators.linear_cka(PAIR) == pytest.approx(np.ones((2, 2)))
     first = torch.tensor([[1.0], [-1.0], [0.0], [0.0]])
     other = torch.tensor([[0.0], [0.0], [1.0], [-1.0]])
-    # Orthogonal; and half of the third is the first: |A'C|^2 = 4, |A'A| = 2, |C'C| = root(2^2 + 2^2).
+    # First and other are orthogonal; first is half of the third: |A'C|^2 = 4, |A'A| = 2, |C'C| = sqrt(2^2 + 2^2).
     third = torch.cat([first, other], dim=1)
     stacked = torch.stack([torch.cat([first, first * 0], dim=1), torch.cat([other, other * 0], dim=1), third])
     half = 4 / (2 * math.sqrt(8))
@@ -107,7 +107,7 @@ NEURONS = torch.tensor(
 
 
 def test_neuron_overlap_by_hand() -> None:
-    # Active: {0, 1; 4, 5, 6}, {0; 4, 6} and {7}. Exactly zero is not active. The first two share three.
+    # Active: {0, 1; 4, 5, 6}, {0; 4, 6} and {7}. Exactly zero is inactive. The first two share three.
     shared = 3 / math.sqrt(5 * 3)
     expected = np.array([[1, shared, 0], [shared, 1, 0], [0, 0, 1]])
     assert indicators.neuron_overlap(NEURONS) == pytest.approx(expected)
@@ -116,7 +116,7 @@ def test_neuron_overlap_by_hand() -> None:
 
 def test_neuron_overlap_in_parts_by_hand() -> None:
     lower, upper = 1 / math.sqrt(2), 2 / math.sqrt(3 * 2)
-    # The third prompt activates nothing in layer 0: no overlap with anything, itself included.
+    # The third prompt activates nothing in layer 0: no overlap with any prompt, itself included.
     layers = np.array([[[1, lower, 0], [lower, 1, 0], [0, 0, 0]], [[1, upper, 0], [upper, 1, 0], [0, 0, 1]]])
     assert indicators.neuron_overlap_per_layer(NEURONS) == pytest.approx(layers)
     whole = indicators.neuron_overlap(NEURONS)
@@ -153,7 +153,7 @@ def test_symmetric_to_the_last_digit(name: str) -> None:
     row = INDICATORS[name]
     given = inputs()
     matrix = np.asarray(row.function(*(given[need] for need in row.needs)))
-    # A pair and its mirror image are one number; otherwise ranks would tell them apart.
+    # A pair and its mirror image must be exactly equal; otherwise their ranks would differ.
     assert np.array_equal(matrix, matrix.swapaxes(-1, -2))
 
 
@@ -192,7 +192,7 @@ def test_copies_far_from_the_origin_are_still_copies() -> None:
     prompts[1] = prompts[0]
     assert indicators.euclidean_concat(prompts)[0, 1] == 1
     assert indicators.cosine_concat(prompts)[0, 1] == pytest.approx(1)
-    # Rows differ by some 0.11; inner products of float32 numbers alone would be off by more than that.
+    # Tokens differ by about 0.11; float32 inner products alone would have a larger error.
     assert 0.88 < indicators.euclidean_average(prompts)[0, 1] < 0.92
 
 

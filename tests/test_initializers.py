@@ -1,3 +1,5 @@
+"""Prompt initializers."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +33,7 @@ def backbone():
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
-    # Two rows more than the vocabulary, as in padded tables; row i starts with i.
+    # Two more rows than the vocabulary, as in padded tables; row i starts with i.
     table = torch.randn(len(WORDS) + 2, 4, generator=torch.Generator().manual_seed(1))
     table[:, 0] = torch.arange(len(table))
     return SimpleNamespace(
@@ -162,7 +164,7 @@ def test_a_weighted_mean(backbone, tmp_path):
     files = [save(tmp_path / f"{value}.safetensors", value) for value in (1, 2, 8)]
     made = FromPrompt(files, [1, 2, 1])(backbone, (3, 4), seeded())
     assert torch.equal(made, torch.full((3, 4), 3.25))
-    # Of one alone, whatever its weight, not a bit is lost.
+    # A single prompt is copied bit by bit, whatever its weight.
     odd = Prompt(torch.randn(3, 4, generator=seeded(3)), {"backbone": "b", "fingerprint": "ff", "family": "bert"})
     odd.save(tmp_path / "odd.safetensors")
     for weights in ([0.3], None):
@@ -190,7 +192,7 @@ def test_from_a_recommendation(backbone, tmp_path):
     def made(**options):
         return float(FromPrompt(recommendation=str(table), **options)(backbone, (3, 4), seeded())[0, 0])
 
-    assert made() == 8  # the first column, its best
+    assert made() == 8  # the best in the first column
     assert made(by="size") == 1
     assert made(top=2) == pytest.approx((0.75 * 8 + 0.5 * 1) / 1.25)
     assert made(top=2, weights=[1, 1]) == 4.5

@@ -1,4 +1,4 @@
-"""Looking at a prompt: nearest words, confusion, starts; worked out by hand or by another way of the package."""
+"""Prompt inspection: nearest words, confusion matrix, starts; checked by hand or against other functions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def word(backbone: FrozenBackbone, number: int) -> str:
 
 def test_rows_are_near_the_words_that_they_are_made_of(backbone: FrozenBackbone) -> None:
     table = backbone.embedding_weight
-    # Twice an embedding points where it points; the second row went from one word to another.
+    # Doubling an embedding keeps its direction; the second token moved from one word to another.
     rows, initial = torch.stack([2 * table[10], table[11]]), torch.stack([table[10], table[12]])
     found = nearest_words(Prompt(rows, prompt_facts(backbone), initial), count=2)
     assert list(found["row"]) == [0, 1]
@@ -68,7 +68,7 @@ def test_a_confusion_adds_up_to_the_scores_of_the_matrix(backbone: FrozenBackbon
     assert list(found["prompt"].unique()) == ["this prompt", "random prompt 1", "random prompt 2"]
     assert list(found["label"][:4]) == ["terrible", "terrible", "great", "great"]
     assert list(found["answer"][:4]) == ["terrible", "great", "terrible", "great"]
-    # Ten rows, five a label.
+    # Ten rows, five per label.
     assert (found.groupby(["prompt", "label"])["rows"].sum() == 5).all()
     assert list(found["share"]) == pytest.approx(list(found["rows"] / 5))
     right = found[found["label"] == found["answer"]].groupby("prompt")["rows"].sum() / 10
@@ -144,7 +144,7 @@ def test_a_run_from_python_is_done_once(toy: Path, tiny_roberta: Path, tmp_path:
     assert done.value == pytest.approx(done.table["value"].mean())
     capsys.readouterr()
     assert runs.fit(tmp_path / "run", config).path == done.path
-    assert "is there already" in capsys.readouterr().out
+    assert "exists with these options" in capsys.readouterr().out
     config["trainer"]["max_steps"] = 3
     with pytest.raises(UserError, match=r"trainer\.max_steps 2, not 3"):
         runs.fit(tmp_path / "run", config)

@@ -1,4 +1,4 @@
-"""Published prompts: what comes in is right, and what should not come in does not."""
+"""Published prompts: correct imports and refused files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def publish(root: Path, name: str = "IMDBPromptRoberta", content: Any = None, fi
 
 
 def rezip(path: Path, compression: int = zipfile.ZIP_STORED, **replaced: bytes) -> Path:
-    """Write the archive anew; keys are the ends of members' names, `_` for a dot."""
+    """Rewrite the archive; keys are the ends of member names, with `_` for a dot."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -134,7 +134,7 @@ def test_names(name: str, expected: dict[str, str | None]) -> None:
         ("RTEPromptRoberta", "unknown task 'RTE'"),
         ("IMDBPromptGPT", "unknown backbone 'GPT'"),
         ("IMDBPrompt_cross_model_GPT_to_Roberta", "unknown backbone 'GPT'"),
-        # Other label words and another pretraining: not to be taken for the prompts of the paper.
+        # Other label words or pretraining: not the prompts of the paper.
         ("IMDBPromptRoberta_label", "'_label'"),
         ("IMDBPromptRoberta_mlm_s1", "'_mlm_s1'"),
         ("IMDBPromptRoberta_tanh", "'_tanh'"),
@@ -247,7 +247,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 class Harmful:
-    """Makes a file when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -269,7 +269,7 @@ def test_code_in_a_file_is_never_run(tmp_path: Path, form: str) -> None:
     assert "holds code (posix.mkdir), which was not run" in message
     assert not mark.exists()
     if form.startswith("pickle"):
-        # The file does what it is said to do, where someone is careless.
+        # The file is really harmful: plain unpickling runs its code.
         pickle.loads(path.read_bytes())
         assert mark.is_dir()
 
@@ -282,7 +282,7 @@ def test_calls_that_torch_allows_and_a_prompt_does_not_need(tmp_path: Path) -> N
 def test_an_archive_that_claims_more_than_it_holds(tmp_path: Path) -> None:
     path = publish(tmp_path)
     data = bytearray(path.read_bytes())
-    # Sizes stand in the central directory, 20 and 24 bytes after its signature.
+    # The sizes are in the central directory, 20 and 24 bytes after its signature.
     entry = data.rindex(b"data/0")
     start = data.rindex(b"PK\x01\x02", 0, entry)
     struct.pack_into("<II", data, start + 20, 2**31, 2**31)
@@ -293,12 +293,12 @@ def test_an_archive_that_claims_more_than_it_holds(tmp_path: Path) -> None:
 
 
 def test_a_member_that_lies_beyond_all_files(tmp_path: Path) -> None:
-    """Found by `benchmarks/fuzz_importers.py`: an offset that no seek can take."""
+    """A case found by `benchmarks/fuzz_importers.py`: an offset beyond the range of seek."""
     path = rezip(publish(tmp_path))
     data = bytearray(path.read_bytes())
     name = data.rindex(b"data.pkl")
     start, end = data.rindex(b"PK\x01\x02", 0, name), data.rindex(b"PK\x05\x06")
-    # The offset is in a field of the 64-bit format behind the name; the central directory grows by it.
+    # The offset is in a 64-bit field after the name; the central directory grows by it.
     struct.pack_into("<I", data, start + 42, 0xFFFFFFFF)
     struct.pack_into("<H", data, start + 30, 12)
     struct.pack_into("<I", data, end + 12, struct.unpack_from("<I", data, end + 12)[0] + 12)
@@ -311,7 +311,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     path = rezip(publish(tmp_path), zipfile.ZIP_DEFLATED, data_0=bytes(50_000_000))
     assert path.stat().st_size < 100_000
     assert "claims to hold 50000" in error_of(path)
-    # What cannot be compressed comes out no smaller: then the method alone gives it away.
+    # Incompressible data is not smaller, so only the method gives it away.
     noise = np.random.default_rng(0).bytes(307_200)
     assert "is compressed" in error_of(rezip(publish(tmp_path), zipfile.ZIP_DEFLATED, data_0=noise))
 
@@ -324,12 +324,12 @@ def test_a_pickle_that_claims_more_numbers_than_there_are(tmp_path: Path) -> Non
     assert honest.count(count) == 1
     lying = honest.replace(count, b"J" + struct.pack("<i", 2**30))
     assert "claims to hold 1073741824 numbers" in error_of(rezip(path, data_pkl=lying))
-    # More than the storage has, though not more than the file: torch compares.
+    # More than the storage holds, but not more than the file: torch compares them.
     lying = honest.replace(count, b"J" + struct.pack("<i", 100_000))
     assert "damaged" in error_of(rezip(path, data_pkl=lying))
     lying = honest.replace(count, b"J" + struct.pack("<i", -1))
     assert "unlike torch" in error_of(rezip(path, data_pkl=lying))
-    # A size that stands somewhere else in the pickle cannot be checked.
+    # A size elsewhere in the pickle cannot be checked.
     lying = honest.replace(count, b"h\x00")
     assert "unlike torch" in error_of(rezip(path, data_pkl=lying))
 
@@ -362,7 +362,7 @@ def test_random_damage_never_gives_anything_but_a_user_error(tmp_path: Path) -> 
         buffer = io.BytesIO()
         torch.save({"model": values()}, buffer, _use_new_zipfile_serialization=new_format)
         whole = buffer.getvalue()
-        # Nearly all bytes are numbers; what can go wrong stands at both ends.
+        # Nearly all bytes are numbers; both ends hold the structure.
         places = np.r_[0:1200, len(whole) - 1200 : len(whole)]
         for _ in range(300):
             damaged = bytearray(whole)
@@ -438,7 +438,7 @@ def test_when_nothing_can_be_imported_nothing_is_made(tmp_path: Path, capsys: py
     publish(tmp_path / "a", "SST2PromptRoberta", torch.zeros(5, 5))
     assert main([*command, str(tmp_path / "a")]) == 2
     assert "nothing was imported" in (error := capsys.readouterr().err)
-    assert "and 1 more were refused" in error
+    assert "1 more were refused, see above" in error
     (tmp_path / "empty").mkdir()
     for source, words in (("empty", "no prompt in"), ("absent", "no such file or folder")):
         assert main([*command, str(tmp_path / source)]) == 2
@@ -460,7 +460,7 @@ def test_two_folders_of_one_name(tmp_path: Path) -> None:
     loaded = Prompt.load(tmp_path / "out" / "RobertaLarge_from_chimin-IMDBPromptRobertaLarge.safetensors")
     assert torch.equal(loaded.embeddings, values(1024, seed=1)[1:])
     assert loaded.metadata["run"] == "RobertaLarge_from_chimin"
-    # On its own it needs no other name.
+    # Imported alone it needs no other name.
     assert [outcome.name for outcome in import_sources([second], tmp_path / "own")] == ["IMDBPromptRobertaLarge"]
 
 
@@ -479,7 +479,7 @@ def test_an_imported_prompt_is_used_with_the_words_of_the_paper(tmp_path: Path) 
     from prompt_transfer.commands.evaluation import _with_prompt
 
     arguments = _with_prompt([], read_published(publish(tmp_path, "MNLIPromptRoberta")), "p.safetensors")
-    # Values that the file gives stand behind "=", so that none is taken for an option.
+    # Values from the file follow "=", so none is parsed as an option.
     joined = [part for argument in arguments for part in argument.split("=", 1)]
     options = dict(zip(joined[::2], joined[1::2], strict=True))
     assert options["--data.task"] == "mnli"
@@ -512,11 +512,11 @@ def test_all_published_prompts(tmp_path: Path) -> None:
         assert torch.equal(prompt.embeddings, original[1:] if encoder_only else original)
     assert {family: len(tasks) for family, tasks in by_family.items()} == {"roberta": 13, "bert": 13, "t5": 17}
     assert by_family["roberta"] == by_family["bert"] < by_family["t5"]
-    # The row that was dropped is the one that drifted (section 2.2 of the facts on release 1.0: 399 against 28.9).
+    # The dropped row is the one that drifted (section 2.2 of the facts on release 1.0: 399 against 28.9).
     norms = torch.load(PUBLISHED / "MNLIPromptRoberta" / "task_prompt", weights_only=True).norm(dim=1)
     assert norms[0] == pytest.approx(399, abs=0.5)
     assert norms.median() == pytest.approx(28.9, abs=0.05)
     assert prompts["MNLIPromptRoberta"].embeddings.norm(dim=1).max() < 31
-    # The published random prompt is uniform on [0, 1), not a draw of the initial distribution.
+    # The published random prompt is uniform on [0, 1), not drawn from the initial distribution.
     assert prompts["randomPromptRoberta"].embeddings.min() >= 0
     assert prompts["randomPromptRoberta"].embeddings.max() < 1

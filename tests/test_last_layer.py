@@ -1,5 +1,7 @@
-"""The last layer at a few positions. That logits and gradients are those of a plain forward stands in test_families.py
-and test_frozen.py; here: that the work is really left out, and where it must not be."""
+"""The last layer computed at a few positions: where the work is skipped, and where it must not be.
+
+test_families.py and test_frozen.py compare logits and gradients with a plain forward.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,11 @@ the library's own forward is used."""
 
 
 def positions_of_last_layer(backbone: FrozenBackbone) -> list[int]:
-    """Gets the number of positions of every output of the last layer."""
+    """Return a list that records the number of positions of each output of the last layer."""
     assert backbone.family.layer is not None
     seen: list[int] = []
     last = backbone.config.num_hidden_layers - 1
-    # A hook on the layer itself, and not inside, leaves it as it is.
+    # A hook on the whole layer, not inside it, leaves the shortcut in place.
     backbone.model.get_submodule(backbone.family.layer.format(i=last)).register_forward_hook(
         lambda module, args, output: seen.append(output.shape[1])
     )
@@ -39,7 +41,7 @@ def test_last_layer_is_computed_where_it_is_read(tiny: Tiny, family: str, attent
     backbone = FrozenBackbone(str(tiny(family)), attention=attention)
     seen = positions_of_last_layer(backbone)
     backbone(random_prompt(backbone), collated(backbone, text_rows(backbone)), words(backbone))
-    # Where the prompt is computed before the text, nothing of it but keys and values is read: one row stands for all.
+    # When the prompt is computed before the text, only its keys and values are read: one position suffices.
     assert seen == ([1, 1] if attention == "shared" or family in CAUSAL else [1])
 
 
@@ -60,7 +62,7 @@ def test_an_encoder_asked_at_one_place_makes_no_keys_and_values(
             seen.append(states.shape[1])
             return usual(states)
 
-        # Not a hook: who hooks inside sees all positions.
+        # Patched instead of hooked: hooks inside the layer disable the shortcut.
         monkeypatch.setattr(maker, "forward", watched)
     backbone(random_prompt(backbone), collated(backbone, text_rows(backbone)), words(backbone))
     assert seen == [1, 1]
@@ -116,7 +118,7 @@ def test_targets_are_read_at_their_positions(tiny: Tiny, family: str) -> None:
 
 @pytest.mark.parametrize("family", ["roberta", "gpt2", "qwen2"])
 def test_without_padding_equals_a_padded_batch(tiny: Tiny, family: str) -> None:
-    # No mask is made where nothing is padded; the layer must still not see what comes later.
+    # Unpadded batches need no mask; the layer must still not see later positions.
     backbone = FrozenBackbone(str(tiny(family)))
     prompt, token_ids = random_prompt(backbone), words(backbone)
     row = max(text_rows(backbone), key=len)

@@ -1,4 +1,4 @@
-"""Layers that are computed again in the backward pass, or compiled, are the same functions."""
+"""Checkpointed and compiled layers compute the same functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prompt_transfer.backbones import layer_calls
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.utils.errors import UserError
 
-# ALBERT's and MPNet's layers cannot be called again; MPNet and DeBERTa have no `shared` mode.
+# ALBERT's and MPNet's layers cannot be checkpointed; MPNet and DeBERTa have no `shared` mode.
 LAYERED = sorted({*ALL} - {"albert", *PLAIN_ENCODERS})
 
 
@@ -41,7 +41,7 @@ def test_computed_again_equals_kept(tiny: Tiny, family: str, attention: str, mon
     backbone = FrozenBackbone(str(tiny(family)), attention=attention, gradient_checkpointing=True)
     found = logits_and_gradient(backbone)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
-    # Where the last layer is computed at some positions alone, it is kept.
+    # A last layer computed at only some positions is not checkpointed.
     layers = backbone.config.num_hidden_layers - (backbone.family.layer is not None)
     twice = not backbone.family.plain and (attention == "shared" or backbone.family.kind == "causal_lm")
     expected_calls = layers * (2 if twice else 1)
@@ -54,7 +54,7 @@ def test_computed_again_equals_kept(tiny: Tiny, family: str, attention: str, mon
 @pytest.mark.parametrize("attention", ["full", "shared"])
 @pytest.mark.parametrize("family", ["roberta", "gpt2", "t5"])
 def test_traced_layers_equal_others(tiny: Tiny, family: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The tracer without the code generator: what it makes of our attention function is what may go wrong.
+    # Trace without code generation: the risk lies in how the tracer handles our attention function.
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: original(function, backend="eager", **options))
     torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""A checkpoint is what its tensors and its shape say, whatever else stands in its configuration."""
+"""Loading depends only on a checkpoint's tensors and shapes, not on other fields of its configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMED = ("float32", "bfloat16", "float16", None)
 
 
 def copied(folder: Path, copy: Path, stored: torch.dtype | None = None, **facts: Any) -> Path:
-    """A copy of a checkpoint with its tensors in another dtype and other facts in its config.json."""
+    """Copy a checkpoint with its tensors in another dtype and other values in its config.json."""
     shutil.copytree(folder, copy, dirs_exist_ok=True)
     if stored is not None:
         tensors = {name: tensor.to(stored) for name, tensor in load_file(copy / "model.safetensors").items()}
@@ -37,7 +37,7 @@ def copied(folder: Path, copy: Path, stored: torch.dtype | None = None, **facts:
 
 
 def scores(backbone: FrozenBackbone) -> Tensor:
-    """Of the first 20 tokens, for two texts of different lengths."""
+    """Return the scores of the first 20 tokens for two texts of different lengths."""
     rows = [list(range(5, 16)), list(range(5, 9))]
     batch = {
         "input_ids": torch.tensor([row + [1] * (11 - len(row)) for row in rows]),
@@ -59,7 +59,7 @@ def test_fingerprint_and_weights_are_those_of_the_tensors_whatever_dtype_is_name
         for asked in DTYPES:
             backbone = FrozenBackbone(str(copy), dtype=asked)
             assert backbone.fingerprint == expected, (stored, named, asked)
-            # Rounded to the dtype of the file and to the one that is asked for, and to none between.
+            # Round to the file's dtype, then to the requested one, and to nothing in between.
             weight = whole.embedding_weight.to(stored).to(DTYPES[asked])
             assert torch.equal(backbone.embedding_weight, weight), (stored, named, asked)
 
@@ -72,7 +72,7 @@ def test_fingerprint_of_a_copy_in_float16_is_its_own_and_always_the_same(
     for named in NAMED:
         copy = copied(tiny(family), tmp_path / f"{named}", torch.float16, dtype=named, torch_dtype=None)
         found |= {FrozenBackbone(str(copy), dtype=asked).fingerprint for asked in DTYPES}
-    # Its embeddings are not those of the original: prompts for that one are refused.
+    # Its embeddings differ from the original's, so prompts for the original are refused.
     assert len(found) == 1
     assert found != {FrozenBackbone(str(tiny(family))).fingerprint}
 

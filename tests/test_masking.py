@@ -58,7 +58,7 @@ def test_files_lie_as_the_prompts_do(prompts: Path, tiny_roberta: Path, tasks: l
         assert {name: values.shape for name, values in tensors.items()} == {"activations": (2, 64), "before": (2, 64)}
         alone = capture_prompts(backbone, [Prompt.load(prompts / path).embeddings])
         torch.testing.assert_close(tensors["activations"], alone["activations"][0], atol=1e-6, rtol=1e-5)
-    # Over inputs, into the same files: what they hold stays.
+    # Capturing over inputs into the same files keeps their contents.
     two = [*command, "--tasks", ",".join(tasks[:2]), "--data.source", "local", "--data.limit_eval", "20"]
     assert main(two) == 0
     tensors = load_file(output / below[0])
@@ -127,7 +127,7 @@ def test_masked_scores_are_those_of_the_prompt_under_the_mask(
     prompts: Path, tiny_roberta: Path, tasks: list[str], tmp_path: Path
 ) -> None:
     frame = mask(mask_study(tiny_roberta, prompts, tasks, tmp_path / "out", methods=("zero", "mean", "noise")))
-    # Two own prompts a task; of the three tasks two have one type.
+    # Two own prompts per task; two of the three tasks share a type.
     counts = frame[(frame["task"] == "films") & (frame["prompt"] == "films-0")]["mask"].value_counts()
     each = 3 * 2  # methods and ratios
     assert counts.to_dict() == {"none": 1, **dict.fromkeys(("own", "same_type", "different_type"), each), "random": 12}
@@ -218,7 +218,7 @@ def test_the_mean_is_over_tasks_and_own_is_paired_with_random() -> None:
     assert table["drop"].to_dict() == pytest.approx({"own": 0.3, "random": 0.1, OVER_RANDOM: 0.2})
     assert table.loc[OVER_RANDOM, ["low", "high"]].tolist() == pytest.approx([0.1, 0.3])
     assert set(table["tasks"]) == {3}
-    # Of two tasks an interval would be the two.
+    # With two tasks an interval would just be the two values.
     two = summarize(frame[frame["task"] != "c"]).set_index("mask")
     assert two.loc[OVER_RANDOM, ["low", "high"]].isna().all()
 
@@ -265,7 +265,7 @@ def test_a_run_is_masked_while_it_is_evaluated_and_hooks_come_off(
     plain, scores = evaluate(toy, tiny_roberta, MaskNeurons(torch.zeros(2, 64, dtype=torch.bool)))
     masked, other = evaluate(toy, tiny_roberta, MaskNeurons(everything))
     assert scores["validation/loss"] != pytest.approx(other["validation/loss"], abs=1e-4)
-    # Training has all neurons in both.
+    # Masks do not apply in training.
     torch.testing.assert_close(masked.prompt().embeddings, plain.prompt().embeddings)
 
     class Stops(MaskNeurons):

@@ -21,14 +21,14 @@ def layer(*, causal: bool = False, groups: int = 1) -> nn.Module:
 
 
 def states(key_heads: int = HEADS, length: int = T, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Query [B, HEADS, length, D], key and value [B, key_heads, S, D]."""
+    """Return query [B, HEADS, length, D], key and value [B, key_heads, S, D]."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((B, HEADS, length, D), (B, key_heads, S, D), (B, key_heads, S, D))
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
 
 
 def padding() -> Tensor:
-    """[B, 1, 1, S]: the examples have 9, 7 and 1 keys."""
+    """Return a mask [B, 1, 1, S] for examples with 9, 7 and 1 keys."""
     return (torch.arange(S) < torch.tensor([9, 7, 1])[:, None])[:, None, None]
 
 
@@ -78,7 +78,7 @@ def test_a_query_that_may_look_nowhere_is_no_nan() -> None:
 
 def test_dropout_falls_on_the_same_weights_in_both_passes() -> None:
     tensors = states()
-    # Values are the unit vectors: the output is the weights.
+    # With unit vectors as values, the output is the weights.
     tensors[2] = torch.eye(S).expand(B, HEADS, S, S).clone().requires_grad_()
     torch.manual_seed(0)
     output, _ = matmul_attention(layer(), *tensors, None, dropout=0.5)

@@ -1,4 +1,4 @@
-"""The summary of transfer matrices: the published one, and small ones by hand."""
+"""The summary of transfer matrices: the published one, and small ones worked out by hand."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_by_hand() -> None:
     corrected = summary["mean"]["chance_corrected"]
     assert corrected["same", "all"] == pytest.approx(((0.6 - 0.5) / 0.3 + (0.9 - 0.5) / 0.5) / 2)
     assert corrected["different", "nli"] == pytest.approx(((0.2 - 0.25) / 0.25 + (0.3 - 0.25) / 0.25) / 2)
-    # c has no other source of its type, so it does not count.
+    # c is not counted: it has no other source of its type.
     assert summary["n_targets"]["relative"]["best source of the same type", "all"] == 2
     assert best_sources(matrix())["best"].tolist() == ["b", "a"]
     assert set(pairs(matrix())["source"]) == {"a", "b", "c", "random_vocabulary", "random_uniform"}
@@ -93,7 +93,7 @@ def test_means_without_targets_that_were_not_learned() -> None:
 
 @pytest.mark.parametrize(("learned", "tables"), [([True] * 3, 2), ([True, False, True], 3), (None, 2)])
 def test_no_table_is_shown_twice(learned: list[bool] | None, tables: int, capsys: pytest.CaptureFixture[str]) -> None:
-    # Of four tables that of chance-corrected scores with unlearned targets in it is noise.
+    # One of four tables is omitted: chance-corrected scores that include unlearned targets are noise.
     show_summary(summarize(matrix(learned)))
     assert capsys.readouterr().out.count("mean over pairs") == tables
     with results.kept() as kept:
@@ -145,7 +145,7 @@ def test_leaves_that_are_alike_stand_together() -> None:
 @pytest.mark.parametrize("order", ["abc", "bca", "cba"])
 def test_heatmaps_are_ordered(clustered: bool, order: str, tmp_path: Path) -> None:
     whole = matrix()
-    # Rows come in any order.
+    # Rows may come in any order.
     whole = replace(whole, scores=whole.scores.loc[list(order)], random=whole.random.loc[list(order)])
     whole.types["made"] = ""
     ax = transfer_heatmap(whole, clustered)

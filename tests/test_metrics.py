@@ -1,3 +1,5 @@
+"""Metrics of classification and generation, and bootstrap intervals."""
+
 import math
 import sys
 from multiprocessing import get_context
@@ -86,7 +88,7 @@ def test_only_the_metrics_of_the_task():
 
 
 def test_two_parts_merge_to_the_whole():
-    """What the all-reduce of two processes does, without the processes."""
+    """Merging as in the all-reduce of two processes, in one process."""
     preds, labels = torch.tensor([[1, 1, 1], [0, 0, 0]]), torch.tensor([[1, 1, 0], [1, 0, 0]])
     whole = values(preds.flatten().tolist(), labels.flatten().tolist())
     first, second = make_metrics(task()), make_metrics(task())
@@ -101,7 +103,7 @@ def test_two_parts_merge_to_the_whole():
 
 PREDICTIONS = ["The Eiffel-Tower!", "in Paris, France", "", "a  dog", "nothing of it"]
 REFERENCES = [["eiffeltower", "x"], ["Paris", "the city of Paris"], ["London"], ["Dog", "an old dog"], ["the"]]
-# Without articles and punctuation: eiffeltower; in paris france against paris: 1 of 3, 1 of 1; nothing; dog; nothing.
+# Normalised: eiffeltower; in paris france against paris (1 of 3, 1 of 1); empty; dog; empty.
 EXACT = [1, 0, 0, 1, 0]
 F1 = [1, 2 * (1 / 3) * 1 / (1 / 3 + 1), 0, 1, 0]
 
@@ -120,13 +122,13 @@ def test_the_best_reference_counts_for_each_metric_by_itself():
     scores = example_scores(writing(), ["x b c"], [right])
     assert scores["squad_f1"].tolist() == pytest.approx([2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)])
     assert scores["rouge1"].tolist() == pytest.approx([4 / 7])
-    # b c of two and three pairs.
+    # Common bigram b c, of two and three.
     assert scores["rouge2"].tolist() == pytest.approx([2 / 5])
     assert example_scores(writing("squad_f1"), ["x b"], [right])["squad_f1"] == pytest.approx([2 / 3])
 
 
 def test_nothing_is_right_where_nothing_is_asked():
-    # "the" has no word left for SQuAD, and one for ROUGE, which keeps articles.
+    # "the" becomes empty for SQuAD but remains for ROUGE, which keeps articles.
     scores = example_scores(writing(), ["", "The", ""], [["the"], ["a"], ["b"]])
     assert scores["exact_match"].tolist() == scores["squad_f1"].tolist() == [1, 1, 0]
     assert [scores[name].tolist() for name in ("rouge1", "rouge2", "rougeL")] == [[0, 0, 0]] * 3
@@ -135,8 +137,8 @@ def test_nothing_is_right_where_nothing_is_asked():
 def test_rouge_by_hand():
     prediction = "Anna lost her keys. Paul found them at noon."
     reference = "Paul found the keys. Anna was glad at noon!"
-    # 9 words each. Common: anna keys paul found at noon. Pairs: paul-found and at-noon of 8 each, across sentences.
-    # Longest common subsequence: paul found at noon.
+    # 9 words each. Common words: anna keys paul found at noon. Common bigrams, across sentences: paul-found and at-noon
+    # of 8 each. Longest common subsequence: paul found at noon.
     scores = example_scores(writing("rougeL", "rouge1", "rouge2"), [prediction], [[reference]])
     assert scores["rouge1"].tolist() == pytest.approx([6 / 9])
     assert scores["rouge2"].tolist() == pytest.approx([2 / 8])
@@ -166,7 +168,7 @@ def test_the_metric_is_the_mean_of_the_examples_and_two_updates_equal_one():
 
 
 def _half(rank, folder):
-    """One of two processes: all examples but the last, or the last."""
+    """Score one of two processes' share: all examples but the last, or the last."""
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)

@@ -1,4 +1,4 @@
-"""Neurons: captured ones equal the weights' own, masks do what they say, and hooks come off whatever happens."""
+"""Neurons: captures equal direct computation, masks have the specified effect, and hooks are always removed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tanh_gelu(x: Tensor) -> Tensor:
     return gelu(x, approximate="tanh")
 
 
-# First FFN layer (what passes the activation function), its partner in gated FFNs, and the activation function.
+# First FFN layer (input of the activation function), its partner in gated FFNs, and the activation function.
 FFN: dict[str, tuple[str, str | None, Callable[[Tensor], Tensor]]] = {
     "bert": ("bert.encoder.layer.{i}.intermediate.dense", None, gelu),
     **dict.fromkeys(
@@ -73,7 +73,7 @@ FFN: dict[str, tuple[str, str | None, Callable[[Tensor], Tensor]]] = {
 def from_weights(
     folder: Path, family: str, kind: str, prompt: Tensor, row: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Tensor]:
-    """Neurons [L, F] at the answer slot of one text, by multiplying what enters each FFN with its weights."""
+    """Compute the neurons [L, F] at the answer slot of one text from the inputs and weights of each FFN."""
     first, second, function = FFN[family]
     linears: dict[Any, list[Tensor]] = {}
     models: list[Any] = []
@@ -94,7 +94,7 @@ def from_weights(
     by_hand(folder, kind, prompt, row, shared=False)
     monkeypatch.undo()
     place = {"masked_lm": P, "causal_lm": -1, "seq2seq_lm": 0}[kind]
-    # OPT's FFN sees [B * T', H].
+    # OPT's FFN gets [B * T', H].
     inputs = [x.view(1, -1, x.shape[-1])[0, place] for seen in linears.values() for x in seen]
 
     def project(path: str, layer: int, x: Tensor) -> Tensor:
@@ -171,12 +171,12 @@ def test_prompts_of_several_lengths_come_back_in_order(tiny_roberta: Path) -> No
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-6, rtol=0)
 
 
-# -2 + 5 k / 63 is above 0 for k = 26 ... 63 (38 neurons), 3 - 4 k / 63 for k = 0 ... 47 (48 neurons).
+# -2 + 5 k / 63 is positive for k = 26 ... 63 (38 neurons), 3 - 4 k / 63 for k = 0 ... 47 (48 neurons).
 BIASES = torch.stack([torch.linspace(-2, 3, 64), torch.linspace(3, -1, 64)])
 
 
 def hand_made(folder: Path, biases: Tensor = BIASES) -> FrozenBackbone:
-    """A RoBERTa whose first FFN layer gives `biases` [2, 64], whatever enters it."""
+    """Build a RoBERTa whose first FFN layer outputs `biases` [2, 64] for any input."""
     backbone = FrozenBackbone(str(folder))
     for layer, bias in enumerate(biases):
         linear = backbone.model.get_submodule(f"roberta.encoder.layer.{layer}.intermediate.dense")
@@ -219,7 +219,7 @@ def test_the_answer_slot_in_both_modes_and_behind_a_bank(tiny: Tiny, family: str
     for name, values in capture.means().items():
         torch.testing.assert_close(bank.means()[name], values)
         torch.testing.assert_close(nested.means()[name], values)
-    # Each layer has neurons of its own, ALBERT's shared ones too.
+    # Each layer has its own neurons, even where ALBERT shares weights.
     first, second = capture.means()["activations"][0, :2]
     assert not torch.allclose(first, second)
 
@@ -308,7 +308,7 @@ def test_which_neurons_are_masked() -> None:
 
 @pytest.mark.parametrize("family", ALL)
 def test_masking_all_neurons_leaves_the_second_layers_bias(tiny: Tiny, family: str) -> None:
-    """Without neurons an FFN adds a constant, so the first FFN layer has no effect any more."""
+    """Without neurons an FFN adds a constant, so its first layer no longer has an effect."""
     backbone = FrozenBackbone(str(tiny(family)))
     batch, prompt = collated(backbone, text_rows(backbone)), random_prompt(backbone)
     layers, width = capture_prompts(backbone, [prompt])["activations"].shape[1:]
@@ -323,7 +323,7 @@ def test_masking_all_neurons_leaves_the_second_layers_bias(tiny: Tiny, family: s
         again = backbone(prompt, batch, words(backbone))
     assert not torch.allclose(plain, masked)
     torch.testing.assert_close(masked, again)
-    # A capture that goes on later sees the masked neurons of sites that are read at their input.
+    # A capture registered later sees masked neurons at sites that are read at their input.
     assert capture.means()["activations"].abs().max() == 0
 
 
@@ -349,7 +349,7 @@ def test_mean_and_noise(tiny_roberta: Path) -> None:
     first = noisy(batch)
     assert ((first - gelu(BIASES)) != 0).any(dim=0).sum(dim=1).tolist() == [0, 10]
     assert not torch.allclose(first[0, 1, :10], gelu(BIASES)[1, :10])
-    # The same noise for every example of a position, in batches of any length.
+    # All examples get the same noise at a position, for any batch width.
     torch.testing.assert_close(noisy(collated(backbone, text_rows(backbone), width=50)), first)
     with pytest.raises(UserError, match="unknown method"):
         NeuronMask(backbone, mask, "half")
@@ -361,7 +361,7 @@ def test_mean_and_noise(tiny_roberta: Path) -> None:
 
 
 def _share(rank: int, folder: Path, model: Path) -> dict[str, Tensor]:
-    """One of three processes: two rows, one row, no row."""
+    """Capture one of three processes' share: two rows, one row, no row."""
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=3)

@@ -1,4 +1,4 @@
-"""Numbers that are not finite stop a run, and are told with step and rows; nothing is scored from them."""
+"""Non-finite values stop a run with an error naming step and rows, and are never scored."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_first_place_of_each_prompt_by_hand() -> None:
     seen.observe("loss", torch.tensor([1.0, NAN, -INF]), 5)
     seen.observe("gradient", torch.tensor([1.0, NAN, NAN]), 5)
     assert seen.found() == {1: ("gradient", 4), 2: ("loss", 5)}
-    # Of two processes the other one has seen prompt 0 break at place 2.
+    # The other of two processes has seen prompt 0 break at step 2.
     other = torch.full((2, 3), 2**62)
     other[0, 0] = 2
     assert seen.found(lambda mine: torch.stack([mine, other]))[0] == ("loss", 2)
@@ -65,7 +65,7 @@ def test_rows_are_named_by_task() -> None:
 
 
 class Ids(Callback):
-    """Row numbers of every training batch."""
+    """A callback that records the row numbers of every training batch."""
 
     def __init__(self) -> None:
         self.rows: list[list[int]] = []
@@ -91,7 +91,7 @@ def train(module: PromptTuning, toy: Path, folder: Path, steps: int = 6, **optio
 
 
 def broken_from(module: PromptTuning, step: int, what: str, rank: int | None = None) -> None:
-    """Let the loss or the gradient be NaN in optimizer step `step` (from 1) and after it."""
+    """Make the loss or the gradient NaN from optimizer step `step` (counted from 1) on."""
     if what == "loss":
         losses = module.summed_losses
         module.summed_losses = lambda *batch: (
@@ -123,14 +123,14 @@ def test_a_run_that_breaks_stops_with_step_and_batch_and_keeps_its_checkpoint(
     )
     broken_from(module, 3, what)
     trainer, ids = train(module, toy, tmp_path / "run")
-    # Noticed in step 3, told before the evaluation after step 4: the batch is still that of step 3.
+    # Found in step 3 and reported before the evaluation after step 4: the batch is still that of step 3.
     rows = ", ".join(map(str, ids.rows[2]))
     kept = tmp_path / "run" / "last.ckpt"
     told = f"step 3: the {what} of the prompt is NaN or Inf (training rows {rows} of toy)"
     assert trainer.told.startswith(told)
     assert trainer.told.endswith(f"the last good checkpoint is kept: {kept}")
     assert torch.load(kept, weights_only=True)["global_step"] == 2
-    # The host asked at evaluations and checkpoints alone: nothing was logged.
+    # Values are synchronized only at evaluations and checkpoints, because nothing was logged.
     assert set(asked) == {2, 4}
 
 
@@ -138,13 +138,13 @@ def test_what_is_logged_is_looked_at(toy: Path, tiny_roberta: Path, tmp_path: Pa
     module = PromptTuning(str(tiny_roberta), prompt_length=3)
     broken_from(module, 2, "loss")
     trainer, _ = train(module, toy, tmp_path / "run", val_check_interval=6, log_every_n_steps=3)
-    # In the third step, before the optimizer's.
+    # Stopped in step 3, before its optimizer step.
     assert trainer.global_step == 2
     assert trainer.told.startswith("step 2: the loss")
 
 
 class Breaking(torch.optim.SGD):
-    """Gives up in its first step."""
+    """An optimizer whose steps make the parameters infinite."""
 
     def step(self, closure: Any = None) -> Any:
         loss = super().step(closure)
@@ -175,7 +175,7 @@ def test_of_several_prompts_the_others_go_on(toy: Path, tiny_roberta: Path, tmp_
         setup(stage)
         gradient = lambda g: g * INF if module.global_step == 1 else g  # noqa: E731
         next(module.member(0).parameters()).register_hook(gradient)
-        # And the other one breaks in the fifth step, when it is the last.
+        # The other prompt breaks in the fifth step, as the last one left.
         next(module.member(1).parameters()).register_hook(lambda g: g * NAN if module.global_step == 4 else g)
 
     module.setup = after  # type: ignore[method-assign]

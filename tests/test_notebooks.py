@@ -1,4 +1,4 @@
-"""The committed notebooks: whole, executed, without traces of a machine, and true to the package's names.
+"""Committed notebooks: complete, executed, free of local paths, and consistent with the package's names.
 
 `make test-notebooks` executes them.
 """
@@ -20,9 +20,9 @@ from scripts import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# What was written on one machine names a folder of it.
+# Absolute paths reveal the machine where a notebook was executed.
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|Users|private|mnt|var|opt|usr)/")
-# More statements in a cell, imports aside, are a function that the package lacks.
+# A cell with more statements, besides imports, calls for a function in the package.
 STATEMENTS = 10
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -37,7 +37,7 @@ def code_cells(notebook: Any) -> list[Any]:
 
 
 def imported(source: str) -> Iterator[tuple[str, str | None]]:
-    """Module and name of every import of this package."""
+    """Return module and name of every import from this package."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names if alias.name.startswith("prompt_transfer"))

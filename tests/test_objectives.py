@@ -1,4 +1,4 @@
-"""Tasks that write a text and whole labels as answers: training, scores and predictions through the commands."""
+"""Generation tasks and whole-label answers: training, scores and predictions through the commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WRITE = Task(
 
 @pytest.fixture
 def writing(tmp_path: Path) -> str:
-    """A task whose answer is always `very good`, which a prompt alone can say."""
+    """Write a task whose answer is always `very good`, learnable by a prompt alone."""
     folder = tmp_path / "writing"
     folder.mkdir()
     for split, count in (("train", 40), ("validation", 8), ("test", 9)):

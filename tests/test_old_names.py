@@ -1,4 +1,4 @@
-"""Import paths of earlier versions resolve to the modules of today, which are never imported twice."""
+"""Import paths of earlier versions resolve to the current modules without importing any twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALIASES = sorted(
         },
     }.items()
 )
-# Names in stored configurations and scripts; the second column is where they are defined today.
+# Names in stored configurations and scripts, and where they are defined today.
 CLASSES = [
     ("prompt_transfer.data.corpus.CorpusDataModule", "prompt_transfer.pretraining.corpus"),
     (

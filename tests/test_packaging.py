@@ -1,4 +1,4 @@
-"""What the package promises as a whole: light to import, complete in a wheel, and a house without circles."""
+"""The package as a whole: light imports, a complete wheel, and no circular dependencies between rooms."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import prompt_transfer
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "prompt_transfer"
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
-# Import name -> name on the package index, where they differ.
+# Import name -> name on the package index, if different.
 DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
 HEAVY = ("torch", "transformers", "lightning", "datasets", "pandas", "numpy", "matplotlib", "wandb")
 
@@ -35,7 +35,7 @@ MODULES = [_module(path) for path in FILES]
 
 
 def _imports(path: Path) -> Iterator[str]:
-    """Absolute names of all that a file imports, at its top or inside functions; `from a import b` gives `a.b`."""
+    """Return absolute names of everything a file imports, also inside functions; `from a import b` gives `a.b`."""
     module = _module(path)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -54,7 +54,7 @@ def _setup() -> configparser.ConfigParser:
 
 
 def _requirements(lines: str) -> dict[str, str]:
-    """Normalised distribution name -> version specifier."""
+    """Parse requirements: normalised distribution name -> version specifier."""
     found = {}
     for line in lines.splitlines():
         match = re.fullmatch(r"([A-Za-z0-9_.-]+)(?:\[[\w,]+\])?\s*([<>=!~].*)?", line.partition("#")[0].strip())
@@ -63,7 +63,7 @@ def _requirements(lines: str) -> dict[str, str]:
     return found
 
 
-# Rooms from the ground up. A room imports only from earlier lines; rooms of one line do not import each other.
+# Rooms from the ground up. A room imports only from earlier lines; rooms on one line do not import each other.
 FLOORS = (
     ("version",),
     ("utils",),
@@ -86,28 +86,27 @@ FLOORS = (
     ("", "__main__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-# Rooms that may import transformers, and the files elsewhere that do, each with its reason.
+# Rooms that may import transformers, and the other files that do, each with its reason.
 MODEL_ROOMS = ("backbones", "backbones.kernels", "pretraining")
 TRANSFORMERS = {"modules/optimization.py": "get_scheduler, the learning rate schedules"}
 MOST_PARAMETERS = 8
-# Functions with more parameters; the list may only shrink. Constructors are exempt: their parameters are the options of
-# classes.
+# Functions with more parameters; the list may only shrink. Constructors are exempt, since their parameters are options.
 MANY_PARAMETERS = {
-    # The signature of attention functions in transformers.
+    # The signature that transformers requires of attention functions.
     "backbones/kernels/matmul_attention.py": {"matmul_attention"},
-    # Their parameters are the options of a command.
+    # Their parameters are the command's options.
     "commands/neurons.py": {"capture", "mask", "probe", "skill"},
     "commands/projecting.py": {"fit_projector"},
     "commands/projection.py": {"projection"},
     "commands/recommend.py": {"recommend"},
     "commands/transfer.py": {"transfer"},
-    # Everything that the tokens of a table depend on.
+    # All inputs that determine a table's tokens.
     "data/tokens.py": {"tokenise"},
 }
 
 
 def _room(name: str) -> str:
-    """Return the innermost sub-package that holds the module or name; for a module of the root the module, else ""."""
+    """Return the innermost sub-package of the module or name; for a root module its name, else ""."""
     parts = name.split(".")
     for end in range(len(parts), 1, -1):
         if PACKAGE.joinpath(*parts[1:end]).is_dir():
@@ -269,7 +268,7 @@ def test_development_tools_are_pinned() -> None:
 
 def test_a_folder_taken_for_a_library_is_named(tmp_path: Path) -> None:
     (tmp_path / "adapters").mkdir()
-    # A library that finds the folder in place of the one that it looks for, as transformers does with PEFT.
+    # A library that imports our folder instead of the package it wants, as transformers does with PEFT.
     (tmp_path / "transformers.py").write_text("from adapters import Adapter\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""PEFT and back: equal logits, equal bits, and refusals of what PEFT does not mean or we cannot trust."""
+"""PEFT export and import: equal logits and bits; adapters that PEFT cannot express or we cannot trust are refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def prompt(layout: str = "encoder", **more: str) -> Prompt:
 
 
 def adapter(folder: Path, tensors: dict[str, Tensor] | None = None, **config: Any) -> Path:
-    """A folder as PEFT writes it."""
+    """Write a folder as PEFT does."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"peft_type": "PROMPT_TUNING", "task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": P, "token_dim": H}
     facts |= {"num_transformer_submodules": 2, "base_model_name_or_path": "google-t5/t5-small", "revision": None}
@@ -63,7 +63,7 @@ def own_logits(backbone: FrozenBackbone, embeddings: Tensor, encoded: list[list[
 
 
 def peft_logits(folder: Path, model: Any, encoded: list[list[int]], token_ids: Tensor) -> Tensor:
-    """At the answer slot [B, U] of a batch that is padded on the right, from PEFT alone."""
+    """Compute the logits [B, U] at the answer slot of a right-padded batch with PEFT alone."""
     from peft import PeftModel
 
     loaded = PeftModel.from_pretrained(model, folder).eval()
@@ -106,10 +106,10 @@ def test_peft_computes_the_same(family: str, tmp_path: Path, tiny: Callable[[str
 
     found = peft_logits(folder, model(), encoded, token_ids)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    # Without the prompt it would be something else.
+    # The prompt matters: a zero prompt gives other logits.
     assert (own_logits(backbone, torch.zeros_like(embeddings), encoded, token_ids) - expected).abs().max() > 1e-3
 
-    # What PEFT itself saves comes in again, bit by bit; its second half is never read.
+    # PEFT's own files import bit by bit; their second half is never read.
     again = tmp_path / "again"
     peft.PeftModel.from_pretrained(model(), folder).save_pretrained(again)
     parts = 2 if kind == "seq2seq_lm" else 1
@@ -125,12 +125,12 @@ def test_peft_computes_the_same(family: str, tmp_path: Path, tiny: Callable[[str
     back = Prompt.load(tmp_path / "in" / "again.safetensors")
     assert torch.equal(back.embeddings, embeddings)
     assert back.metadata["layout"] == backbone.layout.name
-    assert back.metadata["family"] == backbone.family.name  # read from the folder of the backbone
+    assert back.metadata["family"] == backbone.family.name  # read from the backbone's folder
     assert back.metadata["peft_second_half"] == ("different" if parts == 2 else "none")
     with pytest.warns(UserWarning, match="only its width"):
         back.check(backbone, backbone.layout, "full")
 
-    # The README's code runs as it is and says what we say.
+    # The card's code runs unchanged and agrees with our prediction.
     assert (folder / "README.md").read_text() == adapter_card(Prompt.load(file), name)
     space, printed = run_card(tmp_path / "card", Prompt.load(file), name)
     (tokens,) = space["tokens"].tolist()
@@ -141,13 +141,13 @@ def test_peft_computes_the_same(family: str, tmp_path: Path, tiny: Callable[[str
 
 
 def run_card(folder: Path, mine: Prompt, name: str) -> tuple[dict[str, Any], str]:
-    """What the code of the card leaves and prints."""
+    """Run the card's code and return its variables and output."""
     card = adapter_card(mine, name)
     write_adapter(mine, folder, card, name)
     (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
     printed, space = io.StringIO(), {}
     with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
-        # Few tokens: the tiny models have 64 positions.
+        # Limit the tokens: the tiny models have 64 positions.
         exec(re.sub(r"max_new_tokens=\d+", "max_new_tokens=8", code), space)
     return space, printed.getvalue()
 
@@ -168,7 +168,7 @@ def test_the_code_of_the_card(family: str, facts: dict[str, str], tmp_path: Path
     backbone = FrozenBackbone(name)
     layout = backbone.layout.name
     mine = Prompt(rows(width=32), facts | {"layout": layout, "backbone": name, "family": "other"})
-    # Token ids of the paper are those of real vocabularies: with a family that it does not know, words are looked up.
+    # The paper's token ids are for real vocabularies; without a known family, words are looked up.
     (task,), _ = tasks_of(mine.metadata)
     space, printed = run_card(tmp_path / "a", mine, name)
     second = None if task.is_generation else ["the story is good"]
@@ -205,7 +205,7 @@ def test_the_card_reads_what_we_read(name: str, layout: str, tmp_path: Path) -> 
     batch = {"input_ids": space["tokens"], "attention_mask": torch.ones_like(space["tokens"])}
     with torch.no_grad():
         logits = words.class_logits(backbone(mine.embeddings, batch, words.token_ids))
-    if not built_in:  # PEFT runs those in the dtype that they are stored in
+    if not built_in:  # PEFT runs those in their stored dtype
         torch.testing.assert_close(space["scores"], logits[0], rtol=0, atol=1e-4)
         assert printed.strip() == task.label_words[int(logits.argmax())]
 
@@ -218,22 +218,22 @@ def test_an_adapter_of_others_has_the_frame_of_its_tokenizer(tmp_path: Path, tin
     def taken_in(base: str, **more: Any) -> Prompt:
         return read_adapter(adapter(tmp_path / "a", weights, base_model_name_or_path=base, **causal, **more))
 
-    # PEFT's users call the tokenizer, so the start token that it adds stands between the rows and the text.
+    # PEFT's users call the tokenizer, so its start token comes between prompt and text.
     assert taken_in(llama).metadata["layout"] == "start_answer_last"
     assert taken_in(str(tiny("gpt2"))).metadata["layout"] == "answer_last"
-    # A base model that is not here decides when it is.
+    # The layout for an absent base model is decided when it is loaded.
     unknown = taken_in("meta-llama/Llama-2-7b-hf")
     assert "layout" not in unknown.metadata
     file = unknown.save(tmp_path / "b" / "unknown.safetensors")
     with pytest.warns(UserWarning, match="only its width"):
         backbone = load_backbone(llama, {"b": Prompt.load(file)})
     assert backbone.layout.name == "start_answer_last"
-    # And goes out again as what it is.
+    # The export keeps this layout open.
     unknown.metadata["task"] = "sst2"
     write_adapter(unknown, tmp_path / "out", card := adapter_card(unknown, llama), llama)
     assert "the start token that the tokenizer adds (none if it adds none)" in card
     assert read_adapter(tmp_path / "out").metadata["layout"] == "start_answer_last"
-    # What was trained here says it, whatever the tokenizer does: old prompts have no start token.
+    # Prompts trained here record their layout, whatever the tokenizer does: old prompts have no start token.
     old = Prompt(rows(P, 32), {"layout": "answer_last", "backbone": llama})
     write_adapter(old, tmp_path / "old", adapter_card(old, llama), llama)
     assert read_adapter(tmp_path / "old").metadata["layout"] == "answer_last"
@@ -260,7 +260,7 @@ def test_metadata_come_back(tmp_path: Path) -> None:
     back = read_adapter(write_adapter(mine, tmp_path / "squad", "card", "you/t5"))
     assert torch.equal(back.embeddings, mine.embeddings)
     assert back.metadata.items() >= (mine.metadata | {"backbone": "you/t5", "peft_second_half": "equal"}).items()
-    # Whoever changes the kind of model makes another prompt.
+    # Changing the kind of model gives another prompt.
     config = json.loads((tmp_path / "squad" / "adapter_config.json").read_text())
     config |= {"task_type": "CAUSAL_LM", "num_transformer_submodules": 1, "num_virtual_tokens": 2 * P}
     (tmp_path / "squad" / "adapter_config.json").write_text(json.dumps(config))
@@ -280,7 +280,7 @@ def test_the_old_file_of_torch_and_defaults(tmp_path: Path) -> None:
     (folder / "adapter_model.safetensors").unlink()
     torch.save({"prompt_embeddings": rows(2 * P)}, folder / "adapter_model.bin")
     assert torch.equal(read_adapter(folder).embeddings, rows(2 * P)[:P])
-    # One half alone is what PEFT reads too.
+    # A single half is valid for PEFT too.
     single = adapter(tmp_path / "b", {"prompt_embeddings": rows()}, num_transformer_submodules=1)
     assert torch.equal(read_adapter(single).embeddings, rows())
     assert read_adapter(single).metadata["backbone"] == "google-t5/t5-small"
@@ -317,7 +317,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     adapter(folder, {"prompt_embeddings": torch.zeros(2 * P, H, dtype=torch.int32)})
     with pytest.raises(UserError, match="'I32', a prompt is one of"):
         read_adapter(folder)
-    # A header that claims more than the file has is found before anything is allocated.
+    # A header that claims more than the file holds is refused before any allocation.
     header = json.dumps(
         {"prompt_embeddings": {"dtype": "F32", "shape": [9999, 99999], "data_offsets": [0, 4]}}
     ).encode()
@@ -358,7 +358,7 @@ def test_what_peft_cannot_express(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_a_folder_of_both_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = adapter(tmp_path / "all" / "run")
-    torch.save({"state": {}}, run / "optimizer.pt")  # of a Trainer's checkpoint: no prompt
+    torch.save({"state": {}}, run / "optimizer.pt")  # from a Trainer checkpoint, not a prompt
     published = tmp_path / "all" / "IMDBPromptT5Small" / "task_prompt"
     published.parent.mkdir()
     torch.save(rows(100, 512), published)

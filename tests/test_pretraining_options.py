@@ -1,4 +1,4 @@
-"""Options of pretraining: groups in Python, flat on the command line, and the objectives that they lead to."""
+"""Pretraining options: grouped in Python, flat on the command line; schedule and objectives by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prompt_transfer.pretraining.backbone_pretraining import BackbonePretraining
 from prompt_transfer.pretraining.options import PretrainingOptions, Schedule
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 16, "vocab_size": 50}
-# As `pretraining.yaml` was written before the options were grouped.
+# A `pretraining.yaml` from before the options were grouped.
 STORED = {
     "architecture": "t5", "hidden_size": 256, "num_layers": 4, "num_heads": 7, "head_size": 64,
     "intermediate_size": 512, "vocab_size": 8192, "max_positions": 512, "learning_rate": 0.001, "warmup_steps": 200,
@@ -51,7 +51,7 @@ def test_hyperparameters_are_all_options_in_plain_values() -> None:
     again = BackbonePretraining(**{**module.hparams, "budget_steps": 3})
     assert again.options.budget_steps == 3
     with pytest.raises(TypeError, match="hidden"):
-        BackbonePretraining(hidden=3)  # an option that there is not
+        BackbonePretraining(hidden=3)  # an unknown option
 
 
 def test_schedule_by_hand() -> None:
@@ -59,7 +59,7 @@ def test_schedule_by_hand() -> None:
     assert schedule.progress(step=50, seconds=15.0) == 0.5
     assert schedule.progress(step=50, seconds=45.0) == 0.75
     assert schedule.progress(step=500, seconds=0.0) == 1.0
-    # A quarter of the warm-up; then 1 - 0.8 * 0.5 of the peak; at the end a fifth.
+    # A quarter of the peak in the first warm-up step; then 1 - 0.8 * 0.5 of it; a fifth at the end.
     assert schedule.rate(step=0, progress=0.0) == pytest.approx(0.025)
     assert schedule.rate(step=50, progress=0.5) == pytest.approx(0.06)
     assert schedule.rate(step=99, progress=1.0) == pytest.approx(0.02)
@@ -77,7 +77,7 @@ def test_schedule_by_hand() -> None:
             [0, 12, 13, 14, 15, 37, 38, 39, 49, 50],
             ["causal", "causal", "infill", "prefix", "infill", "infill", "span", *["prefix"] * 3],
         ),
-        # Turns of the golden ratio: 0, 0.618, 0.236, 0.854; copies fall by 1.5 of the progress.
+        # Multiples of the golden ratio modulo 1: 0, 0.618, 0.236, 0.854; copies decrease by 1.5 times the progress.
         ("t5", {"reading": True, "copies": 0.3, "plain_text": 0.4}, [0, 1, 2, 3], ["copy", "prefix", "copy", "cloze"]),
         ("gpt2", {"reading": True, "copies": 0.3, "plain_text": 0.4}, [1, 3], ["causal", "cloze"]),
     ],

@@ -38,7 +38,7 @@ def target_of(task: str, split: str, backbone: FrozenBackbone) -> Target:
 
 
 def batches(backbone: FrozenBackbone, target: Target) -> list[dict[str, Tensor]]:
-    """Each row alone."""
+    """Collate each row as its own batch."""
     return [tensors_of(backbone, target, np.array([row])) for row in range(len(target))]
 
 
@@ -49,7 +49,7 @@ def test_predictivity_equals_a_loop_over_rows(attention: str, tiny_roberta: Path
     train, development = (target_of(tasks[0], split, backbone) for split in ("train", "validation"))
 
     def neurons(target: Target) -> tuple[Tensor, Tensor]:
-        """[n, L, P', F] and labels [n]."""
+        """Return neurons [n, L, P', F] and labels [n]."""
         rows: list[list[Tensor]] = []
         with PromptRows(backbone, lambda layer, found: rows[-1].append(found[0])), torch.no_grad():
             for batch in batches(backbone, target):
@@ -65,7 +65,7 @@ def test_predictivity_equals_a_loop_over_rows(attention: str, tiny_roberta: Path
     accuracy = (above[labels == 1].mean(dim=0) + 1 - above[labels == 0].mean(dim=0)) / 2
     expected = ((accuracy - 0.5).abs() + 0.5).amax(dim=1)
     found = skill_of(backbone, prompt, train, development, 200)
-    # A neuron at its threshold but for rounding may fall either way.
+    # A neuron within rounding of its threshold may go either way.
     assert ((found - expected).abs() > 1e-5).float().mean() < 0.01
     assert float(found.max()) > 0.6
 
@@ -91,7 +91,7 @@ def probing(backbone: Path, prompts: Path, tasks: list[str], output: Path) -> Pr
 def test_from_prompts_to_all_indicators(
     prompts: Path, tiny_roberta: Path, tasks: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The folder's prompts of one length; those of the task about pairs are longer.
+    # The folder must have prompts of one length; those of the pair task are longer.
     for path in prompts.glob("pairs-*/prompt.safetensors"):
         prompt = Prompt.load(path)
         assert prompt.initial is not None
@@ -110,7 +110,7 @@ def test_from_prompts_to_all_indicators(
         "gradient": (P, 32),
     }.items() <= shapes.items()
     assert {f"leep/{task}" for task in ("films", "rooms", "pairs")} <= set(shapes)
-    # The gradients of two seeds are taken at one prompt, the Fisher information at their own.
+    # The gradients of both seeds are taken at one prompt, the Fisher information at each seed's own.
     other = load_file(neurons / "films-1.safetensors")
     assert torch.equal(tensors["gradient"], other["gradient"])
     assert not torch.equal(tensors["fisher"], other["fisher"])
@@ -181,5 +181,5 @@ def test_the_heatmap_counts_active_neurons() -> None:
     ax = neuron_plots.activation_heatmap(neurons, ["a", "b"], bins=4)
     mesh = ax.collections[0].get_array()
     assert mesh is not None
-    # Neurons that both activate stand first, those that none does last.
+    # Neurons active in both come first, those active in neither last.
     assert np.asarray(mesh).reshape(2, 4).tolist() == [[1, 1, 0, 0], [1, 0, 1, 0]]

@@ -1,4 +1,4 @@
-"""Progress: on standard error, and only where somebody looks on."""
+"""Progress bars: on standard error, and only in a terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_terminal_sees_description_share_and_time_left(
     assert seen.out == ""
     assert "scoring" in seen.err
     assert "25%" in seen.err
-    assert "-:--:--" in seen.err  # no time left is known after a single step
+    assert "-:--:--" in seen.err  # one step gives no estimate of the time left
     with progress(shown=False) as bar:
         bar.add_task("second process", total=1)
     assert capsys.readouterr().err == ""

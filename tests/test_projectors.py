@@ -1,4 +1,4 @@
-"""Projectors: sizes and maps by hand, closed forms against direct solutions, files that are whole or refused."""
+"""Projectors: sizes and maps by hand, closed forms against direct solutions, and files complete or refused."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_standardized_prompts_have_no_common_part_and_the_start_is_the_map() -> 
     inputs = (prompts - whole.shift) / whole.scale
     torch.testing.assert_close(inputs.mean(dim=0), torch.zeros(4, 3), atol=1e-5, rtol=0)
     assert float(inputs.square().mean()) == pytest.approx(1.0, abs=1e-4)
-    # One prompt alone leaves nothing over, which would be a division by zero.
+    # A single prompt has zero deviation, which must not cause a division by zero.
     alone = MLP(6, standardize=True).build(SOURCE, TARGET, generator(), prompts[:1])
     assert torch.isfinite(alone(prompts)).all()
 
@@ -105,7 +105,7 @@ def test_task_vectors_are_mapped_linearly_from_start_to_start() -> None:
     initial, learned, map_ = draw(4, 3), draw(2, 4, 3, seed=1), AffineMap(draw(3, 2, seed=2), draw(2, seed=3))
     projector = TaskVector(directions=50).build(source, target, generator(), initial + learned, map_, initial)
     base = initial @ map_.weight + map_.bias
-    # Before training every prompt goes to the target's start.
+    # Before training every prompt maps to the target's start.
     torch.testing.assert_close(projector(initial + learned), base.expand(2, 4, 2))
     with torch.no_grad():
         projector.up.copy_(draw(8, 50, seed=4))
@@ -141,7 +141,7 @@ def test_least_squares_and_linear_combination_are_one_map(tokens: int, ridge: fl
     found = fit_ridge(source, target, ridge).affine
     table = source.double()
     penalty = ridge * float((table.T @ table).diagonal().mean())
-    # The combination itself: the weights X with the least |X S - P|^2 + penalty |X|^2.
+    # The combination itself: the weights X that minimise |X S - P|^2 + penalty |X|^2.
     if ridge:
         weights = prompt.double() @ table.T @ torch.linalg.inv(table @ table.T + penalty * torch.eye(tokens).double())
     else:
@@ -181,7 +181,7 @@ def test_a_backbone_is_mapped_to_itself_as_it_is(tiny_roberta: Path) -> None:
     relative = Relative().fit(backbone, backbone)
     found = relative(prompts)
     assert torch.nn.functional.cosine_similarity(found, prompts, dim=2).min() > 0.9
-    # All of the size of embeddings, and stopped without a look at any label.
+    # All have the scale of embeddings, and early stopping used no labels.
     std = backbone.embedding_weight.std()
     torch.testing.assert_close(found.std(dim=2), std.expand(2, 4), atol=1e-4, rtol=0)
     assert relative.steps < relative.max_steps
@@ -197,7 +197,7 @@ def test_the_search_finds_what_lies_alike(tiny: Tiny) -> None:
             rows = torch.nn.functional.normalize(relative(prompts)[0], dim=1)
         given = torch.nn.functional.normalize(prompts[0], dim=1) @ relative.source_anchors.T
         losses.append(float(1 - torch.cosine_similarity(rows @ relative.target_anchors.T, given, dim=1).mean()))
-    # Of two tables of random numbers little can lie alike.
+    # Two random tables share little structure.
     assert losses[1] < 0.98 * losses[0]
 
 
@@ -230,7 +230,7 @@ def source_prompt(length: int = 4, width: int = 3, **facts: str) -> Prompt:
 def test_a_file_gives_the_same_projector(projector: TrainedProjector, tmp_path: Path) -> None:
     file = made(projector)
     path = file.save(tmp_path / "projector.safetensors")
-    # As that of a run's folder, and byte for byte the same when it is written again.
+    # Loads like a run's folder, and saves byte-identical again.
     loaded = ProjectorFile.load(tmp_path)
     assert torch.equal(loaded.projector(draw(2, 4, 3)), projector(draw(2, 4, 3)))
     assert (loaded.source, loaded.target) == (file.source, file.target)
@@ -289,7 +289,7 @@ def test_row_by_row_any_length_fits() -> None:
 
 
 def rewritten(path: Path, change: Callable[[dict, dict], None]) -> None:
-    """The file with another header and the same tensors, as far as they are left."""
+    """Write the file with another header and the remaining tensors."""
     file = ProjectorFile.load(path)
     tensors = dict(file.tensors())
     with path.open("rb") as opened:
@@ -404,7 +404,7 @@ def test_from_the_command_line(tiny: Tiny, tmp_path: Path, capsys: pytest.Captur
     )
     assert torch.equal(Prompt.load(tmp_path / "out" / "a.safetensors").embeddings, one.embeddings)
     assert [row["projected"] for row in list_prompts(tmp_path / "out")] == ["true", "true"]
-    # One that does not fit leaves nothing of the others behind.
+    # If one prompt does not fit, no file is written.
     Prompt(draw(4, 8), facts).save(tmp_path / "in" / "c.safetensors")
     assert (
         main(["prompts", "project", str(tmp_path / "in"), "--projector", projector, "--output", str(tmp_path / "new")])

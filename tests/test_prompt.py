@@ -1,3 +1,5 @@
+"""Prompt files: metadata, loading, checks and refusals."""
+
 import json
 import struct
 import warnings
@@ -220,7 +222,7 @@ def test_check_accepts_the_backbone_it_was_trained_on():
         make().check(backbone(), "prefix", "shared")
         make().check(backbone())
         make().check(backbone(), SimpleNamespace(name="prefix"))
-        # A folder and a hub id with one fingerprint are one backbone.
+        # A folder and a hub id with the same fingerprint are one backbone.
         make().check(backbone(id="/data/roberta"), "prefix", "shared")
 
 

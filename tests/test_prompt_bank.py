@@ -1,4 +1,4 @@
-"""Recorded prompts and texts that many prompts stand before: the same numbers as one prompt at a time."""
+"""Recorded prompts and texts shared by many prompts: the same values as one prompt at a time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_bank_scores_as_each_prompt_does(tiny: Callable[[str], Path], family: 
         bank = backbone.record(prompts)
         expected = torch.cat([backbone(prompt, batch, token_ids) for prompt in prompts])
         crossed = every_text_with_every_prompt(batch)
-        # Twice: what was recorded is not used up.
+        # Twice, since a recording is reusable.
         for _ in range(2):
             torch.testing.assert_close(backbone(bank, crossed, token_ids), expected, atol=1e-5, rtol=0)
     assert len(bank) == N

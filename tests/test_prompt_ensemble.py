@@ -1,4 +1,4 @@
-"""PromptEnsemble: prompts trained at once are those trained alone, in files, logs, checkpoints and early stopping."""
+"""PromptEnsemble: prompts trained together equal those trained alone (files, logs, checkpoints, early stopping)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ P = 4
 
 @pytest.fixture
 def task(tmp_path: Path) -> str:
-    """A task of 50 training rows: the label is the word `great` or `bad` among others."""
+    """Write a task of 50 training rows, labelled by whether they contain `great` or `bad`."""
     folder = tmp_path / "toy"
     folder.mkdir()
     words = ["the", "film", "story", "man", "very", "one", "day", "time", "friend", "dog"]
@@ -111,7 +111,7 @@ def score(prompt: Prompt) -> float:
 
 
 def test_each_gradient_is_clipped_by_itself(task: str, tiny_roberta: Path, tmp_path: Path) -> None:
-    # AdamW hardly sees the length of a gradient, so plain SGD: one step of rate 1 is as long as the clipped gradient.
+    # AdamW is nearly invariant to gradient scale, so use SGD: a step of rate 1 is as long as the clipped gradient.
     module = PromptEnsemble(
         seeds=[3, 11], backbone=str(tiny_roberta), prompt_length=P, init=Normal(0.5), schedule="constant",
         optimizer=lambda groups: torch.optim.SGD(groups, lr=1.0),
@@ -133,7 +133,7 @@ def test_every_reparameterization(task: str, tiny_roberta: Path, tmp_path: Path,
     train(alone, task, tmp_path / "alone", steps=3, seed=2)
     own = together.prompt("prompt-seed2").embeddings
     torch.testing.assert_close(own, alone.prompt().embeddings, atol=1e-5, rtol=0)
-    # A member is a copy: nothing of it is shared.
+    # Members are copies and share nothing.
     assert not torch.equal(own, together.prompt("prompt-seed1").embeddings)
 
 
@@ -157,7 +157,7 @@ def test_memory_limits_change_nothing(task: str, tiny_roberta: Path, tmp_path: P
             torch.testing.assert_close(tight.prompt(name).embeddings, free.prompt(name).embeddings, atol=1e-5, rtol=0)
         found.append({times for _, times in shapes})
     assert found[0] == {1, 2}
-    # 60 positions hold one prompt with the longest texts, and all with one short text.
+    # 60 positions fit one prompt with the longest texts, and all prompts with one short text.
     assert 1 in found[1]
 
 
@@ -182,7 +182,7 @@ def test_only_what_is_trained_is_saved_and_a_resumed_run_is_the_same(
 
 
 class Scripted(PromptEnsemble):
-    """Its first prompt never gets better, its others always do."""
+    """An ensemble whose first prompt never improves, while the others always do."""
 
     def named_scores(self, logged: Any, split: str) -> dict[str, dict[str, float]]:
         return {self.files[number]: {"score": float(number * self.global_step)} for number in self.evaluated}
@@ -199,7 +199,7 @@ def test_a_stopped_prompt_costs_nothing_and_stays_stopped(task: str, tiny_robert
     assert module.active == [1]
     checkpoint = torch.load(tmp_path / "run" / "step=5.ckpt", weights_only=True)
     assert checkpoint["active"] == [1]
-    # AdamW would go on moving it with the momentum that it has.
+    # AdamW's momentum would keep moving it.
     assert torch.equal(module.prompt("prompt-seed5").embeddings, checkpoint["state_dict"]["members.0.prompt"])
     resumed = Scripted(**options)
     train(resumed, task, tmp_path / "resumed", resume=str(tmp_path / "run" / "step=5.ckpt"), **run)

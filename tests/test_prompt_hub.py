@@ -1,4 +1,4 @@
-"""PromptHub: the walk-through of release 2.0, state in files alone, and what is refused with which words."""
+"""PromptHub: the walk-through of release 2.0, state kept in files only, and error messages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def small(output: Path, dataset: str, backbone: str, **options: Any) -> PromptTr
 
 @pytest.fixture
 def other_toy(toy: Path) -> Path:
-    """A second task over the same rows."""
+    """Write a second task over the same rows."""
     path = toy.with_name("rooms.yaml")
     path.write_text(toy.read_text().replace("name: toy", "name: rooms").replace("terrible, great", "bad, good"))
     return path
@@ -60,8 +60,8 @@ def hub(tmp_path: Path, toy: Path, tiny_roberta: Path) -> PromptHub:
 def test_the_walk_through_of_release_2(
     tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The names, the order and the return values are those of its README; built-in parts in place of roberta-base, sst2,
-    # rotten_tomatoes and roberta-large, and a few steps in place of three epochs.
+    # Names, order and return values follow the README of release 2.0, with built-in parts instead of roberta-base,
+    # sst2, rotten_tomatoes and roberta-large, and a few steps instead of three epochs.
     monkeypatch.chdir(tmp_path)
     args = small(Path("outputs"), "builtin_movies", "roberta-nano", learning_rate=1e-2)
     trainer = PromptHub(args=args)
@@ -154,13 +154,13 @@ def test_what_is_done_is_not_done_twice(
     assert runs == []
     assert "is reused" in capsys.readouterr().out
     assert (again.value, again.path) == (first.value, first.path)
-    # Its options are a file that `fit` reads too.
+    # `fit` can read its options file too.
     options = yaml.safe_load(first.path.parent.with_name("toy.yaml").read_text())
     assert (options["model"]["prompt_length"], options["trainer"]["max_steps"]) == (4, 2)
     hub.args.max_steps = 3
     with pytest.raises(UserError, match=r"trainer.max_steps 2, not 3: train_prompt\(.*, overwrite=True\)"):
         hub.train_prompt()
-    # A run that was stopped has no results yet, and goes on from its checkpoint.
+    # A stopped run has no results yet and resumes from its checkpoint.
     hub.args.max_steps = 2
     (first.path.parent / "results.csv").unlink()
     hub.train_prompt()
@@ -193,13 +193,13 @@ def test_a_prompt_that_is_trained_anew_is_looked_at_anew(hub: PromptHub, tiny_ro
     assert not torch.equal(old.after, new.after)
     alone = capture_prompts(FrozenBackbone(str(tiny_roberta)), [Prompt.load(path).embeddings])
     torch.testing.assert_close(new.after, alone["activations"][0])
-    # Other rows than before: no error about what lies in the folder of the study.
+    # Scoring other rows does not fail on the study's existing outputs.
     assert (score.n, hub.eval_prompt().n) == (10, 8)
     assert hub.mask_activated_neuron(ratio=0.5)[0].n == 8
     hub.args.limit_eval = 6
     found, mask = hub.mask_activated_neuron(ratio=0.25, scope="all")
     assert (found.n, found.masked, int(mask.sum())) == (6, 32, 32)
-    # A quarter of 2 x 64 neurons: the highest of all, wherever they are; random ones are as many.
+    # A quarter of 2 x 64 neurons: the highest over all layers; the random mask has as many.
     assert new.after[mask].min() >= new.after[~mask].max()
     assert found.table.set_index("mask")["masked"].to_dict() == {"none": 0, "own": 32, "random": 32}
 
@@ -228,7 +228,7 @@ def test_another_backbone_and_several_tasks(
     assert (len(controls), len(drawn)) == (2, 4)
     assert (score.control, score.random) == (pytest.approx(controls.mean()), pytest.approx(drawn.mean()))
     assert score.own == pytest.approx(float(hub.eval_prompt(target)))
-    # A source prompt that was trained anew makes the projector an old one.
+    # Retraining a source prompt makes the projector outdated.
     hub.args.seed = 1
     hub.train_prompt(task=rooms, overwrite=True)
     hub.args.seed = 0
@@ -252,7 +252,7 @@ def test_what_is_missing_is_told_with_the_call_that_makes_it(hub: PromptHub, oth
         with pytest.raises(UserError) as caught:
             verb()
         assert call in str(caught.value), verb
-        # In a notebook one line stands in place of the traceback.
+        # A notebook shows one line instead of the traceback.
         assert caught.value._render_traceback_() == [f"error: {caught.value}"]
     hub.train_prompt()
     with pytest.raises(UserError, match=r"cross_model_train\(.*'bert-nano', .*\) trains it"):

@@ -1,4 +1,4 @@
-"""PromptTuning: what is trained, what is saved, and that a killed run ends as an undisturbed one."""
+"""PromptTuning: trained parameters, saved files, and a killed and resumed run that equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ P, H = 4, 16
 
 @pytest.fixture
 def task(tmp_path: Path) -> str:
-    """A task of 50 training rows: the label is the word `great` or `bad` among others."""
+    """Write a task of 50 training rows, labelled by whether they contain `great` or `bad`."""
     folder = tmp_path / "toy"
     folder.mkdir()
     words = ["the", "film", "story", "man", "very", "one", "day", "time", "friend", "dog"]
@@ -52,7 +52,7 @@ def task(tmp_path: Path) -> str:
 
 def make(task: str, backbone: Path, tmp_path: Path, **options: Any) -> tuple[PromptTuning, TaskDataModule]:
     workers, max_tokens = options.pop("num_workers", 0), options.pop("max_tokens", None)
-    # Not `torch.manual_seed`: Lightning seeds the processes that it makes from this one.
+    # Not `torch.manual_seed`: Lightning seeds its processes from this call.
     L.seed_everything(7)
     module = PromptTuning(str(backbone), prompt_length=P, **{"init": Normal(0.5), **options})
     data = TaskDataModule(
@@ -62,7 +62,7 @@ def make(task: str, backbone: Path, tmp_path: Path, **options: Any) -> tuple[Pro
 
 
 class Recorder(Callback):
-    """Remembers the example ids of every training batch."""
+    """A callback that records the example ids of every training batch."""
 
     def __init__(self) -> None:
         self.ids: list[list[int]] = []
@@ -112,7 +112,7 @@ def test_only_the_prompt_is_trained_and_saved(
 def test_resumed_run_equals_an_undisturbed_one(
     task: str, tiny_roberta: Path, tmp_path: Path, num_workers: int, killed_at: int
 ) -> None:
-    # 50 rows in batches of 8: an epoch has 7 batches, so one kill lies inside an epoch and one at its end.
+    # 50 rows in batches of 8: an epoch has 7 batches, so one kill is inside an epoch and one at its end.
     module, data = make(task, tiny_roberta, tmp_path, num_workers=num_workers)
     _, whole = train(module, data, tmp_path / "whole", 12)
     expected = module.prompt().embeddings
@@ -121,14 +121,14 @@ def test_resumed_run_equals_an_undisturbed_one(
     _, rest = train(resumed, data, tmp_path / "rest", 12, resume=str(tmp_path / "whole" / f"step={killed_at}.ckpt"))
     assert rest.ids == whole.ids[killed_at:]
     assert torch.equal(resumed.prompt().embeddings, expected)
-    if killed_at < 5:  # the best prompt may be older than a later kill, and then stays where the killed run left it
+    if killed_at < 5:  # a later kill may follow the best prompt, which then stays in the killed run's folder
         ends = [Prompt.load(tmp_path / name / "prompt.safetensors") for name in ("whole", "rest")]
         assert torch.equal(ends[0].embeddings, ends[1].embeddings)
         assert ends[0].metadata["score"] == ends[1].metadata["score"]
 
 
 def test_a_resumed_run_goes_on_with_the_same_random_numbers(task: str, tiny_roberta: Path, tmp_path: Path) -> None:
-    """Dropout draws from the generator that the checkpoint keeps."""
+    """Dropout draws from the generator that the checkpoint stores."""
     module, data = make(task, tiny_roberta, tmp_path, backbone_dropout=True)
     train(module, data, tmp_path / "whole", 5)
     checkpoint = torch.load(tmp_path / "whole" / "step=3.ckpt", weights_only=True)

@@ -1,4 +1,4 @@
-"""What holds for any task file, text, batch and file, not only for those that somebody thought of."""
+"""Property tests for arbitrary task files, texts, batches and files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ GOOD = {"name": "trec", "columns": {"text_a": "text"}, "label_words": ["yes", "n
 
 
 def _task(text: str) -> Task | None:
-    """The task of a file with this text, None where it is refused."""
+    """Parse a task file with this text; return None if it is refused."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "task.yaml"
         path.write_text(text, encoding="utf-8")
@@ -87,7 +87,7 @@ def encoders(tiny: Callable[[str], Path]) -> dict[str, TextEncoder]:
 
 
 def _ends(name: str, encoder: TextEncoder, cue: str) -> tuple[list[int], list[int]]:
-    """What stands before and behind every text."""
+    """Return the tokens before and after every text."""
     (empty,) = encoder.encode([""], None, 60, cue=cue)
     if name in ("roberta", "bert"):
         return empty[:1], empty[1:]
@@ -111,10 +111,10 @@ def test_any_text_keeps_its_frame_and_its_length(
     if len(whole) <= room:
         assert short == whole
     elif second is None:
-        # Cut at its end, and full.
+        # Truncated at its end, filling the room.
         kept = len(short) - len(end)
         assert (len(short), short[:kept]) == (room, whole[:kept])
-    # The same among others: no example knows its neighbours.
+    # Independent of the other examples.
     assert encoder.encode(["a", first], None if second is None else ["b", second], room, cue=cue)[1] == short
 
 
@@ -170,7 +170,7 @@ def test_a_prompt_comes_back_bit_for_bit(rows: np.ndarray, initial: bool, facts:
     with tempfile.TemporaryDirectory() as folder:
         path = prompt.save(Path(folder) / "p.safetensors")
         again = Prompt.load(path)
-        # Also the sign of a zero, which a comparison of numbers does not see.
+        # Compare bytes: an equality of numbers would miss the sign of zero.
         assert again.embeddings.numpy().tobytes() == rows.tobytes()
         assert (again.initial is not None) == initial
         assert facts.items() <= again.metadata.items()

@@ -1,4 +1,4 @@
-"""Where numbers come from: the file beside them, and what it keeps from happening."""
+"""Provenance files, and the mix-ups they prevent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def table(tokens: list[int], labels: list[int], task: int = 0) -> TokenTable:
-    """Two rows of two tokens."""
+    """Build a table of two rows with two tokens each."""
     ids = np.arange(2) + (task << 32)
     offsets = np.array([0, 2, 4])
     return TokenTable(np.array(tokens, dtype=np.int32), offsets, np.array(labels), np.full(2, task), ids)
@@ -49,7 +49,7 @@ def test_the_commit_is_that_of_the_checkout(tmp_path: Path, monkeypatch: pytest.
         found = commit()
         assert found is not None
         assert found.removesuffix("-dirty") == head.stdout.strip()
-    # As installed from a wheel.
+    # As if installed from a wheel.
     monkeypatch.setattr(paths, "PACKAGE", tmp_path / "prompt_transfer")
     assert commit() is None
 
@@ -72,7 +72,7 @@ def test_other_training_rows_are_refused(tmp_path: Path) -> None:
     check_same_data(tmp_path, {"toy": {"train": "x"}})
     write_provenance(tmp_path, "fit", {}, {"toy": {"train": "x", "validation": "y"}})
     check_same_data(tmp_path, {"toy": {"train": "x", "validation": "z"}})
-    with pytest.raises(UserError, match="training rows of toy are not those it began with"):
+    with pytest.raises(UserError, match="the training rows of toy changed since it started; restore them"):
         check_same_data(tmp_path, {"toy": {"train": "z"}})
 
 
@@ -89,11 +89,11 @@ def test_a_run_tells_where_it_comes_from_and_goes_on_with_the_same_rows(
     found = json.loads((output / "provenance.json").read_text())
     assert [(process["step"], process["device"]) for process in found["processes"]] == [(0, "cpu"), (4, "cpu")]
     assert found["data"] == first["data"]
-    # Rows of the same number and length, which the position in the data does not tell apart.
+    # Other rows of the same number and length, which positions alone cannot distinguish.
     rows = tmp_path / "data" / "toy" / "train.csv"
     rows.write_text(rows.read_text().replace("good", "fine"))
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    assert "the training rows of toy are not those" in error_of(capsys, main([*again, "8"]))
+    assert "the training rows of toy changed since it started; restore them" in error_of(capsys, main([*again, "8"]))
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 

@@ -1,4 +1,4 @@
-"""Runs on Ray: what is asked of it and made of its answers; whole sweeps on a cluster of this machine."""
+"""Runs on Ray: requests and handling of answers with a fake, and whole sweeps on a local cluster."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from prompt_transfer.utils import paths
 from prompt_transfer.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-WAIT = 1800.0  # on a machine with nothing else to do seconds are enough
-# What differs between two ways to the same numbers.
+WAIT = 1800.0  # seconds suffice on an idle machine
+# Columns that may differ between equivalent runs.
 OTHERWISE = ["seconds", "attempts"]
 
 
-# With RAY_ADDRESS set, the cluster there is taken: on a machine with much else to do Ray gives up when it starts.
+# Set RAY_ADDRESS to use a running cluster; Ray's start may time out on a busy machine.
 on_a_cluster = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -e .[ray]")
 
 
@@ -40,7 +40,7 @@ RUNS = [Run(name, {"data.task": name}, {}) for name in ("a", "b", "c", "d")]
 
 
 class FakeRay(ModuleType):
-    """Does what a script says in place of a cluster: an outcome of `attempt`, or an error, for each start of a run."""
+    """A scripted stand-in for Ray: an outcome of `attempt`, or an error, for each start of a run."""
 
     def __init__(self, script: dict[str, list[Outcome | Exception]], machines: list[dict[str, float]]) -> None:
         super().__init__("ray")
@@ -189,7 +189,7 @@ def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
 
 
 def sweep(folder: Path, *more: str) -> subprocess.Popen[bytes]:
-    """The sweep `plan.yaml` of a folder, into its folder `out`; relative paths, so that tables name the same ones."""
+    """Run the sweep `plan.yaml` of a folder into its folder `out`; relative paths keep tables comparable."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment["PROMPT_TRANSFER_CACHE"] = str(folder.parent / "cache")
     command = [sys.executable, "-m", "prompt_transfer", "sweep", "--config", "plan.yaml", "--output", "out", *more]
@@ -197,7 +197,7 @@ def sweep(folder: Path, *more: str) -> subprocess.Popen[bytes]:
 
 
 def plan(folder: Path, toy: Path, backbone: Path, runs: int) -> Path:
-    """A sweep of tiny runs, each long enough to be killed in the middle."""
+    """Write a sweep of tiny runs, each long enough to be killed midway."""
     folder.mkdir()
     content = {
         "fit": {
@@ -213,7 +213,7 @@ def plan(folder: Path, toy: Path, backbone: Path, runs: int) -> Path:
 
 
 def processes() -> Iterator[tuple[int, int, str]]:
-    """Number, parent and command of all processes."""
+    """Yield number, parent and command of each process."""
     for place in Path("/proc").glob("[0-9]*"):
         try:
             command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -224,7 +224,7 @@ def processes() -> Iterator[tuple[int, int, str]]:
 
 
 def fits(folder: Path) -> dict[int, int]:
-    """Number -> parent of the runs of a folder."""
+    """Return number -> parent of the running fits of a folder."""
     found = {}
     for number, parent, command in processes():
         try:

@@ -1,4 +1,4 @@
-"""README and tour: their commands run, their figures are those of the results, their paths exist.
+"""README and tour: commands run, figures match the results, and paths exist.
 
 The quick start runs with few steps here, and in full among the slow tests.
 """
@@ -33,9 +33,9 @@ from prompt_transfer.tasks.registry import get_task, task_names
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FINDINGS = (ROOT / "docs/pages/findings.md").read_text(encoding="utf-8")
-# The tour continues where the README ends: its commands use the runs that the README makes.
+# The tour continues the README and uses its runs.
 SHOWN = README + (ROOT / "docs/pages/tour.md").read_text(encoding="utf-8")
-# A run of some steps, for commands that would train for minutes.
+# Options that shorten commands which would train for minutes.
 SHORT = {
     "fit": ["--trainer.max_steps", "6", "--trainer.val_check_interval", "3", "--data.limit_eval", "100"],
     "test": ["--data.limit_eval", "100"],
@@ -57,7 +57,7 @@ def commands() -> list[list[str]]:
 
 
 def stand_in(command: list[str], backbone: Path, root: Path) -> list[str]:
-    """The same command with a tiny model and rows of our own in place of what lies on the hub."""
+    """Replace hub models and data in a command by a tiny model and local rows."""
     if "FacebookAI/roberta-base" not in command:
         return command
     local = ["--data.source", "local", "--data.root", str(root)]
@@ -75,7 +75,7 @@ def test_the_shell_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PROMPT_TRANSFER_CACHE", str(tmp_path / "cache"))
     write_rows(tmp_path / "data" / "sst2", "sentence", 2)
-    # The reader's own task: the YAML of the README and the folder that it names.
+    # The user's own task: the README's YAML and the folder it names.
     (text,) = blocks("yaml")
     (tmp_path / "trec.yaml").write_text(text)
     write_rows(tmp_path / "trec_folder", "text", 3)
@@ -91,13 +91,13 @@ def test_the_shell_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def shown_alone() -> list[list[str]]:
-    """Commands of blocks that need more than the reader has at that point: published prompts, a hub, real data."""
+    """Return the commands that need more than the reader has at that point: published prompts, a hub, real data."""
     lines = [line for block in blocks("") for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("prompt-transfer ")]
 
 
 def save_prompts(folder: Path, backbone: FrozenBackbone, runs: Mapping[str, str]) -> None:
-    """A prompt of random numbers in every run, for its task."""
+    """Save a random prompt for the task of each run."""
     for number, (run, task) in enumerate(runs.items()):
         rows = torch.randn(20, backbone.hidden_size, generator=torch.Generator().manual_seed(number))
         facts = prompt_facts(backbone, head="lm", task=task)
@@ -105,7 +105,7 @@ def save_prompts(folder: Path, backbone: FrozenBackbone, runs: Mapping[str, str]
 
 
 def save_wide(tiny: Path, folder: Path) -> Path:
-    """A model that the published prompts of RoBERTa-base fit, and their label words, which are ids."""
+    """Save a model that fits the published prompts of RoBERTa-base and their label words, which are ids."""
     config = AutoConfig.from_pretrained(tiny)
     config.update({"hidden_size": 768, "num_hidden_layers": 1, "num_attention_heads": 12})
     config.update({"max_position_embeddings": 256, "vocab_size": 13000})
@@ -117,7 +117,7 @@ def save_wide(tiny: Path, folder: Path) -> Path:
 
 
 def test_the_other_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_roberta: Path) -> None:
-    """With prompts of random numbers, a published one made here, a hub on this machine, and rows of our own."""
+    """Run them with random prompts, a locally made published prompt, a local hub, and local rows."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PROMPT_TRANSFER_CACHE", str(tmp_path / "cache"))
     tasks = ("imdb", "laptop", "mnli", "sst2", "snli")
@@ -178,7 +178,7 @@ def test_every_command_in_the_text_is_one(capsys: pytest.CaptureFixture[str]) ->
     for words in found:
         own = words[:2] if words[0] in ("prompts", "tasks", "data", "neurons") else words[:1]
         for option in (word for word in words if word.startswith("--")):
-            # A sweep hands the options of fit on.
+            # A sweep passes on the options of fit.
             verb = ["fit"] if own == ["sweep"] and option.startswith(GROUPS) else own
             if str(verb) not in helps:
                 with contextlib.suppress(SystemExit):
@@ -255,7 +255,7 @@ def test_the_tree_of_the_readme_is_that_of_the_repository() -> None:
         first = line.split()[0]
         folders = [(depth, folder) for depth, folder in folders if depth < indent]
         here = ROOT.joinpath(*(folder for _, folder in folders))
-        # A name right below a folder, then files of it that the text after it mentions.
+        # A name directly below a folder, then files of it mentioned in the text.
         names = re.findall(r"(?<![\w/])[a-z_0-9]+(?:/[a-z_0-9]+\.py|\.py|/)(?=[\s;,:)]|$)", line)
         assert names or first[0].isalpha(), line
         for name in names:
@@ -280,7 +280,7 @@ def test_make_targets_are_there() -> None:
 
 
 def test_the_python_blocks_run(tmp_path: Path) -> None:
-    # In one process: each imports what it uses, and torch is imported once.
+    # In one process, to import torch once: each block imports what it uses.
     code = "\n".join(blocks("python"))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Real pretrained models, where they were fetched: `make test-real`."""
+"""Real pretrained models, if they were fetched: `make test-real`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_smollm2_is_what_transformers_reads() -> None:
         assert ours.tokenizer(text)["input_ids"] == ids
         with torch.no_grad():
             expected, found = (model(torch.tensor([ids])).logits for model in (own, ours.model))
-        # Logits reach 36: the products of the frozen layers are summed in another order.
+        # Logits reach 36; frozen layers sum products in another order.
         assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
         assert torch.equal(found.argmax(-1), expected.argmax(-1))
     weights = ours.model.state_dict()
@@ -61,7 +61,7 @@ def test_a_prompt_of_smollm2_trains() -> None:
 
 
 def losses_of(model_class: type, data_class: type, steps: int) -> list[float]:
-    """Training losses of a prompt of 20 on the built-in films, a batch of 8 a step."""
+    """Return the training losses of a prompt of 20 tokens on the built-in films, one batch of 8 per step."""
     import lightning as L
 
     losses: list[float] = []

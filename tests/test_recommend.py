@@ -1,4 +1,4 @@
-"""`prompts recommend`: rankings worked out in other ways, what is done with them, and what is refused."""
+"""`prompts recommend`: rankings against independent computations, their use, and errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> dict[str, str]:
-    """Name -> YAML file; training and test rows are the same."""
+    """Write the tasks; return name -> YAML file. Training and test rows are the same."""
     generator = np.random.default_rng(0)
     paths = {}
     for task, (kind, words, _) in TASKS.items():
@@ -94,7 +94,7 @@ def backbone(tiny_roberta: Path) -> FrozenBackbone:
 
 @pytest.fixture
 def prompts(tmp_path: Path, tasks: dict[str, str], backbone: FrozenBackbone) -> Path:
-    """A prompt for each task, of one start."""
+    """Save a prompt for each task, all from one start."""
     for seed, task in enumerate(tasks):
         save(tmp_path / "prompts", backbone, task, seed)
     return tmp_path / "prompts"
@@ -154,7 +154,7 @@ def test_several_prompts_of_the_target_are_averaged(run: Run, prompts: Path, bac
     stacked = torch.stack([rows(seed) for seed in (0, 7, 1, 8)])
     cosines = indicators.cosine_concat(stacked).numpy()
     mine = column(found, "cosine_concat", "films")
-    # What was made of the target's prompt is not its own prompt, and a source under its name.
+    # A prompt derived from the target's is not its own prompt, but a source under its name.
     assert set(mine) == {"books", "rooms", "pairs", "negated"}
     assert mine["books"] == pytest.approx((cosines[0, 2] + cosines[1, 2]) / 2, abs=1e-6)
     assert set(found.table["source"]) == {"books", "rooms", "pairs", "negated"}
@@ -163,7 +163,7 @@ def test_several_prompts_of_the_target_are_averaged(run: Run, prompts: Path, bac
 def test_scores_on_a_sample_are_those_of_the_transfer_matrix(
     run: Run, tiny_roberta: Path, prompts: Path, tasks: dict[str, str], tmp_path: Path
 ) -> None:
-    # The sample is the whole training split, which has the rows of the test split.
+    # The sample is the whole training split, which equals the test split.
     found = run("books", "pairs", sample=ROWS, target="none")
     data = EvaluationData("local", max_tokens=600)
     names = [tasks[name] for name in ("books", "pairs")]
@@ -196,7 +196,7 @@ def test_a_target_without_a_prompt_is_tuned_once(
     found = run("rooms")
     path = tmp_path / "out" / "target" / "rooms-tuned.safetensors"
     tuned = Prompt.load(path)
-    # From the start that the sources share, so that task vectors can be compared.
+    # Tuned from the start that the sources share, so that task vectors are comparable.
     assert torch.equal(tuned.initial, rows(99))
     assert not torch.equal(tuned.embeddings, tuned.initial)
     assert tuned.metadata["steps"] == "2"
@@ -215,7 +215,7 @@ def test_a_target_without_a_prompt_is_tuned_once(
     pd.testing.assert_frame_equal(again.table, found.table)
     with pytest.raises(AssertionError, match="tuned again"):
         run("rooms", steps=3)
-    # The target's own prompt is no source either when another is compared with.
+    # The target's own prompt is no source, even if another prompt is compared.
     with pytest.raises(AssertionError, match="tuned again"):
         run("films", target="tuned")
 
@@ -254,12 +254,12 @@ def test_rankings_are_judged_by_a_matrix(run: Run, tmp_path: Path) -> None:
     assert any("books is not judged" in note for note in found.notes)
     assert any("not judged for films, for lack of a score in the matrix: pairs" in note for note in found.notes)
     means = found.quality.set_index(["ranking", "statistic"])
-    # Label words put books (1) before rooms (1/3), as the matrix has it; of two sources one is lost half the time.
+    # Label words rank books (1) before rooms (1/3), as the matrix does; data size picks rooms and loses half.
     assert means.loc[("label_word_overlap", "ndcg"), "mean"] == pytest.approx(1)
     assert means.loc[("label_word_overlap", "regret_at_1"), "mean"] == 0
     assert means.loc[("data_size", "regret_at_1"), "mean"] == pytest.approx(0.5)
     assert means.loc[("random_order", "regret_at_1"), "mean"] == pytest.approx(0.25)
-    # Judged over five samples of six rows, recommended by the first.
+    # Judged over five samples of six rows; recommended from the first.
     rows = pd.read_csv(tmp_path / "out" / "judgements.csv")
     assert sorted(rows[(rows["ranking"] == "sample_score") & (rows["statistic"] == "ndcg")]["seed"]) == [0, 1, 2, 3, 4]
     assert rows[rows["ranking"] == "data_size"]["seed"].isna().all()
@@ -363,7 +363,7 @@ def test_weighted_average(
     assert made.metadata["arithmetic"].startswith("average(0.75 * ")
     (fit,) = steps(capsys.readouterr().out)
     assert fit[fit.index("--model.init.prompt") + 1] == str(path)
-    # The same from the table; the configuration that is kept names the prompts, not the table.
+    # The same from the table; the stored configuration names the prompts, not the table.
     table = tmp_path / "out" / "recommendation.csv"
     start = fit[: fit.index("--model.init")]
     named = ["--model.init", "FromPrompt", "--model.init.recommendation", str(table), "--model.init.top", "3"]

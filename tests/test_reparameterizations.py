@@ -1,3 +1,5 @@
+"""Reparameterizations: parameter counts, starts and training."""
+
 import copy
 from types import SimpleNamespace
 
@@ -24,7 +26,7 @@ BACKBONE = SimpleNamespace(
     tokenizer=FakeTokenizer(), embedding_weight=torch.randn(V, H, generator=torch.Generator().manual_seed(3))
 )
 INITIAL = torch.randn(P, H, generator=torch.Generator().manual_seed(4))
-# Class, options, trained numbers worked out by hand for P = 5, H = 12.
+# Class, options, number of trained parameters worked out by hand for P = 5, H = 12.
 CASES = [
     (Plain, {}, 60),
     (ResidualMLP, {"bottleneck": 3}, 60 + 2 * 12 * 3),
@@ -39,7 +41,7 @@ def build(kind, options, seed=0, initial=INITIAL):
 
 
 def train(module, steps=30):
-    """Pull the prompt towards a fixed target; returns the loss before and after."""
+    """Pull the prompt towards a fixed target; return the loss before and after."""
     target = torch.randn(P, H, generator=torch.Generator().manual_seed(5))
     optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
     losses = []

@@ -1,4 +1,4 @@
-"""Prompts to and from a hub that runs on this machine."""
+"""Pushing prompts to a local hub and pulling them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
 
 
 def results_of(prompt: Path) -> pd.DataFrame:
-    """As `test --output` leaves them."""
+    """Write results as `test --output` does."""
     common: dict[str, Any] = {"task": "sst2", "split": "test (official)", "metric": "accuracy", "n": 100}
     return pd.DataFrame(
         [
@@ -88,12 +88,12 @@ def test_there_and_back(hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixt
     assert torch.equal(back.initial, rows(1))
     assert back.metadata["hub_revision"] == commit
     assert (back.metadata["hub_repo"], back.metadata["hub_file"]) == (REPO, "films.safetensors")
-    # No path of this machine went along; the prompt here kept its own.
+    # The pushed prompt contains no local path; the original keeps its own.
     assert back.metadata["data_root"] == "data"
     assert back.metadata["init"] == "FromPrompt(prompt=['start.safetensors'])"
     assert Prompt.load(source).metadata["data_root"] == "/home/me/secret/data"
 
-    # The token went to the hub and nowhere else.
+    # The token is sent to the hub and stored nowhere else.
     assert {token for method, _, token in hub.seen if method == "POST"} == {f"Bearer {TOKEN}"}
     assert TOKEN not in "".join([*printed, *printed_too])
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -112,7 +112,7 @@ def test_revisions_and_a_second_push(hub: FakeHub, tmp_path: Path, capsys: pytes
     assert main(["prompts", "push", str(second), "--repo", REPO, "--revision", "next"]) == 0
     assert hub.repos[REPO]["branches"]["main"] == old
     card = hub.files(REPO, "next")["README.md"].decode()
-    # What was there before stays, in the card too.
+    # The first prompt stays in the repository and on the card.
     assert "## one.safetensors" in card
     assert "No score is known." in card
     assert "Score: f1 0.800" in card
@@ -126,7 +126,7 @@ def test_revisions_and_a_second_push(hub: FakeHub, tmp_path: Path, capsys: pytes
     capsys.readouterr()
     assert main(["prompts", "pull", REPO, "--revision", "absent", "--output", str(tmp_path / "x")]) == 2
     assert "no such --revision" in capsys.readouterr().err
-    # A card that people wrote is theirs.
+    # A handwritten card is not changed.
     hub.put(REPO, {"README.md": b"my own words"})
     assert main(["prompts", "push", str(second), "--repo", REPO]) == 0
     assert "written by hand" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Tables: what is written is tidy, what is shown can be read on 80 columns."""
+"""Tables: tidy files, and printed tables that fit 80 columns."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_names_are_broken_at_their_marks() -> None:
     assert results.fold("a builtin_restaurants", 12).splitlines() == ["a builtin_", "restaurants"]
     assert results.fold("abcdefgh", 3).splitlines() == ["abc", "def", "gh"]
     assert results.fold("", 3) == ""
-    # An interval and a negative number stay whole.
+    # An interval and a negative number are not split.
     assert results.fold("0.955 " + results.interval(-0.12, 1, 2), 13).splitlines() == ["0.955", "-0.12 to 1.00"]
     assert results.interval(float("nan"), float("nan"), 2) == "-"
 

@@ -1,4 +1,4 @@
-"""Run folders: what may be overwritten, what a kill or Ctrl-C leaves, and how a run goes on."""
+"""Run folders: overwriting, kills, Ctrl-C and resuming."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def evaluations(output: Path) -> list[int]:
-    """Optimizer steps done at each evaluation of the run."""
+    """Return the optimizer steps of each of the run's evaluations."""
     frame = pd.read_csv(output / "logs" / "metrics.csv")
     return (frame.dropna(subset=["validation/score"])["step"] + 1).astype(int).tolist()
 
@@ -39,7 +39,7 @@ def evaluations(output: Path) -> list[int]:
 def test_overwrite_takes_no_folder_of_other_files(
     toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # As a checkout of this project: its own `checkpoints` must survive `--output . --overwrite`.
+    # Simulate a checkout of this project: `--output . --overwrite` must keep its `checkpoints`.
     precious = tmp_path / "project" / "checkpoints" / "model.safetensors"
     precious.parent.mkdir(parents=True)
     precious.write_text("weights")
@@ -163,7 +163,7 @@ def test_what_a_run_began_with_stays(
 
 
 def test_a_run_of_another_release_keeps_its_frame(toy: Path, tmp_path: Path) -> None:
-    """Before there was a layout with the start token, a configuration without a layout meant the one without it."""
+    """Before the layout with a start token existed, a configuration without a layout meant the one without it."""
     output, llama = tmp_path / "run", save_llama(byte_level_with_start(), tmp_path / "llama")
     assert fit(toy, llama, output, "--model.layout", "answer_last") == 0
     config = yaml.safe_load((output / "config.yaml").read_text())
@@ -175,7 +175,7 @@ def test_a_run_of_another_release_keeps_its_frame(toy: Path, tmp_path: Path) -> 
     again = ["--prompt", str(output), "--random_prompts", "0"]
     assert main(["test", *again, "--output", str(tmp_path / "test")]) == 0
     assert set(pd.read_csv(tmp_path / "test" / "results.csv")["layout"]) == {"answer_last"}
-    # A text of no tokens is answered too, without a cue and without a start token.
+    # An empty text without cue or start token is answered too.
     (tmp_path / "texts.csv").write_text('text\n""\nthe film is good\n')
     assert (
         main(
@@ -233,13 +233,13 @@ def start(toy: Path, backbone: Path, output: Path, *more: str) -> subprocess.Pop
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Where the tests run in the background their shell has told them to ignore Ctrl-C; the command shall not.
+        # A shell that runs the tests in the background ignores Ctrl-C; the command must not inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 300  # a few seconds on a machine with nothing else to do
+    deadline = time.monotonic() + 300  # a few seconds on an idle machine
     while not path.is_file():
         assert process.poll() is None, process.stderr and process.stderr.read()
         if time.monotonic() > deadline:
@@ -266,7 +266,7 @@ def test_ctrl_c_says_how_to_go_on(toy: Path, tiny_roberta: Path, tmp_path: Path)
 @pytest.mark.timeout(600)
 def test_a_killed_run_goes_on_to_the_same_prompt(toy: Path, tiny_roberta: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    # A constant rate: the schedule of the killed run was made for more steps than the other's.
+    # A constant learning rate: the killed run's schedule would be longer than the other's.
     constant = ["--model.schedule", "constant", "--data.batch_size", "8"]
     process = start(toy, tiny_roberta, killed, *LONG, *constant)
     wait_for(killed / "checkpoints" / "last.ckpt", process)
@@ -283,5 +283,5 @@ def test_a_killed_run_goes_on_to_the_same_prompt(toy: Path, tiny_roberta: Path, 
     assert torch.equal(one, other)
     assert torch.equal(*(Prompt.load(folder / "prompt.safetensors").embeddings for folder in (whole, killed)))
     assert yaml.safe_load((killed / "config.yaml").read_text())["trainer"]["max_steps"] == done + 20
-    # What was logged after the checkpoint and before the kill is not logged twice.
+    # Steps between checkpoint and kill are not logged twice.
     assert evaluations(killed) == evaluations(whole)

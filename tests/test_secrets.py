@@ -1,4 +1,4 @@
-"""Nothing secret is told or kept, and nothing that comes with a model or a file is run."""
+"""Secrets are neither printed nor stored, and code that comes with a model or file is not run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_run_keeps_and_tells_no_secret(
     toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "run"
-    # Even an option that holds one is not written down.
+    # Even an option that contains a secret is not stored.
     assert fit(toy, tiny_roberta, output, "--data.cache_dir", str(tmp_path / TOKEN)) == 0
     assert main(["test", "--prompt", str(output), "--output", str(tmp_path / "test")]) == 0
     assert main(["--debug", "test", "--prompt", str(tmp_path / TOKEN / "none.safetensors")]) == 2
@@ -57,7 +57,7 @@ def test_a_run_keeps_and_tells_no_secret(
 
 
 def copied(model: Path, folder: Path, **facts: Any) -> Path:
-    """A copy of a model's folder with other facts in its config.json."""
+    """Copy a model's folder with other values in its config.json."""
     shutil.copytree(model, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **facts}))
@@ -110,7 +110,7 @@ def test_what_the_hub_gave_is_recorded(tiny_roberta: Path, monkeypatch: pytest.M
 
     def downloaded(*options: Any) -> Any:
         loaded = load(*options)
-        # As transformers marks the configuration of what it has downloaded.
+        # As transformers marks the configuration of a downloaded model.
         loaded[0].config._commit_hash = "5e1f" * 10
         return loaded
 
@@ -132,7 +132,7 @@ def test_a_pinned_revision_goes_along_with_the_prompt(
     prompt = Prompt.load(path)
     assert prompt.metadata["data_revision"] == ""
     Prompt(prompt.embeddings, {**prompt.metadata, "data_revision": "abc"}).save(path)
-    # The task of the prompt is read as it was; another one knows nothing of that commit.
+    # The prompt's own task is read at its commit; the commit does not apply to another task.
     assert "--data.revision abc" in error_of(capsys, main(["test", "--prompt", str(path)]))
     other = ["--data.task", str(toy), "--data.source", "local", "--random_prompts", "0"]
     assert main(["test", "--prompt", str(path), *other]) == 0

@@ -1,4 +1,4 @@
-"""How good a ranking was: values worked out by hand, and a random order as the mean over all orders."""
+"""Quality of rankings: values by hand, and a random order as the mean over all orders."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_prompts_of_one_task_count_with_their_mean() -> None:
     rankings = {"good": np.array([[1.0, 3.0, 1.5, np.nan]]), "samples": np.array([[3.0, 3.0, 1, 0], [0, 0, 1, 2]])}
     rows = quality("t", rankings, ["a", "a", "b", "unknown"], {"a": 0.9, "b": 0.5, "c": 0.1})
     table = {(row["ranking"], row["seed"], row["statistic"]): row for row in rows}
-    # The two of a have the mean 2, before b with 1.5; what the matrix does not know is no source.
+    # The two prompts of a have the mean 2, before b with 1.5; tasks outside the matrix are not sources.
     assert table["good", None, "regret_at_1"]["value"] == 0
     assert table["good", None, "ndcg"]["n"] == 2
     assert table["samples", 0, "regret_at_1"]["value"] == 0
@@ -49,7 +49,7 @@ def test_means_over_targets_and_samples() -> None:
     def row(target: str, seed: int, value: float) -> dict[str, object]:
         return {"target": target, "ranking": "r", "seed": seed, "statistic": "ndcg", "value": value, "n": 3}
 
-    # One target: over its samples. Several: over targets, each with the mean of its samples.
+    # One target: interval over its samples. Several: over targets, each with the mean of its samples.
     one = summarize([row("t", 0, 0.5), row("t", 1, 0.6), row("t", 2, 0.7)]).iloc[0]
     assert (one["mean"], one["targets"], one["seeds"]) == (pytest.approx(0.6), 1, 3)
     assert (one["low"], one["high"]) == (pytest.approx(0.5), pytest.approx(0.7))
@@ -57,7 +57,7 @@ def test_means_over_targets_and_samples() -> None:
     several = summarize(rows).iloc[0]
     assert (several["mean"], several["targets"]) == (pytest.approx(0.8), 3)
     assert (several["low"], several["high"]) == (pytest.approx(0.6), pytest.approx(1))
-    # Of two an interval would be the two.
+    # With two targets an interval would just be the two values.
     assert math.isnan(summarize([row("t", 0, 0.5), row("u", 0, 0.7)]).iloc[0]["low"])
 
 

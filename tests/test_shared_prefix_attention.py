@@ -1,4 +1,4 @@
-"""Attention of texts behind one prompt, apart from it, against the two put together."""
+"""Attention over a separate shared prefix, against attention over the concatenation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MASKS: dict[str, tuple[int, Tensor | None, Tensor | None]] = {
 
 
 def tensors(groups: int) -> list[Tensor]:
-    """Query, key and value of the text, key and value of the prompt."""
+    """Return query, key and value of the text, and key and value of the prompt."""
     generator = torch.Generator().manual_seed(0)
     heads = HEADS // groups
     shapes = ((B, HEADS, T, D), (B, heads, T, D), (B, heads, T, D), (1, heads, P, D), (1, heads, P, D))
@@ -94,7 +94,7 @@ def test_a_backbone_computes_the_same(
         logits.logsumexp(dim=1).sum().backward()
         assert prompt.grad is not None
         found.append((logits, prompt.grad))
-        # Without a gradient nothing changes.
+        # The same values without gradients.
         with torch.no_grad():
             torch.testing.assert_close(backbone(prompt, batch, words(backbone)), logits, rtol=0, atol=1e-5)
         assert used

@@ -1,4 +1,4 @@
-"""The backbones that ship with the project: whole, small, better than word frequencies, at home in every task."""
+"""Bundled backbones: complete, small, better than word frequencies, and usable for every task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_all_together_are_small() -> None:
     assert set(sizes) == {"roberta-nano", "bert-nano", "gpt2-nano", "t5-nano", "roberta-micro"}
     assert max(size for name, size in sizes.items() if name != "t5-nano") < 25
     assert sizes["t5-nano"] < 27
-    # With the prompts.
+    # Including the prompts.
     assert sum(file.stat().st_size for file in shipped("checkpoints").rglob("*.*") if file.is_file()) / 1e6 < 90
 
 
@@ -60,7 +60,7 @@ def test_every_task_has_an_answer_on_every_backbone(name: str) -> None:
 
 
 def test_a_good_film_is_not_a_bad_one() -> None:
-    # What pretraining is for: behind "it was" the masked models expect a word of the text's kind.
+    # The purpose of pretraining: after "it was" the masked models expect a word of the text's kind.
     for name in ("roberta-nano", "roberta-micro", "bert-nano"):
         backbone = FrozenBackbone(name)
         tokenizer = backbone.tokenizer

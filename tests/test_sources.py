@@ -1,4 +1,4 @@
-"""Loading tasks: hand-made folders for every rule and complaint, and the real data where they are at hand."""
+"""Loading tasks: folders for every rule and error, and the real data if available."""
 
 from __future__ import annotations
 
@@ -530,7 +530,7 @@ def test_text_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name not in ("imdb", "sst2")], ids=lambda row: row.name)
 def test_real_data_load(row: Task, tmp_path: Path) -> None:
-    """A few hundred rows of each real task, through the whole loader; laptop and mrpc are small enough to be whole."""
+    """Load a few hundred rows of each real task; laptop and mrpc are small enough to load whole."""
     folder = SHARED / row.name
     if not folder.is_dir():
         pytest.skip(f"no real data for {row.name} at {folder}")

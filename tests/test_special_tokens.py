@@ -1,4 +1,4 @@
-"""Special tokens in users' texts: kept with one warning, or split into ordinary tokens; the two never share a cache."""
+"""Special tokens in users' texts: kept with a warning, or split into ordinary tokens; caches are separate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prompt_transfer.studies.targets import EvaluationData, load_target
 from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.utils.errors import UserError
 
-# Family -> the special tokens of its tiny tokenizer, some of which other families have as ordinary text.
+# Family -> special tokens of its tiny tokenizer; some are ordinary text for other families.
 TOKENS = {
     "bert": ["[SEP]", "[MASK]", "[PAD]", "[CLS]", "[UNK]"],
     "roberta": ["<s>", "</s>", "<mask>", "<pad>", "<unk>"],
@@ -43,7 +43,7 @@ def test_split_reads_special_tokens_as_their_characters(family: tuple[str, TextE
     special = set(tokenizer.convert_tokens_to_ids(list(encoder.special_tokens)))
     frame = encoder.encode(["film"], None, 64)[0]
     for token in TOKENS[name]:
-        # In the middle, at both ends, glued to a word and to one another; also twice, so that unknown ones may fuse.
+        # In the middle, at both ends, adjoining a word or another; also twice, since unknown tokens may fuse.
         for text in (f"the film {token} good", f"{token}the film{token}", f"{token}{token} a", f"good{token}"):
             token_id, (kept,) = tokenizer.convert_tokens_to_ids(token), encoder.encode([text], None, 64)
             assert kept.count(token_id) > frame.count(token_id)
@@ -58,7 +58,7 @@ def test_texts_without_special_tokens_and_frames_are_the_same_in_both_ways(famil
     _, encoder = family
     texts = ["the film was <very> good [really]", "a </ s> b", ""]
     assert encoder.splitting().encode(texts, None, 64) == encoder.encode(texts, None, 64)
-    # Cue and frame are of the task's author: those of release 1.0 have a sentinel in them.
+    # Cue and frame come from the task's author: those of release 1.0 contain a sentinel.
     token = encoder.special_tokens[0]
     options: dict[str, Any] = {"cue": f"{token} it", "seq2seq_frame": (token, "and")}
     plain = encoder.encode(["the film"], ["good"], 64, **options)
@@ -110,7 +110,7 @@ def test_one_warning_counts_rows_and_tokens(tiny_roberta: Path, tmp_path: Path) 
         "task toy: 3 of 6 train rows and 1 of 2 validation rows hold special tokens of the backbone (</s> in 2, <mask> "
         "in 2, <pad> in 1), which it reads as control tokens; --data.special_tokens split reads them as text"
     )
-    # The second time, tokens come from the cache.
+    # Tokens come from the cache the second time.
     for _ in range(2):
         assert _warnings(lambda: module().setup("fit")) == [expected]
     assert _warnings(lambda: module().setup("test")) == []
@@ -151,7 +151,7 @@ def test_the_two_ways_do_not_share_a_cache_or_an_answer(tiny_roberta: Path, tmp_
         assert data.describe()["special_tokens"] == way
         study = EvaluationData("local", cache_dir=str(tmp_path), special_tokens=way)  # type: ignore[arg-type]
         facts.append(load_target(get_task(task), study, "default", "train", encoder).facts)
-    # Six rows have an end each; of the texts two more have three.
+    # One end token for each of six rows; the texts of two rows add three.
     assert counts == [9, 6, 9, 6]
     assert facts[0] == facts[2] != facts[1] == facts[3]
     assert "special_tokens" not in facts[0]

@@ -1,4 +1,4 @@
-"""What is left out of a pass: masks that nothing needs, gradients that nobody reads; and weights of half the size."""
+"""Skipped work: unneeded masks and unread gradients; and weights of half the size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """One entry a call of the attention function: its mask and query, key and value as it was given them."""
+    """Record mask, query, key and position bias of each call of the attention function."""
     seen: list[dict[str, Any]] = []
     original = attention_module.sdpa_attention_forward
 
@@ -29,7 +29,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def self_attention(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without a T5's cross-attention, which has no bias and whose heads stand where queries stand."""
+    """Drop a T5's cross-attention, which has no bias and has heads in the query dimension."""
     return [call for call in calls if call["key"].shape[1] > 1]
 
 
@@ -41,7 +41,7 @@ def test_no_mask_where_nothing_is_padded(tiny: Tiny, family: str, attention: str
     backbone(random_prompt(backbone), collated(backbone, [row, row]), words(backbone))
     assert all(call["mask"] is None for call in calls)
     if family == "t5":
-        # The bias of all layers is one, for all examples.
+        # All layers and examples share one bias.
         assert {call["bias"].shape[0] for call in self_attention(calls)} == {1}
     calls.clear()
     backbone(random_prompt(backbone), collated(backbone, [row, row], width=len(row) + 1), words(backbone))
@@ -61,7 +61,7 @@ def test_padding_of_causal_models_needs_no_mask_of_its_own(
     assert over_prompt["mask"] is None or backbone.family.sliding(backbone.config)
     length = batch["input_ids"].shape[1]
     assert over_text["mask"].shape == (1, 1, length, P + length)
-    # The first text token sees the prompt and itself, as far as a window reaches, and nothing behind.
+    # The first text token sees the prompt and itself, as far as a window reaches, but no later token.
     near = min(backbone.family.sliding(backbone.config) or P + 1, P + 1)
     assert over_text["mask"][0, 0, 0].tolist() == [False] * (P + 1 - near) + [True] * near + [False] * (length - 1)
 
@@ -75,7 +75,7 @@ def test_text_of_the_first_layer_gets_no_gradient_behind_a_computed_prompt(
     backbone(prompt, collated(backbone, text_rows(backbone)), words(backbone))
     first = next(call for call in calls if len(call["query"]) > 1)
     assert not first["query"].requires_grad
-    # Of its keys the prompt's rows alone.
+    # Only the prompt's keys have a gradient.
     assert first["key"].requires_grad
     leaves = {node for node, _ in first["key"].grad_fn.next_functions if node is not None}
     assert len(leaves) == 1
@@ -96,13 +96,13 @@ def test_bf16_weights_train_a_float32_prompt(tiny: Tiny, family: str, attention:
         assert prompt.grad is not None
         assert prompt.grad.dtype == torch.float32
         gradients.append(prompt.grad)
-    # Two digits are all that bf16 has; the direction is the same.
+    # bf16 has about two digits, but the direction is the same.
     assert torch.nn.functional.cosine_similarity(*(gradient.flatten() for gradient in gradients), dim=0) > 0.9
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox", "modernbert"])
 def test_rotary_frequencies_are_not_rounded(tiny: Tiny, family: str) -> None:
-    # In bf16 position 500 would be up to a radian off.
+    # In bf16, position 500 would be off by up to a radian.
     exact, half = (FrozenBackbone(str(tiny(family)), dtype=dtype) for dtype in ("float32", "bfloat16"))
     found = {name: buffer for name, buffer in half.model.named_buffers() if name.endswith("inv_freq")}
     assert found

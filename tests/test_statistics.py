@@ -1,4 +1,4 @@
-"""Statistics of indicators: perfect and useless ones, ties, and values worked out by hand or by SciPy."""
+"""Statistics of indicators: perfect and useless ones, ties, and values by hand or from SciPy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_spearman_per_target_by_hand() -> None:
     # Row 0: 3 1 2 against 3 2 1: 1 - 6 * (0 + 1 + 1) / 24 = 0.5. Row 1: 3 2 1 against 3 1 2: 0.5.
     # Row 2: 1 2 3 against 2 1 3: 0.5. Row 3: 1 2 3 against 1 2 3: 1.
     assert spearman(INDICATOR, TRANSFER, per_target=True) == pytest.approx(2.5 / 4)
-    # Of three pairs in a row one is in opposite order: (2 - 1) / 3, and 1 in row 3.
+    # One of three pairs in a row is in opposite order: (2 - 1) / 3, but 1 in row 3.
     assert kendall(INDICATOR, TRANSFER, per_target=True) == pytest.approx((3 * 1 / 3 + 1) / 4)
 
 
@@ -81,15 +81,15 @@ def test_a_constant_indicator_predicts_nothing_and_constant_transfer_says_nothin
 def test_same_type_auc_by_hand() -> None:
     # Same type: 3 3 3 3; different type: 1 2 1 0 1 2 1 2.
     assert same_type_auc(INDICATOR, TYPES) == 1
-    # Types that alternate: same 1 1 0 2 against 3 2 3 1 2 3 1 3. Each 1 ties with two (1), 0 wins nothing, 2 beats two
-    # and ties with two (3): 5 of 4 * 8.
+    # Alternating types: same 1 1 0 2 against 3 2 3 1 2 3 1 3. Each 1 ties with two (1), 0 wins nothing, 2 beats two and
+    # ties with two (3): 5 of 4 * 8.
     assert same_type_auc(INDICATOR, np.array(["a", "b", "a", "b"])) == pytest.approx(5 / 32)
     assert same_type_auc(np.ones((4, 4)), TYPES) == 0.5
 
 
 def test_nearest_neighbour_by_hand() -> None:
     assert nearest_neighbour(INDICATOR, TYPES) == 1
-    # Types a b b c: the neighbours of tasks 1 and 2 are 0 and 3; 0 and 3 are alone and do not count.
+    # Types a b b c: tasks 1 and 2 have neighbours 0 and 3; 0 and 3 have no other of their type and do not count.
     assert nearest_neighbour(INDICATOR, np.array(["a", "b", "b", "c"])) == 0
     # All equally near: one of three has the type.
     assert nearest_neighbour(np.ones((4, 4)), TYPES) == pytest.approx(1 / 3)
@@ -111,7 +111,7 @@ def test_a_perfect_indicator() -> None:
 
 
 def test_ndcg_by_hand() -> None:
-    # One target counts, row 0: sources with 0.8 0.4 0.2, the indicator has them in the order 0.8 0.2 0.4.
+    # Only target 0 counts: sources with 0.8 0.4 0.2, ordered 0.8 0.2 0.4 by the indicator.
     transfer = np.full((4, 4), NAN)
     transfer[0] = TRANSFER[0]
     second, third = 1 / math.log2(3), 1 / math.log2(4)
@@ -130,10 +130,10 @@ def test_regret_by_hand() -> None:
     assert regret(INDICATOR, transfer, 1) == pytest.approx(0.6 / 0.8)
     assert regret(INDICATOR, transfer, 2) == pytest.approx(0.4 / 0.8)
     assert regret(INDICATOR, transfer, 3) == 0
-    # Nothing is told apart: one of three, then the best of two of three.
+    # A constant indicator: one of three, then the best of two of three.
     assert regret(np.zeros((4, 4)), transfer, 1) == pytest.approx((0.6 + 0 + 0.4) / 3 / 0.8)
     assert regret(np.zeros((4, 4)), transfer, 2) == pytest.approx((0 + 0 + 0.4) / 3 / 0.8)
-    # The first is certain, the second is one of two.
+    # The first choice is certain, the second one of two.
     tied = np.zeros((4, 4))
     tied[0] = [0, 1, 0, 0]
     assert regret(tied, transfer, 2) == pytest.approx((0 + 0.4) / 2 / 0.8)
@@ -154,10 +154,10 @@ def test_resamples_at_once_equal_one_by_one(name: str) -> None:
 def test_permutations_of_tasks() -> None:
     transfer = random_matrix(8, 0) ** 2
     statistic = STATISTICS["spearman_pooled"]
-    # A perfect indicator is beaten by no order of 8 tasks, and hardly ever met.
+    # No order of 8 tasks beats a perfect indicator, and few equal it.
     assert permutation_p(statistic, transfer, transfer, resamples=99) == 0.01
     assert permutation_p(statistic, -transfer, transfer, resamples=99) == 1
-    # All permutations of an indicator without tasks are equally good.
+    # All permutations of a constant indicator are equally good.
     assert permutation_p(statistic, np.ones((8, 8)), transfer, resamples=99) == 1
     assert permutation_p(STATISTICS["regret_at_1"], transfer, transfer, resamples=99) == 0.01
     noise = [permutation_p(statistic, random_matrix(8, seed), transfer, resamples=99) for seed in range(1, 21)]
@@ -169,7 +169,7 @@ def test_permutations_of_tasks() -> None:
 def test_bootstrap_over_tasks() -> None:
     transfer = random_matrix(8, 0) ** 2
     statistic = STATISTICS["spearman_pooled"]
-    # A task that is drawn twice makes no pair with itself, and so a perfect indicator stays perfect.
+    # A task drawn twice forms no pair with itself, so a perfect indicator stays perfect.
     assert bootstrap_interval(statistic, transfer, transfer, 100) == pytest.approx((1, 1))
     noisy = transfer + random_matrix(8, 1)
     low, high = bootstrap_interval(statistic, noisy, transfer, 200)

@@ -49,7 +49,7 @@ def save(folder: Path, name: str, embeddings: Tensor, initial: Tensor | None = N
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    """Five tasks of three types with all metadata."""
+    """Save five tasks of three types with all metadata."""
     folder = tmp_path / "prompts"
     for seed, task in enumerate(STUDY):
         words = json.dumps({task: list(get_task(task).label_words)})
@@ -97,7 +97,7 @@ def test_from_files_to_tables_and_figures(
     expected |= {"neuron_overlap_per_layer/00", "neuron_overlap_per_layer/01", "neuron_overlap_per_group/00"}
     assert set(pairs["indicator"]) == expected
     assert len(pairs) == 25 * len(expected)
-    # Row = target, column = source; MAX is the indicator that is not symmetric.
+    # Row = target, column = source; MAX is the only asymmetric indicator.
     stacked = torch.stack([values(STUDY.index(task)) for task in ("mnli", "sst2")])
     chosen = pairs[(pairs.indicator == "max_pairwise") & (pairs.target == "mnli") & (pairs.source == "sst2")].iloc[0]
     assert chosen.value == pytest.approx(float(indicators.max_pairwise(stacked)[0, 1]), abs=1e-6)
@@ -149,9 +149,9 @@ def test_prompts_are_ordered_by_type(prompts: Path) -> None:
 
 def test_several_prompts_of_a_task_are_averaged(tmp_path: Path, prompts: Path, matrix: Path) -> None:
     between = np.array([[9.0, 2, 4], [6, 9, 8], [1, 3, 9]])
-    # The two of task a have 2 and 6 with each other; a with b: 4 and 8, b with a: 1 and 3; b is alone.
+    # The two prompts of task a score 2 and 6 with each other; a with b: 4 and 8, b with a: 1 and 3; b has one prompt.
     assert mean_over_prompts(between, ["a", "a", "b"]) == pytest.approx(np.array([[4, 6], [2, 9]]))
-    # In a figure a prompt beside itself says nothing.
+    # Figures omit a prompt's similarity with itself.
     drawn = square_of_tasks(between, ["a", "a", "b"])
     assert drawn.to_numpy() == pytest.approx(np.array([[4, 6], [2, np.nan]]), nan_ok=True)
     save(prompts, "sst2-seed1", values(0), task="sst2")
@@ -167,7 +167,7 @@ def test_tasks_that_the_matrix_lacks(
 ) -> None:
     pd.read_csv(matrix, index_col=0).drop(index="qqp").to_csv(matrix)
     _, table = analyze(prompts, tmp_path / "out", matrix, resamples=5)
-    # A task without a row has no transfer to it; as a source it counts.
+    # A task without a row is not a transfer target, but still counts as a source.
     assert "note: not in the transfer matrix: qqp" in capsys.readouterr().out
     assert set(table.loc[table.statistic == "spearman_pooled", "pairs"]) == {16}
     pd.read_csv(matrix, index_col=0).loc[["sst2", "mnli"]].to_csv(matrix)
@@ -277,13 +277,13 @@ FUNCTIONS = {
     "cos_average": indicators.cosine_average,
     "euc_average": indicators.euclidean_average,
 }
-# Printed as 0.280. A symmetric indicator gives each pair and its mirror image one rank (0.281); where rounding in the
-# last digit tells them apart the value is anything from 0.275 to 0.288.
+# Printed as 0.280. Symmetric indicators give a pair and its mirror image one rank (0.281); rounding that separates them
+# gives values from 0.275 to 0.288.
 BROKEN_TIES = ("Roberta", "all rows", "euc_average")
 
 
 def published_rows() -> list[list[str]]:
-    """Rows of the table in section 9 of the facts on the published prompts."""
+    """Return the table in section 9 of the facts on the published prompts."""
     facts = SHARED / "reference" / "paper.md"
     if not facts.is_file() or not (SHARED / "published_prompts").is_dir():
         pytest.skip("no published prompts: ../shared/published_prompts or ../shared/reference is absent")
@@ -316,7 +316,7 @@ def test_published_prompts_give_the_published_tables() -> None:
             transfer = relative(scores.loc[tasks, tasks].to_numpy())
             found += [spearman(matrix, transfer), spearman(matrix, transfer, per_target=True)]
             if (backbone, rows, label) == BROKEN_TIES:
-                # The printed value lies between those of the ties broken against transfer and with it.
+                # The printed value is between those with ties broken against and with transfer.
                 nudge = 1e-9 * np.sign(transfer - transfer.T)
                 exact = matrix.astype(float)
                 worst, best = spearman(exact - nudge, transfer), spearman(exact + nudge, transfer)

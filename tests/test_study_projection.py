@@ -1,4 +1,4 @@
-"""The study of projectors: scores as from one prompt alone, all controls or no table, nothing computed twice."""
+"""The study of projectors: scores equal those of single prompts, controls are complete, nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def study(tiny: Tiny, tasks: list[str], tmp_path: Path) -> ProjectionStudy:  # noqa: F811
-    """From roberta to gpt2: a linear map, and a network that gives the same prompt for all."""
+    """Set up roberta to gpt2: a linear map, and a network that gives the same prompt for all sources."""
     source, target = tiny("roberta"), tiny("gpt2")
     sides = [Side.of_backbone(FrozenBackbone(str(folder))) for folder in (source, target)]
     space = Space(P, 32)
@@ -83,7 +83,7 @@ def test_scores_are_those_of_each_prompt_alone(study: ProjectionStudy, tmp_path:
 
             own_source = [Prompt.load(tmp_path / "source" / f"{task}-{seed}.safetensors") for seed in (0, 1)]
             others = [Prompt.load(path) for path in sorted((tmp_path / "source").iterdir()) if task not in path.name]
-            # Two shuffles of three tasks: every other task stands in once.
+            # Two shuffles of three tasks: each other task is the substitute once.
             expected = {
                 "own": alone(
                     *(Prompt.load(tmp_path / "own" / f"{task}-{seed}.safetensors").embeddings for seed in (0, 1))
@@ -135,7 +135,7 @@ def test_there_is_no_table_without_controls(study: ProjectionStudy, monkeypatch:
             check_controls(rest, planned.targets, {})
     with pytest.raises(ValueError, match="own on rooms missing"):
         check_controls({**cells, "own": {**cells["own"], "rooms": []}}, planned.targets, {})
-    # A closed form that cannot be is told of, and has its row.
+    # A closed form may be missing if the reason is given.
     nothing = {**cells, "least_squares": {task: [] for task in ("films", "rooms", "pairs")}}
     check_controls(nothing, planned.targets, {"least_squares": "no shared tokens"})
     with pytest.raises(ValueError, match="least_squares missing"):

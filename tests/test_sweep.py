@@ -1,4 +1,4 @@
-"""Sweeps: what a file of runs means, what is done again and what is not."""
+"""Sweeps: the meaning of a plan file, and the runs that are repeated or skipped."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ RUNS = [Run(name, {"data.task": name}, {"data.task": name}) for name in ("a", "b
 
 
 class Scripted(LocalExecutor):
-    """Runs end with the exit codes of a script in place of processes."""
+    """An executor whose runs end with scripted exit codes instead of starting processes."""
 
     def __init__(self, folder: Path, codes: dict[str, list[int]], retries: int = 1) -> None:
         super().__init__(folder, 1, retries)
@@ -125,7 +125,7 @@ def test_failures_are_tried_again_and_listed(tmp_path: Path) -> None:
     executor = Scripted(tmp_path, {"a": [1, 0], "b": [2], "c": [-9, -9]})
     states = [State(run.digest) for run in RUNS]
     executor.execute(RUNS, states, lambda run, state: None)
-    # A mistake in the options is not tried again.
+    # An error in the options is not retried.
     assert executor.started == ["a", "a", "b", "c", "c"]
     assert [state.status for state in states] == ["done", "failed", "failed"]
     assert [state.error for state in states] == ["", "error: b broke", "killed by SIGKILL"]
@@ -141,11 +141,11 @@ def test_failures_are_tried_again_and_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("at_once", "devices", "given", "expected"),
     [
-        # Four runs on two GPUs take them in turn; of those that the user shows, only these.
+        # Four runs share two GPUs in turn, among those visible to the user.
         (4, 2, {}, {"CUDA_VISIBLE_DEVICES": ["0", "1", "0", "1"]}),
         (3, 2, {"CUDA_VISIBLE_DEVICES": "5, 7"}, {"CUDA_VISIBLE_DEVICES": ["5", "7", "5"]}),
         (1, 1, {"OMP_NUM_THREADS": "3"}, {"CUDA_VISIBLE_DEVICES": ["0"], "OMP_NUM_THREADS": ["3"]}),
-        # On a CPU equal shares of the cores, unless the user has chosen; one run alone has them all.
+        # On a CPU runs share the cores equally unless the user chose otherwise; a single run gets all.
         (2, 0, {}, {"OMP_NUM_THREADS": [str(max(1, cores() // 2))] * 2}),
         (2, 0, {"OMP_NUM_THREADS": "3"}, {"OMP_NUM_THREADS": ["3", "3"]}),
         (1, 0, {}, {}),
@@ -176,7 +176,7 @@ def test_a_run_of_other_options_is_not_taken_for_done(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path, toy: Path, tiny_roberta: Path) -> Path:
-    """A sweep of two seeds on the toy task, and its matrix."""
+    """Run a sweep of two seeds on the toy task, and its matrix."""
     return write(
         tmp_path,
         {
@@ -209,7 +209,7 @@ def test_runs_matrix_and_nothing_twice(tmp_path: Path, small: Path, capfd: pytes
     assert list(scores["seed_everything"]) == [0, 1]
     assert (tmp_path / "out" / "transfer" / "matrix.csv").is_file()
     found = pd.read_parquet(tmp_path / "out" / "transfer" / "results.parquet")
-    # Both seeds are of one task, so no start is shared between tasks.
+    # Both seeds have the same task, so tasks share no start.
     assert set(found.loc[found["kind"] == "trained", "start"]) == {"separate"}
     written = (tmp_path / "out" / "runs" / "seed0" / "prompt.safetensors").stat().st_mtime_ns
     capfd.readouterr()

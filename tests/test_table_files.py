@@ -1,4 +1,4 @@
-"""Users' tables: no column shifts in silence, and what is wrong is told with the file and the line or row."""
+"""Users' tables: no column shifts silently; errors name the file and the line or row."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _write(folder: Path, name: str, content: str | bytes) -> Path:
 
 
 def _rows(folder: Path, task: Task = SINGLE) -> list[tuple[str, Any]]:
-    """Text and answer of each row of train, in the order of the file."""
+    """Return text and answer of each row of train, in file order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data = load_task(task, "local", folder)
@@ -41,7 +41,7 @@ def _rows(folder: Path, task: Task = SINGLE) -> list[tuple[str, Any]]:
 
 
 def _complaint(folder: Path, path: Path, task: Task = SINGLE) -> str:
-    """The message of both ways to read a file, which is one line and names it."""
+    """Return the error of both ways to read a file: one line that names it."""
     messages = []
     for read in (lambda: load_task(task, "local", folder), lambda: load_texts(path, task)):
         with pytest.raises(UserError) as caught:
@@ -59,13 +59,13 @@ PLAIN = "".join(f"text {row},{row % 2}\n" for row in range(6))
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
-        # In the first row alone, in all rows, and behind a good one: pandas takes surplus fields for an index.
+        # In the first row, in all rows, and after a valid one: pandas takes surplus fields for an index.
         ("I hated it, really,0\n" + PLAIN, "line 2 has 3 columns and the first line 2: put texts"),
         ("".join(f"I hated it, really {row},{row % 2}\n" for row in range(6)), "line 2 has 3 columns"),
         (PLAIN + "I hated it, really,0\n", "line 8 has 3 columns"),
         (PLAIN + "one, two, three, four,0\n", "line 8 has 5 columns"),
         ("a,0,\n" + PLAIN, "line 2 has 3 columns"),
-        # A line is a physical one: a text of three lines comes before, and blank lines.
+        # Lines are physical: a text of three lines comes before, and blank lines.
         ('"a\nb\r\nc",0\n\n  \nlong, and bad,1\n' + PLAIN, "line 7 has 3 columns"),
         ("no label\n" + PLAIN, "line 2 has 1 column and the first line 2: fill in what is missing"),
         (PLAIN + '"a\nb, c"\n', "line 8 has 1 column and"),
@@ -129,7 +129,7 @@ def test_a_column_that_is_there_twice_is_refused_where_it_is_used(tmp_path: Path
     message = _complaint(tmp_path, write(["text", "text", "label"]))
     where = {"train.csv": "line 1", "train.jsonl": "line 2", "train.parquet": "it"}[name]
     assert f"{where} has 2 columns named 'text'; keep one" in message
-    # Columns that no task reads may be called anything.
+    # Columns that no task reads may have any name.
     assert load_texts(write(["note", "text", "note"]), SINGLE)["text_a"][-1] == "b"
 
 

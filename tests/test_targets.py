@@ -1,4 +1,4 @@
-"""Tasks that write a text: from the answers of a source to `target_ids`, and back from ids to answers."""
+"""Generation tasks: from a source's answers to `target_ids`, and back from ids to answers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _folder(root: Path, name: str = "toy", **splits: list[dict[str, Any]]) -> Pa
 
 
 def _questions(count: int, prefix: str = "t") -> list[dict[str, Any]]:
-    """Row i has i % 3 + 1 words as its first answer."""
+    """Return rows whose first answer has i % 3 + 1 words."""
     return [{"q": f"{prefix}{i}", "answers": [" ".join(["w" * (i + 1)] * (i % 3 + 1)), "other"]} for i in range(count)]
 
 
@@ -53,7 +53,7 @@ def _yaml(root: Path, name: str = "toy", **keys: Any) -> str:
 
 
 def _written(root: Path, **keys: Any) -> str:
-    """A task file of questions, its folder beside it."""
+    """Write a task file of questions, with its folder next to it."""
     _folder(root, train=_questions(12), validation=_questions(5, "v"), test=_questions(4, "s"))
     return _yaml(root, **{"target_column": "answers", "metric": "squad_f1", "max_target_length": 4, **keys})
 
@@ -197,7 +197,7 @@ def test_describe_tells_of_targets(tmp_path: Path) -> None:
     assert json.loads(json.dumps(facts)) == facts
     assert facts["label_words"] == {"toy": []}
     assert facts["max_target_length"] == {"toy": 4}
-    # Which 3 of the 5 rows there are is for the seed to say; those of three words fill 4 tokens.
+    # The seed selects 3 of the 5 rows; targets of three words fill 4 tokens.
     known = data.targets("validation", torch.tensor(data.selection.rows("validation")["id"][:]))
     full = sum(len(answers[0].split()) == 3 for answers in known)
     split = facts["splits"]["toy"]["validation"]
@@ -250,7 +250,7 @@ def test_the_cache_key_has_what_targets_and_cue_depend_on(tmp_path: Path) -> Non
     assert calls() == (0, 0)
     assert calls(max_target_length=3) == (1, 1)
     assert calls(cue="So:") == (1, 1)
-    # Another first answer is another fingerprint of the data.
+    # Another first answer changes the data's fingerprint.
     rows = [{**row, "answers": row["answers"][::-1]} for row in _questions(5, "v")]
     file = _written(tmp_path)
     _folder(tmp_path, validation=rows)
@@ -299,7 +299,7 @@ def test_texts_to_predict_have_no_targets(tmp_path: Path) -> None:
     assert set(batch) == {"input_ids", "attention_mask", "labels", "task_ids", "ids"}
 
 
-# Rows of the registry.
+# Tasks of the registry.
 
 
 def test_a_built_in_task_needs_no_folder() -> None:

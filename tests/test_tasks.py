@@ -1,4 +1,4 @@
-"""The registry: names, words, class order, and tasks from a user's YAML file."""
+"""The task registry: names, label words, class order, and tasks from users' YAML files."""
 
 from __future__ import annotations
 

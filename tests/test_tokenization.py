@@ -1,4 +1,4 @@
-"""Texts to ids where tokenizers differ: words that continue a text, start tokens, tokens without an embedding."""
+"""Tokenizer differences: words that continue a text, start tokens, tokens without an embedding."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NEWLINE = "<0x0A>"
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Name of a tokenizer -> folder of a tiny Llama with it."""
+    """Save a tiny Llama; return tokenizer name -> its folder."""
     makers: dict[str, Callable[[], Any]] = {
         "prepend": lambda: sentencepiece_tokenizer("prepend"),
         "metaspace": lambda: sentencepiece_tokenizer("metaspace"),
@@ -62,7 +62,7 @@ def test_no_stray_blank_before_what_continues_a_text(llama: Callable[[str], Path
     assert pieces(backbone, word_pieces(tokenizer, "terrible")) == ["▁terrible"]
     verbalizer = Verbalizer.build("t", ["terrible", "great"], tokenizer)
     assert verbalizer.class_pieces == (("▁terrible",), ("▁great",))
-    # Under `first` and `mean` labels would share the blank.
+    # With `first` and `mean`, labels would share the blank.
     assert len(Verbalizer.build("t", ["terribleness", "greatness"], tokenizer, "first").token_ids) == 2
     (pair,) = encoder.encode(["the film"], [" bad food"], 40, cue="it was")
     assert pieces(backbone, pair) == ["<s>", "▁the", "▁film", NEWLINE, "▁bad", "▁food", "▁it", "▁was"]
@@ -87,7 +87,7 @@ def test_where_the_anchor_merges_the_text_stands_alone() -> None:
     assert continued(lambda texts: [ids[text] for text in texts], [" b", " c"]) == [[4], [5]]
 
 
-# Written down before `continued` was there: what the built-in backbones read must stay bit for bit what it was.
+# Recorded before `continued` existed: inputs of the built-in backbones must never change.
 HAND = {
     "roberta": {" great": ["Ġgreat"], " it was": ["Ġit", "Ġwas"]},
     "gpt2": {" great": ["Ġgreat"], " it was": ["Ġit", "Ġwas"]},
@@ -127,7 +127,7 @@ def test_the_built_in_backbones_keep_frame_and_cached_tokens() -> None:
     backbone = FrozenBackbone("gpt2-nano")
     assert backbone.layout.name == "answer_last"
     (row,) = backbone.encoder(P).encode(["the film"], ["good"], 40, cue="it was")
-    # Its tokenizer puts a blank before every text, and it was pretrained with that before a line feed.
+    # Its tokenizer puts a blank before every text, and pretraining had one before a line feed too.
     assert pieces(backbone, row) == ["Ġthe", "Ġfilm", "Ġ", "Ċ", "Ġgood", "Ġit", "Ġwas"]
 
 
@@ -142,7 +142,7 @@ def test_the_start_token_stands_between_prompt_and_text(llama: Callable[[str], P
     assert local_start_ids(str(llama(name))) == start_ids(tokenizer) == (start,)
     encoder = backbone.encoder(P)
     assert encoder.without_text() == [start]
-    # Only what comes first: an end token behind the text would be the answer slot.
+    # Only a leading token is kept: an end token after the text would be the answer slot.
     assert encoder.encode(["the film", ""], None, 40) == [
         [start, *tokenizer("the film", add_special_tokens=False)["input_ids"]],
         [start],
@@ -153,7 +153,7 @@ def test_the_start_token_stands_between_prompt_and_text(llama: Callable[[str], P
         start,
         [f"{cut_mark(name)}{w}" for w in ("it", "was")],
     )
-    # What is written has none.
+    # Targets have none.
     assert start not in encoder.encode_targets(["very good"], 9)[0]
     without = FrozenBackbone(str(llama(name)), layout="answer_last")
     assert without.encoder(P).encode(["the film"], None, 40) == [encoder.encode(["the film"], None, 40)[0][1:]]
@@ -191,9 +191,9 @@ def test_a_prompt_keeps_its_frame(llama: Callable[[str], Path], tiny: Callable[[
     ):
         old.check(backbone, backbone.layout, "full")
     assert backbone_options({"a": old})["layout"] == "answer_last"
-    with pytest.raises(UserError, match=r"layout.*choose with --layout"):
+    with pytest.raises(UserError, match=r"layout.*choose one with --layout"):
         backbone_options({"a": old, "b": new})
-    # In a causal model both attention modes are one function, whatever the frame.
+    # In a causal model both attention modes are the same function, for any frame.
     shared = Prompt(torch.zeros(P, 32), new.metadata | {"attention": "shared"})
     assert backbone_options({"a": new, "b": shared})["attention"] == "full"
     with pytest.raises(LayoutKindError, match=r"needs a tokenizer that adds a start token.*choose one of answer_last"):
@@ -202,7 +202,7 @@ def test_a_prompt_keeps_its_frame(llama: Callable[[str], Path], tiny: Callable[[
     assert local_start_ids("nobody/has-this-model") is None
 
 
-# Texts of no tokens.
+# Empty texts.
 
 
 @pytest.mark.parametrize("name", ["prepend", "byte_level"])
@@ -235,7 +235,7 @@ def test_an_added_pad_needs_no_embedding(tmp_path: Path, make: Callable[[], Any]
         encoder.encode(["the [PAD] film"], None, 40)
     with pytest.raises(UserError, match="token"):
         encoder.encode_targets(["[PAD]"], 9)
-    with pytest.raises(UserError, match=r"no word embedding of its token '\[PAD\]'"):
+    with pytest.raises(UserError, match=r"has no embedding for its token '\[PAD\]'"):
         Text("[PAD]")(backbone, (2, 32), torch.Generator())
 
 
@@ -249,7 +249,7 @@ def test_an_ordinary_or_needed_token_needs_one(tmp_path: Path, tiny: Callable[[s
     save_llama(byte_level_with_start(), tmp_path / "start", 715)
     with pytest.raises(UserError, match="none for '<s>'"):
         FrozenBackbone(str(tmp_path / "start"))
-    # And a mask that was added to an encoder's tokenizer alone would be read at every answer slot.
+    # A mask token added only to an encoder's tokenizer would be read at every answer slot.
     shutil.copytree(tiny("bert"), tmp_path / "bert")
     encoder = AutoTokenizer.from_pretrained(tmp_path / "bert")
     encoder.add_special_tokens({"mask_token": "<added>"})

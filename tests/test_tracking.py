@@ -1,4 +1,4 @@
-"""W&B: what an offline run has written, that nothing is lost without W&B, and that no secret goes there."""
+"""W&B: offline records, complete results without W&B, and no leaked secrets."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_transferred_run_with_metrics_lineage_and_no_secret(
     assert fit(toy, tiny_roberta, first) == 0
     source = ["--model.init", "FromPrompt", "--model.init.prompt", str(first / "prompt.safetensors")]
     where = ["--logger", "wandb", "--wandb.group", "study one", "--wandb.tags", "mine", "--convergence"]
-    # A secret in an option (here in the name of a folder that is never made) must not leave this machine.
+    # A secret in an option (here the name of a folder that is never created) must stay on this machine.
     secret = ["--data.cache_dir", str(tmp_path / TOKEN)]
     assert fit(toy, tiny_roberta, output, *source, *where, *secret) == 0
 
@@ -99,7 +99,7 @@ def test_a_transferred_run_with_metrics_lineage_and_no_secret(
 
     name = slug(f"prompt-toy-{tiny_roberta.name}-seed0")
     assert list(found.used) == [name]
-    # The digest under which the run that made it would have logged it.
+    # The digest under which the training run would have logged it.
     assert found.used[name].digest == prompt_artifact(first / "prompt.safetensors").digest
     assert list(found.made) == [f"{name}-transferred"]
     (entry,) = found.made[f"{name}-transferred"].manifest.contents
@@ -108,7 +108,7 @@ def test_a_transferred_run_with_metrics_lineage_and_no_secret(
     assert metadata["role"] == "transferred"
     assert metadata["score"] == log["value"].max()
 
-    # On disk everything is as without W&B.
+    # All local files are the same as without W&B.
     assert (output / "results.csv").is_file()
     assert (output / "logs" / "metrics.csv").is_file()
     assert json.loads((output / "wandb.json").read_text())["id"] == run.run_id
@@ -334,7 +334,7 @@ def test_runs_of_a_sweep_share_a_group() -> None:
     more = ["--logger", "wandb", "--wandb.group", "study", "--wandb.project", "p"]
     assert plan.runs[0].options["wandb.group"] == "study"
     assert plan.then == [[*then[0], *more], [*then[1], *more], then[2]]
-    # Where else a run is logged does not make it another run.
+    # Logging elsewhere does not make a different run.
     assert plan.runs[0].digest == Run("a", {"data.task": "a"}, {}).digest != Run("a", {"data.task": "b"}, {}).digest
     quiet = Plan([Run("a", {"data.task": "a"}, {})], then)
     assert with_tracking(quiet, "study", STUDIES) is quiet
@@ -356,7 +356,7 @@ def test_the_wandb_sweep_that_ships_is_taken_by_fit(
             name: (given["values"] if "values" in given else [given["min"], given["max"]])[pick]
             for name, given in sweep["parameters"].items()
         }
-        # As an agent writes them, and a small backbone.
+        # Arguments as an agent writes them, with a small backbone.
         arguments = [*command[3:-1], *(f"--{name}={value}" for name, value in values.items())]
         parsed = FitCommand("fit", [*arguments, f"--model.backbone={tiny_roberta}"])
         assert parsed.config.output == "runs/sweep-s1/r1"

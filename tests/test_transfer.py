@@ -1,4 +1,4 @@
-"""The transfer matrix: one pass equals a loop over pairs, nothing is lost or computed twice, mistakes come first."""
+"""The transfer matrix: one pass equals a loop over pairs, nothing is lost or repeated, errors come first."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> list[str]:
-    """Two tasks about single texts (one scored by F1) and one about pairs, with rows of many lengths."""
-    # Words that the random model prefers now the one, now the other of.
+    """Write two single-text tasks (one scored by F1) and one pair task, with texts of many lengths."""
+    # Words between which the random model's preference varies.
     words = {"films": "[this, dog]", "rooms": "[come, these]", "pairs": "[of, those, people]"}
     generator = np.random.default_rng(0)
     paths = []
@@ -84,7 +84,7 @@ def save_prompt(path: Path, backbone: FrozenBackbone, task: str, seed: int, leng
 
 @pytest.fixture
 def prompts(tmp_path: Path, tiny_roberta: Path, tasks: list[str]) -> Path:
-    """Two seeds for each task; those of the last are longer, and lie in run folders."""
+    """Save two seeds for each task; those of the last are longer, and in run folders."""
     return make_prompts(tmp_path / "prompts", backbone_of(tiny_roberta), tasks)
 
 
@@ -103,7 +103,7 @@ def study(backbone: Path, prompts: Path, tasks: list[str], output: Path, **optio
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[int]:
-    """Pairs of prompt and row that are scored from now on, one number a batch; stops after some batches."""
+    """Record the number of (prompt, row) pairs scored per batch from now on; stop after `stop_after` batches."""
     counts: list[int] = []
     original = Scorer.answers
 
@@ -119,7 +119,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> l
 
 
 def score_alone(backbone: FrozenBackbone, prompt: torch.Tensor, task: str) -> float:
-    """By the way of `test`: one prompt, one task, its own batches, its own metric."""
+    """Score as `test` does: one prompt, one task, its own batches, its own metric."""
     data = TaskDataModule(task, source="local", eval_batch_size=7)
     data.connect(backbone.encoder(P)).setup("test")
     objective = make_objective(backbone, data.tasks)
@@ -192,7 +192,7 @@ def test_interrupted_and_resumed_equals_undisturbed(
         before = counted(patch, stop_after=25)
         with pytest.raises(KeyboardInterrupt):
             transfer(study(tiny_roberta, prompts, tasks, tmp_path / "out"))
-    # The finished task is in the table already.
+    # The table already has the finished task.
     assert set(pd.read_parquet(tmp_path / "out" / "results.parquet")["task"]) == {"films"}
     assert 0 < sum(before) < total
     with pytest.MonkeyPatch.context() as patch:
@@ -203,7 +203,7 @@ def test_interrupted_and_resumed_equals_undisturbed(
     with pytest.MonkeyPatch.context() as patch:
         assert counted(patch) == []
         pd.testing.assert_frame_equal(transfer(study(tiny_roberta, prompts, tasks, tmp_path / "out")), whole)
-    # All that have worked on these answers are named.
+    # All processes that computed these answers are listed.
     assert len(json.loads((tmp_path / "out" / "provenance.json").read_text())["processes"]) == 3
 
 
@@ -220,7 +220,7 @@ def test_only_new_prompts_and_tasks_are_scored(
 ) -> None:
     transfer(study(tiny_roberta, prompts, tasks[:2], tmp_path / "out", random_prompts=0))
     save_prompt(prompts / "new.safetensors", backbone_of(tiny_roberta), "rooms", 7)
-    # The same numbers under another name are known already.
+    # The same prompt under another name needs no scoring.
     Prompt.load(prompts / "films-0.safetensors").save(prompts / "films-again.safetensors")
     counts = counted(monkeypatch)
     frame = transfer(study(tiny_roberta, prompts, tasks, tmp_path / "out", random_prompts=0))
@@ -296,12 +296,12 @@ def test_tasks_that_write_are_scored_too(family: str, tiny: Callable[[str], Path
     for seed in SEEDS:
         prompt = Prompt.load(tmp_path / "prompts" / f"asking-{seed}.safetensors").embeddings
         assert scores[f"asking-{seed}"] == pytest.approx(score_alone(backbone, prompt, str(task)), abs=1e-6)
-    # The lead of "the film is good" is "the", of which SQuAD's rules leave nothing.
+    # The lead of "the film is good" is "the", which SQuAD's normalisation removes.
     assert scores["lead"] == 0.0
 
 
 def problem(case: str, prompts: Path, tasks: list[str], tiny: Callable[[str], Path]) -> dict[str, Any]:
-    """Make one thing wrong; options of the study that go with it."""
+    """Introduce one problem; return the study options that go with it."""
     backbone = backbone_of(tiny("roberta"))
     if case == "other backbone":
         save_prompt(prompts / "bert.safetensors", backbone_of(tiny("bert")), "films", 0)

@@ -31,7 +31,7 @@ def entry(name: str, source: str, kind: str = "trained", seed: int = 0) -> Entry
 
 
 def answers(right: int) -> np.ndarray:
-    """Answers of which so many are right, the others wrong."""
+    """Return answers with the given number of correct ones."""
     return np.where(np.arange(10) < right, LABELS, 1 - LABELS).astype(np.float32)
 
 
@@ -59,7 +59,7 @@ def test_by_hand() -> None:
 def test_a_target_whose_own_prompt_is_within_chance_is_not_learned() -> None:
     found = rows((entry("own", "toy"), 7), (entry("other", "qnli"), 10))
     assert found["own"]["learned"] is False
-    # The number is there all the same: (1.0 - 0.6) / (0.7 - 0.6).
+    # The number is computed all the same: (1.0 - 0.6) / (0.7 - 0.6).
     assert found["other"]["chance_corrected"] == pytest.approx(4)
     found = rows((entry("own", "toy"), 6), (entry("other", "qnli"), 10))
     assert math.isnan(found["other"]["chance_corrected"])
@@ -77,7 +77,7 @@ def test_the_baseline_of_f1_is_what_always_answering_the_commonest_class_gives()
     found = rows((entry("own", "toy"), 10), (entry("other", "qnli"), 6), metric="f1")
     assert found["majority"]["value"] == 0.0
     assert found["own"]["value"] == 1.0
-    # Six right: all of class 0, so class 1 has neither hits nor misses that count as hits.
+    # Six correct, all of class 0: class 1 has no true positive.
     assert found["other"]["value"] == 0.0
     assert found["own"]["learned"] is True
 

@@ -1,3 +1,5 @@
+"""Verbalizers: label words to token ids."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +23,7 @@ def wordpiece():
 
 @pytest.fixture
 def byte_level():
-    """`good` and ` good` are two tokens, as in RoBERTa and GPT."""
+    """Build a tokenizer in which `good` and ` good` are two tokens, as in RoBERTa and GPT."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("g", "o"), ("go", "o"), ("goo", "d"), ("Ġ", "good"), ("b", "a"), ("ba", "d"), ("Ġ", "bad")]
     tokens = [*letters, *("".join(pair) for pair in merges)]

@@ -1,4 +1,4 @@
-"""What is written depends on prompt, text and our own options; of a checkpoint, its end tokens alone count."""
+"""Generated text depends only on prompt, text and our options; of a checkpoint's settings only end tokens count."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXTS = ["great good", "no yes maybe wrong right okay good bad terrible"]
 Tiny = Callable[[str], Path]
 FAMILIES = ("llama", "gpt2", "t5")
 
-# Fields that take something else than a number; all others are set to 2.
+# Non-numeric or special values; all other fields are set to 2.
 VALUES: dict[str, Any] = {
     "bad_words_ids": [[5]], "suppress_tokens": [5], "begin_suppress_tokens": [5], "sequence_bias": [[[5], 30.0]],
     "stop_strings": ["a"], "cache_implementation": "static", "repetition_penalty": 1.3, "force_words_ids": [[5]],
@@ -31,7 +31,7 @@ VALUES: dict[str, Any] = {
     "guidance_scale": 4.5, "assistant_ensemble_weight": 0.5, "continuous_batching_config": None, "length_penalty": -3.0,
 }  # fmt: skip
 FIELDS = sorted(name for name in vars(GenerationConfig()) if not name.startswith("_") and name != "eos_token_id")
-# In config.json these are facts of the model, or make transformers refuse it.
+# In config.json these describe the model, or make transformers refuse it.
 OF_THE_MODEL = {"decoder_start_token_id", "output_attentions", "compile_config"}
 
 
@@ -47,14 +47,14 @@ def batch_and_prompt(backbone: FrozenBackbone) -> tuple[dict[str, Tensor], Tenso
 
 
 def written(folder: Path) -> list[list[list[int]]]:
-    """What a checkpoint writes greedily and with beams."""
+    """Generate greedily and with beams."""
     backbone = FrozenBackbone(str(folder))
     batch, prompt = batch_and_prompt(backbone)
     return [backbone.generate(prompt, batch, STEPS, beams).tolist() for beams in (1, 3)]
 
 
 def edited(folder: Path, copy: Path, file: str, **facts: Any) -> Path:
-    """A copy of a checkpoint with other facts in one of its files; config.json counts where the other is missing."""
+    """Copy a checkpoint with other values in one of its files; config.json applies if the other is missing."""
     shutil.copytree(folder, copy, dirs_exist_ok=True)
     if file == "config.json":
         (copy / "generation_config.json").unlink(missing_ok=True)
@@ -109,7 +109,7 @@ def test_every_end_token_of_a_checkpoint_ends_a_text_and_so_does_that_of_its_tar
 
 
 def test_end_tokens_of_an_old_checkpoint_are_those_that_its_configuration_states(tiny: Tiny, tmp_path: Path) -> None:
-    # What the class of a configuration takes where the file is silent is a token like any other here.
+    # The configuration class's default end token, used if the file names none, is an ordinary token here.
     folder = edited(tiny("llama"), tmp_path / "old", "config.json", eos_token_id=[7, 9])
     assert set(FrozenBackbone(str(folder)).model.generation_config.eos_token_id) == {0, 7, 9}
     facts = json.loads((folder / "config.json").read_text())
@@ -129,7 +129,7 @@ def test_end_tokens_that_are_no_ids_are_refused(tiny: Tiny, tmp_path: Path, ends
 def test_training_and_writing_start_a_decoder_with_the_same_token(tiny: Tiny, tmp_path: Path) -> None:
     folder = tiny("t5")
     expected = written(folder)
-    # The one of the configuration counts, whatever the other file says.
+    # The configuration's value counts, whatever the other file says.
     assert written(edited(folder, tmp_path / "two", "generation_config.json", decoder_start_token_id=9)) == expected
     facts = json.loads((folder / "config.json").read_text())
     start = facts.pop("decoder_start_token_id")

@@ -1,4 +1,4 @@
-"""A tiny random model of every family, with a tokenizer that knows the words of the tests."""
+"""Tiny random models of every family, with tokenizers that know the tests' words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prompt_transfer.backbones.frozen import FrozenBackbone
 
-# Every one of these is a single token of the tiny tokenizers: " great" for byte-level BPE, "great" for WordPiece.
+# Each is a single token of the tiny tokenizers: " great" for byte-level BPE, "great" for WordPiece.
 WORDS = """
 terrible great no yes maybe wrong right okay good bad
 the a an of to in on at by for with from and or but not it is was are were be been has have had do does did
@@ -21,7 +21,7 @@ happy sad funny boring dull fine awful wonderful brilliant poor rich fast slow b
 true false acceptable unacceptable different same question answer because if then than as up down out
 """.split()  # noqa: SIM905
 
-# `initializer_range` is ten times the usual, so that attention is far from uniform and a wrong mask shows.
+# `initializer_range` is ten times the default: attention is far from uniform, which exposes wrong masks.
 _BERT = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -32,7 +32,7 @@ _BERT = {
 
 
 def byte_level_tokenizer(kind: str) -> Any:
-    """Byte-level BPE whose merges grow every word of WORDS letter by letter from its leading space."""
+    """Build a byte-level BPE tokenizer whose merges grow words of WORDS letter by letter from the leading space."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import GPT2Tokenizer, RobertaTokenizer
 
@@ -49,7 +49,7 @@ def byte_level_tokenizer(kind: str) -> Any:
 
 
 def word_piece_tokenizer() -> Any:
-    """WordPiece over WORDS, with single letters for all other words."""
+    """Build a WordPiece tokenizer over WORDS, with single letters for all other words."""
     from transformers import BertTokenizer
 
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
@@ -59,7 +59,7 @@ def word_piece_tokenizer() -> Any:
 
 
 def unigram_tokenizer() -> Any:
-    """T5's kind of tokenizer: unigram pieces over WORDS and single letters, a few sentinels."""
+    """Build a unigram tokenizer as in T5: pieces over WORDS and single letters, and a few sentinels."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -77,7 +77,7 @@ def unigram_tokenizer() -> Any:
 
 
 def _configuration(family: str) -> tuple[Any, str, dict[str, Any]]:
-    """Tokenizer, the transformers class of the model, and the options of its configuration."""
+    """Return tokenizer, the model's transformers class, and the options of its configuration."""
     if family in ("bert", "electra", "albert", "distilbert", "deberta-v2"):
         tokenizer = word_piece_tokenizer()
         facts: dict[str, Any] = {**_BERT, "max_position_embeddings": 64, "pad_token_id": 0}
@@ -109,10 +109,10 @@ def _configuration(family: str) -> tuple[Any, str, dict[str, Any]]:
         facts = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0,
                  "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip
         if family == "t5_v1_1":
-            # Heads that are narrower together than the model, as those of v1.1 small are.
+            # The heads together are narrower than the model, as in small v1.1.
             facts |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_heads": 3}
         if family == "mt5":
-            facts["num_heads"] = 6  # and wider, as those of t5-nano
+            facts["num_heads"] = 6  # and wider, as in t5-nano
         name = "MT5" if family == "mt5" else "T5"
         return unigram_tokenizer(), f"{name}ForConditionalGeneration", facts
     tokenizer = byte_level_tokenizer("gpt2")
@@ -140,7 +140,7 @@ def _configuration(family: str) -> tuple[Any, str, dict[str, Any]]:
     name = _DECODERS[family]
     facts |= {"num_key_value_heads": 2, "head_dim": 8}
     if family in _SLIDING:
-        # Shorter than the prompts and the texts of the tests.
+        # Shorter than the tests' prompts and texts.
         facts |= {"sliding_window": 4}
     if family == "granite":
         facts |= {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5,
@@ -148,13 +148,13 @@ def _configuration(family: str) -> tuple[Any, str, dict[str, Any]]:
     if family == "smollm3":
         facts |= {"no_rope_layers": [1, 0]}
     if family in ("mistral", "phi3"):
-        # All of their layers slide: together they must reach from the answer slot back to the prompt.
+        # All layers use sliding windows: together they must reach from the answer slot back to the prompt.
         facts |= {"sliding_window": 6, "num_hidden_layers": 3}
     if family == "gemma3_text":
         facts |= {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
                   "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}  # fmt: skip
     if family == "gemma2":
-        # Low enough to matter: the scores of the tiny model are small.
+        # Low enough to matter: the tiny model's scores are small.
         facts |= {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 3.0}
     if family == "qwen2":
         facts |= {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
@@ -186,7 +186,7 @@ SEQ2SEQ = ("t5", "t5_v1_1", "mt5")
 
 
 def prompt_facts(backbone: FrozenBackbone, **more: str) -> dict[str, str]:
-    """The metadata by which a prompt is known to belong to `backbone`."""
+    """Return the metadata that marks a prompt as belonging to `backbone`."""
     return {
         "backbone": backbone.id, "fingerprint": backbone.fingerprint, "family": backbone.family.name,
         "layout": backbone.layout.name, "attention": backbone.attention, "dtype": "float32", **more,
@@ -194,7 +194,7 @@ def prompt_facts(backbone: FrozenBackbone, **more: str) -> dict[str, str]:
 
 
 def save_tiny(family: str, folder: Path) -> Path:
-    """Save a random model of the family and its tokenizer, as `save_pretrained` leaves them."""
+    """Save a random model of the family and its tokenizer, as `save_pretrained` does."""
     import torch
     import transformers
 
@@ -206,7 +206,7 @@ def save_tiny(family: str, folder: Path) -> Path:
         model = model_class(config)
         if family in ("t5_v1_1", "mt5"):
             model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
-        # Biases and norms start at 0 and 1, which would hide a head or a layer that drops them.
+        # Biases and norms start at 0 and 1, which would hide a head or layer that drops them.
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn_like(parameter)

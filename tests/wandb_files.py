@@ -1,4 +1,4 @@
-"""What an offline run of W&B has written, read back from its `.wandb` file."""
+"""Reading an offline W&B run from its `.wandb` file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The records of a file in the log format of LevelDB, behind a header of 7 bytes."""
+    """Read the records of a file in LevelDB's log format, after a header of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, place, parts = path.read_bytes(), 7, b""
@@ -35,12 +35,12 @@ def records(path: Path) -> Iterator[Any]:
 
 
 class OfflineRun:
-    """The one run below `folder`, once its service has written all of it.
+    """The only run below `folder`, read once its service has written everything.
 
     Attributes:
         run: its record (project, run_group, job_type, display_name, tags).
-        config: what was sent of the configuration.
-        history: one dict a call of `log`.
+        config: the configuration that was sent.
+        history: one dict per call of `log`.
         summary: last values.
         made, used: name -> record of the artifacts that it made and used.
         path: its folder.
@@ -75,7 +75,7 @@ class OfflineRun:
 
     @staticmethod
     def _complete(path: Path) -> list[Any]:
-        """Another process writes them, and may be some moments behind the end of the run."""
+        """Return all records once the file is complete: another process may still write it after the run ends."""
         deadline = time.monotonic() + 30
         while True:
             found = list(records(path)) if path.stat().st_size else []
@@ -94,10 +94,10 @@ class OfflineRun:
             place[last] = json.loads(item.value_json)
 
     def logged(self, key: str) -> list[Any]:
-        """All values that were logged as `key`."""
+        """Return all values logged as `key`."""
         return [row[key] for row in self.history if key in row]
 
     def table(self, key: str) -> dict[str, Any]:
-        """`columns` and `data` of the table that was logged as `key`."""
+        """Return `columns` and `data` of the table logged as `key`."""
         (entry,) = self.logged(key)
         return json.loads((self.path / "files" / entry["path"]).read_text())

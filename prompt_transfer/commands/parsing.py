@@ -10,6 +10,7 @@ import shutil
 import sys
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -197,7 +198,7 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
 
     parser = build_parser(function, command, positional)
     try:
-        values = parser.instantiate(parser.parse_args(list(arguments))).as_dict()
+        values = parser.instantiate(parser.parse_args(_close_flags(parser, arguments))).as_dict()
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         usage = {} if positional is None else {next(iter(inspect.signature(function).parameters)): positional}
         raise one_line(error, command, options_of(parser), usage) from error
@@ -210,6 +211,19 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
     if logger == "wandb":
         publish(command, values, options)
     return result
+
+
+def _close_flags(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `=true` on each boolean option that no boolean follows.
+
+    argparse would take the positional argument after such an option for its value.
+    """
+    flags = {option for action in parser._actions if action.const is True for option in action.option_strings}
+    following = [argument.lower() for argument in arguments[1:]]
+    return [
+        f"{argument}=true" if argument in flags and after not in ("true", "false") else argument
+        for argument, after in zip_longest(arguments, following, fillvalue="")
+    ]
 
 
 def find_value(arguments: Sequence[str], option: str) -> str | None:

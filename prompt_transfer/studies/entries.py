@@ -82,9 +82,7 @@ def read_folder(
     if not found:
         chosen = " and ".join(f"{key} {value}" for key, value in _wanted(attention, layout) if value)
         where = ", ".join(map(str, folders))
-        raise UserError(
-            f"no prompt file in {where}{f' with {chosen}' if chosen else ''}; train prompts with `prompt-transfer fit`"
-        )
+        raise UserError(f"no prompt file in {where}{f' with {chosen}' if chosen else ''}; train one with `fit`")
     return found
 
 

@@ -114,7 +114,7 @@ def text_scores(name: str, predictions: Sequence[str], references: Sequence[Sequ
     sound = all(len(right) and not isinstance(right, str) for right in references)
     if len(predictions) != len(references) or not sound:
         raise ValueError(
-            f"{len(predictions)} predictions and {len(references)} references: pass one list of reference texts per prediction"
+            f"{len(predictions)} predictions and {len(references)} references: pass one list of texts per prediction"
         )
     score, pairs = TEXT_SCORES[name], zip(predictions, references, strict=True)
     return np.array([score(prediction, list(right)) for prediction, right in pairs], dtype=np.float64)
