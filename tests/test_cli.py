@@ -151,7 +151,7 @@ def test_json_of_a_mistake_is_no_output(capsys: pytest.CaptureFixture[str], monk
     assert main(["prompts", "list", "nowhere", "--json"]) == 2
     seen = capsys.readouterr()
     assert seen.out == ""
-    assert seen.err.startswith("error: no folder nowhere")
+    assert seen.err.startswith("error: no such folder: nowhere")
     # Only rank 0 prints.
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert main(["tasks", "list", "--json"]) == 0
@@ -216,7 +216,7 @@ def test_prompts_list_and_inspect(
             ["test", "--prompt", SHIPPED, "--model.backbone", "gpt2-nano", "--data.task", "builtin_movies"],
             "trained on roberta-nano, does not fit gpt2-nano",
         ),
-        (["fit", "--data.task", "builtin_movies", "--model.backbone", "./none"], "no folder"),
+        (["fit", "--data.task", "builtin_movies", "--model.backbone", "./none"], "no such folder: ./none;"),
         (["fit", "--data.task", "builtin_movies", "--model.layout", "suffix"], "choose one of mask_first, prefix"),
         (["fit", "--data.task", "builtin_movies", "--model.prompt_length", "5000"], "5000 tokens is too long"),
         (["fit", "--config", "none.yaml"], "no configuration file none.yaml"),

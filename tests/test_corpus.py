@@ -689,8 +689,8 @@ def test_options_of_a_reading_t5(options: dict[str, Any], words: str) -> None:
     ("option", "name", "words"),
     [
         ("start_from", "no-such-nano", "start_from no-such-nano is neither a built-in backbone nor a folder"),
-        ("start_from", "/no/such/folder", "no folder /no/such/folder"),
-        ("start_from", "bert-nano", "start_from bert-nano has other sizes or is of another architecture"),
+        ("start_from", "/no/such/folder", "no such folder: /no/such/folder"),
+        ("start_from", "bert-nano", "start_from bert-nano has different tensor shapes or another architecture"),
         ("grow_from", "no-such-nano", "grow_from no-such-nano is neither a built-in backbone nor a folder"),
     ],
 )
@@ -750,7 +750,9 @@ def test_a_sentence_encoder_starts_with_a_head_of_its_word_embeddings(text: Path
     weights.pop("encoder.layer.1.output.dense.weight")
     save_file(weights, tmp_path / "encoder" / "model.safetensors", {"format": "pt"})
     module = BackbonePretraining("bert", **sizes, start_from=str(tmp_path / "encoder"))
-    with pytest.raises(UserError, match=r"lacks tensors, which would be random: bert.encoder.layer.1.output.dense"):
+    with pytest.raises(
+        UserError, match=r"lacks tensors, which would be randomly initialized: bert.encoder.layer.1.output.dense"
+    ):
         one_step().fit(module, data)
 
 

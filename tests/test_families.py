@@ -295,7 +295,7 @@ def test_cue_is_never_cut_and_pairs_have_their_separator(tiny: Tiny) -> None:
         (
             "modernbert",
             "mask_first",
-            "needs tokens without a position, but this backbone is masked_lm: choose one of prefix",
+            "needs support for tokens without a position, which this backbone lacks: choose one of prefix",
         ),
         ("bert", "encoder", "choose one of mask_first, prefix"),
     ],
@@ -316,7 +316,10 @@ def test_missing_heads_are_refused_by_name(tiny: Tiny, family: str, tmp_path: Pa
     assert len(kept) < len(tensors)
     save_file(kept, file, metadata={"format": "pt"})
     # For T5 v1.1, transformers would tie the output layer to the word embeddings, which gives another model.
-    with pytest.raises(UserError, match="lacks tensors, which would be random or those of another layer"):
+    with pytest.raises(
+        UserError,
+        match="missing or mismatched tensors, which transformers would initialize randomly or tie to another layer",
+    ):
         FrozenBackbone(str(tmp_path / "headless"))
 
 

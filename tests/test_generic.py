@@ -266,7 +266,11 @@ def test_neurons_are_found_by_structure(saved: Saved, family: str, site: str, ga
 @pytest.mark.parametrize("family", ["mixtral", "mamba", "squeezebert"])
 def test_ambiguous_neurons_ask_for_the_module(saved: Saved, family: str) -> None:
     backbone = FrozenBackbone(str(saved(family)))
-    with pytest.raises(UserError, match=r"is ambiguous: give the module .*ffn_site='model.layers.\{i\}.mlp.down_proj'"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot locate the FFN neurons of .*: pass the module of layer \{i\} "
+        r".*ffn_site='model.layers.\{i\}.mlp.down_proj'",
+    ):
         backbone.ffn_sites()
 
 

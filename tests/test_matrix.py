@@ -123,7 +123,7 @@ def test_tables_that_are_no_matrix(tmp_path: Path) -> None:
 
     assert "matrix of numbers" in refused("target,sst2\nsst2,good\n")
     assert "own prompt" in refused("target,sst2\nmnli,0.5\n")
-    assert "names a task twice" in refused("target,sst2\nsst2,0.5\nSST2,0.6\n")
+    assert "contains task sst2 twice; remove one" in refused("target,sst2\nsst2,0.5\nSST2,0.6\n")
     assert "--types" in refused("target,mine\nmine,0.5\n")
     with pytest.raises(UserError, match="No such file"):
         read_matrix(tmp_path / "none.csv")

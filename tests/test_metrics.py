@@ -229,7 +229,7 @@ def test_bootstrap_of_a_mean():
     assert low < narrow[0] < narrow[1] < high
     assert bootstrap_mean_interval([0.5, 0.5], seed=0) == (0.5, 0.5)
     for bad in ([], [[1.0]], [1.0, math.nan]):
-        with pytest.raises(ValueError, match="one finite number an example"):
+        with pytest.raises(ValueError, match="one finite number per example"):
             bootstrap_mean_interval(bad, seed=0)
 
 

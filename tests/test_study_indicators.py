@@ -258,7 +258,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path, prompts: Path, capsys: pyt
     output = ["--output", str(tmp_path / "out")]
     for arguments, words in (
         (["indicators", *output], "prompts"),
-        (["indicators", "--prompts", str(tmp_path / "absent"), *output], "no folder"),
+        (["indicators", "--prompts", str(tmp_path / "absent"), *output], "no such folder"),
         (["indicators", "--prompts", str(prompts), *output, "--resamples", "0"], "give at least 1"),
         (["indicatos"], "unknown subcommand"),
     ):

@@ -335,7 +335,7 @@ def problem(case: str, prompts: Path, tasks: list[str], tiny: Callable[[str], Pa
         ("other backbone", "does not fit"),
         ("one name", "two prompts have the name films-0"),
         ("empty folder", "no prompt file in"),
-        ("no folder", "no folder"),
+        ("no folder", "no such folder"),
         ("damaged file", "damaged.safetensors"),
         ("two modes", "--attention"),
         ("no data", "nowhere"),

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prompt_transfer.tasks.metrics import LEAST_DRAWN, bootstrap_mean_interval
+from prompt_transfer.tasks.metrics import MIN_TARGETS, bootstrap_mean_interval
 
 TOLERANCE = 0.005
 UNITS = ("step", "samples", "seconds")
@@ -176,7 +176,7 @@ def _mean(pairs: pd.DataFrame, measure: Any, found: pd.Series) -> dict[str, Any]
     scale, back = (lambda x: x, float) if measure == "area" else (np.log, lambda x: float(np.exp(x)))
     value = back(scale(values).mean()) if len(values) else None
     low = high = None
-    if len(values) >= LEAST_DRAWN:
+    if len(values) >= MIN_TARGETS:
         low, high = (back(end) for end in bootstrap_mean_interval(scale(values), seed=0))
     outcomes = pairs["outcome"]
     counts = {

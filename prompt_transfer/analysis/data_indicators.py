@@ -18,20 +18,20 @@ SKILL_SHARE = 0.2
 def neuron_overlap_inputs(active: Tensor) -> Tensor:
     """Return ON over real inputs: cosine of the shares of inputs that activate each neuron, `[N, L, F]` in [0, 1].
 
-    Equals ON for a single input, where shares are 0 or 1. Symmetric, in [0, 1], 1 with itself. Ours.
+    Equals ON for a single input, where shares are 0 or 1. Symmetric, in [0, 1], 1 with itself. Introduced here.
     """
     return cosines(active.flatten(1).double())
 
 
 @accept_arrays(4)
 def neuron_overlap_target_inputs(active: Tensor, own: Tensor) -> Tensor:
-    """Return `neuron_overlap_inputs` on the target's inputs only: both prompts with the texts of the target.
+    """Return `neuron_overlap_inputs` with both prompts evaluated on the target's texts only.
 
-    Not symmetric: row = target, column = source; in [0, 1]. Needs unlabelled texts of the target. Ours.
+    Not symmetric: row = target, column = source; in [0, 1]. Needs unlabelled texts of the target. Introduced here.
 
     Args:
         active: `[N, T, L, F]`, shares over the inputs of each of T tasks; NaN for a task that was not captured.
-        own: `[N]`, number of the task that each prompt was trained on.
+        own: `[N]`, index of the task that each prompt was trained on.
     """
     flat = torch.nn.functional.normalize(active.double().flatten(2), dim=2)
     rows = [flat[:, int(task)] @ flat[target, int(task)] for target, task in enumerate(own.tolist())]
@@ -40,7 +40,7 @@ def neuron_overlap_target_inputs(active: Tensor, own: Tensor) -> Tensor:
 
 @accept_arrays(3)
 def neuron_overlap_skill(neurons: Tensor, predictivity: Tensor) -> Tensor:
-    """Return ON on skill neurons only: those among the 20 % most predictive of their layer for either of two tasks.
+    """Return ON on skill neurons only: the top 20 % of each layer by predictivity for either task.
 
     Symmetric, in [0, 1], 1 with itself. Source: proposed by Wang et al. 2022.
 
@@ -54,7 +54,7 @@ def neuron_overlap_skill(neurons: Tensor, predictivity: Tensor) -> Tensor:
     skill = top.scatter_(2, chosen, 1.0).flatten(1)
     active = (neurons > 0).double().flatten(1)
     both = active * skill
-    # Sums over the union of two sets of skill neurons, by inclusion and exclusion.
+    # Sums over the union of two sets of skill neurons, by inclusion-exclusion.
     common = both @ active.T + active @ both.T - both @ both.T
     sizes = both.sum(dim=1)[:, None] + active @ skill.T - both @ skill.T
     root = (sizes * sizes.T).sqrt()
@@ -84,6 +84,6 @@ def leep(values: Tensor, own: Tensor) -> Tensor:
 
     Args:
         values: `[N, T]`, LEEP of each prompt as source on each of T tasks.
-        own: `[N]`, number of the task that each prompt was trained on.
+        own: `[N]`, index of the task that each prompt was trained on.
     """
     return values[:, own.long()].T

@@ -30,7 +30,7 @@ def readable_name(indicator: str) -> str:
     """Return the display name of an indicator: `neuron_overlap_per_layer/03` -> `neuron overlap, layer 3`."""
     name, _, part = indicator.partition("/")
     words = name.replace("_", " ").replace("cka", "CKA").replace("leep", "LEEP")
-    # 1 / (1 + distance).
+    # The indicator is a similarity, 1 / (1 + distance).
     words = words.replace("euclidean", "Euclidean similarity,")
     return f"{words.replace(' per ', ', ')} {int(part)}" if part else words
 

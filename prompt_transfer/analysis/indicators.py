@@ -6,7 +6,7 @@ Shape letters: N prompts, P prompt tokens, H hidden, L layers, F neurons a layer
 
 Sources: "paper" is Su et al. 2022 (code of release 1.0, caculate_metric_value_for_correlation.py:20-130).
 
-To add an indicator, write the function and add a row to `INDICATORS`.
+To add an indicator, write the function and add a row to `_ROWS`.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def euclidean_concat(prompts: Tensor) -> Tensor:
 def euclidean_average(prompts: Tensor) -> Tensor:
     """Return E_average: 1 / (1 + mean over all i, j of |A_i - B_j|), prompts `[N, P, H]`; symmetric, in (0, 1].
 
-    The mean is over all P x P pairs of prompt tokens, so a prompt with itself is below 1 and the token order has no
-    effect. Source: paper, section 6 ("EuclideanDistances_per_token").
+    The mean is over all P x P pairs of prompt tokens: a prompt's similarity to itself is below 1, and token order has
+    no effect. Source: paper, section 6 ("EuclideanDistances_per_token").
     """
     # Centring reduces rounding errors and leaves distances unchanged.
     rows = prompts - prompts.mean(dim=(0, 1))
@@ -65,7 +65,7 @@ def euclidean_average(prompts: Tensor) -> Tensor:
     for left, right, products in row_products(left_rows, right_rows):
         distances = products.clamp_(min=0).sqrt_()
         if left == right:
-            # Sets the distance of a token to itself to 0, which rounding would miss.
+            # Zero self-distances exactly; rounding leaves a residue.
             distances.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1).zero_()
         block = distances.mean(dim=3).mean(dim=1)
         total[left, right] = block
@@ -100,7 +100,7 @@ def cosine_average(prompts: Tensor) -> Tensor:
 def max_pairwise(prompts: Tensor) -> Tensor:
     """Return MAX: mean over target tokens i of max over source tokens j of <T_i, S_j>, prompts `[N, P, H]`.
 
-    Not symmetric: row = target, column = source. Any real number, independent of the token order, grows with the norm.
+    Not symmetric: row = target, column = source. Unbounded, invariant to token order, grows with the norm.
     Source: Lin et al. 2024, the best indicator in their comparison.
     """
     matrix = prompts.new_zeros(len(prompts), len(prompts))
@@ -114,7 +114,7 @@ def max_pairwise(prompts: Tensor) -> Tensor:
 def task_vector_dot(prompts: Tensor, initial: Tensor) -> Tensor:
     """Return <mean token of A - A_0, mean token of B - B_0>, prompts and their initializations `[N, P, H]`.
 
-    Symmetric, any real number, independent of the token order; needs no data, like `max_pairwise`. Source: DTVG (task
+    Symmetric, unbounded, invariant to token order; needs no data, like `max_pairwise`. Source: DTVG (task
     vectors of prompts).
     """
     means = (prompts.double() - initial.double()).mean(dim=1)
@@ -158,7 +158,7 @@ def neuron_overlap(neurons: Tensor) -> Tensor:
 
 @accept_arrays(3)
 def neuron_overlap_per_layer(neurons: Tensor) -> Tensor:
-    """Return ON per layer: neurons `[N, L, F]` -> `[L, N, N]`, layer 0 next to the input; see `neuron_overlap`."""
+    """Return ON per layer: neurons `[N, L, F]` -> `[L, N, N]`, layer 0 closest to the input; see `neuron_overlap`."""
     return overlap_of_groups(neurons, 1)
 
 
@@ -173,7 +173,7 @@ def neuron_overlap_per_group(neurons: Tensor) -> Tensor:
 
 @accept_arrays(3)
 def neuron_overlap_bottom(neurons: Tensor) -> Tensor:
-    """Return ON in the three layers next to the input, neurons `[N, L, F]`; see `neuron_overlap`."""
+    """Return ON in the three layers closest to the input, neurons `[N, L, F]`; see `neuron_overlap`."""
     return cosines((neurons[:, :3] > 0).flatten(1).double())
 
 
@@ -189,7 +189,8 @@ def neuron_overlap_rare(neurons: Tensor) -> Tensor:
 
     Neurons `[N, L, F]` or `[N, L * F]`. The sum of weights over A and B, divided by the root of the product of the sums
     over A and over B. Symmetric, in [0, 1], 1 with itself; neurons that all prompts activate have weight 0, and a
-    prompt that activates only those has 0. Source: inverse document frequency, as in text retrieval; ours.
+    prompt that activates only those has overlap 0 with every prompt. Introduced here; weights are inverse document
+    frequencies.
     """
     active = (neurons > 0).flatten(1).double()
     weights = (len(active) / active.sum(dim=0).clamp(min=1)).log()
@@ -211,26 +212,26 @@ def norm_similarity(prompts: Tensor) -> Tensor:
 
 @accept_arrays(3)
 def source_norm(prompts: Tensor) -> Tensor:
-    """Return the Frobenius norm of the source, prompts `[N, P, H]`; the same in each row, 0 or above."""
+    """Return the Frobenius norm of the source, prompts `[N, P, H]`; constant over rows, non-negative."""
     return prompts.double().flatten(1).norm(dim=1).expand(len(prompts), -1)
 
 
 def data_size(sizes: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return log10(1 + training examples of the source), `[N]` -> `[N, N]`; the same in each row, 0 or above."""
+    """Return log10(1 + training examples of the source), `[N]` -> `[N, N]`; constant over rows, non-negative."""
     return np.tile(np.log10(1 + np.asarray(sizes, dtype=np.float64)), (len(sizes), 1))
 
 
 def label_word_overlap(words: Sequence[Collection[str]]) -> np.ndarray:
     """Return |A and B| / |A or B| of the label words of two tasks, N collections -> `[N, N]`; symmetric, in [0, 1].
 
-    Ignores case and surrounding whitespace. A task without label words has 0 with every task.
+    Ignores case and surrounding whitespace. A task without label words scores 0 with every task.
     """
     sets = [{word.strip().lower() for word in entry} for entry in words]
     return np.array([[len(a & b) / max(len(a | b), 1) for b in sets] for a in sets], dtype=np.float64)
 
 
 class Indicator(NamedTuple):
-    """A row of the registry.
+    """A registered indicator.
 
     Attributes:
         function: called with the inputs named by `needs`, in that order.
@@ -284,7 +285,7 @@ def compute(inputs: Mapping[str, Any], names: Collection[str] = tuple(INDICATORS
         names: the indicators to compute.
 
     Returns:
-        name -> `[N, N]`; an indicator of several parts gives `name/00`, `name/01`, ...
+        name -> `[N, N]`; an indicator that returns `[K, N, N]` yields `name/00`, `name/01`, ...
     """
     matrices: dict[str, np.ndarray] = {}
     for name, row in INDICATORS.items():

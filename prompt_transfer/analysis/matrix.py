@@ -1,9 +1,9 @@
 """The transfer matrix, from a file or from results, and its summary as in Su et al. 2022, section 4.
 
 *Relative performance* of source s on target t is score(s, t) / score(t, t). The summary averages it over all pairs of a
-target and another source of the same type, over all pairs of different types, and for random prompts over targets. If
-the baseline c is known, the chance-corrected score (s - c) / (o - c) is summarized too. Intervals are 95 % percentile
-bootstraps over at least three targets, each drawn with all its pairs.
+target and another source of the same type, over all pairs of different types, and over targets for random prompts. If
+the baseline c is known, the chance-corrected score (score(s, t) - c) / (score(t, t) - c) is summarized too. Intervals
+are 95 % percentile bootstraps that resample targets (at least three) with all their pairs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from prompt_transfer.tasks.metrics import LEAST_DRAWN
+from prompt_transfer.tasks.metrics import MIN_TARGETS
 from prompt_transfer.tasks.registry import get_task, task_names
 from prompt_transfer.utils.errors import UserError
 
@@ -35,7 +35,7 @@ class Matrix:
         random: targets in rows, one column per kind of random prompt.
         baseline: score of the majority class (or lead) on each target, NaN if unknown.
         types: task -> type, of all targets and sources; columns of derived prompts have no type.
-        learned: whether each target's own prompt beats the baseline by more than chance; None if unknown.
+        learned: whether each target's own prompt significantly beats the baseline; None if unknown.
     """
 
     scores: pd.DataFrame
@@ -51,7 +51,7 @@ class Matrix:
         return pd.Series(values, index=self.scores.index, dtype=float)
 
     def measured(self, scores: pd.DataFrame, measure: str) -> pd.DataFrame:
-        """Return `scores` (targets in rows, in any order) as `relative` or `chance_corrected`."""
+        """Convert `scores` (targets in rows, in any order) to `relative` or `chance_corrected` scores."""
         # pandas would sort the rows if the orders differed.
         own, baseline = self.own.reindex(scores.index), self.baseline.reindex(scores.index)
         if measure == "relative":
@@ -154,8 +154,9 @@ def _registered(name: str) -> str:
 
 
 def _checked(matrix: Matrix, path: Path) -> Matrix:
-    if matrix.scores.index.has_duplicates or matrix.scores.columns.has_duplicates:
-        raise UserError(f"{path} names a task twice")
+    for names in (matrix.scores.index, matrix.scores.columns):
+        if names.has_duplicates:
+            raise UserError(f"{path} contains task {names[names.duplicated()][0]} twice; remove one")
     if matrix.own.isna().all():
         raise UserError(
             f"{path} has no target with a score of its own prompt, so no relative scores exist: rows must be targets "
@@ -169,9 +170,12 @@ def _checked(matrix: Matrix, path: Path) -> Matrix:
 
 
 def pairs(matrix: Matrix, measure: str = "relative") -> pd.DataFrame:
-    """Return one row per target and other source or random prompt: target, type, kind, source, value.
+    """Return one row per target and source, excluding the target itself; random prompts are sources.
 
-    `kind` is `same`, `different` or `random`. Derived prompts, and targets without a prompt of their own, are skipped.
+    Derived prompts, and targets without a prompt of their own, are skipped.
+
+    Returns:
+        target, type, kind (`same`, `different` or `random`), source, value.
     """
     measured, random = (matrix.measured(scores, measure) for scores in (matrix.scores, matrix.random))
     rows = []
@@ -189,7 +193,7 @@ def pairs(matrix: Matrix, measure: str = "relative") -> pd.DataFrame:
 
 
 def best_sources(matrix: Matrix) -> pd.DataFrame:
-    """Return the best other source of each target that has a source of its own type.
+    """Return each target's best source other than itself, if some source has its type.
 
     Returns:
         target, type, best, best_type, same_type (bool), relative.
@@ -206,7 +210,7 @@ def best_sources(matrix: Matrix) -> pd.DataFrame:
 
 
 def summarize(matrix: Matrix, seed: int = 0) -> pd.DataFrame:
-    """Return means of transfer, with intervals over targets.
+    """Return mean transfer scores with bootstrap intervals over targets.
 
     Returns:
         One row per mean: measure (`relative`, `chance_corrected`), targets (`all`, or `learned` only), type (`all` or a
@@ -251,13 +255,13 @@ def _mean(part: pd.DataFrame, seed: int) -> dict[str, float | int]:
     if not len(part):
         return facts | {"mean": np.nan, "low": np.nan, "high": np.nan}
     low, high = np.nan, np.nan
-    if len(by_target) >= LEAST_DRAWN:
+    if len(by_target) >= MIN_TARGETS:
         low, high = _interval(by_target.to_numpy(), seed)
     return {"mean": float(part["value"].astype(float).mean()), "low": low, "high": high, **facts}
 
 
 def _interval(sums: NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """Return the interval of sum / count over resampled rows of `sums` [targets, 2]."""
+    """Return the 95 % bootstrap interval of sum / count, resampling rows of `sums` [targets, 2]."""
     drawn = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
     totals = sums[drawn].sum(axis=1)
     low, high = np.quantile(totals[:, 0] / totals[:, 1], [0.025, 0.975])

@@ -20,7 +20,7 @@ MASK_COLOURS = dict(zip(KINDS, ("C3", "C1", "C0", "0.5"), strict=True))
 
 
 def masking_curve(summary: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw points lost against the share of masked neurons, one line per kind of mask; bands: 95 % over tasks.
+    """Draw points lost against the share of masked neurons, one line per kind of mask; bands: 95 % interval over tasks.
 
     Args:
         summary: table of `analysis.masking.summarize`; each method has its own line style.
@@ -67,7 +67,7 @@ def activation_heatmap(
         order = np.argsort(-active[:, layer].sum(axis=0), kind="stable")
         columns += [active[:, layer, part].mean(axis=1) for part in np.array_split(order, each)]
     if ax is None:
-        # Names of 7 points take 0.06 inches per letter: long ones need a wider figure.
+        # A letter at 7 points takes 0.06 inches, so long names need a wider figure.
         width = max(7, 4 + 0.06 * max(map(len, names)))
         _, ax = plt.subplots(figsize=(width, 1.2 + 0.17 * number), layout="constrained")
     sns.heatmap(np.stack(columns, axis=1), cmap="viridis", vmin=0, vmax=1, ax=ax, xticklabels=False, yticklabels=names,
@@ -81,7 +81,7 @@ def activation_heatmap(
 
 
 def overlap_dendrogram(square: pd.DataFrame, types: Sequence[str], ax: Axes | None = None) -> Axes:
-    """Draw ON between tasks in the order of a clustering (average linkage of 1 - ON), with its dendrogram above.
+    """Draw a heat map of ON between tasks, ordered by average-linkage clustering of 1 - ON, with its dendrogram.
 
     Task names are coloured by type.
 
@@ -117,7 +117,7 @@ def overlap_dendrogram(square: pd.DataFrame, types: Sequence[str], ax: Axes | No
 
 
 def overlap_by_layer(layers: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw the mean ON per layer of task pairs of the same type and of different types; bands: 95 % over pairs.
+    """Draw the mean ON per layer for task pairs of the same and of different types; bands: 95 % interval over pairs.
 
     Args:
         layers: columns `layer`, `value`, `pair` ("same type", "different type").

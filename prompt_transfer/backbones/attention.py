@@ -24,10 +24,10 @@ from prompt_transfer.backbones.kernels.shared_prefix_attention import is_worthwh
 NAME = "prompt_transfer"
 
 
-class StopAfterKV(Exception):  # noqa: N818 - no error, as StopIteration
-    """The signal that leaves a layer from inside its attention function, once its keys and values exist (`CachedKV`).
+class StopAfterKV(Exception):  # noqa: N818 - a signal, like StopIteration
+    """A signal raised in the attention function to leave a layer once its keys and values exist (`CachedKV`).
 
-    Only `last_layer.py` catches it: transformers has no argument to compute keys and values alone.
+    Only `last_layer.py` catches it: transformers has no argument to compute only keys and values.
     """
 
 
@@ -40,21 +40,21 @@ class LayerStates(Protocol):
         """Return the keys and values to attend to, given the layer's own."""
 
     def shared_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:
-        """Return keys and values [1, heads, P, D] of the one prompt of all texts, for `shared_prefix_attention`.
+        """Return keys and values [1, heads, P, D] of the prompt shared by all texts, for `shared_prefix_attention`.
 
-        None if there is no such prompt in training, or if the kernel is not worthwhile: `exchange` is called then.
+        None if no shared prompt is being trained or the kernel is not worthwhile; the caller then uses `exchange`.
         """
 
 
 def select_prompts(states: Tensor, prompt_ids: Tensor | None, examples: int) -> Tensor:
-    """Select each example's prompt from states [N, ...]: [B, ...]. Without ids all examples have the only prompt."""
+    """Select each example's prompt from states [N, ...]: [B, ...]. Without ids every example uses the only prompt."""
     if prompt_ids is not None:
         return states.index_select(0, prompt_ids)
     return states.expand(examples, *states.shape[1:])
 
 
 class PromptStates:
-    """The key/value cache of N prompts: [N, heads, P, D] each for every call of an attention layer, in order.
+    """The key/value cache of N prompts: [N, heads, P, D] for each call of an attention layer, in call order.
 
     Entries are per call and not per layer, since a model may call one layer several times (ALBERT).
     """
@@ -70,8 +70,8 @@ class PromptStates:
         """Start reading at the first layer.
 
         Args:
-            prompt_ids: [B], prompt of each example; None if all examples have the only prompt.
-            position_bias: [1 or B, heads, T, P + T], from the text to prompt and text, for models that have one.
+            prompt_ids: [B], prompt of each example; None if there is only one prompt.
+            position_bias: [1 or B, heads, T, P + T], from the text to prompt and text; None if the model has none.
         """
         self.reading, self.prompt_ids, self.position_bias, self._next = True, prompt_ids, position_bias, 0
         return self
@@ -84,13 +84,13 @@ class PromptStates:
         return exchanged
 
     def shared_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:
-        """Return the next layer's keys and values if `shared_prefix_attention` takes them (see `LayerStates`)."""
+        """Return the next layer's keys and values if `shared_prefix_attention` can use them (see `LayerStates`)."""
         if not self.reading or not _can_share(self.layers[self._next][0], text_length):
             return None
         return self.enter().recorded
 
     def enter(self) -> LayerPromptKV:
-        """Return the next layer's part, for one call of the layer that may be recomputed later."""
+        """Return the cache of the next layer call, separate from `self` because checkpointing may repeat the call."""
         recorded = None
         if self.reading:
             recorded = self.layers[self._next]
@@ -122,7 +122,7 @@ class LayerPromptKV:
         return torch.cat([prompt_key, key], dim=2), torch.cat([prompt_value, value], dim=2)
 
     def shared_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:
-        """Return the recorded keys and values if `shared_prefix_attention` takes them (see `LayerStates`)."""
+        """Return the recorded keys and values if `shared_prefix_attention` can use them (see `LayerStates`)."""
         if self.recorded is None or not _can_share(self.recorded[0], text_length):
             return None
         return self.recorded
@@ -147,12 +147,12 @@ class FixedPositionBias:
 
 
 class CachedKV:
-    """One layer's keys and values at all positions, for a second call of it at a few positions (`last_layer.py`).
+    """One layer's keys and values at all positions, for a second call at a few positions (`last_layer.py`).
 
     The first call leaves the layer with `StopAfterKV`; later calls get the cached keys and values.
 
     Args:
-        states: prompts to prepend to the layer's own keys and values, or to record them.
+        states: prepends prompts to the layer's keys and values, or records them; None for neither.
     """
 
     position_bias: Tensor | None = None
@@ -244,14 +244,14 @@ def attend_absorbed(
     """Compute the attention of one query per example without keys and values, by reordering the products.
 
     `q (E Wk)' = (q Wk') E'` and `w (E Wv) = (w E) Wv` for states E and attention weights w: Wk and Wv are multiplied
-    with one vector per example and head instead of one per state. A bias of the keys shifts all scores of a query
-    equally, which the softmax ignores.
+    with one vector per example and head instead of one per state. A key bias shifts all scores of a query equally, so
+    the softmax cancels it.
 
     Args:
         module: the attention layer.
         query: [B, A, 1, D].
         states: [B, K, H].
-        to_keys, to_values: weights [A D, H] of the key and value projections; the caller adds a bias of the values.
+        to_keys, to_values: weights [A D, H] of the key and value projections; the caller adds the value bias.
         attention_mask: [B or 1, 1, 1, K], or None.
         scaling: factor of the scores; None for 1 / sqrt(D).
 

@@ -75,7 +75,7 @@ def _t5(name: str, learning_rate: float) -> Family:
         gated=lambda config: config.is_gated_act,
         layers=lambda config: config.num_decoder_layers,
         position_ids=False,
-        # Relative positions are unbounded; longer inputs were not tested.
+        # Relative positions are unbounded; longer inputs are untested.
         max_positions=lambda config: 2048,
     )
 

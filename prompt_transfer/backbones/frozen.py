@@ -171,7 +171,7 @@ class FrozenBackbone(nn.Module):
         share the module (ALBERT).
 
         Raises:
-            UserError: the family has no row, and the module is ambiguous in the structure of its layers.
+            UserError: the family has no row, and its FFN output projection cannot be identified.
         """
         generic.refuse_ambiguous(self.id, self.family)
         return self._modules_per_layer(self.family.ffn_site)

@@ -25,7 +25,7 @@ _CLASSES = {
     "masked_lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     "causal_lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 }
-# Parts of the names of modules that mix tokens.
+# Name substrings of token-mixing modules.
 _MIXERS = ("attn", "attention", "mixer", "mamba", "ssm", "conv", "recurrent")
 _ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")
 
@@ -54,7 +54,7 @@ def kind_of(facts: Mapping[str, Any], name: str) -> str:
 
 
 def describe(model: PreTrainedModel, model_type: str, kind: str) -> Family:
-    """Build the row of a model whose family has none.
+    """Build a `Family` for a model type without a row.
 
     Raises:
         UserError: the model's body cannot be separated from its LM head.
@@ -100,7 +100,7 @@ def _max_positions(config: Any, body: nn.Module) -> int:
         if isinstance(size, int) and size > 0:
             break
     else:
-        # Unbounded positions; longer inputs were not tested.
+        # The config states no limit; inputs longer than this are untested.
         return 2048
     for name, table in body.named_modules():
         # fairseq counts positions from the padding index.
@@ -140,13 +140,13 @@ def find_ffn(body: nn.Module, width: int | None) -> tuple[str, str | None, bool,
 
 
 def with_site(model: PreTrainedModel, family: Family, site: str) -> Family:
-    """Set the path of the module of layer `{i}` whose input is the neurons, for a family without a row.
+    """Return the family with its FFN path set: the module of layer `{i}` whose input is the neurons.
 
     Raises:
         UserError: the family has a row, or the module does not exist.
     """
     if family.has_row:
-        raise UserError(f"the family {family.name} has a row, which defines its neurons: remove ffn_site")
+        raise UserError(f"the family {family.name} already defines its FFN path: remove ffn_site")
     names = {name for name, _ in model.named_modules()}
     layers = 0
     while "{i}" in site and site.format(i=layers) in names:
@@ -159,11 +159,11 @@ def with_site(model: PreTrainedModel, family: Family, site: str) -> Family:
 
 
 def refuse_ambiguous(name: str, family: Family) -> None:
-    """Raise UserError if the module of the neurons is ambiguous."""
+    """Raise UserError if the FFN output projection cannot be identified."""
     if not family.ffn_site:
         raise UserError(
-            f"where the neurons of {name} ({family.name}) are is ambiguous: give the module whose input they are, for "
-            "layer {i}, as in FrozenBackbone(name, ffn_site='model.layers.{i}.mlp.down_proj')"
+            f"cannot locate the FFN neurons of {name} ({family.name}): pass the module of layer {{i}} that takes them "
+            "as input, e.g. FrozenBackbone(name, ffn_site='model.layers.{i}.mlp.down_proj')"
         )
 
 

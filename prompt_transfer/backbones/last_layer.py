@@ -29,7 +29,7 @@ from prompt_transfer.backbones.kernels.frozen_linear import stop_sharing_rows
 # A slice for all examples, or the positions of each example [B, S].
 Positions = slice | Tensor
 
-# Arguments of a layer with one value per position, and the dimension of the positions.
+# Per-position layer arguments -> position dimension.
 _DIMENSIONS = {"hidden_states": 1, "position_embeddings": 1, "position_ids": 1, "attention_mask": 2}
 
 
@@ -120,7 +120,8 @@ class LastLayer:
         plain = bool(projections) and all(type(projection) is nn.Linear for projection in projections)
         if plain and self._count(at) == 1 and given.get("prompt_states") is None and not layer.training:
             given["prompt_states"] = AbsorbedKV(states, *projections)
-            # In a model with one layer no attention has run yet, and the scored position is not part of the prompt.
+            # In a one-layer model no attention has ended row sharing yet; end it, since the scored position is not in
+            # the prompt.
             stop_sharing_rows()
         else:
             given["prompt_states"] = CachedKV(given.get("prompt_states"))

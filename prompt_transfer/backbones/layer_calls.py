@@ -1,6 +1,6 @@
 """Gradient checkpointing and compilation of layers.
 
-Both require that a layer is a function of its arguments. `PromptStates` counts calls, so each layer gets its own part.
+Both require layers without side effects. `PromptStates` counts calls, so each layer gets its own slice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class LayerCall:
 
     Args:
         forward: the layer's own `forward`.
-        run: calls its first argument with the others.
+        run: wrapper, called as `run(forward, *args, **kwargs)`.
     """
 
     def __init__(self, forward: Callable[..., Any], run: Callable[..., Any]) -> None:
@@ -53,7 +53,7 @@ def layers_of(stack: Stack, name: str) -> list[nn.Module]:
     """Return the layers of a body, except a last layer that is computed at the scored positions only.
 
     Raises:
-        UserError: the model has no layers that are called once each (ALBERT).
+        UserError: the model has no separate layers (ALBERT reuses one).
     """
     found = [module for module in stack.body.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not found:
@@ -65,7 +65,7 @@ def layers_of(stack: Stack, name: str) -> list[nn.Module]:
 
 
 def recompute(stack: Stack, name: str) -> None:
-    """Keep only the layers' inputs and recompute the rest in the backward pass: less memory, a third more time."""
+    """Enable gradient checkpointing: less memory, about a third more time."""
     for layer in layers_of(stack, name):
         layer.forward = LayerCall(layer.forward, _recomputed)
 

@@ -1,4 +1,4 @@
-"""Loading of frozen language models from the project, a folder, a GGUF file or the hub, without random weights."""
+"""Load frozen language models from the project, a folder, a GGUF file or the hub; missing tensors are an error."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def resolve(name: str) -> tuple[str, str]:
 
     Returns:
         The source, and one of: `builtin` and `folder` (a model folder), `fetched` (a GGUF file or folder, possibly not
-        fetched yet), `gguf` (a GGUF file, given itself or as the only one in its folder), `hub` (an id, or
+        fetched yet), `gguf` (a GGUF file, given directly, or the only GGUF file in a folder), `hub` (an id, or
         `org/repo:file.gguf`).
 
     Raises:
-        UserError: a path without a model.
+        UserError: the path contains no model.
     """
     built_in = builtin_backbones()
     if name in built_in:
@@ -50,8 +50,8 @@ def resolve(name: str) -> tuple[str, str]:
         file = gguf.only_file(path)
         if file is None:
             raise UserError(
-                f"the folder {name} contains neither a Hugging Face model (no config.json) nor a GGUF file: give the "
-                "folder of a model"
+                f"the folder {name} contains neither a Hugging Face model (no config.json) nor a GGUF file: give a "
+                "model folder"
             )
         return str(file), "gguf"
     if gguf.is_gguf(name) and not gguf.on_hub(name):
@@ -59,7 +59,9 @@ def resolve(name: str) -> tuple[str, str]:
             raise UserError(f"no such GGUF file: {name}; for a file on the hub use org/repo:file.gguf")
         return str(path), "gguf"
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"no folder {name}: give the folder of a Hugging Face model, a hub id or a built-in backbone")
+        raise UserError(
+            f"no such folder: {name}; give the folder of a Hugging Face model, a hub id or a built-in backbone"
+        )
     return name, "hub"
 
 
@@ -130,9 +132,9 @@ def load(
                 dtype=torch.bfloat16 if dtype is torch.bfloat16 else torch.float32,
                 output_loading_info=True,
                 attn_implementation=implementation,
-                # The checkpoint's own may be invalid.
+                # The checkpoint's own generation config may be invalid.
                 generation_config=GenerationConfig(),
-                # Calling conventions that config.json may change.
+                # Override calling conventions set in config.json.
                 return_dict=True,
                 chunk_size_feed_forward=0,
                 **options,
@@ -185,25 +187,27 @@ def _explain(name: str, origin: str, error: Exception) -> str:
     lines = str(error).strip().splitlines()
     reason = lines[0][:200] if lines else type(error).__name__
     if "ignore_mismatched_sizes" in reason:
-        reason = "its tensors have other sizes than its config.json states"
+        reason = "its tensor shapes do not match config.json"
     if origin == "hub":
         names = [*builtin_backbones(), *(row.name for row in NAMED)]
         close = difflib.get_close_matches(name, names, n=1)
         guess = f" (did you mean {close[0]!r}?)" if close else ""
-        if not hub_reachable():
-            reason = "no answer; its cache on this machine does not have it"
+        cause = (
+            f"the hub answered: {reason.rstrip('.')}"
+            if hub_reachable()
+            else "the hub is unreachable and the model is not in the local cache"
+        )
         return (
-            f"unknown backbone {name!r}{guess}: it is not a known name ({', '.join(names) or 'none'}) or a folder, and "
-            f"the hub answered: {reason} (without a network give the folder of a downloaded model: --model.backbone "
-            "DIR)"
+            f"unknown backbone {name!r}{guess}: it is not a known name ({', '.join(names) or 'none'}) or a folder; "
+            f"{cause}. Use --model.backbone DIR with the folder of a downloaded model"
         )
     return f"cannot load the backbone {name}: {reason}"
 
 
 def _tied_by_default(model: PreTrainedModel) -> list[str]:
-    """Return the name of a missing output layer of T5 v1.1 or mT5, which transformers ties to the word embeddings.
+    """Return the LM head's tensor name if transformers silently tied it (T5 v1.1, mT5), else an empty list.
 
-    Only v1.0 is trained with tied and scaled embeddings; the others have a separate output layer without a scale.
+    Only T5 v1.0 is trained with tied and scaled embeddings; the others have a separate, unscaled LM head.
     """
     config = model.config
     if not config.is_encoder_decoder or getattr(config, "scale_decoder_outputs", False):
@@ -213,7 +217,7 @@ def _tied_by_default(model: PreTrainedModel) -> list[str]:
 
 
 def _refuse_random_weights(name: str, family: Family, head: str, info: dict[str, Any], tied: list[str]) -> None:
-    """Raise UserError if a checkpoint lacks tensors, which transformers would initialize randomly with a warning."""
+    """Raise UserError if a checkpoint has missing or mismatched tensors."""
     heads = tuple(f"{path}." for path in family.head)
     missing = sorted({*info.get("missing_keys", ()), *tied})
     mismatched = sorted(
@@ -230,7 +234,8 @@ def _refuse_random_weights(name: str, family: Family, head: str, info: dict[str,
         else ""
     )
     raise UserError(
-        f"the checkpoint of {name} lacks tensors, which would be random or those of another layer: {names}{hint}"
+        f"the checkpoint of {name} has missing or mismatched tensors, which transformers would initialize randomly or "
+        f"tie to another layer: {names}{hint}"
     )
 
 

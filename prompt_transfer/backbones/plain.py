@@ -3,8 +3,8 @@
 Used for families whose attention is not a registered attention function (`Family.plain`), and for families without a
 row (`generic.py`). Positions are the model's defaults: texts are padded on the right, which does not shift any token.
 
-The LM head is the model itself, with the module before the head patched to return given states. This keeps everything
-that a model does to its logits (biases, scales, caps).
+Logits come from the model's own forward, with the module before the LM head patched to return given states. This keeps
+the model's logit biases, scales and soft caps.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _returns(module: nn.Module, output: Any) -> Iterator[None]:
 
 @contextmanager
 def _generating(family: Family) -> Iterator[None]:
-    """Raise a UserError for the errors of transformers about families that do not support generation."""
+    """Convert transformers' generation errors into UserError."""
     try:
         yield
     except (ValueError, AttributeError, TypeError, LookupError) as error:
@@ -79,13 +79,13 @@ class PlainStack(Stack):
 
 
 class PlainAnswers(Answers):
-    """Base class of the kinds of plain backbones, which compute prompts with each batch."""
+    """Base class for plain backbones; recomputes the prompt with every batch."""
 
     stack_type = PlainStack
 
     @property
     def prompt_sees_only_itself(self) -> bool:
-        """False: prompts are computed with each batch."""
+        """Always False: the prompt is recomputed with every batch."""
         return False
 
     def logits(self, states: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class PlainMaskedAnswers(PlainAnswers, MaskedAnswers):
 
 
 class PlainCausalAnswers(PlainAnswers, CausalAnswers):
-    """Answers of a causal LM whose prompt is computed with each text: the same function as from recorded prompts."""
+    """Answers of a causal LM that runs prompt and text together; equivalent to a recorded prompt."""
 
     def _text_states(self, prompts: Prompts, text: InputPart, at: Tensor) -> Tensor:
         places = at + prompts.length
@@ -121,7 +121,7 @@ class PlainCausalAnswers(PlainAnswers, CausalAnswers):
         lengths = whole.mask.sum(dim=1)
         generated = lengths.new_full((len(lengths), max_new_tokens), self.pad_token_id)
         longest = 0
-        # One length at a time: families differ in how they generate with padding.
+        # Generate per length: families handle padding differently.
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero()[:, 0]
             ids = self._generate_unpadded(
@@ -174,7 +174,10 @@ def answers_of(family: Family) -> Callable[..., Answers]:
 
 
 def refuse_shared(name: str, family: Family, attention: str) -> None:
-    """Raise UserError for `shared` attention with a plain family, unless it is causal: there it equals `full`."""
+    """Raise UserError for `shared` attention with a plain family.
+
+    Causal families are exempt: `shared` equals `full`.
+    """
     if family.plain and family.kind != "causal_lm" and attention == "shared":
         raise UserError(
             f"{name} ({family.name}) does not support the attention mode 'shared': use --model.attention full"

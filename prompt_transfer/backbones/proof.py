@@ -1,4 +1,4 @@
-"""Checks at load time for models of families without a row: a few forward passes over a dozen tokens."""
+"""Load-time checks for models of families without a row: a few forward passes over a dozen tokens."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _embedded(backbone: FrozenBackbone, ids: Tensor) -> Tensor:
 
 
 def _difference(backbone: FrozenBackbone, found: Tensor, expected: Tensor) -> str | None:
-    """Describe the difference of two tensors of logits; None within the tolerance."""
+    """Describe the difference between two tensors of logits; None if within tolerance."""
     expected = expected.float()
     error = ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6)).item()
     # `error > tolerance` would be False for NaN.

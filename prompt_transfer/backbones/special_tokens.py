@@ -1,4 +1,4 @@
-"""Special tokens in users' texts, such as `</s>`: their names, and tokenization as ordinary characters."""
+"""Special tokens such as `</s>` in users' texts: finding them, and tokenizing them as ordinary characters."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def ordinary_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[l
     """Return the token ids of texts, with special tokens read as ordinary characters.
 
     Raises:
-        UserError: the tokenizer is not a fast one, which is needed for the characters of each token.
+        UserError: the tokenizer is not a fast one; only those map tokens to characters.
     """
     if not tokenizer.is_fast:
         raise UserError(
-            "--data.special_tokens split needs a fast tokenizer, and the backbone's is not: use keep, or remove the "
-            "special tokens from the texts"
+            "--data.special_tokens split needs a fast tokenizer, but the backbone has a slow one: use keep, or remove "
+            "the special tokens from the texts"
         )
     options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
     options["split_special_tokens"] = True
     rows = tokenizer(texts, **options)["input_ids"]
-    # A unigram model also has the special tokens among its pieces, so they are split by hand.
+    # A unigram vocabulary also contains the special tokens as ordinary pieces, so split those here.
     pattern = pattern_of(special_tokens(tokenizer))
     again = [row for row, text in enumerate(texts) if pattern.search(text)]
     if not again:

@@ -21,7 +21,7 @@ class InputPart:
 
     Attributes:
         embeddings: [B, T, H].
-        positions, token_types: [B, T], -1 for none.
+        positions, token_types: [B, T], -1 for tokens without one.
         mask: [B, T], 1 for tokens.
     """
 
@@ -40,13 +40,13 @@ class InputPart:
         )
 
     def between(self, start: int, end: int | None) -> InputPart:
-        """Return the tokens from `start` up to, not including, `end`."""
+        """Return the tokens `start` (inclusive) to `end` (exclusive)."""
         cut = slice(start, end)
         return InputPart(self.embeddings[:, cut], self.positions[:, cut], self.token_types[:, cut], self.mask[:, cut])
 
 
 class Stack:
-    """The body of a model, as its family describes it.
+    """The body of a model, run as its family describes.
 
     Args:
         model: a model with its LM head.
@@ -58,7 +58,7 @@ class Stack:
         self.body: nn.Module = model.get_submodule(family.body)
         self.causal = family.kind == "causal_lm"
         self.last = LastLayer(model, family) if family.layer is not None else None
-        # Compiled layers (`layer_calls.py`) never stop sharing rows, so they must not start.
+        # Compiled layers (`layer_calls.py`) cannot end row sharing, so it stays off.
         self.compiled = False
 
     def run_alone(self, part: InputPart, at: Positions | None = None, shared: SharedRows | None = None) -> Tensor:
@@ -67,7 +67,7 @@ class Stack:
         Args:
             part: the whole input.
             at: positions to return; None for all.
-            shared: rows that many examples share, if any.
+            shared: rows of the input that are equal in many examples, if any.
 
         Returns:
             [B, T, H], or [B, S, H] with `at`.
@@ -77,11 +77,11 @@ class Stack:
             return self._run(part, masks, None if bias is None else FixedPositionBias(bias), at)
 
     def _may_differ(self) -> bool:
-        """Return whether dropout or hooks may change shared rows per example before the first attention."""
+        """Return whether shared rows may stop being equal before the first attention (dropout, hooks, compilation)."""
         return self.compiled or self.body.training or has_hooks(self.body.modules())
 
     def record(self, prompts: InputPart) -> tuple[Tensor, PromptStates]:
-        """Compute hidden states and key/value cache of prompts that see only themselves.
+        """Compute hidden states and key/value cache of prompts that attend only to themselves.
 
         Returns:
             States [N, P, H], and the cache. If the last layer can be restricted (`LastLayer`), the text needs only the
@@ -105,7 +105,7 @@ class Stack:
             states: the prompts' key/value cache.
             text: the texts.
             prompt_length: P.
-            prompt_ids: [B], prompt of each example; None if all examples have the only prompt.
+            prompt_ids: [B], prompt of each example; None if there is only one prompt.
             at: positions to return; None for all.
 
         Returns:
@@ -139,9 +139,9 @@ class Stack:
             prompt_length: P.
 
         Returns:
-            Mask, bool [B or 1, 1, T or 1, P + T]; None without padding, since the fastest kernels take no mask; one
-            per kind of layer for models with sliding windows. And T5's bias [B or 1, heads, T, P + T], which includes
-            the mask: otherwise each layer would add the two.
+            The mask, bool [B or 1, 1, T or 1, P + T]: None without padding, since the fastest kernels take no mask; a
+            dictionary with one per kind of layer for models with sliding windows. And T5's bias [B or 1, heads, T,
+            P + T], with the mask already applied, once for all layers; None for other models.
         """
         length, device = mask.shape[1], mask.device
         seen = self.visible(mask, prompt_length)
@@ -168,10 +168,10 @@ class Stack:
 
     def visible(self, mask: Tensor, prompt_length: int = 0) -> Tensor | None:
         """Return the padding mask of prompt and text, bool [B, 1, 1, P + T]; None if no mask is needed."""
-        # A causal model's padding is on the right, where the text never sees it.
+        # Texts of causal models are padded on the right, and no token attends to later ones.
         if self.causal:
             return None
-        # On a GPU the check would synchronise with the device.
+        # On a GPU the check would synchronize with the device.
         if mask.device.type == "cpu" and bool(mask.all()):
             return None
         return torch.cat([mask.new_ones(len(mask), prompt_length), mask], dim=1).bool()[:, None, None, :]

@@ -15,7 +15,7 @@ class OptionalEmbedding(nn.Embedding):
 
     @classmethod
     def sharing(cls, table: nn.Embedding) -> OptionalEmbedding:
-        """Create one that shares the weights of `table`."""
+        """Create an embedding that shares the weights of `table`."""
         new = cls(table.num_embeddings, table.embedding_dim, _weight=table.weight, _freeze=True)
         new.weight = table.weight
         return new
@@ -32,7 +32,7 @@ class SelectedRows(nn.Linear):
 
     @classmethod
     def sharing(cls, layer: nn.Linear) -> SelectedRows:
-        """Create one that shares the weights of `layer`."""
+        """Create a layer that shares the weights of `layer`."""
         new = cls(1, 1, bias=False, device="meta")
         new.in_features, new.out_features = layer.in_features, layer.out_features
         new.weight, new.bias = layer.weight, layer.bias
@@ -55,7 +55,7 @@ class SelectedRows(nn.Linear):
 
 
 def fuse_activations(model: nn.Module) -> None:
-    """Replace GPT-2's and T5 v1.1's approximate GELU, eight kernels in transformers, by PyTorch's fused one."""
+    """Replace the approximate GELU of GPT-2 and T5 v1.1 (eight kernels in transformers) with PyTorch's fused one."""
     names = [
         name
         for name, module in model.named_modules(remove_duplicate=False)
@@ -66,7 +66,7 @@ def fuse_activations(model: nn.Module) -> None:
 
 
 def replace(model: nn.Module, path: str, new: nn.Module) -> None:
-    """Replace the module at `path` of `model` by `new`."""
+    """Replace the module at `path` of `model` with `new`."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, new)
 

@@ -1,4 +1,4 @@
-"""Differences between tokenizers: start tokens, leading blanks, tokens without a word embedding."""
+"""Differences between tokenizers: start tokens, leading spaces, tokens without a word embedding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # Encodes texts to token ids, without special tokens.
 Encode = Callable[[list[str]], list[list[int]]]
 
-# A letter, which no tokenizer merges with a following blank or line feed.
+# A letter, which no tokenizer merges with a following space or newline.
 ANCHOR = "a"
 SENTENCEPIECE_BLANK = "▁"
 
@@ -21,13 +21,13 @@ SENTENCEPIECE_BLANK = "▁"
 def continued(encode: Encode, texts: list[str]) -> list[list[int]]:
     """Return the token ids of texts that continue another text.
 
-    SentencePiece-BPE tokenizers (Llama 2, TinyLlama) add a blank before every input, so " terrible" alone would begin
+    SentencePiece-BPE tokenizers (Llama 2, TinyLlama) add a space before every input, so " terrible" alone would begin
     with two. Each text is therefore encoded after an anchor word, whose ids are dropped. If the ids do not begin with
     those of the anchor, the text is encoded alone.
 
     Args:
         encode: encoder without special tokens.
-        texts: each begins with the blank that separates it from the previous text.
+        texts: each begins with the space that separates it from the previous text.
     """
     (anchor,) = encode([ANCHOR])
     found = []
@@ -38,9 +38,9 @@ def continued(encode: Encode, texts: list[str]) -> list[list[int]]:
 
 
 def line_feed(tokenizer: PreTrainedTokenizerBase, encode: Encode) -> list[int]:
-    """Return the token ids of a line feed between two texts, without SentencePiece's leading blank.
+    """Return the token ids of a newline between two texts, without SentencePiece's leading space.
 
-    The blank of byte-level tokenizers with `add_prefix_space` is kept: the built-in GPT was pretrained with it.
+    The space of byte-level tokenizers with `add_prefix_space` is kept: the built-in GPT was pretrained with it.
     """
     (alone,) = encode(["\n"])
     blank = tokenizer.convert_ids_to_tokens(alone[:1]) == [SENTENCEPIECE_BLANK]
@@ -48,7 +48,7 @@ def line_feed(tokenizer: PreTrainedTokenizerBase, encode: Encode) -> list[int]:
 
 
 def continues_differently(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether a text has different ids if it continues another text."""
+    """Return whether a text is tokenized differently if it continues another text."""
 
     def encode(texts: list[str]) -> list[list[int]]:
         return tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -107,10 +107,10 @@ def check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedToke
 
 
 def word_pieces(tokenizer: Any, text: str) -> list[int]:
-    """Return the token ids of `text` inside a sentence: with a leading blank, without special tokens.
+    """Return the token ids of `text` inside a sentence: with a leading space, without special tokens.
 
-    Byte-level BPE (RoBERTa, GPT) has different tokens for " great" and "great"; WordPiece ignores the blank. Tokenizers
-    that add a blank before every input do not add a second one here (see `continued`).
+    Byte-level BPE (RoBERTa, GPT) has different tokens for " great" and "great"; WordPiece ignores the space. Tokenizers
+    that add a space before every input do not add a second one here (see `continued`).
     """
 
     def encode(texts: list[str]) -> list[list[int]]:

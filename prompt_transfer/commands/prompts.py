@@ -26,7 +26,7 @@ def list_prompts(folder: str = "runs") -> None:
     from prompt_transfer.prompts.prompt import list_prompts as find
 
     if not Path(folder).is_dir():
-        raise UserError(f"no folder {folder}: give a folder with prompt files: prompt-transfer prompts list DIR")
+        raise UserError(f"no such folder: {folder}; give a folder with prompt files: prompt-transfer prompts list DIR")
     found = find(folder)
     names = _backbones(row["backbone"] for row in found if not row["error"])
     rows = [_short(row, folder) | {"backbone": names[row["backbone"]]} for row in found if not row["error"]]

@@ -13,8 +13,8 @@ from prompt_transfer.utils.errors import UserError
 
 # command -> (module with `run(command, arguments)`, help)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("prompt_transfer.commands.training", "train a prompt and keep the best one"),
-    "validate": ("prompt_transfer.commands.evaluation", "score a prompt on the validation split of a task"),
+    "fit": ("prompt_transfer.commands.training", "train a prompt or projector and keep the best checkpoint"),
+    "validate": ("prompt_transfer.commands.evaluation", "score a prompt and its baselines on the validation split"),
     "test": ("prompt_transfer.commands.evaluation", "score a prompt and its baselines on the test split"),
     "predict": ("prompt_transfer.commands.evaluation", "write labels and probabilities for a task or a text file"),
     "transfer": ("prompt_transfer.commands.transfer", "score every prompt of a folder on every task"),

@@ -81,11 +81,13 @@ def start(model: PreTrainedModel, name: str, shares: Tensor | None = None) -> No
         else:
             model.load_state_dict(found.state_dict())
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"--model.start_from {name} has other sizes or is of another architecture") from error
+        raise UserError(f"--model.start_from {name} has different tensor shapes or another architecture") from error
     if not missing:
         return
     if shares is None or not all(key.startswith("cls.predictions.") for key in missing):
-        raise UserError(f"--model.start_from {name} lacks tensors, which would be random: {', '.join(missing[:6])}")
+        raise UserError(
+            f"--model.start_from {name} lacks tensors, which would be randomly initialized: {', '.join(missing[:6])}"
+        )
     _identity_head(model.get_submodule("cls.predictions"), shares)
 
 

@@ -29,7 +29,7 @@ MADE = ("arithmetic", "projected")
 
 @dataclass(frozen=True)
 class Entry:
-    """A prompt that is scored.
+    """A prompt to score.
 
     Attributes:
         name: name of the file or of its run folder; unique in a study.
@@ -69,7 +69,7 @@ def read_folder(
     folders = [folder] if isinstance(folder, str | Path) else folder
     for place in folders:
         if not Path(place).is_dir():
-            raise UserError(f"no folder {place}: give the folder that holds the prompt files with --prompts")
+            raise UserError(f"no such folder: {place}; give the folder that holds the prompt files with --prompts")
     found: dict[str, Prompt] = {}
     for row in (row for place in folders for row in readable_prompts(place)):
         if any(wanted and row[key] not in ("", UNKNOWN, wanted) for key, wanted in _wanted(attention, layout)):
@@ -82,7 +82,7 @@ def read_folder(
     if not found:
         chosen = " and ".join(f"{key} {value}" for key, value in _wanted(attention, layout) if value)
         where = ", ".join(map(str, folders))
-        raise UserError(f"no prompt file in {where}{f' with {chosen}' if chosen else ''}; `fit` makes them")
+        raise UserError(f"no prompt file in {where}{f' with {chosen}' if chosen else ''}; train one with `fit`")
     return found
 
 
@@ -117,7 +117,7 @@ def check_all(prompts: dict[str, Prompt], backbone: FrozenBackbone) -> None:
     """Check every prompt against the backbone; issue one warning for all prompts that cannot be verified.
 
     Raises:
-        UserError: a prompt does not fit; names the first and counts the others.
+        UserError: a prompt does not fit; the message names the first and counts the others.
     """
     wrong = []
     with warnings.catch_warnings(record=True) as caught:
@@ -141,8 +141,8 @@ def warn_of_other_words(prompts: dict[str, Prompt], tasks: Sequence[Task]) -> No
             words = json.loads(prompt.metadata.get("label_words") or "{}").get(task.name)
             if words is not None and words != list(task.label_words):
                 warnings.warn(
-                    f"prompt {name} was trained on {task.name} with the label words {', '.join(words)}, this study "
-                    f"uses {', '.join(task.label_words)}",
+                    f"prompt {name} was trained on {task.name} with the label words {', '.join(words)}, but this "
+                    f"study uses {', '.join(task.label_words)}",
                     stacklevel=2,
                 )
                 break

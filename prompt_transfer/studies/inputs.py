@@ -84,7 +84,7 @@ def load_prompts(
         UserError: a file cannot be read, too few prompts remain, or they have different backbones or shapes.
     """
     if not Path(folder).is_dir():
-        raise UserError(f"no folder {folder}: give one that holds prompt files with --prompts DIR")
+        raise UserError(f"no such folder: {folder}; give one that holds prompt files with --prompts DIR")
     rows = [row for row in readable_prompts(folder) if backbone is None or row["backbone"] == backbone]
     prompts = [Prompt.load(row["path"]) for row in rows]
     notes = []

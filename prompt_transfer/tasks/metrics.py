@@ -70,8 +70,8 @@ def _f1(num_classes: int) -> Metric:
     return MulticlassF1Score(num_classes, average="macro", validate_args=False)
 
 
-# Fewest tasks, targets or runs for a bootstrap interval.
-LEAST_DRAWN = 3
+# Minimum number of targets (or tasks, or runs) for a bootstrap interval.
+MIN_TARGETS = 3
 
 METRICS: dict[str, Callable[[int], Metric]] = {"accuracy": _accuracy, "f1": _f1, "matthews": Matthews}
 
@@ -104,7 +104,7 @@ TEXT_SCORES: dict[str, Callable[[str, list[str]], float]] = {
 
 
 def text_scores(name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-    """Return one score of each text, float64 `[N]`; see `example_scores`.
+    """Return one score per text, float64 `[N]`; see `example_scores`.
 
     Args:
         name: one of `TEXT_SCORES`.
@@ -114,7 +114,7 @@ def text_scores(name: str, predictions: Sequence[str], references: Sequence[Sequ
     sound = all(len(right) and not isinstance(right, str) for right in references)
     if len(predictions) != len(references) or not sound:
         raise ValueError(
-            f"{len(predictions)} predictions and {len(references)} references, which must be one list of texts for each"
+            f"{len(predictions)} predictions and {len(references)} references: pass one list of texts per prediction"
         )
     score, pairs = TEXT_SCORES[name], zip(predictions, references, strict=True)
     return np.array([score(prediction, list(right)) for prediction, right in pairs], dtype=np.float64)
@@ -201,7 +201,7 @@ def make_metrics(task: Task) -> MetricCollection:
             f"task {task.name}: {', '.join(unknown) or 'its metrics'} cannot be computed from "
             f"{task.num_classes} classes; classification has {', '.join(METRICS)}"
         )
-    # No two metrics have the same states, so there is nothing to share.
+    # Compute groups share states, but no two of these metrics have the same.
     return MetricCollection({name: METRICS[name](task.num_classes) for name in task.metrics}, compute_groups=False)
 
 
@@ -224,7 +224,7 @@ def bootstrap_interval(
     """
     values = np.asarray(correct, dtype=np.float64)
     if values.size == 0 or not np.isin(values, (0, 1)).all():
-        raise ValueError("a bootstrap of the accuracy needs one 0 or 1 an example")
+        raise ValueError("bootstrapping an accuracy needs one value per example, 0 or 1")
     # The number of correct answers in a resample is binomial: equivalent to drawing indices, without an [n, N] array.
     accuracies = np.random.default_rng(seed).binomial(values.size, values.mean(), size=n) / values.size
     low, high = np.quantile(accuracies, [(1 - level) / 2, (1 + level) / 2])
@@ -250,7 +250,7 @@ def bootstrap_mean_interval(
     """
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim != 1 or scores.size == 0 or not np.isfinite(scores).all():
-        raise ValueError("a bootstrap of a mean needs one finite number an example")
+        raise ValueError("bootstrapping a mean needs one finite number per example")
     generator = np.random.default_rng(seed)
     # In chunks of a million indices: an [n, N] array would take gigabytes for a large split.
     rows = max(1, 1_000_000 // scores.size)
@@ -265,18 +265,18 @@ def bootstrap_mean_interval(
 
 
 def interval_over(values: Tensor | ArrayLike, seed: int = 0) -> tuple[float, float]:
-    """Return `bootstrap_mean_interval` over tasks, targets or runs; NaN for fewer than `LEAST_DRAWN`.
+    """Return `bootstrap_mean_interval` over tasks, targets or runs; NaN for fewer than `MIN_TARGETS`.
 
-    For two values the interval would always be the two values.
+    With two values the interval would always span exactly those two.
     """
     drawn = np.asarray(values, dtype=np.float64)
-    return bootstrap_mean_interval(drawn, seed) if drawn.size >= LEAST_DRAWN else (math.nan, math.nan)
+    return bootstrap_mean_interval(drawn, seed) if drawn.size >= MIN_TARGETS else (math.nan, math.nan)
 
 
 def class_metric(name: str, predictions: ArrayLike, labels: ArrayLike, num_classes: int) -> float:
-    """Return a metric of `METRICS` computed from whole arrays; equal to torchmetrics' value.
+    """Compute a metric of `METRICS` from whole arrays; equals torchmetrics' value.
 
-    It does not synchronize with other processes, unlike metric objects.
+    Unlike metric objects, does not synchronize between processes.
 
     Args:
         name: one of `METRICS`.

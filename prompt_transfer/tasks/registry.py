@@ -174,7 +174,7 @@ class _Fields:
         try:
             return str((self.path.parent / Path(local).expanduser()).resolve())
         except (ValueError, RuntimeError, OSError) as error:  # a null byte, no such user
-            raise self._fail(f"local {local!r} is no folder: {error}") from error
+            raise self._fail(f"local {local!r} is not a folder: {error}") from error
 
     def _classes(self) -> dict[str, Any]:
         """Return the fields of a classification task."""

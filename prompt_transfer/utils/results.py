@@ -23,7 +23,7 @@ _kept: list[dict[str, Any]] | None = None
 
 
 def table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return rows as a frame with the common columns first; absent values are missing.
+    """Return rows as a frame with the common columns first; absent values become NaN.
 
     Args:
         rows: `value` in 0..1; `low` and `high` the 95 % bootstrap interval over examples; `n` the number of examples.
@@ -39,7 +39,7 @@ def write(frame: pd.DataFrame, path: str | Path) -> Path:
     """Write a frame as `.csv` or `.parquet`, atomically.
 
     Raises:
-        UserError: another suffix, or the path cannot be written.
+        UserError: the suffix is neither .csv nor .parquet, or the path cannot be written.
     """
     path = Path(path)
     if path.suffix not in (".csv", ".parquet"):
@@ -84,8 +84,8 @@ def show(
 ) -> None:
     """Print rows as a table, or collect them for `--json`.
 
-    Floats have three digits, lists are joined by commas. On a narrow terminal cells break between words, then after
-    `_`, `/` or `-`, and elsewhere only if nothing else fits.
+    Floats are shown with three decimals, lists joined by commas. On a narrow terminal cells break between words, then
+    after `_`, `/` or `-`, and elsewhere only if nothing else fits.
 
     Args:
         rows: one dict per row.
@@ -119,7 +119,7 @@ def show(
     rest = iter(spare)
     while True:
         cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-        # Two blanks separate columns; a vertical line would cost a third one.
+        # Columns are separated by two spaces; vertical lines would need a third.
         room = console.width - 2 * len(columns)
         whole = sum(max(map(len, column)) for column in zip(columns, *cells, strict=True))
         out = next((column for column in rest if column in columns), None) if whole > room else None
@@ -142,8 +142,8 @@ def show(
 def fit_widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
     """Return column widths that together fit into `room` characters.
 
-    The widest column that can break at a blank shrinks first, then the widest that can break after a mark, then the
-    widest.
+    Shrinks the widest column that can break at a space; if there is none, the widest that can break after `_`, `/` or
+    `-`; then the widest of all.
     """
     columns = list(zip(*rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
@@ -178,17 +178,17 @@ def fold(text: str, width: int) -> str:
     return "\n".join(line.rstrip() for line in lines).replace(FIXED, " ")
 
 
-# A blank without a line break, as in an interval.
+# Keeps an interval on one line.
 FIXED = "\N{NO-BREAK SPACE}"
 
 
 def _parts(text: str) -> list[str]:
-    """Split text after blanks and marks; a minus sign stays with its number."""
+    """Split text after spaces, `_`, `/` and `-`; a minus sign stays with its number."""
     return re.findall(r"[^ _/-]*(?:-(?=\d)[^ _/-]*)*(?: +|[_/-]|$)", text)
 
 
 def plain(value: Any) -> Any:
-    """Return a JSON value: numpy scalars as numbers, missing or non-finite values as null, anything else as text."""
+    """Return a JSON value: NumPy scalars as numbers, missing or non-finite values as null, anything else as text."""
     if isinstance(value, dict):
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

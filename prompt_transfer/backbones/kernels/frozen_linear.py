@@ -26,7 +26,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 DTYPE = torch.bfloat16
-# Largest model, in bytes of weights, that keeps a transposed copy, and the fewest rows for which the copy pays.
+# Largest model, in bytes of weights, that keeps a transposed copy, and fewest rows for which the copy is faster.
 MAX_TRANSPOSED_BYTES, MIN_ROWS = 1 << 29, 64
 
 
@@ -119,7 +119,7 @@ _sharing = _RowSharing()
 
 @contextmanager
 def sharing_rows(rows: SharedRows | None) -> Iterator[None]:
-    """Compute `rows` once per unique item in this thread, until the first attention (`stop_sharing_rows`)."""
+    """Compute `rows` once per unique item, in this thread, until the first attention (`stop_sharing_rows`)."""
     _sharing.rows = rows
     try:
         yield
@@ -143,11 +143,11 @@ class TransposedWeight:
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
         self.reordered: Tensor | None = None
-        # Address and a sample of the weights that the copy was made from, to notice new ones.
+        # Address and a sample of the copied weights, to detect that they changed.
         self.address, self.sample = 0, torch.empty(0)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tensors in oneDNN's format can be neither copied nor serialised.
+        # Tensors in oneDNN's format can be neither copied nor serialized.
         return {"enabled": self.enabled, "reordered": None, "address": 0, "sample": torch.empty(0)}
 
     def product(self, gradient: Tensor, weight: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ class LinearForward:
     """A replacement for the `forward` of a linear layer.
 
     Args:
-        layer: the layer; `Conv1D` is that of GPT-2, whose weight is [in, out].
+        layer: the layer; `Conv1D` is GPT-2's linear layer, with weight [in, out].
         keep_transposed: keep a transposed copy of its weights for the backward pass.
     """
 

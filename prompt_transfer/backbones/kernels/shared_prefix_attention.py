@@ -1,4 +1,4 @@
-"""Attention of a batch of texts to one shared prefix, the keys and values of a prompt, for training on a CPU.
+"""CPU attention of a batch of texts to a shared prefix (a prompt's keys and values), for training.
 
 Concatenating the prefix to each example's keys and values copies it B times, takes B small products per head, and sums
 its gradients over B. Here the queries of all examples are multiplied with the prefix in one product. For 32 texts of 14
@@ -17,7 +17,7 @@ from prompt_transfer.backbones.kernels.matmul_attention import additive_mask, re
 
 
 def is_worthwhile(prompt_length: int, text_length: int) -> bool:
-    """Return whether the shared product saves more than joining the two parts costs (thresholds were measured)."""
+    """Return whether sharing the product saves more than joining the two parts costs; thresholds were measured."""
     return prompt_length >= 48 and prompt_length >= 2 * text_length
 
 
@@ -34,7 +34,7 @@ def shared_prefix_attention(
     """Compute attention over the prompt and each example's text.
 
     Args:
-        module: the attention layer; gives the number of heads per key head.
+        module: the attention layer; determines the query heads per key/value head.
         query: [B, heads, T, D].
         key, value: of the text, [B, key heads, S, D].
         prompt: keys and values [1, key heads, P, D].
@@ -65,7 +65,10 @@ def _both(all_queries: Tensor, queries: Tensor, prefix: Tensor, own: Tensor) -> 
 
 
 class _SharedPrefixAttention(torch.autograd.Function):
-    """Saved tensors are [heads, B, T, ...]: the queries of all examples are then one matrix per head."""
+    """Autograd function for attention over a shared prefix and each example's text.
+
+    Saves tensors as [heads, B, T, ...], so that the queries of all examples form one matrix per head.
+    """
 
     @staticmethod
     def forward(

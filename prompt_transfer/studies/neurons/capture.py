@@ -213,7 +213,7 @@ def find_prompts(folder: str | Path) -> dict[str, Prompt]:
         UserError: the folder is missing or holds no prompt, or a file cannot be read.
     """
     if not Path(folder).is_dir():
-        raise UserError(f"no folder {folder}: give the folder that holds the prompt files with --prompts")
+        raise UserError(f"no such folder: {folder}; give the folder that holds the prompt files with --prompts")
     paths = [Path(row["path"]) for row in readable_prompts(folder)]
     found = {str(path.relative_to(folder).with_suffix("")): Prompt.load(path) for path in paths}
     if not found:
