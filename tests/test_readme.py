@@ -312,3 +312,15 @@ def test_quick_start_reaches_what_is_promised(tmp_path: Path, monkeypatch: pytes
     own, other = table.iloc[0], table.iloc[1]
     assert own["trained prompt"] >= own["majority"] + 0.15
     assert other["trained prompt"] >= other["random prompt"] + 0.05
+
+
+def test_the_start_token_table_is_that_of_its_results() -> None:
+    text = (ROOT / "results" / "README.md").read_text()
+    scores = pd.read_csv(ROOT / "results" / "start_token" / "results.csv")
+    for layout in ("start_answer_last", "answer_last"):
+        rows = scores[scores["layout"] == layout].set_index("what")
+        trained = rows.loc["this prompt"]
+        shown = f"{trained['value']:.3f} [{trained['low']:.3f}, {trained['high']:.3f}]"
+        random = ", ".join(f"{value:.3f}" for value in rows.loc["random prompt", "value"])
+        line = next(line for line in text.splitlines() if line.startswith(f"| `{layout}` (prompt"))
+        assert line.split(" | ")[1:] == [shown, random, f"{rows.loc['majority class', 'value']:.3f} |"]
