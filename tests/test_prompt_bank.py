@@ -70,6 +70,36 @@ def test_a_bank_writes_as_each_prompt_does(tiny: Callable[[str], Path], family: 
     assert written == [text for texts in one_by_one for text in texts]
 
 
+@pytest.mark.parametrize(("family", "attention"), MODES)
+def test_a_bank_of_empty_prompts_scores_as_no_prompt(tiny: Callable[[str], Path], family: str, attention: str) -> None:
+    backbone = FrozenBackbone(str(tiny(family)), attention=attention)
+    empty = torch.zeros(0, backbone.hidden_size)
+    batch, token_ids = batch_of(backbone), torch.tensor([5, 9, 11])
+    with torch.no_grad():
+        expected = backbone(empty, batch, token_ids)
+        assert torch.equal(backbone(backbone.record(empty), batch, token_ids), expected)
+        bank = backbone.record(empty.expand(N, -1, -1))
+        crossed = backbone(bank, every_text_with_every_prompt(batch), token_ids)
+    assert len(bank) == N
+    torch.testing.assert_close(crossed, expected.repeat(N, 1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "t5"])
+@pytest.mark.parametrize("attention", ["full", "shared"])
+def test_a_bank_of_an_empty_prompt_writes_as_no_prompt(
+    tiny: Callable[[str], Path], family: str, attention: str
+) -> None:
+    backbone = FrozenBackbone(str(tiny(family)), attention=attention)
+    empty = torch.zeros(0, backbone.hidden_size)
+    batch = batch_of(backbone)
+    targets = batch | {"target_ids": torch.tensor([[7, 8, 9], [7, -100, -100]])}
+    with torch.no_grad():
+        bank = backbone.record(empty)
+        assert torch.equal(backbone.target_log_probs(bank, targets), backbone.target_log_probs(empty, targets))
+        written = backbone.generate(bank, batch, max_new_tokens=4)
+        assert torch.equal(written, backbone.generate(empty, batch, max_new_tokens=4))
+
+
 def test_keys_and_values_are_computed_once(tiny_roberta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = FrozenBackbone(str(tiny_roberta), attention="shared")
     batch, token_ids = batch_of(backbone), torch.tensor([5, 9])

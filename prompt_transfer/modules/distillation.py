@@ -54,7 +54,7 @@ class AnswerTable:
         slots, classes = max(map(len, of_task)), objective.class_mask.shape[1]
         values = torch.zeros(len(table), slots, classes)
         prompts = prompts.to(device)
-        bank = backbone.record(prompts) if prompts.shape[1] else prompts
+        bank = backbone.record(prompts)
         work = []
         for task in range(len(of_task)):
             rows = np.flatnonzero(table.task_ids == task)
