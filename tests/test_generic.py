@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,13 +58,20 @@ CAUSAL: dict[str, dict[str, Any]] = {
     "xglm": {**_XGLM, "max_position_embeddings": 64},
 }
 MASKED: dict[str, dict[str, Any]] = {
+    "big_bird": {**_BERT, "attention_type": "original_full"},
     "ernie": _BERT,
     "longformer": {**_BERT, "attention_window": [4, 4]},
     "rembert": {**_BERT, "input_embedding_size": 24, "output_embedding_size": 40},
     "roformer": _BERT,
     "squeezebert": {**_BERT, "embedding_size": 32},
 }
-SEQ2SEQ: dict[str, dict[str, Any]] = {"bart": _BART, "mbart": _BART, "pegasus": _BART, "umt5": _T5}
+SEQ2SEQ: dict[str, dict[str, Any]] = {
+    "bart": _BART,
+    "bigbird_pegasus": {**_BART, "attention_type": "original_full"},
+    "mbart": _BART,
+    "pegasus": _BART,
+    "umt5": _T5,
+}
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     # Its Fourier transform mixes texts with their padding.
     "fnet": ("masked_lm", _BERT, "padding and batch composition do not change logits"),
@@ -202,6 +211,22 @@ def test_texts_are_scored_and_written_as_step_by_step(saved: Saved, family: str)
 def test_what_prompts_cannot_use_is_refused_by_the_check_that_fails(saved: Saved, family: str) -> None:
     with pytest.raises(UserError, match=f"of the family {family}, which has no row.*{REFUSED[family][2]}"):
         FrozenBackbone(str(saved(family)))
+
+
+@pytest.mark.parametrize("family", ["big_bird", "bigbird_pegasus"])
+def test_attention_that_switches_with_a_texts_length_is_refused(saved: Saved, tmp_path: Path, family: str) -> None:
+    shutil.copytree(saved(family), tmp_path, dirs_exist_ok=True)
+    facts = json.loads((tmp_path / "config.json").read_text())
+    assert FrozenBackbone(str(tmp_path)).family.name == family
+    # Blocks of 64 switch during the proof; blocks of 1 would only switch for shorter texts.
+    for changed in ({}, {"attention_type": "block_sparse"}, {"attention_type": "block_sparse", "block_size": 1}):
+        facts.pop("attention_type", None)
+        (tmp_path / "config.json").write_text(json.dumps({**facts, **changed}))
+        with pytest.raises(
+            UserError, match=r'switches its attention type .* "attention_type": "original_full"'
+        ) as caught:
+            FrozenBackbone(str(tmp_path))
+        assert "\n" not in str(caught.value)
 
 
 def test_modes_that_need_a_row_are_refused(saved: Saved) -> None:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from prompt_transfer.backbones.config import DTYPES
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.backbones.generic import refuse_contrary
+from prompt_transfer.utils.errors import UserError
 
 P = 5
 Tiny = Callable[[str], Path]
@@ -90,3 +92,41 @@ def test_how_a_configuration_wants_a_model_to_be_called_changes_no_score(
         expected = scores(FrozenBackbone(str(tiny(family)), attention=attention))
         found = scores(FrozenBackbone(str(copy), attention=attention))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+CONTRARY = [
+    *((family, "is_causal", False) for family in ("gpt2", "llama", "gemma3_text", "qwen3", "opt")),
+    ("llama", "is_causal", None),
+    *((family, field, True) for family in MASKED for field in ("is_causal", "is_decoder")),
+    *(("t5", "is_causal", value) for value in (False, True, None)),
+    ("t5", "is_decoder", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "field", "value"), CONTRARY)
+def test_a_configuration_contrary_to_the_models_kind_is_refused(
+    tiny: Tiny, tmp_path: Path, family: str, field: str, value: Any
+) -> None:
+    copy = copied(tiny(family), tmp_path / "copy")
+    stated = {**json.loads((copy / "config.json").read_text()), field: value}
+    (copy / "config.json").write_text(json.dumps(stated))
+    with pytest.raises(UserError, match=f"its config.json states {field}: {json.dumps(value)}: use another") as caught:
+        FrozenBackbone(str(copy))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_configuration_states_of_its_kind_is_accepted(tiny: Tiny, tmp_path: Path) -> None:
+    for family, facts in (("gpt2", {"is_causal": True}), ("bert", {"is_causal": False, "is_decoder": False})):
+        found = scores(FrozenBackbone(str(copied(tiny(family), tmp_path / family, **facts))))
+        assert torch.equal(found, scores(FrozenBackbone(str(tiny(family)))))
+    # Nested configurations of families without a row count too, those of other parts do not.
+    decoder = {"is_decoder": True, "is_causal": True}
+    refuse_contrary({"vision_config": {"is_causal": False}, "text_config": {}}, "x", "causal_lm")
+    refuse_contrary({"encoder": {"is_decoder": False}, "decoder": decoder}, "x", "seq2seq_lm")
+    for kind, part, inner in (
+        ("causal_lm", "text_config", {"is_causal": False}),
+        ("seq2seq_lm", "encoder", decoder),
+        ("seq2seq_lm", "decoder", {"is_causal": False}),
+    ):
+        with pytest.raises(UserError, match=r"x is loaded as a .* language model, but its config\.json states is_"):
+            refuse_contrary({part: inner}, "x", kind)

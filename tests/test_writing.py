@@ -126,6 +126,59 @@ def test_end_tokens_that_are_no_ids_are_refused(tiny: Tiny, tmp_path: Path, ends
         FrozenBackbone(str(folder))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_end_token_beyond_the_vocabulary_is_refused(tiny: Tiny, tmp_path: Path, family: str) -> None:
+    size = FrozenBackbone(str(tiny(family))).embedding_weight.shape[0]
+    for file in ("generation_config.json", "config.json"):
+        last = edited(tiny(family), tmp_path / "last" / file, file, eos_token_id=size - 1)
+        assert size - 1 in FrozenBackbone(str(last)).model.generation_config.eos_token_id
+        for ends in (size, [1, size]):
+            folder = edited(tiny(family), tmp_path / "beyond" / file, file, eos_token_id=ends)
+            with pytest.raises(UserError, match=rf"eos_token_id .* below {size}, .* config\.json") as caught:
+                FrozenBackbone(str(folder))
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("start", ["x", 2.0, True, [0], -1, 10**6])
+def test_a_decoder_start_token_that_is_no_id_is_refused(tiny: Tiny, tmp_path: Path, start: Any) -> None:
+    folder = edited(tiny("t5"), tmp_path / "odd", "config.json", decoder_start_token_id=start)
+    with pytest.raises(UserError, match=r"decoder_start_token_id") as caught:
+        FrozenBackbone(str(folder))
+    assert "\n" not in str(caught.value)
+    # The other file's value counts only if config.json states none, and never for a model without a decoder.
+    for family in ("t5", "gpt2"):
+        copy = edited(tiny(family), tmp_path / family, "generation_config.json", decoder_start_token_id=start)
+        FrozenBackbone(str(copy))
+    stated = json.loads((tmp_path / "t5" / "config.json").read_text())
+    stated.pop("decoder_start_token_id")
+    (tmp_path / "t5" / "config.json").write_text(json.dumps(stated))
+    with pytest.raises(UserError, match=r"decoder_start_token_id .* is not a token id below"):
+        FrozenBackbone(str(tmp_path / "t5"))
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"x"', "{", "\ufeff{}"])
+def test_generation_settings_that_are_no_object_are_refused_by_their_files_name(
+    tiny: Tiny, tmp_path: Path, text: str
+) -> None:
+    folder = edited(tiny("gpt2"), tmp_path / "odd", "config.json")
+    (folder / "generation_config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"cannot load the backbone .*: its generation_config\.json .*: correct or delete it$"
+    ) as caught:
+        FrozenBackbone(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["generation_config", "compile_config"])
+def test_settings_that_transformers_cannot_load_from_a_configuration_are_named(
+    tiny: Tiny, tmp_path: Path, field: str
+) -> None:
+    for value in ({}, {"num_beams": 3}, "x", *([None] if field == "generation_config" else [])):
+        folder = edited(tiny("gpt2"), tmp_path / "odd", "config.json", **{field: value})
+        with pytest.raises(UserError, match=rf"cannot load the backbone .*config\.json .* {field}.*: remove it$"):
+            FrozenBackbone(str(folder))
+
+
 def test_training_and_writing_start_a_decoder_with_the_same_token(tiny: Tiny, tmp_path: Path) -> None:
     folder = tiny("t5")
     expected = written(folder)

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,15 @@ _CLASSES = {
     "masked_lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     "causal_lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 }
+# Values of a configuration's fields that the family's class would follow only in part.
+_CONTRARY: dict[str, dict[str, Callable[[Any], bool]]] = {
+    # Without the field a model is causal, but with null it is not.
+    "causal_lm": {"is_causal": lambda value: not value},
+    "masked_lm": {"is_causal": bool, "is_decoder": bool},
+    # Encoder and decoder share the field.
+    "seq2seq_lm": {"is_causal": lambda value: True, "is_decoder": bool},
+}
+_WORDS = {"causal_lm": "causal", "masked_lm": "masked", "seq2seq_lm": "sequence-to-sequence"}
 # Name substrings of token-mixing modules.
 _MIXERS = ("attn", "attention", "mixer", "mamba", "ssm", "conv", "recurrent")
 _ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")
@@ -51,6 +61,27 @@ def kind_of(facts: Mapping[str, Any], name: str) -> str:
         f"backbone {name} has the model type {model_type!r}, for which transformers has no class with an LM head: use "
         "a causal, masked or sequence-to-sequence language model"
     )
+
+
+def refuse_contrary(facts: Mapping[str, Any], name: str, kind: str) -> None:
+    """Raise UserError if a config.json states that tokens see others than in models of this kind.
+
+    Args:
+        facts: contents of the config.json; the nested configurations of a text model, encoder and decoder count too.
+        name: name of the backbone, for messages.
+        kind: see `kind_of`.
+    """
+    sections = [(facts, kind), (facts.get("text_config"), kind)]
+    if kind == "seq2seq_lm":
+        sections += [(facts.get("encoder"), "masked_lm"), (facts.get("decoder"), "causal_lm")]
+    for section, rules in sections:
+        for field, contrary in _CONTRARY[rules].items():
+            if isinstance(section, Mapping) and field in section and contrary(section[field]):
+                raise UserError(
+                    f"{name} is loaded as a {_WORDS[kind]} language model, but its config.json states {field}: "
+                    f"{json.dumps(section[field])}: use another backbone, or remove {field} if the model was trained "
+                    "without it"
+                )
 
 
 def describe(model: PreTrainedModel, model_type: str, kind: str) -> Family:

@@ -121,6 +121,7 @@ def load(
             model_type = facts.get("model_type", "unknown")
             row = _row(facts, name)
             kind = generic.kind_of(facts, name)
+            generic.refuse_contrary(facts, name, kind)
             stated = writing.stated_settings(source, facts, places)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             auto_class = getattr(transformers, AUTO_CLASSES[kind])

@@ -23,6 +23,8 @@ def prove(backbone: FrozenBackbone) -> None:
     Raises:
         UserError: a check failed; the message names it.
     """
+    types = _attention_types(backbone.model)
+    _refuse_switching(backbone, any(kind == "block_sparse" for kind in types.values()))
     checks = {
         "logits from embeddings equal those from token ids": _from_ids,
         "padding and batch composition do not change logits": _alone,
@@ -47,6 +49,25 @@ def prove(backbone: FrozenBackbone) -> None:
                 )
     finally:
         backbone.model.train(training)
+    _refuse_switching(backbone, types != _attention_types(backbone.model))
+
+
+def _attention_types(model: nn.Module) -> dict[str, str]:
+    """Return the attention type of each module that has one, by the module's path."""
+    return {
+        name: module.attention_type
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "attention_type", None), str)
+    }
+
+
+def _refuse_switching(backbone: FrozenBackbone, switches: bool) -> None:
+    # A short text would turn off sparse attention for all texts that follow (BigBird).
+    if switches:
+        raise UserError(
+            f"{backbone.id} switches its attention type with the length of the text: state "
+            '"attention_type": "original_full" in its config.json, or use a backbone of another family'
+        )
 
 
 def _prompt_and_rows(backbone: FrozenBackbone) -> tuple[Tensor, list[Tensor]]:

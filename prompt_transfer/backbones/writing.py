@@ -29,15 +29,42 @@ def stated_settings(source: str, config: dict[str, Any], places: dict[str, Any])
 
     Returns:
         `eos_token_id` and `decoder_start_token_id`, None if not stated.
+
+    Raises:
+        UserError: the generation settings are not an object of JSON, or lie in a field of config.json.
     """
+    for field, harmless in (("generation_config", False), ("compile_config", config.get("compile_config") is None)):
+        if field in config and not harmless:
+            raise UserError(
+                f"cannot load the backbone {source}: its config.json has the field {field}, which transformers cannot "
+                "read there: remove it"
+            )
     path = cached_file(source, FILE, _raise_exceptions_for_missing_entries=False, **places)
-    found = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    found = {} if path is None else _read(Path(path), source)
     ends, starts = ((facts.get("eos_token_id"), facts.get("decoder_start_token_id")) for facts in (found, config))
     # config.json has priority for the start token: it is the one that training shifted the labels with.
     return {
         "eos_token_id": ends[0] if ends[0] is not None else starts[0],
         "decoder_start_token_id": starts[1] if starts[1] is not None else ends[1],
     }
+
+
+def _read(path: Path, source: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"cannot load the backbone {source}: its {FILE} is not JSON ({error}): correct or delete it"
+        ) from error
+    if not isinstance(found, dict):
+        raise UserError(
+            f"cannot load the backbone {source}: its {FILE} contains no object of JSON: correct or delete it"
+        )
+    return found
+
+
+def _is_id(value: Any, vocabulary: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocabulary
 
 
 def neutralize(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stated: dict[str, Any]) -> None:
@@ -50,24 +77,33 @@ def neutralize(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
         stated: see `stated_settings`.
 
     Raises:
-        UserError: an end token is not a token id, or a decoder has no start token.
+        UserError: an end token or a decoder's start token is not an id in the vocabulary, or there is no start token.
     """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
     given = stated["eos_token_id"]
     ends = [] if given is None else given if isinstance(given, list) else [given]
-    if any(not isinstance(end, int) or isinstance(end, bool) or end < 0 for end in ends):
+    if not all(_is_id(end, vocabulary) for end in ends):
         raise UserError(
-            f"cannot load the backbone {name}: eos_token_id {given!r} is neither a token id nor a list of them; "
-            f"correct it in its {FILE} or config.json"
+            f"cannot load the backbone {name}: eos_token_id {given!r} is neither a token id below {vocabulary}, the "
+            f"size of its vocabulary, nor a list of them; correct it in its {FILE} or config.json"
         )
     own = tokenizer.eos_token_id
     ends = list(dict.fromkeys([*ends, *([] if own is None else [own])]))
-    if model.config.is_encoder_decoder and getattr(model.config, "decoder_start_token_id", None) is None:
-        model.config.decoder_start_token_id = stated["decoder_start_token_id"]
-        if model.config.decoder_start_token_id is None:
+    if model.config.is_encoder_decoder:
+        start = getattr(model.config, "decoder_start_token_id", None)
+        if start is None:
+            start = stated["decoder_start_token_id"]
+        if start is None:
             raise UserError(
                 f"cannot load the backbone {name}: its config.json states no decoder_start_token_id; add the one that "
                 "its decoder was trained with (of a T5 the id of its pad token)"
             )
+        if not _is_id(start, vocabulary):
+            raise UserError(
+                f"cannot load the backbone {name}: decoder_start_token_id {start!r} is not a token id below "
+                f"{vocabulary}, the size of its vocabulary; correct it in its config.json or {FILE}"
+            )
+        model.config.decoder_start_token_id = start
     model.generation_config = GenerationConfig(eos_token_id=ends or None)
     # Checkpoints can override `generate` with their own code.
     model.__dict__.pop("generate", None)
