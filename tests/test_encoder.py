@@ -149,11 +149,11 @@ def test_a_cue_that_leaves_no_room_for_text_is_refused(tiny: Callable[[str], Pat
     assert len(row) == taken + MIN_TEXT_TOKENS
     assert kept_words(row, encoder) == 10 + MIN_TEXT_TOKENS
     for length in (taken + MIN_TEXT_TOKENS - 1, taken, 8, 0):
-        with pytest.raises(UserError, match=r"the cue \(10\) .* at least 4 are needed") as caught:
+        with pytest.raises(UserError, match=r"the cue \(10\) .* at least 2 are needed") as caught:
             encoder.encode(texts, second, length, cue="great " * 10)
         left = max(length - taken, 0)
         assert f"leave {left} of a max_length of {length} tokens for text" in str(caught.value)
-        assert f"use --data.max_length {taken + 4} or more or a shorter cue" in str(caught.value)
+        assert f"use --data.max_length {taken + 2} or more or a shorter cue" in str(caught.value)
         assert "\n" not in str(caught.value)
     # No length would help.
     with pytest.raises(UserError, match=r"needed; use a shorter cue$"):
@@ -173,8 +173,8 @@ def test_a_frame_that_leaves_no_room_for_text_is_refused(tiny: Callable[[str], P
 def test_special_tokens_leave_room_for_text(tiny: Callable[[str], Path], name: str, taken: int) -> None:
     encoder = loaded(tiny(name)).encoder(P)
     assert encoder.text_room(20, False) == 20 - taken
-    with pytest.raises(UserError, match=rf"special tokens \({taken}\) leave 3 .* use --data.max_length {taken + 4} or"):
-        encoder.encode(["great"], None, taken + 3)
+    with pytest.raises(UserError, match=rf"special tokens \({taken}\) leave 1 .* use --data.max_length {taken + 2} or"):
+        encoder.encode(["great"], None, taken + 1)
 
 
 def test_a_task_whose_cue_leaves_no_room_is_refused_before_its_rows_are_read(
@@ -183,7 +183,7 @@ def test_a_task_whose_cue_leaves_no_room_is_refused_before_its_rows_are_read(
     encoder = loaded(tiny("gpt2")).encoder(P)
     task = Task(name="toy", type="topic", text_a="text", label_words=("no", "yes"), cue="great " * 10)
     selection = SimpleNamespace(tasks=[task])
-    for length in (8, 13):
-        with pytest.raises(UserError, match=r"^task toy: the cue \(10\) .*--data.max_length 14 or more or a shorter"):
+    for length in (8, 11):
+        with pytest.raises(UserError, match=r"^task toy: the cue \(10\) .*--data.max_length 12 or more or a shorter"):
             Tables(selection, encoder, length)
-    assert Tables(selection, encoder, 14).lengths == [14]
+    assert Tables(selection, encoder, 12).lengths == [12]

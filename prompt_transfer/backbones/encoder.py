@@ -13,8 +13,8 @@ from prompt_transfer.utils.errors import UserError
 
 # With fewer positions the texts of a pair would be cut to a word or two.
 MIN_TEXT_POSITIONS = 8
-# Least tokens of text that special tokens, frame and cue must leave: two for each text of a pair.
-MIN_TEXT_TOKENS = 4
+# Least tokens of text that special tokens, frame and cue must leave: one for each text of a pair.
+MIN_TEXT_TOKENS = 2
 
 
 @dataclass(frozen=True)
