@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ from hypothesis import strategies as st
 from start_models import save_llama, sentencepiece_tokenizer
 from tiny_models import CAUSAL, MASKED, SEQ2SEQ
 
-from prompt_transfer.backbones.encoder import shorten
+from prompt_transfer.backbones.encoder import MIN_TEXT_TOKENS, TextEncoder, shorten
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.data.tables import Tables
+from prompt_transfer.tasks.task import Task
+from prompt_transfer.utils.errors import UserError
 
 P = 5
 
@@ -126,3 +130,60 @@ def test_texts_are_written_behind_nothing(tiny: Callable[[str], Path], family: s
     assert torch.equal(written[0, : alone.shape[1]], alone[0])
     targets = torch.tensor([row + [-100] * (3 - len(row)) for row in encoder.encode_targets(["", "the film"], 3)])
     assert backbone.target_log_probs(prompt, {**batch, "target_ids": targets}).isfinite().all()
+
+
+# Cues and frames without room for text.
+
+
+def kept_words(row: list[int], encoder: TextEncoder) -> int:
+    return row.count(encoder.tokenizer.encode(" great", add_special_tokens=False)[0])
+
+
+@pytest.mark.parametrize("second", [None, [" bad"]])
+def test_a_cue_that_leaves_no_room_for_text_is_refused(tiny: Callable[[str], Path], second: list[str] | None) -> None:
+    encoder = loaded(tiny("gpt2")).encoder(P)
+    texts = [" great" * 30]
+    # 10 tokens of cue, and a newline between the texts of a pair.
+    taken = 10 if second is None else 11
+    (row,) = encoder.encode(texts, second and texts, taken + MIN_TEXT_TOKENS, cue="great " * 10)
+    assert len(row) == taken + MIN_TEXT_TOKENS
+    assert kept_words(row, encoder) == 10 + MIN_TEXT_TOKENS
+    for length in (taken + MIN_TEXT_TOKENS - 1, taken, 8, 0):
+        with pytest.raises(UserError, match=r"the cue \(10\) .* at least 2 are needed") as caught:
+            encoder.encode(texts, second, length, cue="great " * 10)
+        left = max(length - taken, 0)
+        assert f"leave {left} of a max_length of {length} tokens for text" in str(caught.value)
+        assert f"use --data.max_length {taken + 2} or more or a shorter cue" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    # No length would help.
+    with pytest.raises(UserError, match=r"needed; use a shorter cue$"):
+        encoder.encode(texts, second, 59, cue="great " * 70)
+
+
+def test_a_frame_that_leaves_no_room_for_text_is_refused(tiny: Callable[[str], Path]) -> None:
+    encoder = loaded(tiny("t5")).encoder(P)
+    frame = ("great " * 9, " great")
+    with pytest.raises(UserError, match=r"the frame and special tokens \(1\d\) leave 0 .* or a shorter frame"):
+        encoder.encode(["great"], ["bad"], 10, seq2seq_frame=frame)
+    # Kinds that do not read it are not limited by a cue.
+    assert encoder.encode(["great"], None, 10, cue="great " * 70) == encoder.encode(["great"], None, 10)
+
+
+@pytest.mark.parametrize(("name", "taken"), [("roberta", 2), ("bert", 2), ("gpt2", 0), ("t5", 1)])
+def test_special_tokens_leave_room_for_text(tiny: Callable[[str], Path], name: str, taken: int) -> None:
+    encoder = loaded(tiny(name)).encoder(P)
+    assert encoder.text_room(20, False) == 20 - taken
+    with pytest.raises(UserError, match=rf"special tokens \({taken}\) leave 1 .* use --data.max_length {taken + 2} or"):
+        encoder.encode(["great"], None, taken + 1)
+
+
+def test_a_task_whose_cue_leaves_no_room_is_refused_before_its_rows_are_read(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    encoder = loaded(tiny("gpt2")).encoder(P)
+    task = Task(name="toy", type="topic", text_a="text", label_words=("no", "yes"), cue="great " * 10)
+    selection = SimpleNamespace(tasks=[task])
+    for length in (8, 11):
+        with pytest.raises(UserError, match=r"^task toy: the cue \(10\) .*--data.max_length 12 or more or a shorter"):
+            Tables(selection, encoder, length)
+    assert Tables(selection, encoder, 12).lengths == [12]

@@ -19,11 +19,11 @@ from hypothesis.extra.numpy import arrays
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.data.batches import IGNORED, LengthGroupedBatchSampler, collate
-from prompt_transfer.data.sources import _label_key
 from prompt_transfer.data.tokens import TokenTable
 from prompt_transfer.projectors.file import ProjectorFile, Side
 from prompt_transfer.projectors.projector import MLP, Linear, Space, TokenMLP, TrainedProjector
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.tasks.labels import label_key
 from prompt_transfer.tasks.registry import YAML_KEYS, get_task
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils import results
@@ -73,9 +73,9 @@ def test_any_text_is_a_task_file_or_refused(text: str) -> None:
 
 @given(st.integers(-(10**9), 10**9))
 def test_a_label_is_one_label_however_it_is_written(value: int) -> None:
-    assert len({_label_key(form) for form in (value, str(value), f"{value}.0", np.int64(value), f" {value} ")}) == 1
-    assert _label_key(value) != _label_key(value + 1)
-    assert _label_key(value) != _label_key(value == 1)
+    assert len({label_key(form) for form in (value, str(value), f"{value}.0", np.int64(value), f" {value} ")}) == 1
+    assert label_key(value) != label_key(value + 1)
+    assert label_key(value) != label_key(value == 1)
 
 
 # Templates and truncation.

@@ -141,6 +141,22 @@ def test_a_key_that_is_there_twice_inside_of_an_answer(tmp_path: Path) -> None:
     assert len(load_texts(path, QA)) == 5
 
 
+@pytest.mark.parametrize(
+    "answers",
+    [
+        '{"text": ["b"], "more": {"start": 1, "start": 2}}',
+        '{"text": ["b"], "more": [[1, {"start": 1, "start": 1}]]}',
+        '[{"start": "b", "start": "c"}]',
+        '{"text": [{"a": [{"b": {"start": 0, "start": 1}}]}]}',
+    ],
+)
+def test_a_key_that_is_there_twice_at_any_depth(tmp_path: Path, answers: str) -> None:
+    good = '{"text": "a", "answers": {"text": ["b"]}, "other": [{"a": 1, "a": 2}]}\n'
+    _write(tmp_path, "train.jsonl", good * 4 + f'{{"text": "a", "answers": {answers}}}\n')
+    with pytest.raises(UserError, match="line 5 in its 'answers' has 2 columns named 'start'"):
+        load_task(QA, "local", tmp_path)
+
+
 @pytest.mark.parametrize("key", ["text", "label"])
 def test_half_of_a_surrogate_pair_is_told_with_its_line(tmp_path: Path, key: str) -> None:
     other = {"text": '"label": 1', "label": '"text": "a"'}[key]

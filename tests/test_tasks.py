@@ -166,6 +166,17 @@ def test_register_adds_a_task_once(monkeypatch: pytest.MonkeyPatch) -> None:
         register(mine)
 
 
+def test_the_labels_of_a_task_must_be_different() -> None:
+    row = {"name": "mine", "type": "topic", "text_a": "text", "label_words": ("no", "maybe", "yes")}
+    with pytest.raises(UserError, match=r"^task mine: labels .* 1 and '1.0' are read as the same label"):
+        Task(**row, labels=(1, "1.0", "2"))
+    with pytest.raises(UserError, match=r"^task mine: drop_labels has '2', which is read as the label 2 of a class"):
+        Task(**row, drop_labels=("2",))
+    # Values that look alike but are read as they are written.
+    assert Task(**row, labels=("1", "01", "1.5"), drop_labels=(-1, "-1")).class_labels == ("1", "01", "1.5")
+    assert Task(**row, drop_labels=(3,)).class_labels == (0, 1, 2)
+
+
 def test_describe_tasks_has_a_row_for_every_task() -> None:
     rows = {row["name"]: row for row in describe_tasks()}
     assert list(rows) == task_names()
@@ -221,6 +232,16 @@ def test_yaml_words_that_look_like_booleans_and_numbers_stay_words(tmp_path: Pat
         (TREC.replace("[thing, place]", "[thing]"), "label_words must be two or more"),
         (TREC.replace("[thing, place]", "[thing, thing]"), "label_words must be two or more"),
         (TREC.replace("[0, 1]", "[0, 1, 2]"), "give each label its word"),
+        (TREC.replace("[0, 1]", '["1.0", "1"]'), "'1.0' and '1' are read as the same label"),
+        (TREC.replace("[0, 1]", '[1, " 1.0 "]'), "1 and ' 1.0 ' are read as the same label"),
+        (TREC.replace("[0, 1]", '[true, "true"]'), "True and 'true' are read as the same label"),
+        (TREC.replace("[0, 1]", "[1, 1]"), "labels [1, 1] must be different values"),
+        (TREC + "drop_labels: [2, 1]\n", "drop_labels has 1, which is read as the label 1 of a class: remove it"),
+        (TREC + 'drop_labels: ["1.0"]\n', "drop_labels has '1.0', which is read as the label 1 of a class"),
+        (
+            TREC.replace("labels: [0, 1]\n", "") + "drop_labels: [0]\n",
+            "drop_labels has 0, which is read as the label 0",
+        ),
         (TREC.replace("metric: f1", "metric: bleu"), "metric must be one of accuracy, f1, matthews, not 'bleu'"),
         (TREC.replace("policy: first", "policy: last"), "label_words_policy must be one of error, first, mean"),
         (TREC.replace("{text_a: text, text_b: null}", "text"), "columns must be a mapping"),

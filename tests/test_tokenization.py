@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +22,11 @@ from prompt_transfer.backbones.fingerprint import text_rules
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.loading import local_start_ids
 from prompt_transfer.backbones.tokenization import continued, start_ids, word_pieces
+from prompt_transfer.data.tables import Tables
 from prompt_transfer.prompts.initializers import ClassLabels, Text
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.backbones import backbone_options
+from prompt_transfer.tasks.registry import Task, get_task
 from prompt_transfer.tasks.verbalizers import Verbalizer, label_sequences
 from prompt_transfer.utils.errors import LayoutKindError, UserError
 
@@ -211,6 +214,26 @@ def test_a_text_of_no_tokens_has_one_answer(llama: Callable[[str], Path], name: 
         backbone = FrozenBackbone(str(llama(name)), layout=layout)
         assert backbone.encoder(P).encode([""], None, 40) == [[backbone.tokenizer.bos_token_id]]
     assert backbone.encoder(0).encode([""], [""], 40)[0][0] == backbone.tokenizer.bos_token_id
+
+
+# Tokenizers without an end token.
+
+
+def test_texts_are_not_generated_without_an_end_token(tmp_path: Path) -> None:
+    tokenizer = sentencepiece_tokenizer("prepend")
+    tokenizer.eos_token = None
+    encoder = FrozenBackbone(str(save_llama(tokenizer, tmp_path / "a"))).encoder(P)
+    assert encoder.tokenizer.eos_token_id is None
+    with pytest.raises(UserError, match=r"tokenizer has no end token \(eos_token\)") as caught:
+        encoder.encode_targets(["very good"], 9)
+    assert "\n" not in str(caught.value)
+    task = Task(name="toy", type="other", text_a="text", target_column="answer", metric="rougeL")
+    with pytest.raises(UserError, match=r"^task toy: the backbone's tokenizer has no end token"):
+        Tables(SimpleNamespace(tasks=[task]), encoder, 20)
+    # Labels are scored without an end token.
+    words = [word_pieces(encoder.tokenizer, word) for word in ("terrible", "great")]
+    assert label_sequences([Labels()], encoder)[0].tolist() == [words]
+    assert Tables(SimpleNamespace(tasks=[get_task("sst2")]), encoder, 20).lengths == [20]
 
 
 # Tokens without an embedding.

@@ -13,6 +13,8 @@ from prompt_transfer.utils.errors import UserError
 
 # With fewer positions the texts of a pair would be cut to a word or two.
 MIN_TEXT_POSITIONS = 8
+# Least tokens of text that special tokens, frame and cue must leave: one for each text of a pair.
+MIN_TEXT_TOKENS = 2
 
 
 @dataclass(frozen=True)
@@ -108,19 +110,43 @@ class TextEncoder:
         causal model's answer, and the frame of a seq2seq model are never truncated.
 
         Raises:
-            UserError: a text contains a token without a word embedding.
+            UserError: a text contains a token without a word embedding, or `max_length` leaves too little text.
         """
         start, between, end = self._frame(cue, seq2seq_frame)
-        room = max(max_length - len(start) - len(end), 0)
+        room = self.text_room(max_length, text_b is not None, cue, seq2seq_frame)
         first = self._text_ids(text_a)
         if text_b is None:
             return self._readable([[*start, *ids[:room], *end] for ids in first])
-        room = max(room - len(between), 0)
         encoded = []
         for a, b in zip(first, self._continued(text_b, self._text_ids), strict=True):
             length_a, length_b = shorten(len(a), len(b), room)
             encoded.append([*start, *a[:length_a], *between, *b[:length_b], *end])
         return self._readable(encoded)
+
+    def text_room(
+        self, max_length: int, pairs: bool, cue: str = "", seq2seq_frame: tuple[str, str] | None = None
+    ) -> int:
+        """Return the number of tokens that `max_length` leaves for the text, or for both texts of a pair.
+
+        Raises:
+            UserError: fewer than `MIN_TEXT_TOKENS`.
+        """
+        start, between, end = self._frame(cue, seq2seq_frame)
+        taken = len(start) + len(end) + (len(between) if pairs else 0)
+        if max_length - taken >= MIN_TEXT_TOKENS:
+            return max_length - taken
+        parts, cut = f"special tokens ({taken})", ""
+        if self.kind == "causal_lm" and cue:
+            parts, cut = f"the cue ({len(end)}) and special tokens ({taken - len(end)})", "a shorter cue"
+        elif self.kind == "seq2seq_lm" and seq2seq_frame is not None:
+            parts, cut = f"the frame and special tokens ({taken})", "a shorter frame"
+        needed = taken + MIN_TEXT_TOKENS
+        longer = f"--data.max_length {needed} or more" if needed <= self.text_budget() else ""
+        remedy = " or ".join(filter(None, (longer, cut))) or "a shorter --model.prompt_length"
+        raise UserError(
+            f"{parts} leave {max(max_length - taken, 0)} of a max_length of {max_length} tokens for text, at least "
+            f"{MIN_TEXT_TOKENS} are needed; use {remedy}"
+        )
 
     def without_text(self) -> list[int]:
         """Return the placeholder ids for a missing text, for a prompt that is evaluated without data.
@@ -143,18 +169,42 @@ class TextEncoder:
         """Return the token ids of target texts, each with the end token, at most `max_length`.
 
         Raises:
+            UserError: a text contains a token without a word embedding, or the tokenizer has no end token.
+        """
+        end = self.end_token_id()
+        return [[*ids[: max_length - 1], end] for ids in self.answer_ids(texts)]
+
+    def answer_ids(self, texts: list[str]) -> list[list[int]]:
+        """Return the token ids of target texts without the end token.
+
+        Raises:
             UserError: a text contains a token without a word embedding.
         """
-        end = self.tokenizer.eos_token_id
-        return self._readable([[*ids[: max_length - 1], end] for ids in self._continued(texts, self._text_ids)])
+        return self._checked(self._continued(texts, self._text_ids))
+
+    def end_token_id(self) -> int:
+        """Return the id of the token that ends a generated text.
+
+        Raises:
+            UserError: the tokenizer has none.
+        """
+        if self.tokenizer.eos_token_id is None:
+            raise UserError(
+                "the backbone's tokenizer has no end token (eos_token), so a generated text could not end: use a "
+                "backbone whose tokenizer has one, or set eos_token in its tokenizer_config.json"
+            )
+        return self.tokenizer.eos_token_id
 
     def _continued(self, texts: list[str], encode: Encode) -> list[list[int]]:
         """Return the token ids of texts that follow other text; only causal models read them as a continuation."""
         return continued(encode, [f" {text.strip()}" for text in texts]) if self.kind == "causal_lm" else encode(texts)
 
     def _readable(self, rows: list[list[int]]) -> list[list[int]]:
-        """Return the rows with the placeholder for empty ones, after a check that all tokens have embeddings."""
-        rows = [row or self.without_text() for row in rows]
+        """Return the rows with the placeholder for empty ones, after `_checked`."""
+        return self._checked([row or self.without_text() for row in rows])
+
+    def _checked(self, rows: list[list[int]]) -> list[list[int]]:
+        """Return the rows after a check that all tokens have embeddings."""
         found = next((index for row in rows for index in row if index in self.beyond), None) if self.beyond else None
         if found is not None:
             raise UserError(

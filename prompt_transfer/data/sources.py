@@ -11,7 +11,6 @@ training target. Rows without any are dropped with a warning; a split without an
 from __future__ import annotations
 
 import hashlib
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from prompt_transfer.data.checks import check_rows
 from prompt_transfer.data.readers import SPLITS, read_builtin, read_hub, read_local
 from prompt_transfer.data.table_files import RawSplit, shown_names, shown_value
 from prompt_transfer.data.texts import check_columns, texts_of, unlabelled_rows
+from prompt_transfer.tasks.labels import label_key
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
 
@@ -210,35 +210,23 @@ def _targets(task: Task, split: str, raw: RawSplit) -> list[list[str]]:
     return targets
 
 
-def _label_key(value: Any) -> str | None:
-    """Return a comparison key: 1, 1.0, "1" and "1.0" are equal, as are True and "true"; None for a missing label."""
-    if type(value) is int:
-        return str(value)
-    text = "" if value is None else str(value).strip()
-    if text in ("", "nan", "<NA>") and not (isinstance(value, str) and text):
-        return None
-    if text.lower() in ("true", "false"):
-        return text.lower()
-    return re.sub(r"\.0+$", "", text) if re.fullmatch(r"-?\d+\.0+", text) else text
-
-
 def _labels(task: Task, split: str, raw: RawSplit) -> np.ndarray | None:
     """Return the class indices, -1 for rows to drop; None if the whole split is unlabelled."""
-    classes = {_label_key(value): index for index, value in enumerate(task.labels or range(task.num_classes))}
-    dropped = {_label_key(value) for value in task.drop_labels}
+    classes = {label_key(value): index for index, value in enumerate(task.class_labels)}
+    dropped = {label_key(value) for value in task.drop_labels}
     # Two classes named 0 and 1, or false and true, may be written either way.
     for names, aliases in ((_NUMBERS, _BOOLEANS), (_BOOLEANS, _NUMBERS)):
         if classes.keys() == set(names) and dropped.isdisjoint(aliases):
             classes |= {alias: classes[name] for name, alias in zip(names, aliases, strict=True)}
             break
-    keys = [_label_key(value) for value in raw.frame[task.label_column].tolist()]
+    keys = [label_key(value) for value in raw.frame[task.label_column].tolist()]
     if keys and set(keys) <= {None, "-1"}:
         return None
     encoded = np.array([classes.get(key, -1 if key in dropped else -2) for key in keys], dtype=np.int64)
     wrong = np.flatnonzero(encoded == -2)
     if len(wrong):
         row = int(wrong[0])
-        shown = ", ".join(str(value) for value in (task.labels or range(task.num_classes)))
+        shown = ", ".join(str(value) for value in task.class_labels)
         value = raw.frame[task.label_column].tolist()[row]
         if keys[row] is None:
             many = keys.count(None)

@@ -220,6 +220,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _repeating(value: Any) -> Iterator[_Repeating]:
+    """Yield the objects with a duplicate key in a JSON value, at any depth."""
+    left = [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, _Repeating):
+            yield inner
+        if isinstance(inner, dict | list):
+            left.extend(inner.values() if isinstance(inner, dict) else inner)
+
+
 def _read_jsonl(path: Path, wanted: list[str]) -> _Table:
     rows, lines = [], []
     decoder = json.JSONDecoder(object_pairs_hook=_object)
@@ -236,8 +247,8 @@ def _read_jsonl(path: Path, wanted: list[str]) -> _Table:
             if isinstance(row, _Repeating):
                 _check_names(path, row.names, wanted, f"line {number}")
             for name in wanted:
-                if isinstance(value := row.get(name), _Repeating):
-                    _check_names(path, value.names, value, f"line {number} in its {name!r}")
+                for inner in _repeating(row.get(name)):
+                    _check_names(path, inner.names, inner, f"line {number} in its {name!r}")
             rows.append(row)
             lines.append(number)
     names = list(dict.fromkeys(name for row in rows for name in row))

@@ -30,7 +30,7 @@ class Tables:
         special_tokens: `keep` special tokens inside texts, or `split` them into ordinary tokens.
 
     Raises:
-        UserError: the lengths do not fit the model.
+        UserError: the lengths do not fit the model, or its tokenizer cannot end the texts of a generation task.
     """
 
     selection: Selection
@@ -44,6 +44,19 @@ class Tables:
         if self.special_tokens == "split":
             self.encoder = self.encoder.splitting()
         self.lengths = [self._length(task) for task in self.selection.tasks]
+        for index in range(len(self.lengths)):
+            self._check(index)
+
+    def _check(self, index: int) -> None:
+        """Check, also for tokens in the cache, that cue and frame leave room for text, and that targets can end."""
+        task, text_room = self.selection.tasks[index], getattr(self.encoder, "text_room", None)
+        try:
+            if text_room is not None:
+                text_room(self.lengths[index], self._pairs(index), task.cue, task.seq2seq_frame)
+            if task.is_generation and hasattr(self.encoder, "end_token_id"):
+                self.encoder.end_token_id()
+        except UserError as error:
+            raise UserError(f"task {task.name}: {error}") from error
 
     def _length(self, task: Task) -> int:
         budget, extra = self.encoder.text_budget(), self.encoder.extra_positions

@@ -37,6 +37,8 @@ class TextEncoder(Protocol):
         targets_share_positions: optional, True if a target follows its text in the same positions (causal models); the
             text is then shortened to fit both. By default targets take no positions of the text.
         special_tokens: optional, tokens that are control tokens inside a text.
+        text_room, end_token_id: optional, checks before any row is read: whether a length leaves room for text besides
+            cue and frame, and whether there is an end token (`TextEncoder` of `prompt_transfer.backbones.encoder`).
     """
 
     @property

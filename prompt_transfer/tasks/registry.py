@@ -31,6 +31,7 @@ import yaml
 
 from prompt_transfer.tasks.builtin import BUILTIN_TASKS
 from prompt_transfer.tasks.catalogue import ROWS
+from prompt_transfer.tasks.labels import label_clash
 from prompt_transfer.tasks.task import (
     CLASSIFICATION_METRICS,
     DEFAULT_CUE,
@@ -181,12 +182,17 @@ class _Fields:
         if "max_target_length" in self.values:
             raise self._fail("max_target_length is for tasks with a target_column")
         words = tuple(self._words())
+        labels = self._labels(words)
+        dropped = tuple(self._list("drop_labels") or ())
+        fault = label_clash(range(len(words)) if labels is None else labels, dropped)
+        if fault is not None:
+            raise self._fail(fault)
         return {
             "label_column": self._string("label_column", default="label"),
-            "labels": self._labels(words),
+            "labels": labels,
             "label_words": words,
             "label_words_policy": self._choice("label_words_policy", LABEL_WORDS_POLICIES),
-            "drop_labels": tuple(self._list("drop_labels") or ()),
+            "drop_labels": dropped,
         }
 
     def _target(self) -> dict[str, Any]:
@@ -256,8 +262,6 @@ class _Fields:
                 f"{len(labels)} labels ({', '.join(map(str, labels))}) and {len(words)} label_words "
                 f"({', '.join(words)}): give each label its word"
             )
-        if len({str(value) for value in labels}) != len(labels):
-            raise self._fail(f"labels {labels} must be different values")
         return tuple(labels)
 
     def _metrics(self, metric: str, allowed: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from prompt_transfer.tasks.labels import label_clash
 from prompt_transfer.utils.errors import UserError
 
 CLASSIFICATION_METRICS = ("accuracy", "f1", "matthews")
@@ -130,11 +131,19 @@ class Task:
             raise ValueError(f"task {self.name}: the first of metrics {self.metrics} must be {self.metric}")
         if self.labels is not None and len(self.labels) != len(self.label_words):
             raise ValueError(f"task {self.name}: {len(self.labels)} labels, {len(self.label_words)} label words")
+        fault = label_clash(self.class_labels, self.drop_labels)
+        if fault is not None:
+            raise UserError(f"task {self.name}: {fault}")
 
     @property
     def num_classes(self) -> int:
         """Number of classes C; 0 for a generation task."""
         return len(self.label_words)
+
+    @property
+    def class_labels(self) -> tuple[Any, ...]:
+        """The label value of each class: `labels`, or 0..C-1."""
+        return tuple(range(self.num_classes)) if self.labels is None else self.labels
 
     @property
     def is_generation(self) -> bool:

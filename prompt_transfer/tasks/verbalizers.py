@@ -206,7 +206,7 @@ def label_sequences(tasks: Sequence[Task], encoder: Any) -> tuple[Tensor, Tensor
     Raises:
         UserError: a label without tokens, or one that is a prefix of another.
     """
-    rows = [[ids[:-1] for ids in encoder.encode_targets(list(task.label_words), 10**6)] for task in tasks]
+    rows = [encoder.answer_ids(list(task.label_words)) for task in tasks]
     for task, labels in zip(tasks, rows, strict=True):
         for word, own in zip(task.label_words, labels, strict=True):
             if not own:
