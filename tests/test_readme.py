@@ -324,3 +324,14 @@ def test_the_start_token_table_is_that_of_its_results() -> None:
         random = ", ".join(f"{value:.3f}" for value in rows.loc["random prompt", "value"])
         line = next(line for line in text.splitlines() if line.startswith(f"| `{layout}` (prompt"))
         assert line.split(" | ")[1:] == [shown, random, f"{rows.loc['majority class', 'value']:.3f} |"]
+
+
+def test_the_figures_of_smollm2_are_those_of_its_results() -> None:
+    scores = pd.read_csv(ROOT / "results" / "sst2_smollm2" / "results.csv").set_index("what")
+    trained = scores.loc["this prompt"]
+    shown = f"{trained['value']:.3f} [{trained['low']:.3f}, {trained['high']:.3f}]"
+    random = " and ".join(f"{value:.3f}" for value in scores.loc["random prompt", "value"])
+    assert f"test accuracy of {shown} on SST-2" in (ROOT / "README.md").read_text()
+    table = (ROOT / "results" / "README.md").read_text()
+    assert f"test accuracy {shown} on 1,821 examples, random prompts {random}" in table
+    assert int(trained["n"]) == 1821
