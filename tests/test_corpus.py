@@ -450,7 +450,7 @@ def test_a_model_that_reads_learns_to_copy(prose: Path, tmp_path: Path, kind: st
     start(other.model, str(tmp_path / "made"))
     for one, two in zip(other.model.parameters(), module.model.parameters(), strict=True):
         assert torch.equal(one, two.to(torch.bfloat16).float())
-    with pytest.raises(UserError, match="has other sizes"):
+    with pytest.raises(UserError, match="has different tensor shapes or another architecture"):
         start(
             BackbonePretraining(kind, **{**SIZES, "vocab_size": 500}, max_positions=256).model, str(tmp_path / "made")
         )

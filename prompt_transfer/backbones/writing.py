@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +78,19 @@ def neutralize(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
         stated: see `stated_settings`.
 
     Raises:
-        UserError: an end token or a decoder's start token is not an id in the vocabulary, or there is no start token.
+        UserError: an end token is no token id, a decoder's start token is none of the vocabulary, or there is no start
+            token.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     given = stated["eos_token_id"]
     ends = [] if given is None else given if isinstance(given, list) else [given]
-    if not all(_is_id(end, vocabulary) for end in ends):
+    if not all(_is_id(end, sys.maxsize) for end in ends):
         raise UserError(
-            f"cannot load the backbone {name}: eos_token_id {given!r} is neither a token id below {vocabulary}, the "
-            f"size of its vocabulary, nor a list of them; correct it in its {FILE} or config.json"
+            f"cannot load the backbone {name}: eos_token_id {given!r} is neither a token id nor a list of token ids; "
+            f"correct it in its {FILE} or config.json"
         )
+    # GPT-2's default, 50256, is also stated for smaller vocabularies, where it is never generated.
+    ends = [end for end in ends if end < vocabulary]
     own = tokenizer.eos_token_id
     ends = list(dict.fromkeys([*ends, *([] if own is None else [own])]))
     if model.config.is_encoder_decoder:
