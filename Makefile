@@ -19,12 +19,14 @@ NOTEBOOKS_STAMP := $(VENV)/.installed-notebooks
 INSTALL_INPUTS := setup.cfg pyproject.toml requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-real lint format wheel docs test-notebooks notebooks bench clean
+.PHONY: help environment quickstart test test-real lint format wheel docs test-notebooks notebooks bench clean
 # Two goals of one `make -j` would install into one environment at the same time.
 .NOTPARALLEL:
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+environment: $(DEV_STAMP) $(NOTEBOOKS_STAMP) ## install what the checks need
 
 quickstart: $(RUN_STAMP) ## five minutes, offline: train a prompt and use it on a second task
 	$(BIN)/prompt-transfer quickstart

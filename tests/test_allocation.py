@@ -68,6 +68,7 @@ def test_a_step_does_not_fault_its_tensors_in_again() -> None:
     assert kept < 1_000
 
 
+@pytest.mark.slow
 @glibc
 def test_blocks_of_other_sizes_fit_where_freed_ones_were() -> None:
     changed, small = measured(OTHER_BLOCKS, True)
