@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.backbones import decoder_attention, generic, layer_calls, loading, plain, proof, substitutes
+from prompt_transfer.backbones import (
+    decoder_attention,
+    generic,
+    layer_calls,
+    loading,
+    plain,
+    proof,
+    quantization,
+    substitutes,
+)
 from prompt_transfer.backbones.answers import IGNORED, AnswerSlot, PromptBank, Prompts
 from prompt_transfer.backbones.config import BackboneConfig
 from prompt_transfer.backbones.encoder import TextEncoder
@@ -79,6 +88,9 @@ class FrozenBackbone(nn.Module):
         self.commit: str | None = getattr(self.config, "_commit_hash", None)
         # For GGUF files: file, sha256, quantization and, if given, license; else empty.
         self.gguf: dict[str, str] = getattr(self.config, SOURCE, None) or {}
+        self.quantization = config.quantization
+        if config.quantization is not None:
+            quantization.quantize(name, self.model, self.family, config.quantization)
         self._substitute()
         self.model.requires_grad_(False)
         # Lightning keeps the mode that it finds, so dropout must be on from the start.
