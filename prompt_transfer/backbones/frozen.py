@@ -32,6 +32,7 @@ from prompt_transfer.utils.errors import UserError
 
 def is_emulated(dtype: str, device: torch.device) -> bool:
     """Return whether `device` is an x86 CPU without instructions for `dtype`, which is slower than float32 there."""
+    dtype = dtype.partition("+")[0]
     if device.type != "cpu" or dtype == "float32":
         return False
     has = torch.cpu.get_capabilities()
@@ -68,7 +69,7 @@ class FrozenBackbone(nn.Module):
         config = replace(name, **options) if isinstance(name, BackboneConfig) else BackboneConfig(name, **options)
         name, attention = config.name, config.attention
         self.id = name
-        self.attention, self.dtype_name, self.head = attention, config.dtype, config.head
+        self.attention, self.dtype_name, self.head = attention, config.dtype_name, config.head
         self.dropout = config.dropout
         loaded = loading.load(name, config.head, config.torch_dtype, config.revision, config.trust_remote_code)
         self.model, self.tokenizer, self.family, self.fingerprint = loaded
@@ -88,7 +89,6 @@ class FrozenBackbone(nn.Module):
         self.commit: str | None = getattr(self.config, "_commit_hash", None)
         # For GGUF files: file, sha256, quantization and, if given, license; else empty.
         self.gguf: dict[str, str] = getattr(self.config, SOURCE, None) or {}
-        self.quantization = config.quantization
         if config.quantization is not None:
             quantization.quantize(name, self.model, self.family, config.quantization)
         self._substitute()

@@ -61,7 +61,8 @@ class QuantizedWeight(nn.Module):
     def __init__(self, **tensors: Tensor) -> None:
         super().__init__()
         for name, tensor in tensors.items():
-            self.register_buffer(name, tensor)
+            # Parameters, because DDP broadcasts buffers in every step.
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
     @classmethod
     def check(cls, inputs: int) -> str | None:
@@ -76,14 +77,6 @@ class QuantizedWeight(nn.Module):
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """Return the matrix [out, in] as a new tensor."""
         raise NotImplementedError
-
-    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedWeight:
-        """Move to another device, but keep the dtypes: scales in half precision would change the weights."""
-        for name, buffer in self._buffers.items():
-            assert buffer is not None
-            moved = fn(buffer)
-            self._buffers[name] = moved if moved.dtype is buffer.dtype else buffer.to(moved.device)
-        return self
 
 
 class Int8Weight(QuantizedWeight):
