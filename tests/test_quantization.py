@@ -47,9 +47,9 @@ def test_int8_and_int4_by_hand() -> None:
     eight = METHODS["int8"].from_weight(weight)
     # The scale of a row is its largest magnitude over 127 (127.5 in torchao).
     torch.testing.assert_close(eight.dequantize(torch.float32), weight, atol=0.51, rtol=0)
-    assert eight.values.dtype is torch.int8 and eight.values.shape == (2, 32)
+    assert (eight.values.dtype, eight.values.shape) == (torch.int8, (2, 32))
     four = METHODS["int4"].from_weight(weight)
-    assert four.values.dtype is torch.uint8 and four.values.shape == (2, 16)
+    assert (four.values.dtype, four.values.shape) == (torch.uint8, (2, 16))
     # Group 1 runs from 0 to 15, so its levels are whole numbers.
     torch.testing.assert_close(four.dequantize(torch.float32)[1, :4], torch.tensor([0.0, 15.0, 7.0, 3.0]))
 
@@ -106,8 +106,9 @@ def test_autograd_keeps_no_expanded_weight() -> None:
 
 @pytest.mark.parametrize("method", list(METHODS))
 @pytest.mark.parametrize(
-    ("name", "attention"), [("roberta-nano", "full"), ("roberta-nano", "shared"), ("gpt2-nano", "full"), ("t5-nano", "full")]
-)  # fmt: skip
+    ("name", "attention"),
+    [("roberta-nano", "full"), ("roberta-nano", "shared"), ("gpt2-nano", "full"), ("t5-nano", "full")],
+)
 def test_backbones_equal_those_with_expanded_weights(name: str, attention: str, method: str) -> None:
     quantized = FrozenBackbone(name, attention=attention, quantization=method)
     expanded = FrozenBackbone(name, attention=attention)

@@ -28,7 +28,6 @@ from prompt_transfer.backbones.family import Family
 from prompt_transfer.utils.errors import UserError
 
 INT4_GROUP, NF4_BLOCK = 32, 64
-_QUIET = ("torchao", "bitsandbytes", "torch.utils._pytree")
 
 
 def _library(name: str, method: str) -> Any:
@@ -37,10 +36,8 @@ def _library(name: str, method: str) -> Any:
     Raises:
         UserError: it is not installed, or cannot be imported.
     """
-    loggers = [logging.getLogger(logger) for logger in _QUIET]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -49,8 +46,7 @@ def _library(name: str, method: str) -> Any:
             f"--model.quantization {method} needs {package} ({error}): pip install prompt_transfer[quantization]"
         ) from error
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)
 
 
 class QuantizedWeight(nn.Module):
@@ -156,9 +152,7 @@ class NF4Weight(QuantizedWeight):
         return output
 
 
-METHODS: dict[str, type[QuantizedWeight]] = {
-    method.method: method for method in (Int8Weight, Int4Weight, NF4Weight)
-}
+METHODS: dict[str, type[QuantizedWeight]] = {method.method: method for method in (Int8Weight, Int4Weight, NF4Weight)}
 
 
 class _QuantizedProduct(torch.autograd.Function):
@@ -226,6 +220,11 @@ def quantize(name: str, model: nn.Module, family: Family, method: str) -> None:
         problem = kind.check(_matrix(layer).shape[1])
         if problem is not None:
             raise UserError(f"--model.quantization {method} does not fit the layer {path} of {name}: {problem}")
+    # Loaded tensors are views of their files; a file is unmapped once none of its tensors is left.
+    replaced = {id(layer.weight) for layer in layers.values()}
+    for parameter in model.parameters():
+        if id(parameter) not in replaced:
+            parameter.data = parameter.data.clone()
     for path, layer in layers.items():
         weight = _matrix(layer)
         quantized = QuantizedLinear(kind.from_weight(weight), layer.bias, weight.shape[1], weight.shape[0])
