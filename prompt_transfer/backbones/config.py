@@ -11,6 +11,7 @@ from prompt_transfer.utils.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION_MODES = ("full", "shared")
 HEADS = ("lm", "embedding")
+QUANTIZATIONS = ("int8", "int4", "nf4")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class BackboneConfig:
             because its keys and values are computed once per batch). For causal LMs both are the same function;
             encoders lose one or two points on SST-2 with `shared` (results/attention.csv).
         dtype: of the backbone's weights: `float32`, `bfloat16` or `float16`. Prompts and optimizer are always float32.
+            `bfloat16+int8` adds a quantization, as prompt files and tables write it.
+        quantization: of the weights of linear layers, all except the LM head: `int8` or `int4` (torchao) or `nf4`
+            (bitsandbytes); None for the one in `dtype`, if any. Computations are in `dtype`.
         head: `lm`, or `embedding` (answer state times word embeddings) for checkpoints without an LM head.
         dropout: use the backbone's dropout in training.
         gradient_checkpointing: for long inputs: keep only the inputs of the layers and recompute the rest in the
@@ -38,7 +42,7 @@ class BackboneConfig:
         trust_remote_code: run model code that comes with a checkpoint.
 
     Raises:
-        UserError: unknown attention mode, head or dtype.
+        UserError: unknown attention mode, head, dtype or quantization.
     """
 
     name: str
@@ -51,8 +55,13 @@ class BackboneConfig:
     compile: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
+        dtype, _, quantization = self.dtype.partition("+")
+        # An explicit quantization wins over that of a prompt file's dtype.
+        for name, value in (("dtype", dtype), ("quantization", self.quantization or quantization or None)):
+            object.__setattr__(self, name, value)
         for option, value, allowed in (
             ("attention mode", self.attention, ATTENTION_MODES),
             ("head", self.head, HEADS),
@@ -60,6 +69,15 @@ class BackboneConfig:
         ):
             if value not in allowed:
                 raise UserError(f"unknown {option} {value!r}: choose one of {', '.join(allowed)}")
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise UserError(f"unknown quantization {self.quantization!r}: choose one of {', '.join(QUANTIZATIONS)}")
+        if self.quantization is not None and self.compile:
+            raise UserError("quantized layers cannot be compiled: remove --model.compile or --model.quantization")
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype with its quantization, for prompt files and tables: `bfloat16`, `bfloat16+int8`."""
+        return self.dtype if self.quantization is None else f"{self.dtype}+{self.quantization}"
 
     @property
     def torch_dtype(self) -> torch.dtype:

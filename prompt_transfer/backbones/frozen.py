@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.backbones import decoder_attention, generic, layer_calls, loading, plain, proof, substitutes
+from prompt_transfer.backbones import (
+    decoder_attention,
+    generic,
+    layer_calls,
+    loading,
+    plain,
+    proof,
+    quantization,
+    substitutes,
+)
 from prompt_transfer.backbones.answers import IGNORED, AnswerSlot, PromptBank, Prompts
 from prompt_transfer.backbones.config import BackboneConfig
 from prompt_transfer.backbones.encoder import TextEncoder
@@ -23,6 +32,7 @@ from prompt_transfer.utils.errors import UserError
 
 def is_emulated(dtype: str, device: torch.device) -> bool:
     """Return whether `device` is an x86 CPU without instructions for `dtype`, which is slower than float32 there."""
+    dtype = dtype.partition("+")[0]
     if device.type != "cpu" or dtype == "float32":
         return False
     has = torch.cpu.get_capabilities()
@@ -59,7 +69,7 @@ class FrozenBackbone(nn.Module):
         config = replace(name, **options) if isinstance(name, BackboneConfig) else BackboneConfig(name, **options)
         name, attention = config.name, config.attention
         self.id = name
-        self.attention, self.dtype_name, self.head = attention, config.dtype, config.head
+        self.attention, self.dtype_name, self.head = attention, config.dtype_name, config.head
         self.dropout = config.dropout
         loaded = loading.load(name, config.head, config.torch_dtype, config.revision, config.trust_remote_code)
         self.model, self.tokenizer, self.family, self.fingerprint = loaded
@@ -79,6 +89,8 @@ class FrozenBackbone(nn.Module):
         self.commit: str | None = getattr(self.config, "_commit_hash", None)
         # For GGUF files: file, sha256, quantization and, if given, license; else empty.
         self.gguf: dict[str, str] = getattr(self.config, SOURCE, None) or {}
+        if config.quantization is not None:
+            quantization.quantize(name, self.model, self.family, config.quantization)
         self._substitute()
         self.model.requires_grad_(False)
         # Lightning keeps the mode that it finds, so dropout must be on from the start.
