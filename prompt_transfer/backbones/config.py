@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.fields import dtype_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION_MODES = ("full", "shared")
@@ -27,7 +28,8 @@ class BackboneConfig:
         attention: `full` (the prompt sees the text, as in the paper) or `shared` (the prompt sees only itself; faster,
             because its keys and values are computed once per batch). For causal LMs both are the same function;
             encoders lose one or two points on SST-2 with `shared` (results/attention.csv).
-        dtype: of the backbone's weights: `float32`, `bfloat16` or `float16`. Prompts and optimizer are always float32.
+        dtype: of the backbone's weights: `float32`, `bfloat16` or `float16` (`fp32`, `bf16`, `fp16`). Prompts and
+            optimizer are always float32.
         head: `lm`, or `embedding` (answer state times word embeddings) for checkpoints without an LM head.
         dropout: use the backbone's dropout in training.
         gradient_checkpointing: for long inputs: keep only the inputs of the layers and recompute the rest in the
@@ -53,6 +55,7 @@ class BackboneConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         for option, value, allowed in (
             ("attention mode", self.attention, ATTENTION_MODES),
             ("head", self.head, HEADS),

@@ -26,7 +26,7 @@ from prompt_transfer.callbacks.checkpoints import AtomicCheckpointIO
 from prompt_transfer.callbacks.logs import RunLog
 from prompt_transfer.callbacks.progress import StepProgress
 from prompt_transfer.commands.arguments import extract_init_text, find_configs, sets_model_option, take_class
-from prompt_transfer.commands.parsing import DTYPES, one_line, options_of
+from prompt_transfer.commands.messages import one_line, options_of, quiet, show_warning
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.readers import data_root
 from prompt_transfer.modules.cross_model_projector import CrossModelProjector
@@ -35,6 +35,7 @@ from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.initializers import FromPrompt
 from prompt_transfer.tracking.options import WandbOptions
 from prompt_transfer.utils.errors import UserError, without_secrets
+from prompt_transfer.utils.fields import dtype_name
 
 MODELS: dict[str, type[L.LightningModule]] = {
     "PromptTuning": PromptTuning,
@@ -63,33 +64,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 CONFIG_FILE, RESULTS_FILE = "config.yaml", "results.csv"
 
 LOGGERS = ("csv", "wandb", "tensorboard", "none")
-
-
-def quiet() -> None:
-    """Silence Lightning messages that need no action."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*isinstance\\(treespec, LeafSpec\\).*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*Experiment logs directory .* exists and is not empty.*",
-        ".*Trying to infer the `batch_size`.*",
-        ".*`lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`.*",
-        ".*resuming from a checkpoint that ended before the epoch ended.*",
-        ".*LightningCLI's args parameter is intended.*",
-        ".*module\\(s\\) in eval mode at the start of training.*",
-        ".*number of training batches .* is smaller than the logging interval.*",
-        ".*You're resuming from a checkpoint that ended.*",
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
-def show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
-    """Print a warning as one line, without file name and source line."""
-    import sys
-
-    print("warning: " + without_secrets(" ".join(str(message).split())), file=sys.stderr)
 
 
 @contextmanager
@@ -243,8 +217,8 @@ class Command(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check the options and derive options from others."""
         config = self.config
-        if config.model.get("dtype") in DTYPES:
-            config.model.dtype = DTYPES[config.model.dtype]
+        if config.model.get("dtype") is not None:
+            config.model.dtype = dtype_name(config.model.dtype)
         if self.text is not None and "init" in config.model and "text" in config.model.init.init_args:
             config.model.init.init_args.text = self.text
         self.make_paths_absolute()
