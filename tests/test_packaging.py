@@ -95,11 +95,9 @@ MANY_PARAMETERS = {
     # The signature that transformers requires of attention functions.
     "backbones/kernels/matmul_attention.py": {"matmul_attention"},
     # Their parameters are the command's options.
-    "commands/neurons.py": {"capture", "mask", "probe", "skill"},
     "commands/projecting.py": {"fit_projector"},
     "commands/projection.py": {"projection"},
     "commands/recommend.py": {"recommend"},
-    "commands/transfer.py": {"transfer"},
     # All inputs that determine a table's tokens.
     "data/tokens.py": {"tokenise"},
 }
