@@ -96,8 +96,6 @@ MANY_PARAMETERS = {
     "backbones/kernels/matmul_attention.py": {"matmul_attention"},
     # Their parameters are the command's options.
     "commands/projecting.py": {"fit_projector"},
-    "commands/projection.py": {"projection"},
-    "commands/recommend.py": {"recommend"},
     # All inputs that determine a table's tokens.
     "data/tokens.py": {"tokenise"},
 }
