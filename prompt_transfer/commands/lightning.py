@@ -27,6 +27,7 @@ from prompt_transfer.callbacks.logs import RunLog
 from prompt_transfer.callbacks.progress import StepProgress
 from prompt_transfer.commands.arguments import extract_init_text, find_configs, sets_model_option, take_class
 from prompt_transfer.commands.messages import one_line, options_of, quiet, show_warning
+from prompt_transfer.commands.run_options import LOGGERS, TRAINER_DEFAULTS, run_options
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.readers import data_root
 from prompt_transfer.modules.cross_model_projector import CrossModelProjector
@@ -44,26 +45,8 @@ MODELS: dict[str, type[L.LightningModule]] = {
 }
 DATA: dict[str, type[L.LightningDataModule]] = {"TaskDataModule": TaskDataModule}
 
-# Defaults of every run.
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "accelerator": "auto",
-    "devices": 1,
-    "max_steps": 1000,
-    "max_epochs": -1,
-    "val_check_interval": 100,
-    "check_val_every_n_epoch": None,
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 10,
-    "enable_model_summary": False,
-    # Our sampler splits batches by rank itself.
-    "use_distributed_sampler": False,
-}
-
-
 # Files in a run folder.
 CONFIG_FILE, RESULTS_FILE = "config.yaml", "results.csv"
-
-LOGGERS = ("csv", "wandb", "tensorboard", "none")
 
 
 @contextmanager
@@ -170,37 +153,9 @@ class Command(LightningCLI):
             )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--output", type=str | None, default=None, help="output folder")
-        parser.add_argument("--logger", type=str, default="csv", help="csv, wandb (with csv), tensorboard or none")
+        for option in run_options(self.verb):
+            option.add_to(parser)
         parser.add_class_arguments(WandbOptions, "wandb")
-        if self.verb == "fit":
-            parser.add_argument(
-                "--resume", type=bool, default=False, nargs="?", const=True, help="resume the run in --output"
-            )
-            parser.add_argument(
-                "--overwrite", type=bool, default=False, nargs="?", const=True, help="replace the run in --output"
-            )
-            parser.add_argument(
-                "--convergence", type=bool, default=False, nargs="?", const=True,
-                help="also evaluate before the first step, for `analyze convergence`",
-            )  # fmt: skip
-            parser.add_argument(
-                "--early_stopping",
-                type=int | None,
-                default=None,
-                help="stop after this many evaluations without improvement",
-            )
-        else:
-            parser.add_argument("--prompt", type=str | None, default=None, help="prompt file")
-            parser.add_argument(
-                "--random_prompts", type=int, default=1, help="number of random-prompt baselines (test and validate)"
-            )
-        if self.verb == "predict":
-            parser.add_argument(
-                "--input", type=str | None, default=None,
-                help="texts to predict: .csv, .jsonl or .parquet with the task's text columns, or one text per line",
-            )  # fmt: skip
-            parser.add_argument("--format", type=str, default="parquet", help="parquet or csv")
 
     def _set_seed(self) -> None:
         # Lightning prints the seed, which config.yaml records.

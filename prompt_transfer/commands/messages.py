@@ -37,9 +37,13 @@ def one_line(
         needed = [(usage or {}).get(name, f"--{name} VALUE") for name in missing[1].split(", ")]
         message = f"{command} needs {' and '.join(needed)}"
     if unknown := next(filter(None, (re.search(pattern, message) for pattern in UNKNOWN)), None):
-        option = "--" + ".".join(unknown.groups())
-        message = f"unknown option {option}{_suggestion(option, options)}"
+        return unknown_option("--" + ".".join(unknown.groups()), command, options)
     return UserError(f"{message[:400]} (see prompt-transfer {command} --help)")
+
+
+def unknown_option(option: str, command: str, options: Sequence[str]) -> UserError:
+    """Return the error for an option that a command does not have, with a suggestion."""
+    return UserError(f"unknown option {option}{_suggestion(option, options)} (see prompt-transfer {command} --help)")
 
 
 def options_of(parser: ArgumentParser) -> list[str]:
@@ -57,8 +61,8 @@ def _suggestion(option: str, known: Sequence[str]) -> str:
     last = SYNONYMS.get(last, last)
     ends = {name: name.rpartition(".")[2].lstrip("-") for name in known if not name.endswith("+")}
     similar = difflib.get_close_matches(last, set(ends.values()), n=2)
-    close = [*difflib.get_close_matches(option, ends, n=1, cutoff=0.8), *(n for n in ends if ends[n] in similar)]
-    return f": did you mean {' or '.join(list(dict.fromkeys(close))[:3])}?" if close else ""
+    close = difflib.get_close_matches(option, ends, n=1, cutoff=0.8) or [name for name in ends if ends[name] in similar]
+    return f": did you mean {' or '.join(close[:3])}?" if close else ""
 
 
 def _reason(text: str) -> str:

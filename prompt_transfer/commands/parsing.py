@@ -7,11 +7,13 @@ import difflib
 import shutil
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from prompt_transfer.commands.help import Page, of_parser
 from prompt_transfer.commands.messages import one_line, options_of
 from prompt_transfer.commands.signatures import REQUIRED, Parameter, Signature
 from prompt_transfer.commands.table import listing
@@ -86,6 +88,21 @@ def _add_positional(
         parser.set_defaults({option.name: option.default})
 
 
+# Pages of help that are collected instead of shown; None otherwise.
+_pages: dict[str, Page] | None = None
+
+
+@contextmanager
+def keeping_pages() -> Iterator[dict[str, Page]]:
+    """Collect the pages of the commands called inside the context, by full name; the commands do not run."""
+    global _pages
+    outer, _pages = _pages, {}
+    try:
+        yield _pages
+    finally:
+        _pages = outer
+
+
 def call(function: Callable[..., Any], command: str, arguments: Sequence[str], positional: str | None = None) -> Any:
     """Call a typed function with command-line arguments, and log its output files to W&B with `--logger wandb`.
 
@@ -101,6 +118,13 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
 
     signature = Signature(function)
     parser = build_parser(signature, command, positional)
+    page = of_parser(parser, command, signature.description, positional or "")
+    if _pages is not None:
+        _pages[command] = page
+        parser.exit()
+    if (text := page.show(arguments)) is not None:
+        print(text)
+        parser.exit()
     try:
         values = parser.instantiate(parser.parse_args(_close_flags(parser, arguments))).as_dict()
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
@@ -165,6 +189,12 @@ def subcommand(
         arguments: subcommand and its arguments.
         positional: subcommand -> see `build_parser`.
     """
+    positional = positional or {}
+    if _pages is not None:
+        for name, function in table.items():
+            with suppress(SystemExit):
+                call(function, f"{command} {name}", [], positional.get(name))
+        return None
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: prompt-transfer {command} SUBCOMMAND [OPTIONS]\n")
         print(*listing({name: (one.__doc__ or "").strip().splitlines()[0] for name, one in table.items()}), sep="\n")
@@ -172,4 +202,4 @@ def subcommand(
     name, *rest = arguments
     if name not in table:
         raise UserError(f"unknown subcommand {command} {name!r}: {hint(name, table)}")
-    return call(table[name], f"{command} {name}", rest, (positional or {}).get(name))
+    return call(table[name], f"{command} {name}", rest, positional.get(name))

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 import yaml
 
 from prompt_transfer.commands.parsing import call
@@ -147,6 +146,8 @@ def _follow(command: list[str]) -> None:
 
 
 def _train(executor: Executor, runs: list[Run], states: list[State], folder: Path) -> None:
+    import pandas as pd
+
     left = [run for run, state in zip(runs, states, strict=True) if state.status != "done"]
     if len(left) < len(runs):
         print(f"{len(runs) - len(left)} of {len(runs)} runs are already done", flush=True)
