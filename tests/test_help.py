@@ -45,7 +45,7 @@ TYPOS = [
     (["fit", "--model.promt_length", "3"], "did you mean --model.prompt_length?"),
     (["fit", "--data.task", "sst2", "--trainer.max_stesp=3"], "did you mean --trainer.max_steps?"),
     (["test", "--promt", "runs/x"], "did you mean --prompt?"),
-    (["pretrain", "--model.vocab", "9"], "did you mean --model.vocab_size"),
+    (["pretrain", "--model.vocb_size", "9"], "did you mean --model.vocab_size?"),
     (["transfer", "--promts", "x"], "did you mean --prompts?"),
     (["neurons", "mask", "--ratois", "0.1"], "did you mean --ratios?"),
     (["sweep", "--excutor", "ray"], "did you mean --executor?"),

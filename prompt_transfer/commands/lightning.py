@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from prompt_transfer.backbones.loading import resolve
 from prompt_transfer.callbacks.checkpoints import AtomicCheckpointIO
 from prompt_transfer.callbacks.logs import RunLog
-from prompt_transfer.callbacks.progress import StepProgress
+from prompt_transfer.callbacks.progress import progress_callback
 from prompt_transfer.commands.arguments import extract_init_text, find_configs, sets_model_option, take_class
 from prompt_transfer.commands.messages import one_line, options_of, quiet, show_warning
 from prompt_transfer.commands.run_options import LOGGERS, TRAINER_DEFAULTS, run_options
@@ -222,7 +222,7 @@ class Command(LightningCLI):
         """Return the trainer with our callbacks and logger."""
         callbacks: list[Callback] = list(self.extra_callbacks())
         if self.config.trainer.enable_progress_bar is not False:
-            callbacks.append(StepProgress())
+            callbacks.append(progress_callback())
         if self.config.trainer.logger in (None, True):
             kwargs["logger"] = self.make_logger()
         if "default_root_dir" not in kwargs and self.config.trainer.default_root_dir is None:
