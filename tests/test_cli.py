@@ -421,7 +421,7 @@ def test_every_configuration_file_parses(config: Path, tmp_path: Path) -> None:
         assert parsed.config.data.files
         return
     parts = ("init", "reparameterization", "projector")
-    option = {"experiment": "--config", **{part: f"--model.{part}" for part in parts}}
+    option = {"experiment": "--config", "logger": "--config", **{part: f"--model.{part}" for part in parts}}
     task = [] if group in ("experiment", "data") else ["--data.task", "sst2"]
     if group == "projector":
         task += ["--model", "CrossModelProjector", "--model.prompts", "prompts", "--output", str(tmp_path)]

@@ -34,7 +34,7 @@ PAGES = [
     *(["neurons", name, "--help"] for name in ("capture", "compare", "mask", "skill", "probe")),
     *(["analyze", name, "--help"] for name in ("convergence", "indicators", "matrix", "projection", "dashboard")),
     *(["prompts", name, "--help"] for name in ("list", "import", "push", "recommend", "fit-projector")),
-    *(["fit", f"--help_{group}"] for group in ("model", "data", "trainer", "wandb")),
+    *(["fit", f"--help_{group}"] for group in ("model", "data", "trainer", "wandb", "mlflow")),
     ["fit", "--model", "CrossModelProjector", "--help"],
     ["transfer", "--help_data"],
     ["backbones", "fetch", "--help"],
@@ -106,7 +106,7 @@ def test_the_first_screen_of_fit(light: list[dict[str, object]]) -> None:
     text = page(light, "fit", "--help")
     assert text.startswith("usage: prompt-transfer fit --data.task TASK [OPTIONS]\n")
     heads = [line for line in text.splitlines() if line and line[0] != " "]
-    assert [head.partition(" ")[0] for head in heads[2:]] == ["options:", "model", "data", "trainer", "W&B"]
+    assert [head.partition(" ")[0] for head in heads[2:]] == ["options:", "model", "data", "trainer", "W&B", "MLflow"]
     # The command's own options come first, those of its parts follow, and the Trainer's rest is elsewhere.
     order = ["--output", "--resume", "--model.backbone", "--data.source", "--trainer.max_steps", "--help_wandb"]
     places = [text.index(name) for name in order]
@@ -131,7 +131,7 @@ def test_the_first_screen_of_a_study(light: list[dict[str, object]]) -> None:
 def names(parser: object) -> set[str]:
     """Return a parser's options without its technical ones: lists' `+`, help of classes, files of groups."""
     found = {option for option in options_of(parser) if not option.endswith((".help", "+"))}  # type: ignore[arg-type]
-    return found - {"--help", "--print_shtab", "--model", "--data", "--trainer", "--wandb"}
+    return found - {"--help", "--print_shtab", "--model", "--data", "--trainer", "--wandb", "--mlflow"}
 
 
 @pytest.mark.parametrize(

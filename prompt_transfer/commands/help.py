@@ -19,7 +19,7 @@ ESSENTIAL = (
     *("model.dtype", "model.seeds", "model.prompts", "model.projector", "model.objective", "model.architecture"),
     *("data.task", "data.source", "data.root", "data.shots", "data.batch_size", "data.limit_train", "data.limit_eval"),
     *("data.files", "trainer.max_steps", "trainer.val_check_interval", "trainer.accelerator", "trainer.devices"),
-    *("trainer.precision", "wandb.project", "wandb.group"),
+    *("trainer.precision", "wandb.project", "wandb.group", "mlflow.experiment", "mlflow.tracking_uri"),
 )
 LEFT = 32
 # Type -> its name in the pages.
@@ -170,7 +170,8 @@ def of_parser(parser: jsonargparse.ArgumentParser, command: str, text: str, usag
             )
         )
     needed = [f"{entry.name} {entry.kind}" for entry in groups[""].entries if entry.required]
-    return Page(command, " ".join(filter(None, [usage, *needed, "[OPTIONS]"])), text, list(groups.values()))
+    needed = [usage] if usage else needed
+    return Page(command, " ".join([*needed, "[OPTIONS]"]), text, list(groups.values()))
 
 
 def _metavar(action: Any) -> str:

@@ -34,7 +34,8 @@ from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.initializers import FromPrompt
-from prompt_transfer.tracking.options import WandbOptions
+from prompt_transfer.tracking.mlflow_run import check_installed
+from prompt_transfer.tracking.options import LOGGERS as TRACKERS
 from prompt_transfer.utils.errors import UserError, without_secrets
 from prompt_transfer.utils.fields import dtype_name
 
@@ -155,7 +156,8 @@ class Command(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for option in run_options(self.verb):
             option.add_to(parser)
-        parser.add_class_arguments(WandbOptions, "wandb")
+        for name, options in TRACKERS.items():
+            parser.add_class_arguments(options, name)
 
     def _set_seed(self) -> None:
         # Lightning prints the seed, which config.yaml records.
@@ -187,6 +189,8 @@ class Command(LightningCLI):
             raise UserError(f"--trainer.val_check_interval is {interval}: give 1 or more steps")
         if self.config.logger not in LOGGERS:
             raise UserError(f"unknown logger {self.config.logger!r}: choose one of {', '.join(LOGGERS)}")
+        if self.config.logger == "mlflow":
+            check_installed()
         if self.config.get("early_stopping") is not None and self.config.early_stopping < 1:
             raise UserError("--early_stopping must be 1 evaluation or more")
         if self.config.get("random_prompts", 0) < 0:

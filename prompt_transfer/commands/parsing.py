@@ -34,7 +34,7 @@ def program() -> str:
 
 
 def build_parser(signature: Signature, command: str, positional: str | None = None) -> jsonargparse.ArgumentParser:
-    """Return a parser of a command's options, and W&B's if the command can be logged there.
+    """Return a parser of a command's options, and the loggers' if the command can be logged.
 
     Boolean options need no value: alone they mean true.
 
@@ -45,7 +45,7 @@ def build_parser(signature: Signature, command: str, positional: str | None = No
     """
     import jsonargparse
 
-    from prompt_transfer.tracking.options import WandbOptions
+    from prompt_transfer.tracking.options import LOGGERS
     from prompt_transfer.tracking.studies import STUDIES
 
     parser = jsonargparse.ArgumentParser(
@@ -59,10 +59,10 @@ def build_parser(signature: Signature, command: str, positional: str | None = No
     for option in sorted(options, key=lambda option: option.default is not REQUIRED):
         _add(parser, option, signature.helps.get(option.field, ""))
     if command in STUDIES:
-        parser.add_argument(
-            "--logger", type=Literal["none", "wandb"], default="none", help="none, or log results to W&B"
-        )
-        parser.add_class_arguments(WandbOptions, "wandb")
+        text = "none, or log results to W&B or MLflow"
+        parser.add_argument("--logger", type=Literal["none", "wandb", "mlflow"], default="none", help=text)
+        for name, options_of_logger in LOGGERS.items():
+            parser.add_class_arguments(options_of_logger, name)
     return parser
 
 
@@ -104,7 +104,7 @@ def keeping_pages() -> Iterator[dict[str, Page]]:
 
 
 def call(function: Callable[..., Any], command: str, arguments: Sequence[str], positional: str | None = None) -> Any:
-    """Call a typed function with command-line arguments, and log its output files to W&B with `--logger wandb`.
+    """Call a typed function with command-line arguments, and log its output files with `--logger wandb` or `mlflow`.
 
     Args:
         function: its docstring is the help; see `Signature`.
@@ -114,6 +114,8 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
     Raises:
         UserError: an argument is unknown, missing or of the wrong type.
     """
+    from prompt_transfer.tracking.mlflow_run import check_installed
+    from prompt_transfer.tracking.options import LOGGERS
     from prompt_transfer.tracking.studies import STUDIES, publish
 
     signature = Signature(function)
@@ -134,10 +136,12 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
         values["dtype"] = dtype_name(values["dtype"])
     if command not in STUDIES:
         return signature.call(values)
-    logger, options = values.pop("logger"), values.pop("wandb")
+    logger, options = values.pop("logger"), {name: values.pop(name) for name in LOGGERS}
+    if logger == "mlflow":
+        check_installed()
     result = signature.call(values)
-    if logger == "wandb":
-        publish(command, values, options)
+    if logger in options:
+        publish(command, values, options[logger])
     return result
 
 

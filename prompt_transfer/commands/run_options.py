@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,8 @@ from prompt_transfer.commands import sources
 from prompt_transfer.commands.help import COMPLEX, Entry, Group, Page, default_text, kind_of
 from prompt_transfer.commands.messages import unknown_option
 from prompt_transfer.commands.table import COMMANDS
-from prompt_transfer.tracking.options import WandbOptions
+from prompt_transfer.tracking.options import LOGGER_NAMES
+from prompt_transfer.tracking.options import LOGGERS as TRACKERS
 
 # Defaults of every run.
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -41,7 +42,7 @@ PRETRAINING_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,
     "use_distributed_sampler": False,
 }
-LOGGERS = ("csv", "wandb", "tensorboard", "none")
+LOGGERS = ("csv", "wandb", "tensorboard", "mlflow", "none")
 # Class that `--model NAME` or `--data NAME` chooses -> its place in this package.
 CLASSES = {
     "PromptTuning": "modules.prompt_tuning.PromptTuning",
@@ -73,7 +74,7 @@ class RunOption:
 
 RESUME = RunOption("resume", bool, False, "resume the run in --output")
 OUTPUT = RunOption("output", str | None, None, "output folder")
-LOGGER = RunOption("logger", str, "csv", "csv, wandb (with csv), tensorboard or none")
+LOGGER = RunOption("logger", str, "csv", "csv, wandb or mlflow (with csv), tensorboard or none")
 
 
 def run_options(verb: str) -> list[RunOption]:
@@ -140,7 +141,7 @@ def page(verb: str, model: str = "") -> Page:
         Group("trainer", "trainer options", _declared("trainer", sources.trainer(), trainer)),
     ]
     if not pretrain:
-        groups.append(Group("wandb", "W&B options", list(_wandb())))
+        groups += [Group(name, f"{LOGGER_NAMES[name]} options", _tracker(name)) for name in TRACKERS]
     usage = {"fit": "--data.task TASK [OPTIONS]", "pretrain": "--config FILE [OPTIONS]"}
     return Page(verb, usage.get(verb, "--prompt FILE [OPTIONS]"), f"{COMMANDS[verb][1]}.".capitalize(), groups)
 
@@ -201,8 +202,5 @@ def _literal(source: str | None) -> Any:
         return source
 
 
-def _wandb() -> Iterator[Entry]:
-    texts = sources.of_class("tracking.options.WandbOptions")
-    helps = {one.name: one.text for one in texts}
-    for one in fields(WandbOptions):
-        yield Entry(f"--wandb.{one.name}", "TEXT", helps.get(one.name, ""))
+def _tracker(name: str) -> list[Entry]:
+    return _declared(name, sources.of_class(f"tracking.options.{TRACKERS[name].__name__}"))

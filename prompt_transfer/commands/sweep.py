@@ -28,7 +28,7 @@ from prompt_transfer.utils.provenance import write_provenance
 
 GROUPS = (
     *("--model.", "--data.", "--trainer.", "--seed_everything", "--convergence", "--early_stopping"),
-    *("--logger", "--wandb."),
+    *("--logger", "--wandb.", "--mlflow."),
 )
 
 # Columns of the scores that a narrow terminal leaves out first.

@@ -113,8 +113,8 @@ class SweepView:
             facts = f"score {mine[1]:.3f}, best {mine[2]:.3f}"
             self.bars.update(self._tasks[run.name], completed=mine[0], facts=facts)
         best, left = self.best, self.left()
-        facts = ([f"best {best[0]:.3f} ({best[1]})"] if best else []) + ([f"{duration(left)} left"] if left else [])
-        self.bars.update(self._whole, completed=self.finished, facts=", ".join(facts))
+        parts = ([f"best {best[0]:.3f} ({best[1]})"] if best else []) + ([f"{duration(left)} left"] if left else [])
+        self.bars.update(self._whole, completed=self.finished, facts=", ".join(parts))
 
     def _follow(self) -> None:
         while not self._ended.wait(INTERVAL):
