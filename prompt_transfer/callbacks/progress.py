@@ -28,7 +28,8 @@ def scores(trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
     if not isinstance(module, PromptedModule):
         return {}
     logged = module.named_scores(trainer.callback_metrics, "validation")
-    found = {"score": max(own["score"] for own in logged.values() if "score" in own)} if logged else {}
+    last = [own["score"] for own in logged.values() if "score" in own]
+    found = {"score": max(last)} if last else {}
     # The export keeps the best score, also through a resume.
     best = [callback.best_score for callback in _callbacks(trainer) if isinstance(callback, BestExport)]
     known = [score for score in best if score is not None]
@@ -92,8 +93,11 @@ class StepProgress(RichProgressBar):
             for name, value in shown.items()
             if name != "v_num" and not name.endswith("/loss_epoch")
         }
-        found = {name: f"{value:.3f}" for name, value in scores(trainer, pl_module).items()}
-        return {**found, **metrics} if trainer.state.fn == "fit" else metrics
+        if trainer.state.fn != "fit" or not (found := scores(trainer, pl_module)):
+            return metrics
+        # The metrics of the last validation are in the score.
+        losses = {name: value for name, value in metrics.items() if "loss" in name}
+        return {**{name: f"{value:.3f}" for name, value in found.items()}, **losses}
 
 
 class StepLines(ProgressBar):

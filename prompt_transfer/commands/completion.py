@@ -122,4 +122,5 @@ def _options(page: Page) -> dict[str, list[str]]:
         "--config": sorted(str(path.relative_to(configs)) for path in configs.rglob("*.yaml")),
     }
     options = [entry for entry in page.entries if entry.name.startswith("--")]
-    return {entry.name: entry.choices or values.get(entry.name, []) for entry in options}
+    found = {entry.name: entry.choices or values.get(entry.name, []) for entry in options}
+    return found | {f"--help_{group.key}": [] for group in page.groups if group.key}

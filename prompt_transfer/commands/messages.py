@@ -13,9 +13,9 @@ from typing import Any
 
 from prompt_transfer.utils.errors import UserError, without_secrets
 
-# jsonargparse's messages for unknown options: on the command line, at the top level of a file, and nested in a file.
+# jsonargparse raises one type of error, whose text alone says which option of which file is wrong and why. Its messages
+# for unknown options: at the top level of a file, and nested in a file.
 UNKNOWN = (
-    r"(?:unrecognized arguments: |^unknown option )--([\w.+-]+)",
     r"^Option '([\w.]+)' is not accepted",
     r"^Group '([\w.]+)' does not accept option '([\w.]+)'",
 )
@@ -44,6 +44,31 @@ def one_line(
 def unknown_option(option: str, command: str, options: Sequence[str]) -> UserError:
     """Return the error for an option that a command does not have, with a suggestion."""
     return UserError(f"unknown option {option}{_suggestion(option, options)} (see prompt-transfer {command} --help)")
+
+
+def check_options(
+    arguments: Sequence[str],
+    command: str,
+    known: Sequence[str],
+    nested: Sequence[str] = (),
+    suggestions: Sequence[str] | None = None,
+) -> None:
+    """Raise UserError for an option that a command does not have.
+
+    Args:
+        arguments: command-line arguments.
+        command: name of the command.
+        known: its options; the parser accepts the beginning of a name, too.
+        nested: options that have options of their own (`--model.init.text`), which only the parser knows.
+        suggestions: options to suggest; None: the known ones.
+    """
+    inner = tuple(f"{name}." for name in nested)
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option = argument.partition("=")[0]
+        if not option.startswith("--") or option == "--" or before == "--model.init.text":
+            continue
+        if not option.startswith(inner) and not any(name.startswith(option.removesuffix("+")) for name in known):
+            raise unknown_option(option, command, known if suggestions is None else suggestions)
 
 
 def options_of(parser: ArgumentParser) -> list[str]:

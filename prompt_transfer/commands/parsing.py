@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prompt_transfer.commands.help import Page, of_parser
-from prompt_transfer.commands.messages import one_line, options_of
+from prompt_transfer.commands.messages import check_options, one_line, options_of
 from prompt_transfer.commands.signatures import REQUIRED, Parameter, Signature
 from prompt_transfer.commands.table import listing
 from prompt_transfer.utils.errors import UserError
@@ -127,11 +127,13 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
     if (text := page.show(arguments)) is not None:
         print(text)
         parser.exit()
+    known = options_of(parser)
+    check_options(arguments, command, [*known, "--print_shtab"], known, known)
     try:
         values = parser.instantiate(parser.parse_args(_close_flags(parser, arguments))).as_dict()
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         usage = {} if positional is None else {signature.parameters[0].name: positional}
-        raise one_line(error, command, options_of(parser), usage) from error
+        raise one_line(error, command, known, usage) from error
     if values.get("dtype") is not None:
         values["dtype"] = dtype_name(values["dtype"])
     if command not in STUDIES:

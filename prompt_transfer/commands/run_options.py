@@ -11,7 +11,7 @@ from typing import Any
 
 from prompt_transfer.commands import sources
 from prompt_transfer.commands.help import COMPLEX, Entry, Group, Page, default_text, kind_of
-from prompt_transfer.commands.messages import unknown_option
+from prompt_transfer.commands.messages import check_options
 from prompt_transfer.commands.table import COMMANDS
 from prompt_transfer.tracking.options import LOGGER_NAMES
 from prompt_transfer.tracking.options import LOGGERS as TRACKERS
@@ -53,8 +53,6 @@ CLASSES = {
     "CorpusDataModule": "pretraining.corpus.CorpusDataModule",
 }
 MODELS = ("PromptTuning", "PromptEnsemble", "CrossModelProjector")
-# The text of an initializer may begin with two dashes.
-TEXTS = ("--model.init.text",)
 
 
 @dataclass(frozen=True)
@@ -166,18 +164,11 @@ def _check(verb: str, page: Page, arguments: Sequence[str]) -> None:
     # A stored configuration may choose another class of model.
     others = [] if verb == "pretrain" else [sources.of_class(CLASSES[name]) for name in MODELS]
     entries = [*page.entries, *(entry for other in others for entry in _declared("model", other))]
-    names = {entry.name for entry in entries}
-    # Their options depend on a class that only the parser can look up.
-    nested = tuple(f"{entry.name}." for entry in entries if entry.kind == COMPLEX)
-    groups = {f"--{group.key}" for group in page.groups if group.key}
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        option = argument.partition("=")[0].removesuffix("+")
-        if not option.startswith("--") or option == "--" or before in TEXTS:
-            continue
-        # The parser accepts the beginning of a name, too.
-        known = option in groups or any(name.startswith(option) for name in (*names, "--help", "--print_shtab"))
-        if not known and not option.startswith(nested):
-            raise unknown_option(option, verb, [entry.name for entry in page.entries])
+    known = [entry.name for entry in entries] + [f"--{group.key}" for group in page.groups if group.key]
+    known += ["--help", "--print_shtab"]
+    # The classes of these options are looked up by the parser.
+    nested = [entry.name for entry in entries if entry.kind == COMPLEX]
+    check_options(arguments, verb, known, nested, [entry.name for entry in page.entries])
 
 
 def _declared(group: str, found: Sequence[sources.Declared], given: dict[str, Any] | None = None) -> list[Entry]:

@@ -144,16 +144,18 @@ def show_scores(runs: list[Run], folder: Path) -> None:
         return
     frame = pd.read_csv(path)
     grid = list(dict.fromkeys(name for run in runs for name in run.values))
+    # Several prompts of one run.
+    several = frame.duplicated(["run", "task"]).any()
+    which = [name for name in ("seed", "learning_rate") if several and name in frame]
     rows = []
     for row in frame.astype(object).where(frame.notna(), None).to_dict("records"):
         values = {name.rpartition(".")[2]: row.get(name) for name in grid if name != "data.task"}
-        facts = {
-            key: row[key] for key in ("metric", "value", "majority", "lead", "best_step") if row.get(key) is not None
-        }
+        facts = {key: row[key] for key in (*which, "metric", "value", *SPARE) if row.get(key) is not None}
         rows.append({"run": row["run"], "task": row["task"], **values, **facts})
-    best = max(rows, key=lambda row: row.get("value") or 0.0)
     short = [name.rpartition(".")[2] for name in grid]
-    title = f"scores of {len(runs)} runs on validation, the best {best['value']:.3f} ({best['run']})"
+    title = f"scores of {len(runs)} runs on validation"
+    if scored := [(row["value"], row["run"]) for row in rows if row.get("value") is not None]:
+        title += ", the best {:.3f} ({})".format(*max(scored))
     results.show(rows, title, spare=(*SPARE, *short), common=("metric",))
 
 
