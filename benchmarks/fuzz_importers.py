@@ -30,7 +30,7 @@ import time
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -389,26 +389,50 @@ def memory_folder() -> Path | None:
     return memory if os.access(memory, os.W_OK) else None
 
 
+OUTCOMES = ("accepted", "refused", "crash", "hang", "executed", "memory")
+
+
 def fuzzed(files: int, seed: int = 0, keep: Path | None = None, chunk: int | None = 5000) -> dict[str, Any]:
     """Fuzz `files` files and return the report; `chunk` None reads all of them in this process."""
+    report = read_all(Fuzz, OUTCOMES, range(files), chunk, seed, keep)
+    return {**report, "limits": {"cpu_seconds": CPU_SECONDS, "address_space_mib": MEMORY_MIB}}
+
+
+def read_all(
+    make: Callable[[Path, int], Any],
+    outcomes: Sequence[str],
+    numbers: range,
+    chunk: int | None,
+    seed: int,
+    keep: Path | None,
+) -> dict[str, Any]:
+    """Read numbered files and return the report.
+
+    Args:
+        make: makes generator and reader from a folder and the seed.
+        outcomes: all outcomes of a file.
+        numbers: numbers of the files.
+        chunk: files of one process; None: read all of them in this process.
+        seed: seed of all files.
+        keep: folder for files that fail.
+    """
     started = time.perf_counter()
     counts: Counter[str] = Counter()
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory_folder()) as folder:
-        fuzz = Fuzz(Path(folder), seed)
-        for start in range(0, files, chunk or files):
-            numbers = range(start, min(files, start + (chunk or files)))
-            found = in_process(fuzz, numbers, keep) if chunk else count(fuzz, numbers, keep)
+        fuzz = make(Path(folder), seed)
+        step = chunk or max(1, len(numbers))
+        for part in (numbers[first : first + step] for first in range(0, len(numbers), step)):
+            found = in_process(fuzz, part, keep) if chunk else count(fuzz, part, keep)
             counts += found["counts"]
             wrong += found["wrong"]
-    seconds = time.perf_counter() - started
-    outcomes = Counter(dict.fromkeys(("accepted", "refused", "crash", "hang", "executed", "memory"), 0))
+    found_outcomes = Counter(dict.fromkeys(outcomes, 0))
     for name, number in counts.items():
-        outcomes[name.split()[1]] += number
+        found_outcomes[name.split()[1]] += number
     return {
-        "files": files, "seed": seed, **outcomes, "by_kind": dict(sorted(counts.items())), "wrong": wrong[:50],
-        "microseconds_a_file": round(1e6 * seconds / max(1, files)),
-        "limits": {"cpu_seconds": CPU_SECONDS, "address_space_mib": MEMORY_MIB},
+        "files": len(numbers), "seed": seed, **found_outcomes, "by_kind": dict(sorted(counts.items())),
+        "wrong": wrong[:50],
+        "microseconds_a_file": round(1e6 * (time.perf_counter() - started) / max(1, len(numbers))),
     }  # fmt: skip
 
 

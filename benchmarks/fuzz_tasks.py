@@ -19,15 +19,13 @@ import json
 import random
 import sys
 import tempfile
-import time
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from common import facts, write
-from fuzz_importers import CPU_SECONDS, Stuck, alarms, count, damaged, in_process, memory_folder
+from fuzz_importers import CPU_SECONDS, Stuck, alarms, count, damaged, read_all
 from task_files import FOREIGN, KINDS, MAKERS, REFERENCES, Made, damaged_lines, sheet
 
 from prompt_transfer.data.sources import load_task
@@ -146,24 +144,8 @@ class Fuzz:
 
 def fuzzed(files: int, seed: int = 0, keep: Path | None = None, chunk: int | None = 1000) -> dict[str, Any]:
     """Fuzz `files` files and return the report; `chunk` None reads all of them in this process."""
-    started = time.perf_counter()
-    counts: Counter[str] = Counter()
-    wrong: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory_folder()) as folder:
-        fuzz = Fuzz(Path(folder), seed)
-        for start in range(0, files, chunk or files):
-            numbers = range(start, min(files, start + (chunk or files)))
-            found = in_process(fuzz, numbers, keep) if chunk else count(fuzz, numbers, keep)
-            counts += found["counts"]
-            wrong += found["wrong"]
-    outcomes = Counter(dict.fromkeys(OUTCOMES, 0))
-    for name, number in counts.items():
-        outcomes[name.split()[1]] += number
-    return {
-        "files": files, "seed": seed, **outcomes, "by_kind": dict(sorted(counts.items())), "wrong": wrong[:50],
-        "microseconds_a_file": round(1e6 * (time.perf_counter() - started) / max(1, files)),
-        "limits": {"cpu_seconds": CPU_SECONDS},
-    }  # fmt: skip
+    report = read_all(Fuzz, OUTCOMES, range(files), chunk, seed, keep)
+    return {**report, "limits": {"cpu_seconds": CPU_SECONDS}}
 
 
 def main() -> int:

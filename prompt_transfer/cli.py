@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prompt_transfer.backbones.builtin import find_shipped
 from prompt_transfer.commands.parsing import find_value
-from prompt_transfer.commands.table import COMMANDS, find, listing
+from prompt_transfer.commands.table import COMMANDS, VERBS, find, listing
 from prompt_transfer.utils import results
 from prompt_transfer.utils.allocation import restart_if_requested
 from prompt_transfer.utils.errors import SEE_PROMPTS, UserError, no_such_file, without_secrets
@@ -102,6 +102,13 @@ def _run(arguments: list[str], own_process: bool) -> None:
         prompt = find_value(arguments, "--prompt")
         if prompt is not None and not Path(prompt).expanduser().exists():
             raise no_such_file(prompt, "prompt", SEE_PROMPTS)
+    if arguments[0] in VERBS:
+        # Without the seconds of imports: help, and options that do not exist.
+        from prompt_transfer.commands.run_options import answer
+
+        if (text := answer(arguments[0], arguments[1:])) is not None:
+            print(text)
+            return
     find(arguments[0])(arguments[0], arguments[1:])
 
 

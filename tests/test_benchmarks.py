@@ -213,3 +213,17 @@ def test_the_cost_of_shared_attention_is_paired_by_seed(benchmark: Any) -> None:
     assert pd.isna(found.loc["all", "low"])  # two tasks give no interval
     with pytest.raises(UserError, match="both modes are needed"):
         attention.table(pd.DataFrame(rows[1:]))
+
+
+def test_help_is_timed(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = benchmark("help")
+    monkeypatch.setattr(script, "COMMANDS", ("tasks --help", "tasks lst"))
+    cleared: list[bool] = []
+    monkeypatch.setattr(script, "clear", cleared.append)
+    script.run(str(tmp_path / "help.json"), repeats=1)
+    report = json.loads((tmp_path / "help.json").read_text())
+    assert report["cold"] == "compiled files of the package removed"
+    assert cleared == [False, False]
+    assert [row["command"] for row in report["rows"]] == ["tasks --help", "tasks lst"]
+    assert report["rows"][1]["lines"] == 1
+    assert all(row["cold"] > 0 and row["warm"] > 0 for row in report["rows"])

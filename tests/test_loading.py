@@ -130,3 +130,12 @@ def test_what_a_configuration_states_of_its_kind_is_accepted(tiny: Tiny, tmp_pat
     ):
         with pytest.raises(UserError, match=r"x is loaded as a .* language model, but its config\.json states is_"):
             refuse_contrary({part: inner}, "x", kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)]
+)
+def test_short_names_of_dtypes_in_python(name: str, dtype: torch.dtype, tiny_roberta: Path) -> None:
+    backbone = FrozenBackbone(str(tiny_roberta), dtype=name)
+    assert backbone.embedding_weight.dtype is dtype
+    assert backbone.dtype_name == str(dtype).removeprefix("torch.")

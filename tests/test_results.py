@@ -143,3 +143,71 @@ def test_what_all_rows_have_in_common_is_told_once(capsys: pytest.CaptureFixture
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "test (official)"
     assert lines[1].split() == ["task", "what"]
+
+
+LONG = (
+    "tweet_eval_sentiment",
+    "builtin_ethics_deeds",
+    "movie_rationales",
+    "builtin_restaurants",
+    "averyveryverylongtaskname",
+)
+# Column names of the tables that commands print; texts take the longest task names.
+TABLES = [
+    ("task", "split", "metric", "what", "value", "low", "high", "n"),
+    ("target", "own", "best other", "of", "vocabulary", "uniform", "majority", "learned"),
+    ("task", "seed", "learning_rate", "held_out", "split", "metric", "value", "majority", "n", "best_step"),
+    ("task", "what", "value", "ahead", "ahead_low", "ahead_high"),
+    ("task", "source", "measure", "unit", "n", "result"),
+    ("place", "source", "prompt", "sample_score", "neuron_overlap", "label_word_overlap", "cosine_average"),
+    ("ranking", "seconds", "needs", "nDCG", "Regret@1", "Regret@3", "Spearman"),
+    ("path", "task", "backbone", "rows", "mode", "kind", "score", "seed"),
+    ("run", "task", "learning_rate", "attention", "init", "metric", "value", "majority", "best_step"),
+    ("name", "task", "backbone", "rows", "width", "layout", "kind"),
+    ("mask", "mask_source", "method", "ratio", "masked", "value", "low", "high", "unmasked", "drop", "majority"),
+    tuple(f"a_rather_long_column_{number}" for number in range(14)),
+]
+TEXTS = {
+    "split": "validation (cut from train, seed 0)", "metric": "accuracy", "what": "random prompt", "learned": "yes",
+    "measure": "comparable result", "unit": "step", "result": "1.73 [1.31, 2.44]", "mode": "mask_first full",
+    "kind": "projected random", "score": "accuracy 0.805", "needs": "labelled examples, a backward pass", "init":
+    "prompt_transfer.prompts.initializers.Vocabulary", "attention": "shared", "layout": "start_answer_last",
+    "path": "runs/cross_task/runs/tweet_eval_sentiment-seed0/prompt-seed0.safetensors", "method": "zero",
+}  # fmt: skip
+WORDS = ("task", "target", "of", "source", "prompt", "run", "name", "ranking", "mask_source", "backbone", "mask")
+
+
+@pytest.mark.parametrize("columns", TABLES, ids=lambda columns: columns[1])
+def test_no_word_takes_six_lines_in_eighty_columns(
+    columns: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {name: TEXTS[name] if name in TEXTS else LONG[number] if name in WORDS else number + 0.731 for name in columns}
+        for number in range(len(LONG))
+    ]
+    results.show(rows)
+    lines = shown(capsys)
+    assert max(map(len, lines)) <= 80
+    body = "\n".join(lines)
+    for number in range(len(LONG)):
+        # Numbers are never broken.
+        assert body.count(f"{number + 0.731:.3f}") == sum(name not in TEXTS and name not in WORDS for name in columns)
+    # Each row of a table takes at most five lines a word and a few for spaces; a block takes a line per column.
+    texts = [max(len(value.split()) for value in map(str, row.values())) for row in rows]
+    assert len(lines) <= 2 + 5 + sum(max(5 * count, 2 * len(columns) + 1) for count in texts)
+
+
+def test_a_table_that_cannot_fit_is_printed_as_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = [f"a_rather_long_column_{number}" for number in range(14)]
+    results.show([dict.fromkeys(columns, 0.5), dict.fromkeys(columns, 0.25)], "two rows")
+    lines = shown(capsys)
+    assert lines[0] == "two rows"
+    assert lines[1] == "a_rather_long_column_0   0.500"
+    assert lines[15] == ""
+    assert lines[-1] == "a_rather_long_column_13  0.250"
+
+
+def test_numbers_are_not_broken_by_long_names() -> None:
+    rows = [["target", "vocabulary", "value"], ["x" * 60, "0.731", "0.500"]]
+    assert results.fit_widths(rows, 26, [False, True, True]) == [12, 9, 5]
+    assert sum(results.fit_widths(rows, 20, [False, True, True])) > 20

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from prompt_transfer.analysis.mask_kinds import KINDS
 from prompt_transfer.tasks.metrics import interval_over
 
-KINDS = ("own", "same_type", "different_type", "random")
 OVER_RANDOM = "own - random"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.fields import dtype_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION_MODES = ("full", "shared")
@@ -28,8 +29,8 @@ class BackboneConfig:
         attention: `full` (the prompt sees the text, as in the paper) or `shared` (the prompt sees only itself; faster,
             because its keys and values are computed once per batch). For causal LMs both are the same function;
             encoders lose one or two points on SST-2 with `shared` (results/attention.csv).
-        dtype: of the backbone's weights: `float32`, `bfloat16` or `float16`. Prompts and optimizer are always float32.
-            `bfloat16+int8` adds a quantization, as prompt files and tables write it.
+        dtype: of the backbone's weights: `float32`, `bfloat16` or `float16` (`fp32`, `bf16`, `fp16`). Prompts and
+            optimizer are always float32. `bfloat16+int8` adds a quantization, as prompt files and tables write it.
         quantization: of the weights of linear layers, all except the LM head: `int8` or `int4` (torchao) or `nf4`
             (bitsandbytes); None for the one in `dtype`, if any. Computations are in `dtype`.
         head: `lm`, or `embedding` (answer state times word embeddings) for checkpoints without an LM head.
@@ -60,7 +61,7 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         dtype, _, quantization = self.dtype.partition("+")
         # An explicit quantization wins over that of a prompt file's dtype.
-        for name, value in (("dtype", dtype), ("quantization", self.quantization or quantization or None)):
+        for name, value in (("dtype", dtype_name(dtype)), ("quantization", self.quantization or quantization or None)):
             object.__setattr__(self, name, value)
         for option, value, allowed in (
             ("attention mode", self.attention, ATTENTION_MODES),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,8 @@ def _read(path: Path, source: str) -> dict[str, Any]:
     return found
 
 
-def _is_id(value: Any, vocabulary: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocabulary
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def neutralize(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stated: dict[str, Any]) -> None:
@@ -84,7 +83,7 @@ def neutralize(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     vocabulary = model.get_input_embeddings().weight.shape[0]
     given = stated["eos_token_id"]
     ends = [] if given is None else given if isinstance(given, list) else [given]
-    if not all(_is_id(end, sys.maxsize) for end in ends):
+    if not all(map(_is_id, ends)):
         raise UserError(
             f"cannot load the backbone {name}: eos_token_id {given!r} is neither a token id nor a list of token ids; "
             f"correct it in its {FILE} or config.json"
@@ -102,7 +101,7 @@ def neutralize(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
                 f"cannot load the backbone {name}: its config.json states no decoder_start_token_id; add the one that "
                 "its decoder was trained with (of a T5 the id of its pad token)"
             )
-        if not _is_id(start, vocabulary):
+        if not _is_id(start) or start >= vocabulary:
             raise UserError(
                 f"cannot load the backbone {name}: decoder_start_token_id {start!r} is not a token id below "
                 f"{vocabulary}, the size of its vocabulary; correct it in its config.json or {FILE}"

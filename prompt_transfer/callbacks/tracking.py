@@ -14,11 +14,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from prompt_transfer.callbacks.convergence import COLUMNS, ConvergenceSpeed
 from prompt_transfer.tracking import artifacts, charts
+from prompt_transfer.tracking.mlflow_run import MlflowTracker
+from prompt_transfer.tracking.options import LOGGERS
 from prompt_transfer.tracking.run import STEP, Tracker, to_table
 
 
 class WandbLog(Logger):
-    """Logger that passes metrics to a tracker.
+    """Logger that passes metrics to a tracker, of W&B or MLflow.
 
     Lightning's W&B logger starts the run before data and options have been checked.
 
@@ -26,7 +28,7 @@ class WandbLog(Logger):
         tracker: started by `RunTracking`.
     """
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, tracker: Tracker | MlflowTracker) -> None:
         super().__init__()
         self.tracker = tracker
 
@@ -36,7 +38,7 @@ class WandbLog(Logger):
 
     @property
     def version(self) -> str | None:
-        return None if self.tracker.run is None else str(self.tracker.run.id)
+        return self.tracker.run_id
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -80,21 +82,29 @@ class RunTracking(Callback):
                     self.tracker.use(artifacts.prompt_artifact(path))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rows = [dict(zip(COLUMNS, row, strict=True)) for row in self.convergence.rows]
-        new, self._logged = rows[self._logged :], len(rows)
-        if not new or trainer.state.fn != "fit":
-            return
-        best, last = max(rows, key=lambda row: row["value"]), new[-1]
-        values = {
-            "convergence/score": sum(row["value"] for row in new) / len(new),
-            **{f"convergence/{key}": last[key] for key in ("majority", "samples", "seconds")},
-            "best/score": best["value"],
-            "best/above_majority": best["value"] - best["majority"],
-            "best/step": best["step"],
-        }
-        if len({row["prompt"] for row in rows}) > 1:
-            values |= {f"convergence/{row['prompt']}/score": row["value"] for row in new}
-        self.tracker.log(values, last["step"])
+        values, step = evaluation_values(self.convergence, self._logged)
+        self._logged = len(self.convergence.rows)
+        if values and trainer.state.fn == "fit":
+            self.tracker.log(values, step)
+
+
+def evaluation_values(convergence: ConvergenceSpeed, logged: int) -> tuple[dict[str, Any], int]:
+    """Return the values of the last evaluation by name, and its step; nothing if no rows follow the `logged` ones."""
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in convergence.rows]
+    new = rows[logged:]
+    if not new:
+        return {}, 0
+    best, last = max(rows, key=lambda row: row["value"]), new[-1]
+    values = {
+        "convergence/score": sum(row["value"] for row in new) / len(new),
+        **{f"convergence/{key}": last[key] for key in ("majority", "samples", "seconds")},
+        "best/score": best["value"],
+        "best/above_majority": best["value"] - best["majority"],
+        "best/step": best["step"],
+    }
+    if len({row["prompt"] for row in rows}) > 1:
+        values |= {f"convergence/{row['prompt']}/score": row["value"] for row in new}
+    return values, last["step"]
 
 
 def finish_fit(tracker: Tracker, rows: Sequence[Mapping[str, Any]], folder: Path, log: Path) -> None:
@@ -152,7 +162,7 @@ def describe_fit(config: Mapping[str, Any], name: str) -> tuple[str, list[str], 
         "start": str(start.get("class_path", "default")).rpartition(".")[2],
     }
     tags = [facts["task"], facts["backbone"], f"seed{facts['seed']}", facts["start"]]
-    options = {key: value for key, value in config.items() if key not in ("wandb", "logger")}
+    options = {key: value for key, value in config.items() if key not in ("logger", *LOGGERS)}
     return f"{facts['task']}-{facts['backbone']}", tags, {**facts, "run": name, **options}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prompt_transfer.commands.parsing import subcommand
+from prompt_transfer.commands.projection import projection
 from prompt_transfer.tracking.options import WandbOptions
 from prompt_transfer.utils import results
 
@@ -99,6 +100,7 @@ SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "indicators": indicators,
     "matrix": matrix,
     "dashboard": dashboard,
+    "projection": projection,
 }
 # Subcommand -> usage of its positional argument.
 POSITIONAL = {"convergence": "RUN...", "projection": "PROJECTOR...", "matrix": "FILE"}
@@ -106,10 +108,4 @@ POSITIONAL = {"convergence": "RUN...", "projection": "PROJECTOR...", "matrix": "
 
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer analyze`."""
-    table = dict(SUBCOMMANDS)
-    if not arguments or arguments[0] not in table:
-        # The types of its options take seconds to import.
-        from prompt_transfer.commands.projection import projection
-
-        table["projection"] = projection
-    subcommand(command, table, arguments, POSITIONAL)
+    subcommand(command, SUBCOMMANDS, arguments, POSITIONAL)

@@ -1,4 +1,9 @@
-"""Command-line arguments prepared for LightningCLI's parser."""
+"""Command-line arguments prepared for LightningCLI's parser.
+
+jsonargparse has no place for this: its own choice of a class changes stored configurations, its action for
+`--model FILE` is private and takes paths only, and values of a class's options are read as YAML before their types are
+known.
+"""
 
 from __future__ import annotations
 

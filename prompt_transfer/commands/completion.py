@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
-from io import StringIO
+from contextlib import suppress
 
-from prompt_transfer.commands.parsing import hint
-from prompt_transfer.commands.table import COMMANDS, find
+from prompt_transfer.commands import run_options
+from prompt_transfer.commands.help import Page
+from prompt_transfer.commands.parsing import hint, keeping_pages
+from prompt_transfer.commands.table import COMMANDS, VERBS, find
 from prompt_transfer.utils.errors import UserError
 
 SHELLS = ("bash", "zsh")
@@ -55,7 +53,7 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def tree() -> dict[str, dict[str, list[str]]]:
-    """Return command (with subcommand) -> option -> possible values, as printed by `--help`.
+    """Return command (with subcommand) -> option -> possible values.
 
     A command with subcommands has an entry of its own, with the subcommands as options.
     """
@@ -63,15 +61,21 @@ def tree() -> dict[str, dict[str, list[str]]]:
     for command in COMMANDS:
         if command == "completion":
             found[command] = {shell: [] for shell in SHELLS}
-            continue
-        text = _help(command)
-        if "SUBCOMMAND" in text.splitlines()[0]:
-            names = re.findall(r"^  ([\w-]+)", text, re.MULTILINE)
-            found[command] = {name: [] for name in names}
-            found |= {f"{command} {name}": _options(_help(command, name)) for name in names}
+        elif command in VERBS:
+            found[command] = _options(run_options.page(command))
         else:
-            found[command] = _options(text)
+            pages = _pages(command)
+            found |= {name: _options(page) for name, page in pages.items()}
+            if names := [name.partition(" ")[2] for name in pages if " " in name]:
+                found[command] = {name: [] for name in names}
     return found
+
+
+def _pages(command: str) -> dict[str, Page]:
+    """Return the pages of help of a command, or of its subcommands by full name."""
+    with keeping_pages() as pages, suppress(SystemExit):
+        find(command)(command, ["--help"])
+    return pages
 
 
 def script(shell: str, commands: dict[str, dict[str, list[str]]]) -> str:
@@ -106,7 +110,7 @@ def script(shell: str, commands: dict[str, dict[str, list[str]]]) -> str:
     return first + start + "\n".join(lines) + "\n" + _END
 
 
-def _options(text: str) -> dict[str, list[str]]:
+def _options(page: Page) -> dict[str, list[str]]:
     from prompt_transfer.backbones.builtin import builtin_backbones, shipped
     from prompt_transfer.backbones.catalogue import ROWS
     from prompt_transfer.tasks.registry import task_names
@@ -117,29 +121,6 @@ def _options(text: str) -> dict[str, list[str]]:
         **{option: [*builtin_backbones(), *ROWS] for option in _BACKBONES},
         "--config": sorted(str(path.relative_to(configs)) for path in configs.rglob("*.yaml")),
     }
-    found = {}
-    for option, choices in re.findall(r"^\s+(?:-\w[^,\n]*, )?(--[\w.+-]+)(?:[ =]\{([^}\s]*)\})?", text, re.MULTILINE):
-        if option not in ("--help", "--print_config") and not option.endswith((".help", "+")):
-            found[option] = [word for word in choices.split(",") if word] or values.get(option, [])
-    return found
-
-
-def _help(*command: str) -> str:
-    text = StringIO()
-    with redirect_stdout(text), suppress(SystemExit), _wide():
-        find(command[0])(command[0], [*command[1:], "--help"])
-    return text.getvalue()
-
-
-@contextmanager
-def _wide() -> Iterator[None]:
-    """Disable line wrapping of help texts."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "1000"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
+    options = [entry for entry in page.entries if entry.name.startswith("--")]
+    found = {entry.name: entry.choices or values.get(entry.name, []) for entry in options}
+    return found | {f"--help_{group.key}": [] for group in page.groups if group.key}

@@ -26,7 +26,7 @@ from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.prompts.reparameterizations import Plain
 from prompt_transfer.tasks.metrics import bootstrap_mean_interval, bootstrap_metric_interval, example_scores
 from prompt_transfer.tasks.registry import Task
-from prompt_transfer.tracking.options import WandbOptions
+from prompt_transfer.tracking.options import LOGGERS
 from prompt_transfer.tracking.studies import publish
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import LayoutKindError, UserError
@@ -175,10 +175,11 @@ def _score(command: str, parsed: Command, model: PromptTuning, path: str) -> Non
         for suffix in ("csv", "parquet"):
             results.write(results.table(rows), parsed.output / f"results.{suffix}")
         write_provenance(parsed.output, command, parsed.plain_config(), data.digests())
-        if parsed.config.logger == "wandb":
-            options = {key: value for key, value in parsed.plain_config().items() if key not in ("wandb", "logger")}
+        name = parsed.config.logger
+        if name in LOGGERS:
+            options = {key: value for key, value in parsed.plain_config().items() if key not in ("logger", *LOGGERS)}
             given = {**options, "backbone": model.backbone.id, "task": "+".join(task.name for task in model.tasks)}
-            publish(command, given, WandbOptions(**vars(parsed.config.wandb)))
+            publish(command, given, LOGGERS[name](**vars(parsed.config[name])))
         print(parsed.output)
 
 
@@ -257,8 +258,8 @@ def _check_output(command: str, parsed: Command) -> None:
     if command == "predict":
         _check_predict(parsed)
     if parsed.output is None:
-        if parsed.config.logger == "wandb":
-            raise UserError(f"--logger wandb logs the output folder of {command}: give --output DIR")
+        if parsed.config.logger in LOGGERS:
+            raise UserError(f"--logger {parsed.config.logger} logs the output folder of {command}: give --output DIR")
         return
     if command != "predict" and (parsed.output / CONFIG_FILE).exists() and (parsed.output / RESULTS_FILE).exists():
         raise UserError(

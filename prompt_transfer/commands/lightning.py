@@ -24,17 +24,20 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from prompt_transfer.backbones.loading import resolve
 from prompt_transfer.callbacks.checkpoints import AtomicCheckpointIO
 from prompt_transfer.callbacks.logs import RunLog
-from prompt_transfer.callbacks.progress import StepProgress
+from prompt_transfer.callbacks.progress import progress_callback
 from prompt_transfer.commands.arguments import extract_init_text, find_configs, sets_model_option, take_class
-from prompt_transfer.commands.parsing import DTYPES, one_line, options_of
+from prompt_transfer.commands.messages import one_line, options_of, quiet, show_warning
+from prompt_transfer.commands.run_options import LOGGERS, TRAINER_DEFAULTS, run_options
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.readers import data_root
 from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.initializers import FromPrompt
-from prompt_transfer.tracking.options import WandbOptions
+from prompt_transfer.tracking.mlflow_run import check_installed
+from prompt_transfer.tracking.options import LOGGERS as TRACKERS
 from prompt_transfer.utils.errors import UserError, without_secrets
+from prompt_transfer.utils.fields import dtype_name
 
 MODELS: dict[str, type[L.LightningModule]] = {
     "PromptTuning": PromptTuning,
@@ -43,53 +46,8 @@ MODELS: dict[str, type[L.LightningModule]] = {
 }
 DATA: dict[str, type[L.LightningDataModule]] = {"TaskDataModule": TaskDataModule}
 
-# Defaults of every run.
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "accelerator": "auto",
-    "devices": 1,
-    "max_steps": 1000,
-    "max_epochs": -1,
-    "val_check_interval": 100,
-    "check_val_every_n_epoch": None,
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 10,
-    "enable_model_summary": False,
-    # Our sampler splits batches by rank itself.
-    "use_distributed_sampler": False,
-}
-
-
 # Files in a run folder.
 CONFIG_FILE, RESULTS_FILE = "config.yaml", "results.csv"
-
-LOGGERS = ("csv", "wandb", "tensorboard", "none")
-
-
-def quiet() -> None:
-    """Silence Lightning messages that need no action."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*isinstance\\(treespec, LeafSpec\\).*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*Experiment logs directory .* exists and is not empty.*",
-        ".*Trying to infer the `batch_size`.*",
-        ".*`lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`.*",
-        ".*resuming from a checkpoint that ended before the epoch ended.*",
-        ".*LightningCLI's args parameter is intended.*",
-        ".*module\\(s\\) in eval mode at the start of training.*",
-        ".*number of training batches .* is smaller than the logging interval.*",
-        ".*You're resuming from a checkpoint that ended.*",
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
-def show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
-    """Print a warning as one line, without file name and source line."""
-    import sys
-
-    print("warning: " + without_secrets(" ".join(str(message).split())), file=sys.stderr)
 
 
 @contextmanager
@@ -196,37 +154,10 @@ class Command(LightningCLI):
             )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--output", type=str | None, default=None, help="output folder")
-        parser.add_argument("--logger", type=str, default="csv", help="csv, wandb (with csv), tensorboard or none")
-        parser.add_class_arguments(WandbOptions, "wandb")
-        if self.verb == "fit":
-            parser.add_argument(
-                "--resume", type=bool, default=False, nargs="?", const=True, help="resume the run in --output"
-            )
-            parser.add_argument(
-                "--overwrite", type=bool, default=False, nargs="?", const=True, help="replace the run in --output"
-            )
-            parser.add_argument(
-                "--convergence", type=bool, default=False, nargs="?", const=True,
-                help="also evaluate before the first step, for `analyze convergence`",
-            )  # fmt: skip
-            parser.add_argument(
-                "--early_stopping",
-                type=int | None,
-                default=None,
-                help="stop after this many evaluations without improvement",
-            )
-        else:
-            parser.add_argument("--prompt", type=str | None, default=None, help="prompt file")
-            parser.add_argument(
-                "--random_prompts", type=int, default=1, help="number of random-prompt baselines (test and validate)"
-            )
-        if self.verb == "predict":
-            parser.add_argument(
-                "--input", type=str | None, default=None,
-                help="texts to predict: .csv, .jsonl or .parquet with the task's text columns, or one text per line",
-            )  # fmt: skip
-            parser.add_argument("--format", type=str, default="parquet", help="parquet or csv")
+        for option in run_options(self.verb):
+            option.add_to(parser)
+        for name, options in TRACKERS.items():
+            parser.add_class_arguments(options, name)
 
     def _set_seed(self) -> None:
         # Lightning prints the seed, which config.yaml records.
@@ -243,8 +174,8 @@ class Command(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check the options and derive options from others."""
         config = self.config
-        if config.model.get("dtype") in DTYPES:
-            config.model.dtype = DTYPES[config.model.dtype]
+        if config.model.get("dtype") is not None:
+            config.model.dtype = dtype_name(config.model.dtype)
         if self.text is not None and "init" in config.model and "text" in config.model.init.init_args:
             config.model.init.init_args.text = self.text
         self.make_paths_absolute()
@@ -258,6 +189,8 @@ class Command(LightningCLI):
             raise UserError(f"--trainer.val_check_interval is {interval}: give 1 or more steps")
         if self.config.logger not in LOGGERS:
             raise UserError(f"unknown logger {self.config.logger!r}: choose one of {', '.join(LOGGERS)}")
+        if self.config.logger == "mlflow":
+            check_installed()
         if self.config.get("early_stopping") is not None and self.config.early_stopping < 1:
             raise UserError("--early_stopping must be 1 evaluation or more")
         if self.config.get("random_prompts", 0) < 0:
@@ -293,7 +226,7 @@ class Command(LightningCLI):
         """Return the trainer with our callbacks and logger."""
         callbacks: list[Callback] = list(self.extra_callbacks())
         if self.config.trainer.enable_progress_bar is not False:
-            callbacks.append(StepProgress())
+            callbacks.append(progress_callback())
         if self.config.trainer.logger in (None, True):
             kwargs["logger"] = self.make_logger()
         if "default_root_dir" not in kwargs and self.config.trainer.default_root_dir is None:

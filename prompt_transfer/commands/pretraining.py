@@ -16,35 +16,22 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from prompt_transfer.callbacks.checkpoints import AtomicCheckpointIO
 from prompt_transfer.callbacks.logs import LogFlush, RunLog
 from prompt_transfer.commands.arguments import find_configs
-from prompt_transfer.commands.lightning import as_user_error, quiet
+from prompt_transfer.commands.lightning import as_user_error
+from prompt_transfer.commands.messages import quiet
+from prompt_transfer.commands.run_options import PRETRAINING_DEFAULTS, run_options
 from prompt_transfer.pretraining.backbone_pretraining import READING, BackbonePretraining
 from prompt_transfer.pretraining.corpus import CorpusDataModule
 from prompt_transfer.pretraining.informed_init import frequencies
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import exclusive_lock, prove_writable_dir, write_text_atomic
 
-DEFAULTS: dict[str, Any] = {
-    "max_epochs": -1,
-    "devices": 1,
-    "val_check_interval": 500,
-    "check_val_every_n_epoch": None,
-    "limit_val_batches": 20,
-    "num_sanity_val_steps": 0,
-    "gradient_clip_val": 1.0,
-    "log_every_n_steps": 50,
-    "enable_model_summary": False,
-    "use_distributed_sampler": False,
-}
-
 
 class PretrainCommand(LightningCLI):
     """The parsed options of `pretrain`, with model, data and trainer."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--output", type=str, default="runs/pretrain", help="folder for the model and its card")
-        parser.add_argument(
-            "--resume", type=bool, default=False, nargs="?", const=True, help="resume the run in --output"
-        )
+        for option in run_options("pretrain"):
+            option.add_to(parser)
 
     def before_instantiate_classes(self) -> None:
         config = self.config
@@ -83,7 +70,7 @@ def run(command: str, arguments: list[str]) -> None:
             run=False,
             save_config_callback=None,
             seed_everything_default=0,
-            trainer_defaults=DEFAULTS,
+            trainer_defaults=PRETRAINING_DEFAULTS,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_kwargs={"exit_on_error": False, "prog": "prompt-transfer pretrain"},

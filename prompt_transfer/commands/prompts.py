@@ -13,6 +13,7 @@ from prompt_transfer.commands.arithmetic import SUBCOMMANDS
 from prompt_transfer.commands.exchange import SUBCOMMANDS as EXCHANGE
 from prompt_transfer.commands.parsing import subcommand
 from prompt_transfer.commands.projecting import SUBCOMMANDS as PROJECTING
+from prompt_transfer.commands.recommend import recommend
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
 
@@ -164,10 +165,6 @@ def import_prompts(sources: list[str], output: str, overwrite: bool = False) -> 
     print(f"{len(rows)} imported into {output}" + (f", {len(refused)} refused" if refused else ""))
 
 
-def _recommend() -> None:
-    """rank the prompts of a folder as initializations for a target task"""
-
-
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer prompts`."""
     table: dict[str, Callable[..., Any]] = {
@@ -177,11 +174,6 @@ def run(command: str, arguments: list[str]) -> None:
         **SUBCOMMANDS,
         **PROJECTING,
         **EXCHANGE,
-        "recommend": _recommend,
+        "recommend": recommend,
     }
-    if arguments[:1] == ["recommend"]:
-        # The types of its options take seconds to import.
-        from prompt_transfer.commands.recommend import recommend
-
-        table["recommend"] = recommend
     subcommand(command, table, arguments, POSITIONAL)

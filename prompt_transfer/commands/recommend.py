@@ -7,46 +7,26 @@ import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from prompt_transfer.analysis.selection import RANDOM_ORDER
-from prompt_transfer.commands.lightning import absolute_path, quiet, show_warning
-from prompt_transfer.commands.parsing import program, split_list
-from prompt_transfer.data.readers import data_root
-from prompt_transfer.prompts.arithmetic import average
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
-from prompt_transfer.studies.recommend.study import Recommendation, RecommendStudy
-from prompt_transfer.studies.recommend.study import recommend as run_study
-from prompt_transfer.studies.targets import TargetData
+from prompt_transfer.commands.messages import quiet, show_warning
+from prompt_transfer.commands.parsing import program
+from prompt_transfer.studies.recommend.settings import RecommendStudy
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import exclusive_lock
 
-DATA = TargetData()
+if TYPE_CHECKING:
+    from prompt_transfer.prompts.prompt import Prompt
+    from prompt_transfer.studies.recommend.study import Recommendation
+
 # Further rankings in the table of sources.
 COLUMNS = ("sample_score", "neuron_overlap", "label_word_overlap", "cosine_average")
 SHORT = {"ndcg": "nDCG", "regret_at_1": "Regret@1", "regret_at_3": "Regret@3", "spearman_per_target": "Spearman"}
 
 
 def recommend(
-    task: str,
-    prompts: str,
-    backbone: str,
-    output: str,
-    data: TargetData = DATA,
-    target: str = "auto",
-    steps: int = 100,
-    sample: int = 32,
-    sample_seeds: int | None = None,
-    neurons: str | None = None,
-    matrix: str | None = None,
-    by: str | None = None,
-    k: int = 3,
-    use: Literal["best", "average", "mixture"] = "best",
-    dtype: str | None = None,
-    accelerator: str = "auto",
-    seed: int = 0,
-    rows: int = 15,
+    study: RecommendStudy, k: int = 3, use: Literal["best", "average", "mixture"] = "best", rows: int = 15
 ) -> None:
     """rank the prompts of a folder as initializations for a target task
 
@@ -54,25 +34,10 @@ def recommend(
     costs.csv and, with a matrix, quality.csv and judgements.csv to the output folder.
 
     Args:
-        task: target task, a name or the path of a YAML file; several are comma-separated.
-        prompts: folder with prompt files of one backbone and length.
-        backbone: a built-in backbone, the folder of a Hugging Face model, or a Hub id.
-        output: folder for the tables.
-        data: source of the target's examples.
-        target: prompt to compare sources with: auto (the target's own prompt in the folder, else a briefly tuned one),
-            tuned, none, or a prompt file.
-        steps: steps of that tuning, of 32 training examples each.
-        sample: number of labelled training examples of the target to score all sources on; 0 for none.
-        sample_seeds: number of samples to evaluate the score on; null: 5 with a matrix, else 1. The first recommends.
-        neurons: folder of captured activations, with the layout of the prompts folder.
-        matrix: transfer matrix as CSV, targets as rows, sources as columns; evaluates the rankings.
-        by: ranking used for the recommendation, a column of the table; null: the score on the sample if there is one.
+        study: what is ranked.
         k: number of sources to use.
         use: best (train from each of k, keep the best), average (write their average, weighted by the ranking), or
             mixture (train one prompt on their tasks and the target first). After SPoT (Vu et al. 2022).
-        dtype: dtype of the backbone's weights: float32, bfloat16 or float16 (fp32, bf16, fp16); default: the prompts'.
-        accelerator: auto, cpu or cuda.
-        seed: seed of the samples and the tuning.
         rows: number of sources in the printed tables; recommendation.csv has all.
     """
     if k < 1:
@@ -81,34 +46,20 @@ def recommend(
         raise UserError("--rows must be 1 or more")
     quiet()
     warnings.showwarning = show_warning
+    from prompt_transfer.studies.recommend.study import recommend as run_study
 
-    study = RecommendStudy(
-        backbone=backbone,
-        prompts=prompts,
-        tasks=split_list(task),
-        output=output,
-        data=data,
-        target=target,
-        steps=steps,
-        sample=sample,
-        sample_seeds=sample_seeds,
-        neurons=neurons,
-        matrix=matrix,
-        by=by,
-        dtype=dtype,
-        accelerator=accelerator,
-        seed=seed,
-    )
-    with exclusive_lock(output):
+    with exclusive_lock(study.output):
         found = run_study(study)
     show(found, rows)
     for line in next_steps(study, found, use, k):
         print(line)
-    print(output)
+    print(study.output)
 
 
 def show(found: Recommendation, limit: int) -> None:
     """Print the best `limit` sources of each target, and the cost and quality of each ranking."""
+    from prompt_transfer.analysis.selection import RANDOM_ORDER
+
     same = (found.table["source"] == found.table["prompt"]).all()
     names = [found.by, *(name for name in COLUMNS if name in found.table and name != found.by)]
     for target, part in found.table.groupby("target", sort=False):
@@ -141,6 +92,9 @@ def show(found: Recommendation, limit: int) -> None:
 
 def next_steps(study: RecommendStudy, found: Recommendation, use: str, k: int) -> list[str]:
     """Return lines with the commands that use the recommendation; `average` also writes its prompts."""
+    from prompt_transfer.prompts.arithmetic import average
+    from prompt_transfer.prompts.prompt import Prompt
+
     lines = []
     for task, (target, part) in zip(study.tasks, found.table.groupby("target", sort=False), strict=True):
         best = part.dropna(subset=found.by).head(k)
@@ -164,9 +118,11 @@ def next_steps(study: RecommendStudy, found: Recommendation, use: str, k: int) -
 
 def _mixture(study: RecommendStudy, target: str, task: str, prompts: Sequence[Prompt]) -> list[str]:
     """Return commands to train a prompt on the sources' tasks and the target, then one on the target from it."""
+    from prompt_transfer.data.readers import data_root
+
     places = {(one.metadata.get("data_source", ""), one.metadata.get("data_root", "")) for one in prompts}
     root = data_root(study.data.root) if study.data.source == "local" else None
-    place = study.data.source, "" if root is None else absolute_path(str(root))
+    place = study.data.source, "" if root is None else str(Path(root).expanduser().resolve())
     if places != {place}:
         where = " ".join(place).strip()
         return [f"{target}: no mixture, since a run has one data source and not all sources were trained on {where}"]
@@ -181,6 +137,8 @@ def _mixture(study: RecommendStudy, target: str, task: str, prompts: Sequence[Pr
 
 def _fit(study: RecommendStudy, like: Prompt, tasks: Sequence[str], start: str | Path = "", output: str = "") -> str:
     """Return a command that trains with the options of the sources."""
+    from prompt_transfer.prompts.prompt import UNKNOWN
+
     facts = like.metadata
     options = {
         "--model.backbone": study.backbone,

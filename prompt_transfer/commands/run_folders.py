@@ -10,6 +10,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE
+from prompt_transfer.tracking.mlflow_run import ID_FILE as MLFLOW_ID_FILE
 from prompt_transfer.tracking.run import ID_FILE
 from prompt_transfer.utils.files import LOCK, write_text_atomic
 from prompt_transfer.utils.provenance import check_same_data, write_provenance
@@ -45,6 +46,7 @@ class RunFolder(Callback):
                 CONVERGENCE_FILE,
                 RESULTS_FILE,
                 ID_FILE,
+                MLFLOW_ID_FILE,
                 "logs/metrics.csv",
             ):
                 (self.folder / name).unlink(missing_ok=True)

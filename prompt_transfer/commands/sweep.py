@@ -6,20 +6,19 @@ import json
 import shlex
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 import yaml
 
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.studies.sweep.executor import Executor, state_file
 from prompt_transfer.studies.sweep.local_executor import LocalExecutor
-from prompt_transfer.studies.sweep.plan import Run, State, overview, read_plan, with_tracking
+from prompt_transfer.studies.sweep.plan import Plan, Run, State, overview, read_plan, with_tracking
 from prompt_transfer.studies.sweep.ray_executor import RayExecutor
+from prompt_transfer.studies.sweep.view import SweepView
 from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.tracking.studies import STUDIES
 from prompt_transfer.utils import results
@@ -29,8 +28,11 @@ from prompt_transfer.utils.provenance import write_provenance
 
 GROUPS = (
     *("--model.", "--data.", "--trainer.", "--seed_everything", "--convergence", "--early_stopping"),
-    *("--logger", "--wandb."),
+    *("--logger", "--wandb.", "--mlflow."),
 )
+
+# Columns of the scores that a narrow terminal leaves out first.
+SPARE = ("best_step", "lead", "majority")
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,48 @@ def sweep(options: SweepOptions, given: dict[str, Any]) -> None:
         write_provenance(folder, "sweep", facts | given, {}, goes_on=True)
         _train(executor, plan.runs, states, folder)
         results.keep(overview(plan.runs, states), "runs")
-        failed = [run.name for run, state in zip(plan.runs, states, strict=True) if state.status == "failed"]
-        if failed:
-            raise UserError(
-                f"{len(failed)} of {len(plan.runs)} runs failed: {', '.join(failed)} (see sweep.csv and logs in "
-                f"{folder}); run the same command to retry them"
-            )
-        for command in plan.then:
-            print(f"$ prompt-transfer {shlex.join(command)}", flush=True)
-            _follow(command)
+        try:
+            _finish(plan, states, folder)
+        finally:
+            show_scores(plan.runs, folder)
     print(folder)
+
+
+def _finish(plan: Plan, states: list[State], folder: Path) -> None:
+    """Run the follow-up commands; raise UserError if a run or a command failed."""
+    failed = [run.name for run, state in zip(plan.runs, states, strict=True) if state.status == "failed"]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(plan.runs)} runs failed: {', '.join(failed)} (see sweep.csv and logs in "
+            f"{folder}); run the same command to retry them"
+        )
+    for command in plan.then:
+        print(f"$ prompt-transfer {shlex.join(command)}", flush=True)
+        _follow(command)
+
+
+def show_scores(runs: list[Run], folder: Path) -> None:
+    """Print the scores of the runs: one row per run and task, with the values of the grid."""
+    import pandas as pd
+
+    path = folder / "results.csv"
+    if not path.is_file():
+        return
+    frame = pd.read_csv(path)
+    grid = list(dict.fromkeys(name for run in runs for name in run.values))
+    # Several prompts of one run.
+    several = frame.duplicated(["run", "task"]).any()
+    which = [name for name in ("seed", "learning_rate") if several and name in frame]
+    rows = []
+    for row in frame.astype(object).where(frame.notna(), None).to_dict("records"):
+        values = {name.rpartition(".")[2]: row.get(name) for name in grid if name != "data.task"}
+        facts = {key: row[key] for key in (*which, "metric", "value", *SPARE) if row.get(key) is not None}
+        rows.append({"run": row["run"], "task": row["task"], **values, **facts})
+    short = [name.rpartition(".")[2] for name in grid]
+    title = f"scores of {len(runs)} runs on validation"
+    if scored := [(row["value"], row["run"]) for row in rows if row.get("value") is not None]:
+        title += ", the best {:.3f} ({})".format(*max(scored))
+    results.show(rows, title, spare=(*SPARE, *short), common=("metric",))
 
 
 def _tasks(given: Any) -> list[str]:
@@ -147,22 +181,18 @@ def _follow(command: list[str]) -> None:
 
 
 def _train(executor: Executor, runs: list[Run], states: list[State], folder: Path) -> None:
+    import pandas as pd
+
     left = [run for run, state in zip(runs, states, strict=True) if state.status != "done"]
     if len(left) < len(runs):
         print(f"{len(runs) - len(left)} of {len(runs)} runs are already done", flush=True)
-    started, finished = time.monotonic(), 0
+    with SweepView(folder, runs, states) as view:
 
-    def report(run: Run, state: State) -> None:
-        nonlocal finished
-        finished += 1
-        rest = (time.monotonic() - started) / finished * (len(left) - finished)
-        status = state.status if not state.error else f"{state.status}: {state.error}"
-        minutes = f"about {rest / 60:.0f} min" if rest >= 60 else "less than a minute"
-        about = f", {minutes} left" if finished < len(left) else ""
-        print(f"[{finished}/{len(left)}] {run.name}: {status}, {state.seconds:.0f} s{about}", flush=True)
-        results.write(pd.DataFrame(overview(runs, states)), folder / "sweep.csv")
+        def report(run: Run, state: State) -> None:
+            print(view.report(run, state), flush=True)
+            results.write(pd.DataFrame(overview(runs, states)), folder / "sweep.csv")
 
-    executor.execute(runs, states, report)
+        executor.execute(runs, states, report)
     results.write(pd.DataFrame(overview(runs, states)), folder / "sweep.csv")
     tables = []
     for run in runs:

@@ -43,6 +43,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
 }
 
+# Commands that run Lightning's Trainer.
+VERBS = ("fit", "validate", "test", "predict", "pretrain")
+
 
 def listing(texts: Mapping[str, str]) -> list[str]:
     """Return lines of names and descriptions in two columns, wrapped to the terminal's width."""

@@ -24,8 +24,9 @@ from prompt_transfer.callbacks.checkpoints import FinalValidation, GivenOptimize
 from prompt_transfer.callbacks.convergence import ConvergenceSpeed
 from prompt_transfer.callbacks.export import ProjectorExport, PromptExport
 from prompt_transfer.callbacks.logs import LogFlush, RunLog
+from prompt_transfer.callbacks.mlflow import finish, track
 from prompt_transfer.callbacks.stopping import StopEach
-from prompt_transfer.callbacks.tracking import RunTracking, WandbLog, describe_fit, finish_fit, sources_of
+from prompt_transfer.callbacks.tracking import WandbLog, describe_fit, sources_of
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, as_user_error
 from prompt_transfer.commands.parsing import program
 from prompt_transfer.commands.run_folders import (
@@ -44,7 +45,8 @@ from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.tracking.options import WandbOptions
+from prompt_transfer.tracking.mlflow_run import MlflowTracker
+from prompt_transfer.tracking.options import LOGGERS, MlflowOptions
 from prompt_transfer.tracking.run import Tracker
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
@@ -159,9 +161,7 @@ class FitCommand(Command):
             ),
         ]
         if self.tracker is not None:
-            callbacks.append(
-                RunTracking(self.tracker, convergence, sources_of(self.plain_config()), bool(config.resume))
-            )
+            callbacks.append(track(self.tracker, convergence, sources_of(self.plain_config()), bool(config.resume)))
         if config.early_stopping is not None:
             several = isinstance(self.model, PromptEnsemble)
             one = EarlyStopping("validation/score", mode="max", patience=config.early_stopping)
@@ -169,18 +169,21 @@ class FitCommand(Command):
         return callbacks
 
     @cached_property
-    def tracker(self) -> Tracker | None:
-        """The W&B run; None without `--logger wandb`."""
-        if self.config.logger != "wandb":
+    def tracker(self) -> Tracker | MlflowTracker | None:
+        """The run on W&B or MLflow; None with other loggers."""
+        name = self.config.logger
+        if name not in LOGGERS:
             return None
         assert self.output is not None
-        plain, options = self.plain_config(), WandbOptions(**vars(self.config.wandb)).resolved()
+        plain, options = self.plain_config(), LOGGERS[name](**vars(self.config[name])).resolved()
         group, tags, facts = describe_fit(plain, self.output.name)
         facts["study"], options.group = options.group, options.group or group
+        if isinstance(options, MlflowOptions):
+            return MlflowTracker("fit", self.output.name, self.output, facts, options, tags)
         return Tracker("fit", self.output.name, self.output, facts, options, tags)
 
     def make_logger(self) -> Logger | list[Logger] | bool:
-        """Return the loggers; a run logged to W&B also keeps its log on disk."""
+        """Return the loggers; a run logged to W&B or MLflow also keeps its log on disk."""
         if self.tracker is None:
             return super().make_logger()
         return [RunLog(self.tracker.folder), WandbLog(self.tracker)]
@@ -287,7 +290,7 @@ def _report(fit: FitCommand, folder: Path) -> None:
     rows = [row for name in files for row in _rows(fit, model, data, folder / f"{name}.safetensors")]
     results.write(results.table(rows), folder / RESULTS_FILE)
     if fit.tracker is not None:
-        finish_fit(fit.tracker, rows, folder, folder / CONVERGENCE_FILE)
+        finish(fit.tracker, rows, folder, folder / CONVERGENCE_FILE)
     which = [*(("seed", "learning_rate") if len(files) > 1 else ()), *(("held_out",) if data.held_out else ())]
     columns = ("task", *which, "split", "metric", "value", *baselines_of(rows), "n", "best_step")
     results.show(rows, columns=columns, common=("task", "split"))

@@ -4,81 +4,38 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from prompt_transfer.analysis.matrix import BASELINES, from_results
-from prompt_transfer.commands.lightning import quiet, show_warning
-from prompt_transfer.commands.parsing import call, split_list
-from prompt_transfer.studies.targets import EvaluationData
-from prompt_transfer.studies.transfer.matrix import show_summary, write_summary
+from prompt_transfer.commands.messages import quiet, show_warning
+from prompt_transfer.commands.parsing import call
 from prompt_transfer.studies.transfer.study import TransferStudy
 from prompt_transfer.studies.transfer.study import transfer as run_study
 from prompt_transfer.utils import results
 
-DATA = EvaluationData()
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-def transfer(
-    backbone: str,
-    prompts: str,
-    tasks: str,
-    output: str,
-    data: EvaluationData = DATA,
-    split: str = "test",
-    random_prompts: int = 3,
-    attention: str | None = None,
-    layout: str | None = None,
-    dtype: str | None = None,
-    label_words_policy: str | None = None,
-    accelerator: str = "auto",
-    devices: int = 1,
-) -> None:
-    """score every prompt of a folder on every task
-
-    Args:
-        backbone: a built-in backbone, the folder of a Hugging Face model, or a Hub id.
-        prompts: folder with prompt files, at any depth.
-        tasks: target tasks, comma-separated names or paths of YAML files.
-        output: folder for results.parquet, matrix.csv, matrix.png and matrix_clustered.png.
-        data: source and number of examples.
-        split: test or validation.
-        random_prompts: number of random prompts of each kind.
-        attention: score only prompts trained with this attention (full or shared).
-        layout: score only prompts trained with this layout.
-        dtype: dtype of the backbone's weights: float32, bfloat16 or float16 (fp32, bf16, fp16); default: the prompts'.
-        label_words_policy: treatment of label words of several tokens; default: the prompts' policy.
-        accelerator: auto, cpu or cuda.
-        devices: number of processes; each takes a share of every task's examples.
-    """
-
-    study = TransferStudy(
-        backbone=backbone,
-        prompts=prompts,
-        tasks=split_list(tasks),
-        output=output,
-        data=data,
-        split=split,
-        random_prompts=random_prompts,
-        attention=attention,
-        layout=layout,
-        dtype=dtype,
-        label_words_policy=label_words_policy,
-        accelerator=accelerator,
-        devices=devices,
-    )
+def transfer(study: TransferStudy) -> None:
+    """score every prompt of a folder on every task"""
     frame = run_study(study)
     if frame.empty:
         return  # the first process prints the table
+    from prompt_transfer.analysis.matrix import from_results
+    from prompt_transfer.studies.transfer.matrix import show_summary, write_summary
+
     show(frame)
-    matrix = from_results(frame)
-    summary = write_summary(matrix, Path(output))
+    summary = write_summary(from_results(frame), Path(study.output))
     show_summary(summary)
-    print(output)
+    print(study.output)
 
 
 def show(frame: pd.DataFrame) -> None:
     """Print one row per target: its own prompt, the best other prompt, and the baselines."""
+    import pandas as pd
+
+    from prompt_transfer.analysis.matrix import BASELINES
+
     rows = []
     for target, mine in frame.groupby("task", sort=False):
         trained = mine[mine["kind"] == "trained"].groupby("source")["value"].mean()

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ELSE = re.compile(r"\W+")
-# Handling of special tokens in users' texts.
-SpecialTokens = Literal["keep", "split"]
 # Tokens that a message names.
 MOST_TOKENS = 6
 
@@ -85,12 +83,6 @@ def _warn_of_overlap(task: Task, made: Mapping[str, SplitRows]) -> None:
             found.append(f"{count} of {len(part.ids)} {name} rows")
     if found:
         warnings.warn(f"task {task.name}: {' and '.join(found)} have texts that are in train too", stacklevel=4)
-
-
-def check_special_tokens(value: str) -> None:
-    """Raise UserError if the option has no such value."""
-    if value not in get_args(SpecialTokens):
-        raise UserError(f"--data.special_tokens must be keep or split, not {value!r}")
 
 
 def warn_of_special_tokens(task: Task, parts: Mapping[str, Dataset], tokens: Sequence[str]) -> None:

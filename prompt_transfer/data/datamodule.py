@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from prompt_transfer.data.batches import BatchDataset, EvaluationBatchSampler, LengthGroupedBatchSampler
-from prompt_transfer.data.checks import SpecialTokens, check_special_tokens
 from prompt_transfer.data.loaders import batch_loader, check_budget, check_numbers, check_order, check_trainer
 from prompt_transfer.data.selection import SPLITS, Selection, check_split
 from prompt_transfer.data.sources import TaskData
+from prompt_transfer.data.special_tokens import SpecialTokens, check_special_tokens
 from prompt_transfer.data.tables import Tables
 from prompt_transfer.data.texts import texts_to_predict
 from prompt_transfer.data.tokens import TextEncoder, TokenTable

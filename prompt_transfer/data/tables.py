@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from prompt_transfer.data.checks import SpecialTokens, warn_of_special_tokens
+from prompt_transfer.data.checks import warn_of_special_tokens
 from prompt_transfer.data.selection import Selection
+from prompt_transfer.data.special_tokens import SpecialTokens
 from prompt_transfer.data.tokens import TextEncoder, TokenTable, cache_path, tokenise
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError

@@ -10,11 +10,9 @@ from torch import Tensor
 
 from prompt_transfer.backbones.answers import AnswerSlot
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.neurons.choices import METHODS, SCOPES
 from prompt_transfer.neurons.hooks import FfnHooks, Visit
 from prompt_transfer.utils.errors import UserError
-
-METHODS = ("zero", "mean", "noise")
-SCOPES = ("layer", "all")
 
 
 class NeuronMask(FfnHooks):

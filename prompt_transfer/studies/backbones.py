@@ -10,8 +10,10 @@ import torch
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.layouts import is_causal
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.studies.data import check_accelerator
 from prompt_transfer.studies.entries import check_all, common_value
 from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.fields import dtype_name
 
 
 def backbone_options(
@@ -23,6 +25,7 @@ def backbone_options(
         UserError: the prompts differ in an option.
     """
     found = dict(prompts)
+    dtype = None if dtype is None else dtype_name(dtype)
     return {
         "attention": _attention(found, attention),
         "layout": common_value(found, "layout", layout),
@@ -60,12 +63,6 @@ def load_backbone(
     backbone = FrozenBackbone(name, **backbone_options(prompts, attention, layout, dtype))
     check_all(dict(prompts), backbone)
     return backbone.to(device)
-
-
-def check_accelerator(name: str) -> None:
-    """Raise UserError if the accelerator is unknown."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--accelerator is {name!r}: choose auto, cpu or cuda")
 
 
 def choose_device(accelerator: str, rank: int = 0) -> torch.device:

@@ -1,4 +1,4 @@
-"""W&B options of a run, and removal of secrets from logged configurations."""
+"""W&B and MLflow options of a run, and removal of secrets from logged configurations."""
 
 from __future__ import annotations
 
@@ -42,6 +42,37 @@ class WandbOptions:
             self.group or os.environ.get("WANDB_RUN_GROUP"),
             ",".join(filter(None, tags)) or None,
         )
+
+
+@dataclass
+class MlflowOptions:
+    """MLflow settings of a run. Unset ones come from MLflow's environment variables.
+
+    Args:
+        experiment: MLflow experiment; default: MLFLOW_EXPERIMENT_NAME, else prompt-transfer.
+        tracking_uri: server or folder; default: MLFLOW_TRACKING_URI, else the folder mlruns.
+        group: study of the run; default: (fit) task and backbone.
+        tags: comma-separated tags, added to those of the run.
+    """
+
+    experiment: str | None = None
+    tracking_uri: str | None = None
+    group: str | None = None
+    tags: str | None = None
+
+    def resolved(self) -> MlflowOptions:
+        """Return the options with unset values filled in from the environment."""
+        return MlflowOptions(
+            self.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT,
+            self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "mlruns",
+            self.group,
+            self.tags,
+        )
+
+
+# Logger -> its options, which are `--LOGGER.NAME`.
+LOGGERS: dict[str, type[WandbOptions] | type[MlflowOptions]] = {"wandb": WandbOptions, "mlflow": MlflowOptions}
+LOGGER_NAMES = {"wandb": "W&B", "mlflow": "MLflow"}
 
 
 def clean(value: Any, name: str = "") -> Any:

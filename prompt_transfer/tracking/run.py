@@ -53,6 +53,11 @@ class Tracker:
         self.tags = list(dict.fromkeys(tag[:LONGEST_TAG] for tag in (*tags, *given) if tag))
         self.run: Any = None
 
+    @property
+    def run_id(self) -> str | None:
+        """The run's id; None before the start."""
+        return None if self.run is None else str(self.run.id)
+
     def start(self, keep_id: bool = False, resume: bool = False) -> None:
         """Start the run; without network or account, start an offline run for `wandb sync`.
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prompt_transfer.tracking import charts
-from prompt_transfer.tracking.options import WandbOptions
+from prompt_transfer.tracking.mlflow_run import MlflowTracker, source_facts
+from prompt_transfer.tracking.options import MlflowOptions, WandbOptions
 from prompt_transfer.tracking.run import Tracker, to_table
 from prompt_transfer.utils.distributed import torchrun_rank
 
@@ -87,20 +88,23 @@ STUDIES = {
 }
 
 
-def publish(command: str, values: Mapping[str, Any], options: WandbOptions) -> None:
-    """Log a command's tables, figures, charts, headline numbers and artifacts to W&B as one run.
+def publish(command: str, values: Mapping[str, Any], options: WandbOptions | MlflowOptions) -> None:
+    """Log a command's tables, figures, charts, headline numbers and artifacts to W&B or MLflow as one run.
 
     Only the first process logs.
 
     Args:
         command: a key of `STUDIES`.
         values: its options, including `output`.
-        options: W&B settings of the run.
+        options: W&B's or MLflow's settings of the run.
     """
     if torchrun_rank().rank:
         return
     study, output = STUDIES[command], Path(values["output"]).expanduser()
     folder = output if output.is_dir() else output.parent
+    if isinstance(options, MlflowOptions):
+        _publish_mlflow(command, values, options)
+        return
     tracker = Tracker(command, f"{command} {output.stem}", folder, _config(values, options), options, tags=[command])
     tracker.start()
     try:
@@ -112,7 +116,35 @@ def publish(command: str, values: Mapping[str, Any], options: WandbOptions) -> N
     tracker.finish()
 
 
-def _config(values: Mapping[str, Any], options: WandbOptions) -> dict[str, Any]:
+def _publish_mlflow(command: str, values: Mapping[str, Any], options: MlflowOptions) -> None:
+    """Log a command's tables, figures, headline numbers and prompts to MLflow as one run."""
+    from prompt_transfer.tracking.artifacts import find_prompt_files
+
+    study, output = STUDIES[command], Path(values["output"]).expanduser()
+    folder = output if output.is_dir() else output.parent
+    tracker = MlflowTracker(command, f"{command} {output.stem}", folder, _config(values, options), options, [command])
+    tracker.start()
+    code = 1
+    try:
+        with tracker.shielded("part of the study was not logged"):
+            if found := source_facts(list(find_prompt_files(_places(values, study.inputs)))):
+                tracker.set_tag("source_prompts", found)
+            frames, figures = read(study, output)
+            for name, frame in frames.items():
+                tracker.log_table(Path(name).stem, frame)
+            for path in figures.values():
+                tracker.log_file(path, "figures")
+            for path in find_prompt_files([output]) if study.prompts else ():
+                tracker.log_file(path, "prompts")
+            if frames and study.headline is not None:
+                prefix = command.replace(" ", "_")
+                tracker.log({f"{prefix}/{name}": value for name, value in study.headline(frames).items()})
+        code = 0
+    finally:
+        tracker.finish(code)
+
+
+def _config(values: Mapping[str, Any], options: WandbOptions | MlflowOptions) -> dict[str, Any]:
     known = {"study": options.resolved().group}
     if values.get("backbone"):
         known["backbone"] = Path(str(values["backbone"])).name

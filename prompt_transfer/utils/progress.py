@@ -26,7 +26,7 @@ def progress(shown: bool = True) -> Progress:
     # Standard output may be read by a program.
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=console, disable=not (shown and _is_watched(console)), transient=True)
+    return Progress(*columns, console=console, disable=not (shown and is_watched(console)), transient=True)
 
 
 def steps(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
@@ -53,14 +53,21 @@ def waiting(description: str) -> Iterator[None]:
 
     console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=console, disable=not _is_watched(console), transient=True) as bar:
+    with Progress(*columns, console=console, disable=not is_watched(console), transient=True) as bar:
         bar.add_task(description, total=None)
         yield
 
 
-def _is_watched(console: Console) -> bool:
+def is_watched(console: Console) -> bool:
     """Return whether the console is interactive; a file would only get blank lines.
 
     In a notebook rich needs ipywidgets, and without them prints a warning instead of each bar.
     """
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
+def duration(seconds: float) -> str:
+    """Return a rough duration: `40 s`, `12 min` or `3.5 h`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -14,9 +14,13 @@ from prompt_transfer.utils.files import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
 
 # Columns of every table, in this order; further columns record how a value was computed.
 COLUMNS = ("task", "backbone", "prompt", "seed", "split", "metric", "value", "low", "high", "n")
+
+# Lines that one word of a cell may take; a table that needs more is printed as one block per row.
+MOST_PIECES = 5
 
 # Tables collected for `--json`; None otherwise.
 _kept: list[dict[str, Any]] | None = None
@@ -85,7 +89,8 @@ def show(
     """Print rows as a table, or collect them for `--json`.
 
     Floats are shown with three decimals, lists joined by commas. On a narrow terminal cells break between words, then
-    after `_`, `/` or `-`, and elsewhere only if nothing else fits.
+    after `_`, `/` or `-`, and elsewhere only if nothing else fits; numbers never. A table that would break words into
+    more than `MOST_PIECES` lines is printed as one block per row.
 
     Args:
         rows: one dict per row.
@@ -126,9 +131,12 @@ def show(
         if out is None:
             break
         columns.remove(out)
-    widths = fit_widths([columns, *cells], room)
+    widths = fit_widths([columns, *cells], room, [column in numeric for column in columns])
     if title:
         console.print(Text(title, style="italic"))
+    if sum(widths) > room:
+        _show_records(console, columns, cells)
+        return
     view = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for column, width in zip(columns, widths, strict=True):
         justify: Any = "right" if column in numeric else "left"
@@ -139,11 +147,32 @@ def show(
     console.print(view)
 
 
-def fit_widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Return column widths that together fit into `room` characters.
+def _show_records(console: Console, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """Print a table that is too wide for the terminal as one block per row: a line per column."""
+    from rich.text import Text
+
+    left = min(max(map(len, columns)), console.width // 3)
+    for number, row in enumerate(cells):
+        if number:
+            console.print()
+        for column, cell in zip(columns, row, strict=True):
+            lines = fold(cell, max(console.width - left - 2, 10)).splitlines() or [""]
+            head = fold(column, left).splitlines()[0].ljust(left)
+            console.print(Text(head, style="bold") + Text(f"  {lines[0]}"))
+            for line in lines[1:]:
+                console.print(Text(" " * (left + 2) + line))
+
+
+def fit_widths(rows: Sequence[Sequence[str]], room: int, whole: Sequence[bool] = ()) -> list[int]:
+    """Return column widths that together fit into `room` characters; wider if cells would break too often.
 
     Shrinks the widest column that can break at a space; if there is none, the widest that can break after `_`, `/` or
-    `-`; then the widest of all.
+    `-`; then the widest of all, until a word takes `MOST_PIECES` lines.
+
+    Args:
+        rows: the header and the cells.
+        room: characters of all columns.
+        whole: whether the cells of a column must not be broken, as numbers; none: any cell may be.
     """
     columns = list(zip(*rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
@@ -151,15 +180,21 @@ def fit_widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
         [max((len(part) for cell in column for part in parts(cell)), default=1) for column in columns]
         for parts in (lambda cell: cell.split(" "), _parts)
     ]
-    while sum(widths) > room and max(widths) > 1:
+    least = [-(-most // MOST_PIECES) for most in unbroken[1]]
+    for index, fixed in enumerate(whole):
+        if fixed:
+            least[index] = max([least[index], *map(len, columns[index][1:])])
+    while sum(widths) > room:
         loose = next(
             (
                 found
-                for least in unbroken
-                if (found := [index for index, width in enumerate(widths) if width > least[index]])
+                for limits in (*unbroken, least)
+                if (found := [index for index, width in enumerate(widths) if width > max(limits[index], least[index])])
             ),
-            range(len(widths)),
+            None,
         )
+        if loose is None:
+            break
         widths[max(loose, key=lambda index: widths[index])] -= 1
     return widths
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from prompt_transfer.neurons.capture import NeuronCapture, capture_prompts
 from prompt_transfer.prompts.prompt import Prompt, readable_prompts
 from prompt_transfer.studies.backbones import describe_backbone, load_backbone
 from prompt_transfer.studies.entries import common_value
+from prompt_transfer.studies.neurons.settings import CaptureStudy
 from prompt_transfer.studies.passes import batches_with_prompts
 from prompt_transfer.studies.targets import EvaluationData, Target, load_target
 from prompt_transfer.tasks.registry import get_task
@@ -27,33 +28,6 @@ from prompt_transfer.utils.distributed import torchrun_rank
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import check_writable_dir
 from prompt_transfer.utils.progress import progress
-
-
-@dataclass
-class CaptureStudy:
-    """Settings of a capture.
-
-    Args:
-        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
-        prompts: folder with prompt files, searched recursively.
-        output: folder for the neuron files, with the prompts' paths relative to `prompts`.
-        tasks: names or YAML files of tasks whose inputs are combined with the prompts; none: prompts alone.
-        data: source and number of examples.
-        split: split of the tasks; labels are not used.
-        attention, layout, dtype: options of the backbone; None: those of the prompts.
-        accelerator: auto, cpu or cuda.
-    """
-
-    backbone: str
-    prompts: str
-    output: str
-    tasks: Sequence[str] = ()
-    data: EvaluationData = field(default_factory=EvaluationData)
-    split: str = "validation"
-    attention: str | None = None
-    layout: str | None = None
-    dtype: str | None = None
-    accelerator: str = "auto"
 
 
 def capture(study: CaptureStudy) -> list[Path]:

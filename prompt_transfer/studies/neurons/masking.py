@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,84 +13,23 @@ import yaml
 from torch import Tensor
 
 from prompt_transfer.analysis import neuron_plots, plots
-from prompt_transfer.analysis.masking import KINDS, summarize
+from prompt_transfer.analysis.masking import summarize
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.neurons.mask import METHODS, SCOPES, NeuronMask, layer_deviation
+from prompt_transfer.neurons.mask import NeuronMask, layer_deviation
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.backbones import describe_backbone, load_backbone
 from prompt_transfer.studies.entries import common_value, warn_of_other_words
 from prompt_transfer.studies.neurons.capture import find_prompts, load_targets
 from prompt_transfer.studies.neurons.masks import MaskedEntry, Neurons, masked_entries, neurons_of
+from prompt_transfer.studies.neurons.settings import MaskStudy
 from prompt_transfer.studies.scoring import MAX_TOKENS, AnswerFile, Scorer
-from prompt_transfer.studies.targets import EvaluationData, Target, digests_of
+from prompt_transfer.studies.targets import Target, digests_of
 from prompt_transfer.utils import results
-from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import check_writable_dir, write_text_atomic
 from prompt_transfer.utils.progress import progress
 from prompt_transfer.utils.provenance import write_provenance
 
 ANSWERS = "answers"
-
-
-@dataclass
-class MaskStudy:
-    """Settings of a masking study.
-
-    Args:
-        backbone, prompts, attention, layout, dtype, label_words_policy, accelerator: as in TransferStudy.
-        tasks: target tasks that have prompts of their own in the folder.
-        output: folder for tables, figure and answers; a stopped study resumes there.
-        neurons: folder of captured neurons; None: capture them now.
-        by: tensor of the neuron files that ranks neurons: `activations`, `predictivity` (of `neurons skill`), ...
-        data, split: source, number and split of the examples.
-        ratios: shares of neurons to mask, each above 0.
-        scope: `layer`: the same share in each layer; `all`: of all neurons together.
-        methods: any of zero, mean (over the prompts of the folder), noise.
-        masks: any of own, same_type, different_type, random.
-        sources: number of tasks to take masks from, of the same type and of other types each.
-        random_seeds: random masks per size; they match the own mask's neuron count in each layer.
-        noise: standard deviation of the noise, relative to that of the layer's neurons.
-
-    Raises:
-        UserError: a value is invalid.
-    """
-
-    backbone: str
-    prompts: str
-    tasks: Sequence[str]
-    output: str
-    neurons: str | None = None
-    by: str = "activations"
-    data: EvaluationData = field(default_factory=EvaluationData)
-    split: str = "test"
-    ratios: Sequence[float] = (0.05, 0.1, 0.2, 0.4)
-    scope: str = "layer"
-    methods: Sequence[str] = ("zero",)
-    masks: Sequence[str] = KINDS
-    sources: int = 2
-    random_seeds: int = 3
-    noise: float = 1.0
-    attention: str | None = None
-    layout: str | None = None
-    dtype: str | None = None
-    label_words_policy: str | None = None
-    accelerator: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name, values, allowed in (
-            ("methods", self.methods, METHODS),
-            ("masks", self.masks, KINDS),
-            ("scope", [self.scope], SCOPES),
-            ("split", [self.split], ("validation", "test")),
-        ):
-            if not values or not set(values) <= set(allowed):
-                raise UserError(f"--{name} is {', '.join(values) or 'empty'}: choose of {', '.join(allowed)}")
-        if not self.ratios or not all(0 < ratio <= 1 for ratio in self.ratios):
-            raise UserError(f"--ratios is {self.ratios}: give shares of neurons above 0, up to 1")
-        if not self.tasks:
-            raise UserError("--tasks needs target tasks")
-        if self.sources < 1 or self.random_seeds < 1 or self.noise <= 0:
-            raise UserError("--sources and --random_seeds must be 1 or more, --noise above 0")
 
 
 @dataclass(frozen=True)

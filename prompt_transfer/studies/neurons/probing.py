@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +21,13 @@ from prompt_transfer.studies.backbones import load_backbone
 from prompt_transfer.studies.entries import common_value
 from prompt_transfer.studies.neurons.capture import find_prompts, load_targets, prompt_facts
 from prompt_transfer.studies.neurons.masks import training_task
+from prompt_transfer.studies.neurons.settings import ProbingStudy
 from prompt_transfer.studies.passes import row_batches, tensors_of
 from prompt_transfer.studies.targets import EvaluationData, Target
 from prompt_transfer.tasks.registry import get_task, task_names
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import check_writable_dir
 from prompt_transfer.utils.progress import steps
-
-
-@dataclass
-class ProbingStudy:
-    """Settings of a probing study.
-
-    Args:
-        backbone, prompts, attention, layout, dtype, label_words_policy, accelerator: as in TransferStudy.
-        output: folder of the neuron files; their other tensors are kept.
-        tasks: YAML files of tasks missing from the registry.
-        data: source of the prompts' own tasks and number of examples per split.
-    """
-
-    backbone: str
-    prompts: str
-    output: str
-    tasks: Sequence[str] = ()
-    data: EvaluationData = field(default_factory=EvaluationData)
-    attention: str | None = None
-    layout: str | None = None
-    dtype: str | None = None
-    label_words_policy: str | None = None
-    accelerator: str = "auto"
 
 
 @dataclass(frozen=True)

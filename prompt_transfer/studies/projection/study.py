@@ -7,54 +7,54 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
-
-from prompt_transfer.studies.backbones import check_accelerator
-from prompt_transfer.studies.projection.load import load
-from prompt_transfer.studies.projection.plan import CLOSED_FORMS, plan
-from prompt_transfer.studies.projection.report import report
-from prompt_transfer.studies.projection.score import score
-from prompt_transfer.studies.targets import EvaluationData, digests_of
+from prompt_transfer.studies.data import EvaluationData, check_accelerator
 from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.fields import NAMES, Option, as_list
 from prompt_transfer.utils.files import exclusive_lock
 from prompt_transfer.utils.provenance import write_provenance
 
-__all__ = ["CLOSED_FORMS", "ProjectionStudy", "projection"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Baselines without training; `plan.py` has their classes.
+CLOSED_FORMS = ("least_squares", "linear_combination", "relative")
+FOLDERS = Option(type=list[str] | str, read=as_list)
 
 
 @dataclass
 class ProjectionStudy:
-    """Settings of a projection study.
+    """Settings of a projection study, the options of `analyze projection`.
 
     Args:
-        projectors: projector files, or folders of their training runs; all of one pair of backbones.
-        sources: folders or files with the source backbone's prompts: one per task and seed.
-        own: folders or files with the target backbone's prompts, likewise.
-        tasks: target tasks: names, or paths of YAML files.
-        output: folder for table, figure and answers; a stopped study resumes there.
+        projectors: projector files or runs of one pair of backbones.
+        sources: folder with the source backbone's prompts, or a list of folders.
+        own: folder with the target backbone's prompts, or a list of folders.
+        tasks: target tasks, comma-separated names or paths of YAML files.
+        output: folder for table and figure.
         data: source and number of examples.
         split: test or validation.
-        random_prompts: random prompts of each kind, and random source prompts of the constant-source control.
-        shuffles: other tasks whose source prompts replace the task's own in the shuffled-source control.
-        closed_forms: names of `CLOSED_FORMS`, as baselines.
-        seed: seed of the task order in the shuffled-source control.
+        random_prompts: number of random prompts of each kind, and of source prompts of the constant-source control.
+        shuffles: number of other tasks whose source prompts replace the task's own in the shuffled-source control.
+        closed_forms: comma-separated baselines without training.
+        seed: seed of the task order in that control.
         accelerator: auto, cpu or cuda.
 
     Raises:
         UserError: a value is invalid.
     """
 
-    projectors: Sequence[str]
-    sources: Sequence[str]
-    own: Sequence[str]
-    tasks: Sequence[str]
+    projectors: Annotated[Sequence[str], Option(type=list[str])]
+    sources: Annotated[Sequence[str], FOLDERS]
+    own: Annotated[Sequence[str], FOLDERS]
+    tasks: Annotated[Sequence[str], NAMES]
     output: str
     data: EvaluationData = field(default_factory=EvaluationData)
     split: str = "test"
     random_prompts: int = 3
     shuffles: int = 3
-    closed_forms: Sequence[str] = tuple(CLOSED_FORMS)
+    closed_forms: Annotated[Sequence[str], NAMES] = CLOSED_FORMS
     seed: int = 0
     accelerator: str = "auto"
 
@@ -82,6 +82,13 @@ def projection(study: ProjectionStudy) -> pd.DataFrame:
     Raises:
         UserError: inputs that do not fit (see `load`), or another process uses the output folder.
     """
+    # Imported here: the options of a command are read without torch.
+    from prompt_transfer.studies.projection.load import load
+    from prompt_transfer.studies.projection.plan import plan
+    from prompt_transfer.studies.projection.report import report
+    from prompt_transfer.studies.projection.score import score
+    from prompt_transfer.studies.targets import digests_of
+
     with exclusive_lock(study.output):
         inputs = load(study)
         planned = plan(study, inputs)

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from prompt_transfer.tracking.options import LOGGERS
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import write_text_atomic
 
@@ -51,7 +52,7 @@ class Run:
     def digest(self) -> str:
         """SHA-256 of the options that affect training; logger options are excluded."""
         deciding = {
-            name: value for name, value in self.options.items() if name.split(".")[0] not in ("logger", "wandb")
+            name: value for name, value in self.options.items() if name.split(".")[0] not in ("logger", *LOGGERS)
         }
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
@@ -168,11 +169,12 @@ def with_tracking(plan: Plan, study: str, commands: Collection[str]) -> Plan:
         study: group name, unless the options set one.
         commands: commands that support logging.
     """
-    if not any(run.options.get("logger") == "wandb" for run in plan.runs):
+    name = next((run.options["logger"] for run in plan.runs if run.options.get("logger") in LOGGERS), None)
+    if name is None:
         return plan
-    runs = [replace(run, options={"wandb.group": study} | run.options) for run in plan.runs]
-    where = {name: value for name, value in runs[0].options.items() if name.startswith("wandb.") and value is not None}
-    more = ["--logger", "wandb", *itertools.chain(*((f"--{name}", str(value)) for name, value in where.items()))]
+    runs = [replace(run, options={f"{name}.group": study} | run.options) for run in plan.runs]
+    where = {key: value for key, value in runs[0].options.items() if key.startswith(f"{name}.") and value is not None}
+    more = ["--logger", name, *itertools.chain(*((f"--{key}", str(value)) for key, value in where.items()))]
     then = [
         [*step, *(more if {step[0], " ".join(step[:2])} & set(commands) and "--logger" not in step else [])]
         for step in plan.then

@@ -8,45 +8,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
-
-from prompt_transfer.studies.backbones import check_accelerator
-from prompt_transfer.studies.targets import EvaluationData
-from prompt_transfer.studies.transfer.load import load
-from prompt_transfer.studies.transfer.plan import plan
-from prompt_transfer.studies.transfer.report import ResultsTable, record_provenance, report
-from prompt_transfer.studies.transfer.score import score, score_with_torchrun, score_with_workers
+from prompt_transfer.studies.data import EvaluationData, check_accelerator
 from prompt_transfer.utils.distributed import torchrun_rank
 from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.fields import NAMES, Option
 from prompt_transfer.utils.files import exclusive_lock
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass
 class TransferStudy:
-    """Settings of a transfer study.
+    """Settings of a transfer study, the options of `transfer`.
 
     Args:
-        backbone: a built-in backbone, the folder of a Hugging Face model, or a hub id.
-        prompts: folder or folders with prompt files, searched recursively.
-        tasks: target tasks: names, or paths of YAML files.
-        output: folder for tables, figures and answers; a stopped study resumes there.
+        backbone: a built-in backbone, the folder of a Hugging Face model, or a Hub id.
+        prompts: folder with prompt files, at any depth.
+        tasks: target tasks, comma-separated names or paths of YAML files.
+        output: folder for results.parquet, matrix.csv, matrix.png and matrix_clustered.png.
         data: source and number of examples.
         split: test or validation.
-        random_prompts: number of random prompts of each kind: token embeddings, and samples of U[0, 1).
-        attention, layout: score only prompts trained with this value; None: the value shared by all prompts.
-        dtype: dtype of the backbone's weights; None: that of the prompts.
-        label_words_policy: policy for label words of several tokens; None: that of the prompts, or of the tasks.
+        random_prompts: number of random prompts of each kind.
+        attention: score only prompts trained with this attention (full or shared).
+        layout: score only prompts trained with this layout.
+        dtype: dtype of the backbone's weights: float32, bfloat16 or float16 (fp32, bf16, fp16); default: the prompts'.
+        label_words_policy: treatment of label words of several tokens; default: the prompts' policy.
         accelerator: auto, cpu or cuda.
-        devices: number of processes; each computes a share of every task's examples.
+        devices: number of processes; each takes a share of every task's examples.
 
     Raises:
         UserError: a value is invalid.
     """
 
     backbone: str
-    prompts: str | Sequence[str]
-    tasks: Sequence[str]
+    # In Python also several folders.
+    prompts: Annotated[str | Sequence[str], Option(type=str)]
+    tasks: Annotated[Sequence[str], NAMES]
     output: str
     data: EvaluationData = field(default_factory=EvaluationData)
     split: str = "test"
@@ -77,6 +77,14 @@ def transfer(study: TransferStudy) -> pd.DataFrame:
     Raises:
         UserError: inputs that do not fit (see `load`), or another process uses the output folder.
     """
+    # Imported here: the options of a command are read without torch.
+    import pandas as pd
+
+    from prompt_transfer.studies.transfer.load import load
+    from prompt_transfer.studies.transfer.plan import plan
+    from prompt_transfer.studies.transfer.report import ResultsTable, record_provenance, report
+    from prompt_transfer.studies.transfer.score import score, score_with_torchrun, score_with_workers
+
     rank, world = torchrun_rank()
     with exclusive_lock(study.output) if rank == 0 else nullcontext():
         inputs, table = load(study, rank), ResultsTable(study.backbone)
