@@ -217,10 +217,18 @@ class Command(LightningCLI):
                 help="stop after this many evaluations without improvement",
             )
         else:
-            parser.add_argument("--prompt", type=str | None, default=None, help="prompt file")
+            several = "; several (test and validate): repeat the option" if self.verb != "predict" else ""
+            parser.add_argument(
+                "--prompt", type=str | list[str] | None, default=None, help=f"prompt file, or folder of a run{several}"
+            )
             parser.add_argument(
                 "--random_prompts", type=int, default=1, help="number of random-prompt baselines (test and validate)"
             )
+        if self.verb in ("test", "validate"):
+            parser.add_argument(
+                "--metrics", type=str | list[str] | None, default=None,
+                help="further metrics of classification: per_class, confusion_matrix, calibration, separated by commas",
+            )  # fmt: skip
         if self.verb == "predict":
             parser.add_argument(
                 "--input", type=str | None, default=None,

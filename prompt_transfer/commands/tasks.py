@@ -14,8 +14,15 @@ def list_tasks() -> None:
     from prompt_transfer.tasks.registry import describe_tasks
 
     # Hub ids have their own table, to fit one task per line in 80 columns.
-    results.show(describe_tasks(), columns=("name", "type", "label_words", "metric"))
-    print("\nbuiltin_ tasks are generated; others: --data.source local or hub (see prompt-transfer tasks hub)")
+    rows = describe_tasks()
+    results.show(rows, columns=("name", "type", "label_words", "metric"))
+    averages: dict[str, list[str]] = {}
+    for row in rows:
+        for label in row["metrics"]:
+            if label.startswith("f1 "):
+                averages.setdefault(label, []).append(row["name"])
+    print("\n" + "; ".join(f"{', '.join(names)} also: {label}" for label, names in averages.items()))
+    print("builtin_ tasks are generated; others: --data.source local or hub (see prompt-transfer tasks hub)")
 
 
 def list_hub() -> None:
