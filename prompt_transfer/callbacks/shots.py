@@ -21,7 +21,7 @@ class FewShotReport(Callback):
         self.seeds = seeds
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule
         if trainer.is_global_zero and isinstance(data, TaskDataModule) and data.selection.shots is not None:
             print(*few_shot_lines(data), sep="\n")
             if self.seeds > 1:

@@ -20,7 +20,9 @@ MOST_PAIRS = 10
 class Scored(Protocol):
     """The scores of a prompt: result rows, and its answers in the order of the examples."""
 
-    rows: list[dict[str, Any]]
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One result row per task and metric."""
 
     def of(self, task_index: int, name: str) -> NDArray[Any]:
         """Return the record `name` of a task's examples."""

@@ -45,7 +45,7 @@ def run(command: str, arguments: list[str]) -> None:
     if command == "predict" and len(prompts) > 1:
         names = " and ".join(one.path for one in prompts[:2])
         raise UserError(f"predict takes one prompt, not {len(prompts)} ({names}, ...): run it once for each")
-    check_comparable(prompts, rest)
+    check_comparable(prompts, rest, command)
     prompt, path = prompts[0].prompt, prompts[0].path
     try:
         parsed = Command(command, _with_prompt(rest, prompt, path))

@@ -94,13 +94,15 @@ def _names(prompts: Sequence[Prompt], paths: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(map(str, paths))
 
 
-def check_comparable(prompts: Sequence[NamedPrompt], arguments: Sequence[str]) -> None:
+def check_comparable(prompts: Sequence[NamedPrompt], arguments: Sequence[str], command: str) -> None:
     """Raise UserError if the prompts were trained with options that differ and are not in `arguments`.
 
-    A single option or configuration is used to score all of them.
+    One model and one split score all of them. `--data.seed` may cut another validation split from train, on whose
+    examples another prompt was trained; the test split does not depend on it.
     """
     builtin = (find_value(arguments, "--data.task") or "").startswith("builtin_")
-    for key, (option, missing) in OPTIONS.items():
+    seed = {"data_seed": ("--data.seed", "0")} if command == "validate" else {}
+    for key, (option, missing) in {**OPTIONS, **seed}.items():
         if builtin and key in ("data_source", "data_root", "data_revision", "data_label_words"):
             continue
         values = {one.path: one.prompt.metadata.get(key) or missing for one in prompts}

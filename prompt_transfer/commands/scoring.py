@@ -68,8 +68,7 @@ def score(command: str, parsed: Command, model: PromptTuning, prompts: list[Name
     for number in range(1, parsed.config.random_prompts + 1):
         shape = (model.prompt_length, model.backbone.hidden_size)
         use(model, random_prompt(model.backbone, shape, number))
-        facts = {"what": RANDOM, "prompt": f"random {number}", "seed": number}
-        drawn += _evaluate(parsed, model, split, facts).rows
+        drawn += _evaluate(parsed, model, split, {"what": RANDOM, "prompt": f"random {number}", "seed": number}).rows
     best = best_on_validation(prompts) if command == "test" else None
     rows = [row for answers in found for row in answers.rows]
     summary = summary_rows([answers.rows for answers in found], best)

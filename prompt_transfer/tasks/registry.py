@@ -94,7 +94,7 @@ def get_task(name: str | Path) -> Task:
 
 
 def describe_tasks() -> list[dict[str, Any]]:
-    """Return one dict per task for ``tasks list``: name, type, classes, label_words, metric(s), sources, hub."""
+    """Return one dict per task for ``tasks list``: name, type, classes, label_words, metric, sources, hub."""
     return [_describe(task) for task in _all_tasks().values()]
 
 
@@ -109,7 +109,6 @@ def _describe(task: Task) -> dict[str, Any]:
         "classes": task.num_classes,
         "label_words": list(task.label_words),
         "metric": task.metric_label(task.metric),
-        "metrics": list(map(task.metric_label, task.metrics)),
         "sources": sources,
         "hub": hub,
     }
