@@ -16,7 +16,7 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
 from prompt_transfer.commands.comparison import difference_rows, summary_rows
 from prompt_transfer.commands.fit_report import over_seeds
-from prompt_transfer.commands.prompt_files import NamedPrompt, best_on_validation, load_prompts
+from prompt_transfer.commands.prompt_files import NamedPrompt, best_on_validation, check_different, load_prompts
 from prompt_transfer.commands.scoring import Answers
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.tasks.task import Task
@@ -135,7 +135,8 @@ def test_files_folders_patterns_and_lists(tmp_path: Path, monkeypatch: pytest.Mo
         load_prompts(["empty"])
     saved(tmp_path / "copy.safetensors", 1)
     with pytest.raises(UserError, match=r"run1/prompt.safetensors and .*copy.safetensors hold the same prompt"):
-        load_prompts([paths[1], str(tmp_path / "copy.safetensors")])
+        check_different(load_prompts([paths[1], str(tmp_path / "copy.safetensors")]))
+    check_different(load_prompts(paths))
 
 
 # The commands.

@@ -14,6 +14,8 @@ import yaml
 from fake_encoder import FakeEncoder
 from test_cli import error_of, fit
 
+from prompt_transfer.api.arguments import PromptTrainingArguments
+from prompt_transfer.api.prompt_hub import PromptHub
 from prompt_transfer.cli import main
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.shots import draw
@@ -178,3 +180,18 @@ def test_too_few_examples_leave_no_folder(
     told = error_of(capsys, fit(toy, tiny_roberta, tmp_path / "run", "--data.shots", "6"))
     assert "class 'terrible' has 5, 'great' has 5: use --data.validation_shots 5 or less or" in told
     assert not (tmp_path / "run").exists()
+
+
+def test_the_hub_trains_on_few_shots(
+    toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"prompt_len": 3, "max_steps": 2, "batch_size": 4, "progress": False, "data_source": "local"}
+    args = PromptTrainingArguments(str(tmp_path / "hub"), str(toy), str(tiny_roberta), shots=2, **options)
+    result = PromptHub(args=args).train_prompt()
+    assert "train 4 (2 terrible, 2 great); validation 4 (2 terrible, 2 great)" in capsys.readouterr().out
+    assert (Prompt.load(result.path).metadata["train_rows"], result.table["n"].tolist()) == ("4", [4])
+    # Without shots the stored options are those of earlier releases.
+    whole = PromptTrainingArguments(str(tmp_path / "hub"), str(toy), str(tiny_roberta), **options)
+    assert "shots" not in whole.prompt_config(str(tiny_roberta), str(toy))["data"]
+    with pytest.raises(UserError, match=r"^shots is 0: give a whole number"):
+        PromptTrainingArguments("hub", str(toy), str(tiny_roberta), shots=0)

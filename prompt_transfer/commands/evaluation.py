@@ -16,7 +16,7 @@ from rich.console import Console
 
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, as_user_error
 from prompt_transfer.commands.parsing import find_value, program
-from prompt_transfer.commands.prompt_files import check_comparable, load_prompts
+from prompt_transfer.commands.prompt_files import check_comparable, check_different, load_prompts
 from prompt_transfer.commands.repeated import take_values
 from prompt_transfer.commands.scoring import check_class_metrics, check_records, score
 from prompt_transfer.data.datamodule import TaskDataModule
@@ -58,6 +58,7 @@ def run(command: str, arguments: list[str]) -> None:
             f"prompt {path}, trained on {own}, does not fit {other}: {error}. Use {own}, or project the prompt with "
             "`prompt-transfer prompts project`"
         ) from error
+    check_different(prompts)
     parsed.config.prompt = path if len(prompts) == 1 else [one.path for one in prompts]
     _check_strategy(parsed)
     _check_output(command, parsed)

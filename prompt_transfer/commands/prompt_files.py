@@ -54,15 +54,19 @@ def load_prompts(values: Sequence[str]) -> list[NamedPrompt]:
     """Load the prompts that the values of `--prompt` name.
 
     Raises:
-        UserError: a file is missing or invalid, or the same prompt is named twice.
+        UserError: a file is missing or invalid.
     """
     paths = [path for value in values for path in _expand(value)]
     prompts = [Prompt.load(path) for path in paths]
-    for first, second in combinations(range(len(paths)), 2):
-        one, other = prompts[first].embeddings, prompts[second].embeddings
-        if one.shape == other.shape and torch.equal(one, other):
-            raise UserError(f"{paths[first]} and {paths[second]} hold the same prompt: give it once")
     return [NamedPrompt(*found) for found in zip(_names(prompts, paths), paths, prompts, strict=True)]
+
+
+def check_different(prompts: Sequence[NamedPrompt]) -> None:
+    """Raise UserError if two files hold the same prompt, which would count twice in the mean."""
+    for first, second in combinations(prompts, 2):
+        one, other = first.prompt.embeddings, second.prompt.embeddings
+        if one.shape == other.shape and torch.equal(one, other):
+            raise UserError(f"{first.path} and {second.path} hold the same prompt: give it once")
 
 
 def _expand(value: str) -> list[str]:

@@ -20,8 +20,8 @@ def list_tasks() -> None:
     for task in (get_task(row["name"]) for row in rows):
         if "f1" in task.metrics:
             averages.setdefault(task.metric_label("f1"), []).append(task.name)
-    print("\n" + "; ".join(f"{', '.join(names)} have {label}" for label, names in averages.items()))
-    print("builtin_ tasks are generated; others: --data.source local or hub (see prompt-transfer tasks hub)")
+    print("\n" + "\n".join(f"{label}: {', '.join(names)}" for label, names in averages.items()))
+    print("\nbuiltin_ tasks are generated; others: --data.source local or hub (see prompt-transfer tasks hub)")
 
 
 def list_hub() -> None:
