@@ -12,7 +12,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from prompt_transfer.backbones.builtin import find_shipped
-from prompt_transfer.commands.parsing import find_value
+from prompt_transfer.commands.repeated import check_repeated, take_values
 from prompt_transfer.commands.table import COMMANDS, VERBS, find, listing
 from prompt_transfer.utils import results
 from prompt_transfer.utils.allocation import restart_if_requested
@@ -97,11 +97,12 @@ def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> i
 
 
 def _run(arguments: list[str], own_process: bool) -> None:
+    check_repeated(arguments)
     if own_process and arguments[0] in ("validate", "test", "predict"):
         # Saves the seconds of imports that precede the command's own check.
-        prompt = find_value(arguments, "--prompt")
-        if prompt is not None and not Path(prompt).expanduser().exists():
-            raise no_such_file(prompt, "prompt", SEE_PROMPTS)
+        for prompt in take_values(arguments, "--prompt")[0]:
+            if not set("[*?") & set(prompt) and not Path(prompt).expanduser().exists():
+                raise no_such_file(prompt, "prompt", SEE_PROMPTS)
     if arguments[0] in VERBS:
         # Without the seconds of imports: help, and options that do not exist.
         from prompt_transfer.commands.run_options import answer

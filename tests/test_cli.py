@@ -40,7 +40,14 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fit(toy: Path, backbone: Path, output: Path, *more: str) -> int:
     base = ["fit", "--model.backbone", str(backbone), "--data.task", str(toy), "--data.source", "local"]
-    return main([*base, *FIT, "--output", str(output), *more])
+    return main([*base, *without(FIT, more), "--output", str(output), *more])
+
+
+def without(options: list[str], more: tuple[str, ...]) -> list[str]:
+    """Return the options that are not in `more`: giving an option twice is an error."""
+    given = {argument.partition("=")[0] for argument in more}
+    pairs = zip(options[::2], options[1::2], strict=True)
+    return [word for pair in pairs if pair[0] not in given for word in pair]
 
 
 def error_of(capsys: pytest.CaptureFixture[str], code: int) -> str:

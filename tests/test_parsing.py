@@ -56,7 +56,9 @@ INITS = "ClassLabels, FromPrompt, Normal, Text, Vocabulary"
 def test_a_mistake_names_its_option(
     options: str, expected: str, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["fit", "--model.backbone", str(tiny_roberta), "--data.task", "builtin_movies", *shlex.split(options)]
+    given = shlex.split(options)
+    task = [] if "--data.task" in given else ["--data.task", "builtin_movies"]
+    command = ["fit", "--model.backbone", str(tiny_roberta), *task, *given]
     assert expected in error_of(capsys, main(command))
     assert not (tmp_path / "runs").exists()
 

@@ -64,6 +64,16 @@ def stand_in(command: list[str], backbone: Path, root: Path) -> list[str]:
     return [str(backbone) if word == "FacebookAI/roberta-base" else word for word in command] + local
 
 
+def replaced(command: list[str], options: list[str]) -> list[str]:
+    """Return the command with these options instead of its own: giving an option twice is an error."""
+    kept = list(command)
+    for option in options[::2]:
+        if option in kept:
+            place = kept.index(option)
+            del kept[place : place + 2]
+    return [*kept, *options]
+
+
 def write_rows(folder: Path, text: str, classes: int) -> None:
     folder.mkdir(parents=True)
     rows = [f"the film {number} is {number % classes},{number % classes}" for number in range(60)]
@@ -85,7 +95,7 @@ def test_the_shell_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     for command in found:
         command = stand_in(command, tiny_roberta, tmp_path / "data")
         short = SHORT.get(" ".join(command[:2]), SHORT.get(command[0], SHORT_VERBS.get(command[1], [])))
-        assert main([*command, *short]) == 0, command
+        assert main(replaced(command, short)) == 0, command
     for run in ("films", "sst2", "trec-roberta-nano-seed0"):
         assert (tmp_path / "runs" / run / "prompt.safetensors").is_file()
 
@@ -147,7 +157,7 @@ def test_the_other_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
             extra = list(more.get(command[0], []))
             if "prompts/published/MNLIPromptRoberta.safetensors" in command:
                 extra += ["--model.backbone", str(wide), "--data.source", "local", "--data.root", "DATA"]
-            assert main([*command, *extra]) == 0, command
+            assert main(replaced(command, extra)) == 0, command
             done.append(" ".join(command[:2]))
         assert list(hub.repos) == ["USER/film-prompts"]
     expected = {"prompts fit-projector", "prompts project", "fit --model", "analyze projection", "prompts pull"}

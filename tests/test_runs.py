@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from start_models import byte_level_with_start, save_llama
-from test_cli import FIT, error_of, fit
+from test_cli import FIT, error_of, fit, without
 
 from prompt_transfer.callbacks.checkpoints import AtomicCheckpointIO
 from prompt_transfer.cli import main
@@ -224,7 +224,7 @@ def start(toy: Path, backbone: Path, output: Path, *more: str) -> subprocess.Pop
         "--data.task",
         str(toy),
     ]
-    command += ["--data.task", str(toy), "--data.source", "local", *FIT, "--output", str(output), *more]
+    command += ["--data.task", str(toy), "--data.source", "local", *without(FIT, more), "--output", str(output), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command,
@@ -275,7 +275,7 @@ def test_a_killed_run_goes_on_to_the_same_prompt(toy: Path, tiny_roberta: Path, 
     done = torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     steps = ["--trainer.max_steps", str(done + 20)]
     assert main(["fit", "--output", str(killed), "--resume", *steps]) == 0
-    assert fit(toy, tiny_roberta, whole, *LONG, *constant, *steps) == 0
+    assert fit(toy, tiny_roberta, whole, *without(LONG, tuple(steps)), *constant, *steps) == 0
     one, other = (
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["reparameterization.prompt"]
         for folder in (whole, killed)

@@ -86,8 +86,12 @@ class BestExport(Callback):
             ) from error
         # Each prompt of an ensemble has a file of its own.
         own = self.path.with_stem(self.path.stem + "".join(name.partition("-")[1:]))
-        for path in dict.fromkeys([own, self.path] if best else [own]):
-            whole.save(path)
+        whole.save(own)
+        if best and own != self.path:
+            if len(module.files) > 1:
+                # The copy says that it was selected.
+                whole.metadata["best_of"] = str(len(module.files))
+            whole.save(self.path)
 
     def checked(self, module: L.LightningModule) -> Any:
         """Return the module if its type is supported.

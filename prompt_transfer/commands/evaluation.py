@@ -16,18 +16,16 @@ from rich.console import Console
 
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, as_user_error
 from prompt_transfer.commands.parsing import find_value, program
-from prompt_transfer.data.baselines import majority_class, trivial_answers
+from prompt_transfer.commands.prompt_files import check_comparable, check_different, load_prompts
+from prompt_transfer.commands.repeated import take_values
+from prompt_transfer.commands.scoring import check_class_metrics, check_records, score
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.texts import load_texts
 from prompt_transfer.data.tokens import ID_BITS
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.prompts.random_prompts import random_prompt
-from prompt_transfer.prompts.reparameterizations import Plain
-from prompt_transfer.tasks.metrics import bootstrap_mean_interval, bootstrap_metric_interval, example_scores
 from prompt_transfer.tasks.registry import Task
 from prompt_transfer.tracking.options import LOGGERS
-from prompt_transfer.tracking.studies import publish
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import LayoutKindError, UserError
 from prompt_transfer.utils.files import check_writable_dir, prove_writable_dir
@@ -39,14 +37,19 @@ MOST_LINES = 20
 
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer validate | test | predict`."""
-    path = find_value(arguments, "--prompt")
-    if path is None:
+    given, rest = take_values(arguments, "--prompt")
+    if not given:
         if {"-h", "--help"} & set(arguments):
             Command(command, arguments)
         raise UserError(f"{command} needs a prompt: --prompt FILE (prompt-transfer prompts list DIR lists files)")
-    prompt = Prompt.load(path)
+    prompts = load_prompts(given)
+    if command == "predict" and len(prompts) > 1:
+        names = " and ".join(one.path for one in prompts[:2])
+        raise UserError(f"predict takes one prompt, not {len(prompts)} ({names}, ...): run it once for each")
+    check_comparable(prompts, rest, command)
+    prompt, path = prompts[0].prompt, prompts[0].path
     try:
-        parsed = Command(command, _with_prompt(arguments, prompt, path))
+        parsed = Command(command, _with_prompt(rest, prompt, path))
     except LayoutKindError as error:
         other = find_value(arguments, "--model.backbone")
         if other is None or find_value(arguments, "--model.layout") is not None:
@@ -56,17 +59,20 @@ def run(command: str, arguments: list[str]) -> None:
             f"prompt {path}, trained on {own}, does not fit {other}: {error}. Use {own}, or project the prompt with "
             "`prompt-transfer prompts project`"
         ) from error
+    check_different(prompts)
+    parsed.config.prompt = path if len(prompts) == 1 else [one.path for one in prompts]
     _check_strategy(parsed)
     _check_output(command, parsed)
     model = parsed.model
     assert isinstance(model, PromptTuning)
-    prompt.check(model.backbone, model.backbone.layout.name, model.backbone.attention)
-    _warn_changed_words(prompt, parsed.datamodule.tasks)
-    _warn_unfinished(prompt)
+    for one in prompts:
+        one.prompt.check(model.backbone, model.backbone.layout.name, model.backbone.attention)
+        _warn_changed_words(one.prompt, parsed.datamodule.tasks)
+        _warn_unfinished(one.prompt)
     if command == "predict":
         _predict(parsed, model)
     else:
-        _score(command, parsed, model, path)
+        score(command, parsed, model, prompts)
 
 
 def _warn_changed_words(prompt: Prompt, tasks: list[Task]) -> None:
@@ -145,107 +151,6 @@ def _stored(prompt: Prompt, key: str, kind: type[Any]) -> Any:
     return kind() if value is None else value
 
 
-def _score(command: str, parsed: Command, model: PromptTuning, path: str) -> None:
-    split = {"validate": "validation", "test": "test"}[command]
-    trainer, data = parsed.trainer, parsed.datamodule
-    verb = trainer.validate if split == "validation" else trainer.test
-    names = ["this prompt"] + ["random prompt"] * parsed.config.random_prompts
-    rows: list[dict[str, Any]] = []
-    model.keep_records = True
-    for number, name in enumerate(names):
-        if number:
-            shape = (model.prompt_length, model.backbone.hidden_size)
-            model.reparameterization = Plain()
-            model.build(random_prompt(model.backbone, shape, number), torch.Generator())
-        model.records = []
-        with as_user_error(command):
-            verb(model, datamodule=data, verbose=False)
-        _check_records(model)
-        rows += _rows(parsed, model, split, name, path if not number else f"random {number}")
-    for index, task in enumerate(model.tasks):
-        origin = next(row["split"] for row in rows if row["task"] == task.name)
-        rows += _baseline(data, split, index, {"task": task.name, "split": origin, **_modes(model)})
-    rows.sort(key=lambda row: [task.name for task in model.tasks].index(row["task"]))
-    if not trainer.is_global_zero:
-        return
-    columns = ("task", "split", "metric", "what", "value", "low", "high", "n")
-    results.show(rows, columns=columns, common=("task", "split", "metric"))
-    if parsed.output:
-        check_writable_dir(parsed.output)
-        for suffix in ("csv", "parquet"):
-            results.write(results.table(rows), parsed.output / f"results.{suffix}")
-        write_provenance(parsed.output, command, parsed.plain_config(), data.digests())
-        name = parsed.config.logger
-        if name in LOGGERS:
-            options = {key: value for key, value in parsed.plain_config().items() if key not in ("logger", *LOGGERS)}
-            given = {**options, "backbone": model.backbone.id, "task": "+".join(task.name for task in model.tasks)}
-            publish(command, given, LOGGERS[name](**vars(parsed.config[name])))
-        print(parsed.output)
-
-
-def _baseline(data: TaskDataModule, split: str, index: int, common: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return rows of the trivial baseline: the majority class, or the lead of the text for generation tasks."""
-    task = data.tasks[index]
-    if not task.is_generation:
-        row = {**common, "what": "majority class", "n": sum(data.label_counts(split, index))}
-        found = majority_class(data, split, index)
-        return [{**row, "metric": name, "value": value} for name, value in found.items()]
-    rows = data.selection.rows(split, index)
-    scores = example_scores(task, trivial_answers(data.data[index], rows), rows["target"][:])
-    return [_mean_row({**common, "what": "lead of the text", "metric": name}, scores[name]) for name in task.metrics]
-
-
-def _mean_row(row: dict[str, Any], scores: np.ndarray) -> dict[str, Any]:
-    low, high = bootstrap_mean_interval(scores, seed=0)
-    return {**row, "value": float(scores.mean()), "low": low, "high": high, "n": len(scores)}
-
-
-def _rows(parsed: Command, model: PromptTuning, split: str, what: str, path: str) -> list[dict[str, Any]]:
-    data, rows = parsed.datamodule, []
-
-    def column(name: str) -> np.ndarray:
-        return torch.cat([record[name] for record in model.records]).numpy()
-
-    task_ids = column("task_ids")
-    for index, task in enumerate(model.tasks):
-        prefix = split if len(model.tasks) == 1 else f"{split}/{task.name}"
-        mine = task_ids == index
-        answers = [column(name)[mine] for name in (("scores",) if task.is_generation else ("predictions", "labels"))]
-        for number, metric in enumerate(task.metrics):
-            row = {
-                "task": task.name,
-                "backbone": model.backbone.id,
-                "prompt": path,
-                "seed": parsed.config.seed_everything,
-                "split": f"{split} ({data.data[index].origin[split]})",
-                "metric": metric,
-                "what": what,
-                "value": float(parsed.trainer.callback_metrics[f"{prefix}/{metric}"]),
-                "n": int(mine.sum()),
-                **_modes(model),
-            }
-            if task.is_generation:
-                row = _mean_row(row, answers[0][:, number])
-            else:
-                predictions, labels = answers
-                row["low"], row["high"] = bootstrap_metric_interval(
-                    metric, predictions, labels, task.num_classes, seed=0
-                )
-            rows.append(row)
-    return rows
-
-
-def _modes(model: PromptTuning) -> dict[str, str]:
-    """Return attention, layout and dtype, stored in every row for merged tables."""
-    backbone = model.backbone
-    return {"attention": backbone.attention, "layout": backbone.layout.name, "dtype": backbone.dtype_name}
-
-
-def _check_records(model: PromptTuning) -> None:
-    if not model.records:
-        raise UserError("nothing was evaluated: --trainer.limit_..._batches leaves no batch, raise it")
-
-
 def _check_strategy(parsed: Command) -> None:
     """Raise UserError for strategies whose processes cannot return results."""
     strategy = str(parsed.config.trainer.strategy)
@@ -257,6 +162,8 @@ def _check_output(command: str, parsed: Command) -> None:
     """Raise UserError for output options that would fail after the evaluation."""
     if command == "predict":
         _check_predict(parsed)
+    else:
+        check_class_metrics(parsed)
     if parsed.output is None:
         if parsed.config.logger in LOGGERS:
             raise UserError(f"--logger {parsed.config.logger} logs the output folder of {command}: give --output DIR")
@@ -284,7 +191,7 @@ def _predict(parsed: Command, model: PromptTuning) -> None:
     model.keep_records = True
     with as_user_error("predict"):
         parsed.trainer.predict(model, datamodule=data, return_predictions=False)
-    _check_records(model)
+    check_records(model)
     if not parsed.trainer.is_global_zero:
         return
     check_writable_dir(parsed.output)

@@ -93,7 +93,12 @@ def run_options(verb: str) -> list[RunOption]:
             LOGGER,
         ]  # fmt: skip
     random = RunOption("random_prompts", int, 1, "number of random-prompt baselines (test and validate)")
-    found = [RunOption("prompt", str | None, None, "prompt file"), OUTPUT, random, LOGGER]
+    several = "; several (test and validate): repeat the option" if verb != "predict" else ""
+    prompt = RunOption("prompt", str | list[str] | None, None, f"prompt file, or folder of a run{several}")
+    found = [prompt, OUTPUT, random, LOGGER]
+    if verb in ("test", "validate"):
+        text = "further metrics of classification: per_class, confusion_matrix, calibration, separated by commas"
+        found.append(RunOption("metrics", str | list[str] | None, None, text))
     if verb == "predict":
         text = "texts to predict: .csv, .jsonl or .parquet with the task's text columns, or one text per line"
         found += [

@@ -11,10 +11,16 @@ from prompt_transfer.utils import results
 
 def list_tasks() -> None:
     """list the named tasks"""
-    from prompt_transfer.tasks.registry import describe_tasks
+    from prompt_transfer.tasks.registry import describe_tasks, get_task
 
     # Hub ids have their own table, to fit one task per line in 80 columns.
-    results.show(describe_tasks(), columns=("name", "type", "label_words", "metric"))
+    rows = describe_tasks()
+    results.show(rows, columns=("name", "type", "label_words", "metric"))
+    averages: dict[str, list[str]] = {}
+    for task in (get_task(row["name"]) for row in rows):
+        if "f1" in task.metrics:
+            averages.setdefault(task.metric_label("f1"), []).append(task.name)
+    print("\n" + "\n".join(f"{label}: {', '.join(names)}" for label, names in averages.items()))
     print("\nbuiltin_ tasks are generated; others: --data.source local or hub (see prompt-transfer tasks hub)")
 
 

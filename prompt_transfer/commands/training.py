@@ -8,7 +8,6 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +23,12 @@ from prompt_transfer.callbacks.checkpoints import FinalValidation, GivenOptimize
 from prompt_transfer.callbacks.convergence import ConvergenceSpeed
 from prompt_transfer.callbacks.export import ProjectorExport, PromptExport
 from prompt_transfer.callbacks.logs import LogFlush, RunLog
-from prompt_transfer.callbacks.mlflow import finish, track
+from prompt_transfer.callbacks.mlflow import track
+from prompt_transfer.callbacks.shots import FewShotReport
 from prompt_transfer.callbacks.stopping import StopEach
 from prompt_transfer.callbacks.tracking import WandbLog, describe_fit, sources_of
-from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, as_user_error
+from prompt_transfer.commands.fit_report import report
+from prompt_transfer.commands.lightning import CONFIG_FILE, Command, as_user_error
 from prompt_transfer.commands.parsing import program
 from prompt_transfer.commands.run_folders import (
     CONVERGENCE_FILE,
@@ -38,22 +39,18 @@ from prompt_transfer.commands.run_folders import (
     has_files,
     is_run,
 )
-from prompt_transfer.data.baselines import trivial_score
-from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
-from prompt_transfer.modules.prompt_tuning import PromptTuning
-from prompt_transfer.projectors.file import ProjectorFile
-from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.tracking.mlflow_run import MlflowTracker
 from prompt_transfer.tracking.options import LOGGERS, MlflowOptions
 from prompt_transfer.tracking.run import Tracker
-from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import LOCK, check_writable_dir, exclusive_lock
 
 # Model options that cannot change when a run is resumed.
 FIXED_OPTIONS = ("init", "reparameterization", "layout", "attention", "head")
+# Metadata of the prompts of few-shot runs.
+SHOTS = ("data_shots", "data_validation_shots")
 FIXED_PROJECTOR_OPTIONS = ("projector", "objective", "source_prompts", "select")
 
 
@@ -73,8 +70,9 @@ class FitCommand(Command):
         if config.output is None:
             tasks = config.data.task if isinstance(config.data.task, list) else [config.data.task]
             names = "+".join(Path(task).stem for task in tasks)
-            seeds = config.model.get("seeds") or [config.seed_everything]
-            config.output = f"runs/{names}-{Path(config.model.backbone).name}-seed{'+'.join(map(str, seeds))}"
+            numbers = config.model.get("seeds") or [config.seed_everything]
+            few = "" if config.data.shots is None else f"-shots{config.data.shots}"
+            config.output = f"runs/{names}-{Path(config.model.backbone).name}{few}-seed{'+'.join(map(str, numbers))}"
             # All runs of a W&B sweep have the same command line.
             if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
                 config.output = f"runs/sweep-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}"
@@ -143,9 +141,11 @@ class FitCommand(Command):
             "data_seed": str(config.data.seed),
             "data_special_tokens": config.data.special_tokens,
             "data_revision": config.data.revision or "",
+            **({name: str(config.data[name[5:]]) for name in SHOTS} if config.data.shots is not None else {}),
         }
         callbacks: list[Callback] = [
             RunFolder(folder, self.config_text(), bool(config.overwrite)),
+            FewShotReport(len(config.model.get("seeds") or [0])),
             LogFlush(),
             GivenOptimizerOptions(),
             FinalValidation(),
@@ -221,7 +221,7 @@ def _train(fit: FitCommand, command: str) -> None:
             print(f"resume with: {program()} fit --output {shlex.quote(str(folder))} --resume", file=sys.stderr)
         raise
     if fit.trainer.is_global_zero:
-        _report(fit, folder)
+        report(fit, folder)
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:
@@ -281,61 +281,3 @@ def _stored_layout(folder: Path) -> list[str]:
         return []
     layout = _read(folder / LAST)["hyper_parameters"].get("layout")
     return [f"--model.layout={layout}"] if layout else []
-
-
-def _report(fit: FitCommand, folder: Path) -> None:
-    model, data = fit.model, fit.datamodule
-    assert isinstance(model, PromptTuning | CrossModelProjector)
-    files = model.files if isinstance(model, PromptTuning) else ["projector"]
-    rows = [row for name in files for row in _rows(fit, model, data, folder / f"{name}.safetensors")]
-    results.write(results.table(rows), folder / RESULTS_FILE)
-    if fit.tracker is not None:
-        finish(fit.tracker, rows, folder, folder / CONVERGENCE_FILE)
-    which = [*(("seed", "learning_rate") if len(files) > 1 else ()), *(("held_out",) if data.held_out else ())]
-    columns = ("task", *which, "split", "metric", "value", *baselines_of(rows), "n", "best_step")
-    results.show(rows, columns=columns, common=("task", "split"))
-    if isinstance(model, PromptTuning):
-        print(f"next: {program()} test --prompt {folder / PROMPT_FILE}")
-    else:
-        print(f"next: {program()} prompts project PROMPT --projector {folder / PROJECTOR_FILE} --output FILE")
-    print(folder)
-
-
-def baselines_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the baseline columns that any row has."""
-    return [name for name in ("majority", "lead") if any(row.get(name) is not None for row in rows)]
-
-
-def _rows(
-    fit: FitCommand, model: PromptTuning | CrossModelProjector, data: TaskDataModule, path: Path
-) -> list[dict[str, Any]]:
-    """Return one row per task for a prompt or projector file; none if training failed before its first evaluation."""
-    if not path.is_file():
-        return []
-    kind: type[Prompt] | type[ProjectorFile] = Prompt if isinstance(model, PromptTuning) else ProjectorFile
-    facts, rows = kind.load(path).metadata, []
-    scores = json.loads(facts.get("scores", "{}"))
-    for index, task in enumerate(model.tasks):
-        rows.append(
-            {
-                "task": task.name,
-                "backbone": model.backbone.id,
-                "seed": int(facts["seed"]),
-                "split": f"validation ({data.data[index].origin['validation']})",
-                "metric": task.metric,
-                "value": scores.get(task.metric if len(model.tasks) == 1 else f"{task.name}/{task.metric}"),
-                # The trivial baseline: the majority class, or the lead of each text.
-                "majority": None,
-                "lead" if task.is_generation else "majority": trivial_score(data, "validation", index),
-                "n": len(data.selection.rows("validation", index)),
-                "best_step": int(facts["steps"]),
-                "prompt": str(path),
-                **({"held_out": task.name in data.held_out} if data.held_out else {}),
-                "attention": model.backbone.attention,
-                "layout": model.backbone.layout.name,
-                "dtype": model.backbone.dtype_name,
-                "prompt_length": model.prompt_length,
-                "learning_rate": facts["learning_rate"],
-            }
-        )
-    return rows

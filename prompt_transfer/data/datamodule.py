@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 from prompt_transfer.data.batches import BatchDataset, EvaluationBatchSampler, LengthGroupedBatchSampler
 from prompt_transfer.data.loaders import batch_loader, check_budget, check_numbers, check_order, check_trainer
 from prompt_transfer.data.selection import SPLITS, Selection, check_split
+from prompt_transfer.data.shots import ValidationShots, parse_shots
 from prompt_transfer.data.sources import TaskData
 from prompt_transfer.data.special_tokens import SpecialTokens, check_special_tokens
 from prompt_transfer.data.tables import Tables
@@ -58,6 +59,8 @@ class TaskDataModule(L.LightningDataModule):
         revision: Commit, tag or branch of the hub repository. None is the registry's.
         special_tokens: Special tokens of the backbone inside texts, such as </s>: keep them, with a warning, or split
             them into ordinary tokens.
+        shots: Few-shot runs: training rows of each class, or in all for generation tasks, drawn by seed. None is all.
+        validation_shots: Few-shot runs: the same for validation. The default is as many as in training.
 
     Raises:
         UserError: an invalid option, or a source that does not have the task.
@@ -83,8 +86,11 @@ class TaskDataModule(L.LightningDataModule):
         held_out: list[str] | None = None,
         revision: str | None = None,
         special_tokens: SpecialTokens = "keep",
+        shots: int | None = None,
+        validation_shots: ValidationShots = "same",
     ) -> None:
         super().__init__()
+        few = parse_shots(shots, validation_shots, limit_train)
         limits = {"max_tokens": max_tokens, "limit_train": limit_train, "limit_eval": limit_eval}
         check_numbers(1, batch_size=batch_size, eval_batch_size=eval_batch_size, pad_multiple=pad_multiple, **limits)
         check_numbers(0, seed=seed, num_workers=num_workers)
@@ -95,7 +101,7 @@ class TaskDataModule(L.LightningDataModule):
         tasks = [get_task(name) for name in names]
         known = {task.name for task in tasks}
         without = frozenset(name if name in known else get_task(name).name for name in held_out or ())
-        self.selection = Selection(tasks, source, root, seed, label_words, per_split, without, revision)
+        self.selection = Selection(tasks, source, root, seed, label_words, per_split, without, revision, few)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.max_length = max_length
@@ -161,6 +167,7 @@ class TaskDataModule(L.LightningDataModule):
             "batch_size": self.batch_size,
             "limit_train": selection.limits["train"],
             "limit_eval": selection.limits["validation"],
+            "shots": None if selection.shots is None else vars(selection.shots),
             "max_length": {task.name: length for task, length in zip(self.tasks, tables.lengths, strict=True)},
             "special_tokens": self.special_tokens,
             "max_target_length": {task.name: task.max_target_length for task in self.tasks if task.is_generation},

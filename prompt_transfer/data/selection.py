@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prompt_transfer.data.checks import shared_rows, text_keys
+from prompt_transfer.data.shots import Shots, draw
 from prompt_transfer.data.sources import Source, TaskData, load_task
 from prompt_transfer.data.tokens import ID_BITS
 from prompt_transfer.tasks.task import Task
@@ -30,6 +31,7 @@ class Selection:
         limits: split -> rows to use of each task (a random subset by seed), None for all.
         held_out: names of tasks that are not trained on.
         revision: revision of the hub repository; None: the registry's.
+        shots: examples of each class in training and validation (a subset by seed, after limits); None: all.
 
     Raises:
         UserError: a revision for a source other than the hub, a duplicate task, a source that lacks a task, or no task
@@ -44,6 +46,8 @@ class Selection:
     limits: dict[str, int | None]
     held_out: frozenset[str] = frozenset()
     revision: str | None = None
+    shots: Shots | None = None
+    _drawn: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
     _data: list[TaskData] = field(default_factory=list)
     _known: dict[tuple[str, int], dict[int, list[str]]] = field(default_factory=dict)
 
@@ -86,11 +90,13 @@ class Selection:
         """Return the rows of a split after limits, in source order.
 
         Raises:
-            UserError: an unknown split, or limited training rows of one class.
+            UserError: an unknown split, limited training rows of one class, or a class with too few rows for `shots`.
         """
         check_split(split)
         limit = self._limit(split, task_index)
         chosen = self._limited(self.data[task_index].split(split), limit)
+        if (count := self._shots(split, task_index)) is not None:
+            return chosen.select(self._draw(chosen, split, task_index, count))
         if limit and split == "train" and not self.tasks[task_index].is_generation and len(set(chosen["label"])) < 2:
             raise UserError(
                 f"task {self.tasks[task_index].name}: the {limit} training rows that are left are of one class; "
@@ -112,11 +118,25 @@ class Selection:
     def _limit(self, split: str, task_index: int) -> int | None:
         return 0 if split == "train" and self.tasks[task_index].name in self.held_out else self.limits[split]
 
+    def _shots(self, split: str, task_index: int) -> int | None:
+        if self.shots is None or (split == "train" and self.tasks[task_index].name in self.held_out):
+            return None
+        return self.shots.of(split)
+
+    def _draw(self, rows: Dataset, split: str, task_index: int, count: int) -> np.ndarray:
+        if (split, task_index) not in self._drawn:
+            task = self.tasks[task_index]
+            labels = np.zeros(len(rows)) if task.is_generation else np.asarray(rows["label"][:])
+            self._drawn[split, task_index] = draw(task, split, labels.astype(np.int64), count, self.seed)
+        return self._drawn[split, task_index]
+
     def facts(self, split: str, task_index: int) -> dict[str, Any]:
         """Return JSON values that identify the selected rows, for cache keys."""
         data, limit = self.data[task_index], self._limit(split, task_index)
         limited = limit is not None and limit < len(data.split(split))
-        return {"data": data.fingerprint, "split": split, "subset": [limit, self.seed] if limited else None}
+        facts = {"data": data.fingerprint, "split": split, "subset": [limit, self.seed] if limited else None}
+        count = self._shots(split, task_index)
+        return facts if count is None else {**facts, "shots": [count, self.seed]}
 
     def label_counts(self, split: str, task_index: int = 0) -> list[int]:
         """Return the number of rows of each class (C numbers) after limits; empty for generation."""

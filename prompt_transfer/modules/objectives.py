@@ -179,7 +179,8 @@ class Classification(Objective):
         self.predicted.index_put_(counted, torch.ones_like(predictions), accumulate=True)
         losses = nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
         self.mean_loss.update(losses)
-        return losses, {**{name: batch[name] for name in ("ids", "task_ids", "labels")}, "predictions": predictions}
+        record = {**{name: batch[name] for name in ("ids", "task_ids", "labels")}, "predictions": predictions}
+        return losses, {**record, "probabilities": logits.float().softmax(dim=1)} if keep else record
 
     def only_predictions(self, counts: Tensor) -> list[tuple[Task, str]]:
         """Return the tasks with a single predicted class and its label word; `counts` [K, C] covers all processes."""

@@ -283,7 +283,7 @@ def class_metric(name: str, predictions: ArrayLike, labels: ArrayLike, num_class
         predictions, labels: int `[N]`.
         num_classes: C.
     """
-    return float(_from_confusion(name, _confusion(predictions, labels, num_classes)[None])[0])
+    return float(from_confusion(name, _confusion(predictions, labels, num_classes)[None])[0])
 
 
 def bootstrap_metric_interval(
@@ -310,7 +310,7 @@ def bootstrap_metric_interval(
     # The other metrics depend only on the counts of (true, predicted), and those of a resample are multinomial.
     counts = _confusion(predictions, labels, num_classes).ravel()
     drawn = np.random.default_rng(seed).multinomial(int(counts.sum()), counts / counts.sum(), size=n)
-    values = _from_confusion(name, drawn.reshape(n, num_classes, num_classes).astype(np.float64))
+    values = from_confusion(name, drawn.reshape(n, num_classes, num_classes).astype(np.float64))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -322,7 +322,7 @@ def _confusion(predictions: ArrayLike, labels: ArrayLike, num_classes: int) -> N
     return counts.reshape(num_classes, num_classes).astype(np.float64)
 
 
-def _from_confusion(name: str, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+def from_confusion(name: str, counts: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a metric `[n]` of confusion matrices `[n, C, C]`, true classes in rows."""
     right, true, predicted = np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2), counts.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -108,7 +108,7 @@ def _describe(task: Task) -> dict[str, Any]:
         "type": task.type,
         "classes": task.num_classes,
         "label_words": list(task.label_words),
-        "metric": task.metric,
+        "metric": task.metric_label(task.metric),
         "sources": sources,
         "hub": hub,
     }

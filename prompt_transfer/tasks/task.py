@@ -150,6 +150,12 @@ class Task:
         """True if the task generates text (``target_column``) instead of predicting a class."""
         return self.target_column is not None
 
+    def metric_label(self, name: str) -> str:
+        """Return the name of a metric with the average that F1 uses: `f1 (of 'great')` or `f1 (macro)`."""
+        if name != "f1" or self.is_generation or not self.label_words:
+            return name
+        return f"f1 (of {self.label_words[1]!r})" if self.num_classes == 2 else "f1 (macro)"
+
     def with_policy(self, policy: str | None) -> Task:
         """Return the task with another `label_words_policy`; itself for None and for generation tasks."""
         return self if policy is None or self.is_generation else replace(self, label_words_policy=policy)

@@ -105,9 +105,11 @@ def masked(frames: Frames) -> dict[str, float]:
 
 
 def scored(frames: Frames) -> dict[str, float]:
-    """Return the prompt's metrics per task, without random prompts and baselines."""
+    """Return the prompt's metrics per task, of several prompts their means, without random prompts and baselines."""
     rows = frames["results.csv"].to_dict("records")
-    return {f"{row['task']}/{row['metric']}": float(row["value"]) for row in rows if row["what"] == "this prompt"}
+    mean = [row for row in rows if str(row["what"]).startswith("mean of ")]
+    chosen = mean or [row for row in rows if row["what"] == "this prompt"]
+    return {f"{row['task']}/{row['metric']}": float(row["value"]) for row in chosen}
 
 
 # File of a square table -> heatmap title.

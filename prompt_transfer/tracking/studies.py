@@ -47,8 +47,15 @@ STUDIES = {
         charts.matrix_means,
         "transfer, mean over pairs",
     ),
-    "test": Study(("results.csv",), headline=charts.scored, inputs=("prompt",)),
-    "validate": Study(("results.csv",), headline=charts.scored, inputs=("prompt",)),
+    **{
+        command: Study(
+            ("results.csv", "differences.csv", "per_class.csv", "confusion_matrix.csv", "calibration.csv"),
+            ("confusion_matrix.png",),
+            charts.scored,
+            inputs=("prompt",),
+        )
+        for command in ("test", "validate")
+    },
     "neurons compare": Study(
         ("overlap.csv", "overlap.parquet"),
         ("overlap.png", "overlap_clustered.png", "activations.png", "layers.png"),
