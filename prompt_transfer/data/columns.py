@@ -16,8 +16,8 @@ from prompt_transfer.tasks.registry import task_names
 from prompt_transfer.tasks.task import CLASSIFICATION_METRICS, DEFAULT_CUE, GENERATION_METRICS, LABEL_WORDS_POLICIES
 from prompt_transfer.utils.errors import UserError
 
-# With more distinct values a label column is most likely another column.
-MOST_CLASSES = 100
+# With more distinct values, or more than half as many as rows, a label column is most likely another column.
+MOST_CLASSES, FEW_ROWS = 100, 10
 LabelWords = str | Sequence[str] | Mapping[Any, str] | None
 
 
@@ -92,7 +92,9 @@ def classes(
     found, words = _distinct(columns, values), _given_words(columns)
     class_names = class_names if columns.labels is None else None
     if isinstance(words, dict):
-        return _mapped(columns, found, words)
+        # Classes that the source names may be given by name.
+        numbers = {str(label_key(name)): str(number) for number, name in enumerate(class_names or ())}
+        return _mapped(columns, found, {numbers.get(key, key): word for key, word in words.items()})
     if columns.labels is not None:
         labels = tuple(map(_plain, columns.labels))
     elif class_names is not None:
@@ -105,22 +107,23 @@ def classes(
             f"task {columns.name}: the column {columns.label!r} holds {shown_names(unknown, 5)}, none of the labels "
             f"{shown_names(list(map(str, labels)))}: add it to labels, or remove such rows"
         )
+    shown: Sequence[Any] = labels if class_names is None else class_names
     if words is None:
-        words = _own_words(columns, labels, class_names)
+        words = _own_words(columns, shown)
     elif len(words) != len(labels):
         raise UserError(
-            f"task {columns.name}: {len(labels)} labels ({shown_names(list(map(str, labels)))}) and {len(words)} label "
+            f"task {columns.name}: {len(labels)} labels ({shown_names(list(map(str, shown)))}) and {len(words)} label "
             f"words ({shown_names(words)}): give each label its word"
         )
-    elif columns.labels is None and {label_key(word) for word in words} == {label_key(label) for label in labels}:
-        # The words are the labels: their order is that of the words.
-        by_key = {label_key(label): label for label in labels}
+    elif columns.labels is None and {label_key(word) for word in words} == {label_key(one) for one in shown}:
+        # The words are the labels, or the names of the classes: they give the order.
+        by_key = {label_key(one): label for one, label in zip(shown, labels, strict=True)}
         labels = tuple(by_key[label_key(word)] for word in words)
-    elif columns.labels is None and class_names is None and not all(map(_is_number, labels)):
-        pairs = ", ".join(f"{label}={word}" for label, word in zip(labels, words, strict=True))
+    elif columns.labels is None and not all(map(_is_number, shown)):
+        pairs = ",".join(f"{one}={word}" for one, word in zip(shown, words, strict=True))
         warnings.warn(
-            f"task {columns.name}: labels are sorted, so their words are {pairs}; for another order give label_words "
-            f"as {pairs.replace(', ', ',')}",
+            f"task {columns.name}: the labels are sorted, so label_words means {pairs}; write it like this, or in "
+            "another order, to be sure",
             stacklevel=2,
         )
     return labels, _checked_words(columns, words)
@@ -134,11 +137,13 @@ def _distinct(columns: Columns, values: Sequence[Any]) -> dict[str, Any]:
         key = label_key(value)
         if key is not None:
             found.setdefault(key, value)
-        if len(found) > MOST_CLASSES:
-            raise UserError(
-                f"task {columns.name}: the column {columns.label!r} holds more than {MOST_CLASSES} different values, "
-                f"such as {shown_value(value)}: is it the label? Name its column with label= (--data.label)"
-            )
+    several = len(found) > len(values) / 2 and len(values) >= FEW_ROWS
+    if (several or len(found) > MOST_CLASSES) and columns.labels is None:
+        raise UserError(
+            f"task {columns.name}: the column {columns.label!r} holds {len(found)} different values in {len(values)} "
+            f"rows, such as {shown_value(next(iter(found.values())))}: is it the label? Name its column with label= "
+            "(--data.label)"
+        )
     fraction = next((key for key in found if re.fullmatch(r"-?\d*\.\d+(e-?\d+)?", key)), None)
     if fraction is not None and columns.labels is None:
         raise UserError(
@@ -178,23 +183,22 @@ def _mapped(
     missing = [str(value) for key, value in found.items() if key not in words] or [k for k in order if k not in words]
     if missing:
         raise UserError(
-            f"task {columns.name}: the label {missing[0]} has no word in label_words ({', '.join(words)} have one): "
+            f"task {columns.name}: the label {missing[0]} has no word in label_words (only {', '.join(words)}): "
             f"add {missing[0]}=WORD"
         )
     labels = [found.get(key, key) for key in order]
     return tuple(labels), _checked_words(columns, [words[key] for key in order])
 
 
-def _own_words(columns: Columns, labels: Sequence[Any], class_names: Sequence[str] | None) -> list[str]:
-    """Return the labels themselves as label words."""
-    words = [str(label) for label in labels] if class_names is None else list(class_names)
-    if not words or not all(isinstance(word, str) and not _is_number(word) for word in class_names or labels):
+def _own_words(columns: Columns, labels: Sequence[Any]) -> list[str]:
+    """Return the labels, or names of the classes, as label words."""
+    if not labels or not all(isinstance(label, str) and not _is_number(label) for label in labels):
         example = ",".join(f"{label}=WORD" for label in list(labels)[:2])
         raise UserError(
             f"task {columns.name}: the labels {shown_names(list(map(str, labels)))} of the column {columns.label!r} "
             f"are not words: give each its word with label_words (--data.label_words {example})"
         )
-    return words
+    return list(labels)
 
 
 def _checked_words(columns: Columns, words: Sequence[Any]) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ class Selection:
             if task.name not in self.own:
                 _check_source(task, self.source)
         if self.source in ("hub", "builtin") and names <= self.own.keys():
-            raise UserError(f"--data.source {self.source}: the rows of {', '.join(names)} are given, leave it out")
+            raise UserError(f"--data.source {self.source}: {', '.join(names)} has its own rows, leave the source out")
         paper = self.label_words == "paper"
         self.tasks = [task.paper_variant() if paper else task for task in self.registry]
 
