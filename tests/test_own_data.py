@@ -47,14 +47,17 @@ def test_all_sources_of_rows_are_the_same_task() -> None:
     }
     parts = [texts_and_labels(modules[0], split) for split in ("train", "validation", "test")]
     assert [len(part) for part in parts] == [32, 4, 4]
-    assert sorted(sum(parts, [])) == sorted((row["text"], int(row["label"] == "good")) for row in listed)
+    expected = [(row["text"], int(row["label"] == "good")) for row in listed]
+    assert sorted(pair for part in parts for pair in part) == sorted(expected)
 
 
 def test_given_splits_are_used() -> None:
     data = TaskDataModule.from_rows(rows(20), validation=rows(30)[20:26], test=pd.DataFrame(rows(40)[26:]))
     assert [len(data.data[0].split(split)) for split in ("train", "validation", "test")] == [20, 6, 14]
     assert set(data.data[0].origin.values()) == {"official"}
-    dictionary = TaskDataModule.from_rows(DatasetDict(train=Dataset.from_list(rows(20)), dev=Dataset.from_list(rows(6))))
+    dictionary = TaskDataModule.from_rows(
+        DatasetDict(train=Dataset.from_list(rows(20)), dev=Dataset.from_list(rows(6)))
+    )
     assert dictionary.data[0].origin["test"] == "official validation"
 
 
@@ -121,7 +124,11 @@ def test_labels_are_checked(values: list[Any], options: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("train", "options", "message"),
     [
-        (rows(20), {"text": "txt"}, r"the train rows \(list\) has no column 'txt' \(text\); its columns are text, label"),
+        (
+            rows(20),
+            {"text": "txt"},
+            r"the train rows \(list\) has no column 'txt' \(text\); its columns are text, label",
+        ),
         (rows(20), {"label": "y"}, "no column 'y'"),
         ("reviews.csv", {}, "the train rows are str; give a pandas.DataFrame"),
         ([["a", 1]], {}, r"row 0 \(counted from 0\) of the train rows \(list\) is list, not a dict"),
@@ -142,7 +149,7 @@ def test_missing_values_of_pandas_are_missing_labels() -> None:
     frame = pd.DataFrame(rows(20, (0, 1)))
     frame["label"] = frame["label"].astype("Int64")
     frame.loc[3, "label"] = pd.NA
-    with pytest.raises(UserError, match="row 3 .* has no label"):
+    with pytest.raises(UserError, match=r"row 3 .* has no label"):
         _ = TaskDataModule.from_rows(frame, label_words=["bad", "good"]).data
 
 
@@ -206,9 +213,9 @@ def test_the_columns_of_a_table_are_needed(tmp_path: Path, options: dict[str, An
 def test_columns_without_a_table_are_refused() -> None:
     with pytest.raises(UserError, match=r"--data.text review is for a table"):
         TaskDataModule("builtin_movies", text="review")
-    with pytest.raises(UserError, match="--data.label_words a,b is for a table.*default or paper"):
+    with pytest.raises(UserError, match=r"--data.label_words a,b is for a table.*default or paper"):
         TaskDataModule("builtin_movies", label_words="a,b")
-    with pytest.raises(UserError, match="x.csv is a table, which only --data.task takes"):
+    with pytest.raises(UserError, match=r"x\.csv is a table, which only --data.task takes"):
         get_task("x.csv")
 
 
@@ -218,7 +225,7 @@ def test_a_folder_in_a_task_file_implies_the_source_local(toy: Path) -> None:
     assert data.num_examples("train") == 40
     # Other tasks have the default that they had.
     assert TaskDataModule("builtin_movies").selection.source == "builtin"
-    with pytest.raises(UserError, match="task sst2 is not built in; use --data.source hub"):
+    with pytest.raises(UserError, match=r"task sst2 is not built in; use --data.source hub"):
         TaskDataModule("sst2")
 
 

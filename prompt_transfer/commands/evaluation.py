@@ -36,6 +36,9 @@ from prompt_transfer.utils.provenance import write_provenance
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer validate | test | predict`."""
     texts, arguments = take_texts(arguments) if command == "predict" else (None, arguments)
+    if command == "predict" and find_value(arguments, "--output") is None:
+        # The predictions go to standard output.
+        arguments = ["--trainer.enable_progress_bar=false", *arguments]
     path = find_value(arguments, "--prompt")
     if path is None:
         if {"-h", "--help"} & set(arguments):
