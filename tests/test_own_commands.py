@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -104,7 +103,7 @@ def test_known_labels_are_kept(run: Path, tmp_path: Path, suffix: str) -> None:
     path = output / f"predictions.{suffix}"
     read = {"csv": pd.read_csv, "parquet": pd.read_parquet}.get(suffix, lambda file: pd.read_json(file, lines=True))
     frame = read(path)
-    assert frame["gold"].where(frame["gold"].notna(), None).tolist() == known
+    assert [None if pd.isna(value) else value for value in frame["gold"]] == known
     assert list(frame.columns[:6]) == ["id", "task", "text_a", "gold", "prediction", "label"]
     # The answers of a split that is predicted are kept too.
     (tmp_path / "moved.csv").write_text((run.parent / "moved.csv").read_text())
@@ -208,21 +207,20 @@ class Other:
 """
 
 
-def test_a_class_of_the_working_folder_is_found(tmp_path: Path, tiny_roberta: Path) -> None:
-    """In a process of its own, as the installed program starts: without the working folder in the path."""
+def test_a_class_of_the_working_folder_is_found(
+    tmp_path: Path, tiny_roberta: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The installed program starts without the working folder in the path."""
     (tmp_path / "my_module.py").write_text(INIT)
-    # A file with the name of a library must not replace it.
-    (tmp_path / "yaml.py").write_text("raise RuntimeError('the wrong yaml')")
+    monkeypatch.chdir(tmp_path)
+    before = [folder for folder in sys.path if folder not in ("", str(tmp_path))]
+    monkeypatch.setattr(sys, "path", list(before))
     command = ["fit", "--model.backbone", str(tiny_roberta), "--data.task", "builtin_movies", "--data.limit_train", "8"]
     command += ["--data.limit_eval", "4", "--trainer.max_steps", "1", "--output", "run", "--model.prompt_length", "2"]
-    command += ["--model.init", "my_module.MyInit", "--model.init.std", "0.5"]
-    code = f"import sys; sys.path.remove(''); from prompt_transfer.cli import main; sys.exit(main({command!r}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**__import__("os").environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert main([*command, "--model.init", "my_module.MyInit", "--model.init.std", "0.5"]) == 0
     assert Prompt.load(tmp_path / "run").metadata["init"] == "MyInit(std=0.5)"
+    # Last: a file with the name of a library must not replace it.
+    assert sys.path == [*before, str(tmp_path)]
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from own_rows import rows
 
-from prompt_transfer import TaskDataModule
+from prompt_transfer import Prompt, TaskDataModule
 from prompt_transfer.data.columns import Columns, classes
 from prompt_transfer.data.own import defined_tasks, table_name
+from prompt_transfer.projectors.file import KEPT
+from prompt_transfer.prompts.arithmetic import add
 from prompt_transfer.tasks.definition import KEY, definitions, stored_tasks
 from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.tasks.task import Task
@@ -259,3 +262,14 @@ def test_a_table_takes_missing_columns_from_the_definition(tmp_path: Path) -> No
     assert (task.name, task.cue, task.class_labels) == ("new", "Say:", ("pos", "neg"))
     with pytest.raises(UserError, match="needs the column of the text"):
         TaskDataModule(str(path))
+
+
+def test_definitions_survive_arithmetic_and_projection() -> None:
+    defined = {name: definitions([Task(name, "topic", "text", label_words=("a", "b"))]) for name in ("one", "two")}
+    start = torch.zeros(2, 4)
+    prompts = [
+        Prompt(start + number, {"backbone": "b", "task": name, KEY: text}, start)
+        for number, (name, text) in enumerate(defined.items(), 1)
+    ]
+    assert set(stored_tasks(add(prompts).metadata, "p")) == {"one", "two"}
+    assert KEY in KEPT

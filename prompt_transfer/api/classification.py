@@ -98,7 +98,7 @@ def classify(
     shares = torch.cat(parts).float().cpu()
     if not bool(torch.isfinite(shares).all()):
         raise UserError("the backbone's answers are not finite: use a prompt trained in float32")
-    given = list(texts) if texts_b is None else list(zip(texts, texts_b, strict=True))
+    given: Sequence[Any] = texts if texts_b is None else list(zip(texts, texts_b, strict=True))
     return [_prediction(known, text, row) for text, row in zip(given, shares.tolist(), strict=True)]
 
 

@@ -91,7 +91,8 @@ def _reason(text: str) -> str:
         if dotted and (fault := class_fault(f"--{option}", dotted[1], _base(option))):
             return fault
         problem = f"cannot make --{option} {given[1]}" if given else f"--{option} must come before its options"
-        choices = sorted(kind.__name__ for kind in _base(option).__subclasses__())
+        subclasses: list[type] = _base(option).__subclasses__()
+        choices = sorted(kind.__name__ for kind in subclasses)
         return f"{problem}: choose one of {', '.join(choices)}, or a class of your own, MODULE.CLASS"
     # In a nested report, the text before the first value is about the innermost option.
     report = re.sub(r"Given value(?= type)", "", text).replace("Got value", "Given value")

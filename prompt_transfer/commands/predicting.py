@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -71,7 +71,7 @@ def predict(parsed: Command, model: PromptTuning, texts: Texts | None = None) ->
     frame = _predictions(model, data)
     if parsed.output is None and config.format is not None:
         print(results.as_text(frame, f".{config.format}"), end="")
-        results.keep(frame.to_dict("records"))
+        results.keep(_records(frame))
         return
     _show(frame, every=parsed.output is None)
     if parsed.output is None:
@@ -99,7 +99,11 @@ def _show(frame: pd.DataFrame, every: bool) -> None:
         shown = frame.assign(line=lines, p=frame.filter(regex="^p_").max(axis=1))[["line", *gold, "word", "p"]]
     elif "word" in frame:
         shown = frame.groupby(["task", "word"]).size().reset_index(name="rows")
-    results.show([{str(key): value for key, value in row.items()} for row in shown.to_dict("records")])
+    results.show(_records(shown))
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def _predictions(model: PromptTuning, data: TaskDataModule) -> pd.DataFrame:

@@ -12,12 +12,15 @@ from typing import Any, Literal
 from prompt_transfer.analysis.selection import RANDOM_ORDER
 from prompt_transfer.commands.lightning import absolute_path, quiet, show_warning
 from prompt_transfer.commands.parsing import program, split_list
+from prompt_transfer.data.own import is_table
 from prompt_transfer.data.readers import data_root
+from prompt_transfer.data.selection import default_source
 from prompt_transfer.prompts.arithmetic import average
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.studies.recommend.study import Recommendation, RecommendStudy
 from prompt_transfer.studies.recommend.study import recommend as run_study
 from prompt_transfer.studies.targets import TargetData
+from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import exclusive_lock
@@ -165,8 +168,9 @@ def next_steps(study: RecommendStudy, found: Recommendation, use: str, k: int) -
 def _mixture(study: RecommendStudy, target: str, task: str, prompts: Sequence[Prompt]) -> list[str]:
     """Return commands to train a prompt on the sources' tasks and the target, then one on the target from it."""
     places = {(one.metadata.get("data_source", ""), one.metadata.get("data_root", "")) for one in prompts}
-    root = data_root(study.data.root) if study.data.source == "local" else None
-    place = study.data.source, "" if root is None else absolute_path(str(root))
+    source = study.data.source or _source([task])
+    root = data_root(study.data.root) if source == "local" else None
+    place = source, "" if root is None else absolute_path(str(root))
     if places != {place}:
         where = " ".join(place).strip()
         return [f"{target}: no mixture, since a run has one data source and not all sources were trained on {where}"]
@@ -177,6 +181,11 @@ def _mixture(study: RecommendStudy, target: str, task: str, prompts: Sequence[Pr
         _fit(study, prompts[0], list(dict.fromkeys([*tasks, task])), output=mixed),
         _fit(study, prompts[0], [task], mixed),
     ]
+
+
+def _source(tasks: Sequence[str]) -> str:
+    """Return the source of tasks without `--data.source`."""
+    return default_source([get_task(task) for task in tasks if not is_table(task)])
 
 
 def _fit(study: RecommendStudy, like: Prompt, tasks: Sequence[str], start: str | Path = "", output: str = "") -> str:
@@ -190,7 +199,7 @@ def _fit(study: RecommendStudy, like: Prompt, tasks: Sequence[str], start: str |
         "--model.layout": facts.get("layout", ""),
         "--model.attention": facts.get("attention", ""),
         "--data.task": tasks[0] if len(tasks) == 1 else json.dumps(list(tasks)),
-        "--data.source": study.data.source,
+        "--data.source": study.data.source or _source(tasks),
         "--data.root": study.data.root or "",
         "--model.init": "FromPrompt" if start else "",
         "--model.init.prompt": str(start),

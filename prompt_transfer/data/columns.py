@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Number
 from typing import Any
 
 from prompt_transfer.data.table_files import shown_names, shown_value
@@ -220,8 +219,8 @@ def _plain(value: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, Number) and not isinstance(value, bool):
-        return True
+    if isinstance(value, int | float):
+        return not isinstance(value, bool)
     return isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d*)?", value.strip()) is not None
 
 

@@ -107,7 +107,13 @@ class TaskDataModule(FromRows, L.LightningDataModule):
         check_split(predict_split)
         check_special_tokens(special_tokens)
         words = label_words if label_words in ("default", "paper") else "default"
-        columns = {"text": text, "text_b": text_b, "label": label, "target": target, "validation": validation}
+        columns: dict[str, Any] = {
+            "text": text,
+            "text_b": text_b,
+            "label": label,
+            "target": target,
+            "validation": validation,
+        }
         columns |= {"test": test, "label_words": None if words == label_words else label_words}
         tasks, own = choose_tasks(task, columns)
         per_split = {"train": limit_train, "validation": limit_eval, "test": limit_eval}

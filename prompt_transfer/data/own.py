@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from prompt_transfer.data.columns import Columns, LabelWords, classes
 from prompt_transfer.data.table_files import (
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from pandas import DataFrame
 
-    Table = DataFrame | Dataset | DatasetDict | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Table: TypeAlias = "DataFrame | Dataset | DatasetDict | Mapping[str, Any] | Sequence[Mapping[str, Any]]"
 
 _VALIDATION = ("validation", "dev", "val", "valid", "eval")
 
@@ -65,7 +65,11 @@ def own_task(columns: Columns, splits: Mapping[str, RawSplit], class_names: Sequ
             raise UserError(
                 f"task {columns.name}: a task with a target generates text, leave out labels and label_words"
             )
-        made = {"label_column": None, "target_column": columns.target, "metric": columns.metric or "rougeL"}
+        made: dict[str, Any] = {
+            "label_column": None,
+            "target_column": columns.target,
+            "metric": columns.metric or "rougeL",
+        }
         return OwnTask(Task(**common, **made, max_target_length=columns.max_target_length), splits)
     if columns.label not in train.columns:
         raise UserError(_no_column(columns.name, "label", str(columns.label), train))
@@ -107,6 +111,8 @@ def in_memory(columns: Columns, train: Table, validation: Table | None = None, t
                 "other splits are given as train=, validation= and test="
             )
         parts = {"validation" if name in _VALIDATION else str(name): table for name, table in train.items()}
+        if len(parts) < len(train):
+            raise UserError(f"the splits {', '.join(map(str, train))} have several validation splits: keep one")
     splits = {name: _split(columns, name, table) for name, table in parts.items() if table is not None}
     names = _class_names(parts["train"], columns.label)
     return own_task(columns, splits, names)
@@ -251,13 +257,15 @@ def choose_tasks(given: object, options: Mapping[str, Any]) -> tuple[list[Task],
         also = "; the words of other tasks are default or paper" if name == "label_words" else ""
         raise UserError(f"--data.{name} {value} is for a table: --data.task FILE.csv (or .jsonl, .parquet){also}")
     for one in everything:
+        made = one
         if is_table(one):
-            one = from_table(one, Columns(**(_columns_of_defined() | options)), **files)
+            made = from_table(str(one), Columns(**(_columns_of_defined() | options)), **files)
         elif isinstance(one, str) and one in _DEFINED and one not in task_names():
-            one = OwnTask(_DEFINED[one])
-        if isinstance(one, OwnTask):
-            own[one.task.name] = one.splits
-        found.append(one.task if isinstance(one, OwnTask) else one if isinstance(one, Task) else get_task(one))
+            made = OwnTask(_DEFINED[one])
+        if isinstance(made, OwnTask):
+            own[made.task.name] = made.splits
+            made = made.task
+        found.append(made if isinstance(made, Task) else get_task(str(made)))
     return found, own
 
 
@@ -267,7 +275,7 @@ def _columns_of_defined() -> dict[str, Any]:
         return {}
     (task,) = _DEFINED.values()
     same = ("type", "metric", "cue", "label_words_policy", "max_length", "max_target_length", "text_b")
-    answers = {"label": task.label_column, "target": task.target_column}
+    answers: dict[str, Any] = {"label": task.label_column, "target": task.target_column}
     if not task.is_generation:
         answers["label_words"] = dict(zip(task.class_labels, task.label_words, strict=True))
     return {"text": task.text_a, **answers, **{name: getattr(task, name) for name in same}}

@@ -76,7 +76,7 @@ class Selection:
         """Each task with all its rows."""
         if not self._data:
             options: tuple[Any, ...] = (self.source, self.root, self.seed, self.label_words, self.revision)
-            self._data = [load_task(task, *options, given=self.own.get(task.name)) for task in self.registry]
+            self._data = [load_task(task, *options, self.own.get(task.name)) for task in self.registry]
             self._warn_of_shared_rows()
         return self._data
 

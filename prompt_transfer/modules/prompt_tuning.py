@@ -186,6 +186,7 @@ class PromptTuning(TrainedModule):
             "task": ",".join(task.name for task in tasks),
             "label_words": json.dumps({task.name: list(task.label_words) for task in tasks}),
             **({KEY: defined} if (defined := definitions(tasks)) else {}),
+            "label_words_policy": self.hparams.label_words_policy or "",
             **self.data_facts,
             "init": init.describe(),
             "reparameterization": reparameterization.describe(),
