@@ -114,6 +114,14 @@ def test_known_labels_are_kept(run: Path, tmp_path: Path, suffix: str) -> None:
     assert ((frame["gold"] == "pos") == frame["text_a"].str.contains("good")).all()
 
 
+def test_texts_with_unreadable_labels_are_predicted(run: Path, tmp_path: Path) -> None:
+    table = tmp_path / "new.csv"
+    table.write_text("review,label,label\nthe film is good,pos,neg\n")
+    command = ["predict", "--prompt", str(run), "--input", str(table), "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert "gold" not in pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+
+
 def test_another_table_has_the_columns_and_words_of_the_first(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from own_rows import write_reviews
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/pages/guide/own_data.md"
@@ -21,6 +22,7 @@ def test_a_dataframe_becomes_labels_in_eight_lines(
     assert len(write_reviews(tmp_path).read_text().splitlines()) == 201
     assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) <= 8
     names: dict[str, Any] = {}
+    torch.manual_seed(0)
     exec(BLOCKS[0], names)
     shown = capsys.readouterr().out
     labels = re.findall(r"label='(\w+)'", shown)

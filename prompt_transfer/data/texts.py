@@ -56,14 +56,19 @@ def load_texts(path: str | Path, task: Task) -> Dataset:
         )
     if suffix not in SUFFIXES:
         return _lines(path)
-    answer = task.target_column or task.label_column
-    raw = read_table(path, [name for name in (task.text_a, task.text_b, answer) if name is not None])
+    raw = read_table(path, [name for name in (task.text_a, task.text_b) if name is not None])
     if not len(raw.frame):
         raise UserError(f"{path} holds no row")
     rows = unlabelled_rows(task, "the file", raw)
-    if answer not in raw.columns or raw.frame[answer].isna().all():
+    answer = task.target_column or task.label_column
+    if answer not in raw.columns:
         return rows
-    return rows.add_column("gold", [gold_answer(task, value) for value in raw.frame[answer].tolist()])
+    try:
+        gold = [gold_answer(task, value) for value in read_table(path, [str(answer)]).frame[answer].tolist()]
+    except UserError as error:  # the texts can be predicted without their answers
+        warnings.warn(f"the known answers in the column {answer!r} are left out: {error}", stacklevel=2)
+        return rows
+    return rows if all(value is None for value in gold) else rows.add_column("gold", gold)
 
 
 def gold_answer(task: Task, value: Any) -> str | None:

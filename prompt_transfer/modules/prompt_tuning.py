@@ -53,7 +53,7 @@ class PromptTuning(TrainedModule):
         self.save_hyperparameters(
             {
                 "prompt_length": prompt_length,
-                "label_words": label_words,
+                **({} if label_words is None else {"label_words": list(label_words)}),
                 "init": self.init.describe(),
                 "reparameterization": self.reparameterization.describe(),
             }

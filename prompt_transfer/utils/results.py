@@ -43,7 +43,7 @@ def write(frame: pd.DataFrame, path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix not in (".csv", ".jsonl", ".parquet"):
-        raise UserError(f"cannot write a table to {path}: the name must end in .csv, .jsonl or .parquet")
+        raise UserError(f"cannot write a table to {path}: the name must end in .jsonl, .csv or .parquet")
     with atomic_path(path) as temporary:
         if path.suffix in (".csv", ".jsonl"):
             temporary.write_text(as_text(frame, path.suffix), encoding="utf-8", newline="")
