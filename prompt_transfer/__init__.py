@@ -13,37 +13,48 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prompt_transfer.api.arguments import PromptTrainingArguments
+    from prompt_transfer.api.classification import Prediction, classify
     from prompt_transfer.api.prompt_hub import PromptHub
     from prompt_transfer.backbones.frozen import FrozenBackbone
+    from prompt_transfer.data.contract import check_batch
     from prompt_transfer.data.datamodule import TaskDataModule
     from prompt_transfer.modules.cross_model_projector import CrossModelProjector
     from prompt_transfer.modules.prompt_tuning import PromptTuning
     from prompt_transfer.prompts.prompt import Prompt
+    from prompt_transfer.tasks.task import Task
     from prompt_transfer.utils.errors import UserError
     from prompt_transfer.version import __version__
 
 __all__ = [
     "CrossModelProjector",
     "FrozenBackbone",
+    "Prediction",
     "Prompt",
     "PromptHub",
     "PromptTrainingArguments",
     "PromptTuning",
+    "Task",
     "TaskDataModule",
     "UserError",
     "__version__",
+    "check_batch",
+    "classify",
 ]
 
 _HOMES = {
     "CrossModelProjector": "prompt_transfer.modules.cross_model_projector",
     "FrozenBackbone": "prompt_transfer.backbones.frozen",
+    "Prediction": "prompt_transfer.api.classification",
     "Prompt": "prompt_transfer.prompts.prompt",
     "PromptHub": "prompt_transfer.api.prompt_hub",
     "PromptTrainingArguments": "prompt_transfer.api.arguments",
     "PromptTuning": "prompt_transfer.modules.prompt_tuning",
+    "Task": "prompt_transfer.tasks.task",
     "TaskDataModule": "prompt_transfer.data.datamodule",
     "UserError": "prompt_transfer.utils.errors",
     "__version__": "prompt_transfer.version",
+    "check_batch": "prompt_transfer.data.contract",
+    "classify": "prompt_transfer.api.classification",
 }
 
 

@@ -318,7 +318,9 @@ def test_source_and_task_go_together(tmp_path: Path) -> None:
     ):
         TaskDataModule("sst2")
     with pytest.raises(UserError, match=r"toy is not built in; use --data.source local$"):
-        TaskDataModule(_task(tmp_path))
+        TaskDataModule(_task(tmp_path), source="builtin")
+    # The folder in its YAML file implies the source.
+    assert TaskDataModule(_task(tmp_path)).selection.source == "local"
 
 
 def test_trainer_options_that_would_change_what_batch_size_means(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ INITS = "ClassLabels, FromPrompt, Normal, Text, Vocabulary"
         ("--model.learning_rate 0", "learning_rate is 0.0: give a number above 0"),
         ("--model.warmup_steps -3", "warmup_steps is -3: give 0 or more"),
         ("--model.prompt_length 1.5", "option --model.prompt_length: expected int, not 1.5"),
-        ("--data.source web", "option --data.source: expected hub, local, builtin, not web"),
+        ("--data.source web", "option --data.source: expected hub, local, builtin or null, not web"),
         ("--model.init Txt", f"cannot make --model.init Txt: choose one of {INITS}"),
         ("--model.init Text", "--model.init Text needs text: give --model.init.text VALUE"),
         ("--model.init Text --model.init.txt x", "--model.init Text has no option txt"),

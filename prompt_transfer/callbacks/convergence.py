@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from prompt_transfer.data.baselines import trivial_score
+from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.modules.prompted import PromptedModule
 from prompt_transfer.utils.files import write_text_atomic
 
@@ -70,7 +71,9 @@ class ConvergenceSpeed(Callback):
         if self._majority is None:
             data: Any = trainer.datamodule
             counted = [index for index, task in enumerate(pl_module.tasks) if pl_module.selects(task)]
-            found = [trivial_score(data, "validation", index) for index in counted]
+            # Unknown for the rows of other data modules.
+            known = isinstance(data, TaskDataModule)
+            found = [trivial_score(data, "validation", index) if known else float("nan") for index in counted]
             self._majority = sum(found) / len(found)
         metric = ",".join(sorted({task.metric for task in pl_module.tasks}))
         seconds = round(self.seconds, 3)

@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import json
 import shlex
-import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import torch
-from rich.console import Console
-
-from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, as_user_error
+from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command
+from prompt_transfer.commands.own_data import Texts, own_options, take_texts
 from prompt_transfer.commands.parsing import find_value, program
+from prompt_transfer.commands.predicting import check_predict, predict
 from prompt_transfer.commands.prompt_files import check_comparable, check_different, load_prompts
 from prompt_transfer.commands.repeated import take_values
-from prompt_transfer.commands.scoring import check_class_metrics, check_records, score
-from prompt_transfer.data.datamodule import TaskDataModule
-from prompt_transfer.data.texts import load_texts
-from prompt_transfer.data.tokens import ID_BITS
+from prompt_transfer.commands.scoring import check_class_metrics, score
+from prompt_transfer.data.own import defined_tasks
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.tasks.definition import stored_tasks
 from prompt_transfer.tasks.registry import Task
 from prompt_transfer.tracking.options import LOGGERS
-from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import LayoutKindError, UserError
-from prompt_transfer.utils.files import check_writable_dir, prove_writable_dir
-from prompt_transfer.utils.provenance import write_provenance
-
-# Print every prediction of a text file of up to this many lines.
-MOST_LINES = 20
+from prompt_transfer.utils.files import prove_writable_dir
 
 
 def run(command: str, arguments: list[str]) -> None:
     """`prompt-transfer validate | test | predict`."""
+    texts, arguments = take_texts(arguments) if command == "predict" else (None, arguments)
+    if command == "predict" and find_value(arguments, "--output") is None:
+        # The predictions go to standard output.
+        arguments = ["--trainer.enable_progress_bar=false", *arguments]
     given, rest = take_values(arguments, "--prompt")
     if not given:
         if {"-h", "--help"} & set(arguments):
@@ -49,7 +43,8 @@ def run(command: str, arguments: list[str]) -> None:
     check_comparable(prompts, rest, command)
     prompt, path = prompts[0].prompt, prompts[0].path
     try:
-        parsed = Command(command, _with_prompt(rest, prompt, path))
+        with defined_tasks(stored_tasks(prompt.metadata, path)):
+            parsed = Command(command, _with_prompt(rest, prompt, path, texts is not None))
     except LayoutKindError as error:
         other = find_value(arguments, "--model.backbone")
         if other is None or find_value(arguments, "--model.layout") is not None:
@@ -62,7 +57,7 @@ def run(command: str, arguments: list[str]) -> None:
     check_different(prompts)
     parsed.config.prompt = path if len(prompts) == 1 else [one.path for one in prompts]
     _check_strategy(parsed)
-    _check_output(command, parsed)
+    _check_output(command, parsed, texts)
     model = parsed.model
     assert isinstance(model, PromptTuning)
     for one in prompts:
@@ -70,7 +65,7 @@ def run(command: str, arguments: list[str]) -> None:
         _warn_changed_words(one.prompt, parsed.datamodule.tasks)
         _warn_unfinished(one.prompt)
     if command == "predict":
-        _predict(parsed, model)
+        predict(parsed, model, texts)
     else:
         score(command, parsed, model, prompts)
 
@@ -100,9 +95,14 @@ def _warn_unfinished(prompt: Prompt) -> None:
         )
 
 
-def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
-    """Return the arguments after the options in the prompt's metadata, which they override, and before the prompt."""
+def _with_prompt(arguments: list[str], prompt: Prompt, path: str, has_texts: bool = False) -> list[str]:
+    """Return the arguments after the options in the prompt's metadata, which they override, and before the prompt.
+
+    Args:
+        has_texts: whether the texts to predict are given: only the task's label words are needed then, not its data.
+    """
     facts = prompt.metadata
+    has_texts = has_texts or find_value(arguments, "--input") is not None
     first: list[str] = []
     for key in ("backbone", "layout", "attention", "dtype", "head", "label_words_policy"):
         if facts.get(key):
@@ -110,17 +110,19 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
     tasks = _stored(prompt, "data_task", list) or [task for task in facts.get("task", "").split(",") if task]
     if not tasks and not any(find_value(arguments, option) for option in ("--data.task", "--config", "-c", "--data")):
         raise UserError(f"{path} does not name the task of its training: give one with --data.task")
+    tasks, own = own_options(prompt, tasks, find_value(arguments, "--data.task"), has_texts)
     if tasks:
         first += ["--data.task", tasks[0] if len(tasks) == 1 else json.dumps(tasks)]
+    first += own or []
     for key in ("label_words", "max_length", "seed", "special_tokens"):
-        if facts.get(f"data_{key}"):
+        if facts.get(f"data_{key}") and (own is None or key != "label_words"):
             first += [f"--data.{key}", facts[f"data_{key}"]]
     if facts.get("revision"):
         first += ["--model.revision", facts["revision"]]
-    if facts.get("data_source"):
+    if own is None and facts.get("data_source"):
         first += ["--data.source", facts["data_source"]]
-    elif find_value(arguments, "--input") and not all(task.startswith("builtin_") for task in tasks):
-        # With the user's own texts, only the task's label words are needed, not its data.
+    elif own is None and has_texts and not all(task.startswith("builtin_") for task in tasks):
+        # Only the task's label words are needed, not its data.
         first += ["--data.source", "hub"]
     if (
         facts.get("data_revision")
@@ -158,10 +160,10 @@ def _check_strategy(parsed: Command) -> None:
         raise UserError(f"--trainer.strategy {strategy} cannot return predictions: use ddp")
 
 
-def _check_output(command: str, parsed: Command) -> None:
+def _check_output(command: str, parsed: Command, texts: Texts | None) -> None:
     """Raise UserError for output options that would fail after the evaluation."""
     if command == "predict":
-        _check_predict(parsed)
+        check_predict(parsed, texts)
     else:
         check_class_metrics(parsed)
     if parsed.output is None:
@@ -173,77 +175,3 @@ def _check_output(command: str, parsed: Command) -> None:
             f"{parsed.output} is a run folder, whose {RESULTS_FILE} would be overwritten: give another --output"
         )
     prove_writable_dir(parsed.output)
-
-
-def _check_predict(parsed: Command) -> None:
-    config = parsed.config
-    if config.format not in ("parquet", "csv"):
-        raise UserError(f"unknown --format {config.format!r}: choose parquet or csv")
-    if parsed.output is None:
-        raise UserError("predict needs a folder for predictions.parquet: --output DIR")
-
-
-def _predict(parsed: Command, model: PromptTuning) -> None:
-    config, data = parsed.config, parsed.datamodule
-    assert parsed.output is not None
-    if config.input:
-        data.set_predict_texts(load_texts(config.input, data.tasks[0]))
-    model.keep_records = True
-    with as_user_error("predict"):
-        parsed.trainer.predict(model, datamodule=data, return_predictions=False)
-    check_records(model)
-    if not parsed.trainer.is_global_zero:
-        return
-    check_writable_dir(parsed.output)
-    frame = _predictions(model, data)
-    path = results.write(frame, parsed.output / f"predictions.{config.format}")
-    write_provenance(parsed.output, "predict", parsed.plain_config(), data.digests())
-    shown = frame.head(5)
-    if "word" in frame and len(frame) <= MOST_LINES and frame["task"].nunique() == 1:
-        texts = [frame[column] for column in ("text_a", "text_b") if column in frame]
-        lines = [textwrap.shorten(" | ".join(row), 60, placeholder=" ...") for row in zip(*texts, strict=True)]
-        shown = frame.assign(line=lines, p=frame.filter(regex="^p_").max(axis=1))[["line", "word", "p"]]
-    elif "word" in frame:
-        shown = frame.groupby(["task", "word"]).size().reset_index(name="rows")
-    results.show([{str(key): value for key, value in row.items()} for row in shown.to_dict("records")])
-    Console().print(f"{len(frame)} predictions in {path}", highlight=False, soft_wrap=True)
-
-
-def _predictions(model: PromptTuning, data: TaskDataModule) -> pd.DataFrame:
-    """Return the predictions in the order of the tasks' rows; columns as in `docs/pages/files.md`."""
-    order = torch.cat([output["ids"] for output in model.records]).argsort().numpy()
-    ids, task_ids = (
-        torch.cat([output[name] for output in model.records]).numpy()[order] for name in ("ids", "task_ids")
-    )
-    frames = []
-    for index, task in enumerate(model.tasks):
-        mine = task_ids == index
-        if not mine.any():
-            continue
-        rows = data.to_predict(index)
-        place = {number: row for row, number in enumerate(rows["id"][:])}
-        numbers = ids[mine] % (1 << ID_BITS)
-        frame = pd.DataFrame({"id": numbers, "task": task.name})
-        for column in ("text_a", "text_b"):
-            texts = rows[column][:]
-            if column == "text_a" or any(texts):
-                frame[column] = [texts[place[number]] for number in numbers.tolist()]
-        if task.is_generation:
-            written = np.array([text for output in model.records for text in output["texts"]], dtype=object)
-            frame["text"] = written[order][mine]
-        else:
-            probabilities = torch.cat([output["probabilities"] for output in model.records]).float().numpy()
-            frame = frame.join(_answers(task, probabilities[order][mine]))
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
-
-
-def _answers(task: Task, probabilities: np.ndarray) -> pd.DataFrame:
-    """Return one row per example: `label` (class), `answer` (the task's label), `word`, and `p_<word>` per class."""
-    words, own = task.label_words, task.labels or range(task.num_classes)
-    labels = probabilities[:, : len(words)].argmax(axis=1)
-    named = [np.array(values, dtype=object)[labels].astype(str) for values in (own, words)]
-    frame = pd.DataFrame({"label": labels, "answer": named[0], "word": named[1]})
-    for column, word in enumerate(words):
-        frame[f"p_{word}"] = probabilities[:, column]
-    return frame

@@ -27,9 +27,10 @@ from prompt_transfer.callbacks.logs import RunLog
 from prompt_transfer.callbacks.progress import progress_callback
 from prompt_transfer.commands.arguments import extract_init_text, find_configs, sets_model_option, take_class
 from prompt_transfer.commands.messages import one_line, options_of, quiet, show_warning
+from prompt_transfer.commands.own_classes import find_in_working_folder
+from prompt_transfer.commands.own_data import complete_data
 from prompt_transfer.commands.run_options import LOGGERS, TRAINER_DEFAULTS, run_options
 from prompt_transfer.data.datamodule import TaskDataModule
-from prompt_transfer.data.readers import data_root
 from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
@@ -137,6 +138,7 @@ class Command(LightningCLI):
         if model is PromptTuning and verb == "fit" and (several or {"-h", "--help"} & set(rest)):
             model = PromptEnsemble
         quiet()
+        find_in_working_folder()
         warnings.showwarning = show_warning
         with as_user_error(verb, lambda: options_of(self.parser)):
             super().__init__(
@@ -200,17 +202,8 @@ class Command(LightningCLI):
 
     def make_paths_absolute(self) -> None:
         """Make paths absolute: stored configurations and prompts are used from other working directories."""
-        data, model = self.config.data, self.config.model
-        root = data_root(data.root) if data.source == "local" else data.root
-        data.root = None if root is None else absolute_path(str(root))
-        data.cache_dir = None if data.cache_dir is None else absolute_path(data.cache_dir)
-        tasks = [data.task] if isinstance(data.task, str) else data.task
-        tasks = [absolute_path(task) if task.endswith((".yaml", ".yml")) else task for task in tasks]
-        data.task = tasks[0] if isinstance(data.task, str) else tasks
-        if data.held_out is not None:
-            data.held_out = [
-                absolute_path(task) if task.endswith((".yaml", ".yml")) else task for task in data.held_out
-            ]
+        model = self.config.model
+        complete_data(self.config.data)
         for key in ("backbone", "source_backbone"):
             if model.get(key) is not None and resolve(model[key])[1] in ("folder", "gguf"):
                 model[key] = absolute_path(model[key])

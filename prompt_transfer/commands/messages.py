@@ -11,6 +11,7 @@ from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prompt_transfer.commands.own_classes import class_fault
 from prompt_transfer.utils.errors import UserError, without_secrets
 
 # jsonargparse raises one type of error, whose text alone says which option of which file is wrong and why. Its messages
@@ -107,8 +108,13 @@ def _reason(text: str) -> str:
         return f"{name} has no option {extra[1]}" if kind else f"unknown option --{option}.{extra[1]}"
     if option in ("model.init", "model.reparameterization", "model.projector") and len(keys) == 1:
         given = re.search(r"Given value: (\w+)$", text, re.MULTILINE)
+        dotted = re.search(r"(?:given class_path '|Given value: )(\w+(?:\.\w+)+)'?:?$", text, re.MULTILINE)
+        if dotted and (fault := class_fault(f"--{option}", dotted[1], _base(option))):
+            return fault
         problem = f"cannot make --{option} {given[1]}" if given else f"--{option} must come before its options"
-        return f"{problem}: choose one of {', '.join(_choices(option))}"
+        subclasses: list[type] = _base(option).__subclasses__()
+        choices = sorted(kind.__name__ for kind in subclasses)
+        return f"{problem}: choose one of {', '.join(choices)}, or a class of your own, MODULE.CLASS"
     # In a nested report, the text before the first value is about the innermost option.
     report = re.sub(r"Given value(?= type)", "", text).replace("Got value", "Given value")
     head, _, tail = report.partition("Given value: ")
@@ -126,18 +132,17 @@ def _plain(kind: str) -> str:
     return re.sub(r"typing\.Literal\[(.*)\]", lambda match: match[1].replace("'", ""), kind)
 
 
-def _choices(option: str) -> list[str]:
+def _base(option: str) -> type:
+    """Return the class that the values of an option are derived from."""
     from prompt_transfer.projectors.projector import TrainedProjector
     from prompt_transfer.prompts.initializers import Initializer
     from prompt_transfer.prompts.reparameterizations import Reparameterization
 
-    base: type = {
+    return {
         "model.init": Initializer,
         "model.reparameterization": Reparameterization,
         "model.projector": TrainedProjector,
     }[option]
-    subclasses: list[type] = base.__subclasses__()
-    return sorted(kind.__name__ for kind in subclasses)
 
 
 def quiet() -> None:

@@ -121,8 +121,9 @@ def _mixture(study: RecommendStudy, target: str, task: str, prompts: Sequence[Pr
     from prompt_transfer.data.readers import data_root
 
     places = {(one.metadata.get("data_source", ""), one.metadata.get("data_root", "")) for one in prompts}
-    root = data_root(study.data.root) if study.data.source == "local" else None
-    place = study.data.source, "" if root is None else str(Path(root).expanduser().resolve())
+    source = study.data.source or _source([task])
+    root = data_root(study.data.root) if source == "local" else None
+    place = source, "" if root is None else str(Path(root).expanduser().resolve())
     if places != {place}:
         where = " ".join(place).strip()
         return [f"{target}: no mixture, since a run has one data source and not all sources were trained on {where}"]
@@ -133,6 +134,15 @@ def _mixture(study: RecommendStudy, target: str, task: str, prompts: Sequence[Pr
         _fit(study, prompts[0], list(dict.fromkeys([*tasks, task])), output=mixed),
         _fit(study, prompts[0], [task], mixed),
     ]
+
+
+def _source(tasks: Sequence[str]) -> str:
+    """Return the source of tasks without `--data.source`."""
+    from prompt_transfer.data.own import is_table
+    from prompt_transfer.data.selection import default_source
+    from prompt_transfer.tasks.registry import get_task
+
+    return default_source([get_task(task) for task in tasks if not is_table(task)])
 
 
 def _fit(study: RecommendStudy, like: Prompt, tasks: Sequence[str], start: str | Path = "", output: str = "") -> str:
@@ -148,7 +158,7 @@ def _fit(study: RecommendStudy, like: Prompt, tasks: Sequence[str], start: str |
         "--model.layout": facts.get("layout", ""),
         "--model.attention": facts.get("attention", ""),
         "--data.task": tasks[0] if len(tasks) == 1 else json.dumps(list(tasks)),
-        "--data.source": study.data.source,
+        "--data.source": study.data.source or _source(tasks),
         "--data.root": study.data.root or "",
         "--model.init": "FromPrompt" if start else "",
         "--model.init.prompt": str(start),

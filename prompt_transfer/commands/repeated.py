@@ -11,7 +11,7 @@ from prompt_transfer.utils.errors import UserError
 COMPOSED = ("--config", "-c")
 GROUPS = ("--model", "--data", "--trainer")
 # Command -> options that take several values.
-SEVERAL = dict.fromkeys(("validate", "test", "predict"), ("--prompt",))
+SEVERAL = {"validate": ("--prompt",), "test": ("--prompt",), "predict": ("--prompt", "--text", "--text_b")}
 
 
 def check_repeated(arguments: Sequence[str]) -> None:

@@ -100,10 +100,17 @@ def run_options(verb: str) -> list[RunOption]:
         text = "further metrics of classification: per_class, confusion_matrix, calibration, separated by commas"
         found.append(RunOption("metrics", str | list[str] | None, None, text))
     if verb == "predict":
-        text = "texts to predict: .csv, .jsonl or .parquet with the task's text columns, or one text per line"
+        texts = (
+            "texts to predict: .csv, .jsonl or .parquet with the task's text columns, one text per line, or - for "
+            "lines from standard input"
+        )
+        formats = "parquet (default), csv or jsonl; without --output csv and jsonl go to standard output"
         found += [
-            RunOption("input", str | None, None, text),
-            RunOption("format", str, "parquet", "parquet or csv"),
+            RunOption("input", str | None, None, texts),
+            # Taken out of the arguments before parsing (`own_data.take_texts`).
+            RunOption("text", str | None, None, "a text to predict; may be repeated"),
+            RunOption("text_b", str | None, None, "second text of each pair"),
+            RunOption("format", str | None, None, formats),
         ]
     return found
 

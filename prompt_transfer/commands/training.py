@@ -136,7 +136,9 @@ class FitCommand(Command):
             "data_source": config.data.source,
             "data_root": config.data.root or "",
             "label_words_policy": config.model.label_words_policy or "",
-            "data_label_words": config.data.label_words,
+            # The words of a table are part of the task's definition.
+            "data_label_words": config.data.label_words if config.data.label_words == "paper" else "default",
+            **{f"data_{name}": config.data[name] for name in ("validation", "test") if config.data.get(name)},
             "data_max_length": "" if config.data.max_length is None else str(config.data.max_length),
             "data_seed": str(config.data.seed),
             "data_special_tokens": config.data.special_tokens,

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from prompt_transfer.data.batches import BatchDataset, EvaluationBatchSampler, LengthGroupedBatchSampler
+from prompt_transfer.data.description import describe
 from prompt_transfer.data.loaders import batch_loader, check_budget, check_numbers, check_order, check_trainer
+from prompt_transfer.data.own import FromRows, choose_tasks, name_of
 from prompt_transfer.data.selection import SPLITS, Selection, check_split
 from prompt_transfer.data.shots import ValidationShots, parse_shots
 from prompt_transfer.data.sources import TaskData
@@ -18,7 +20,6 @@ from prompt_transfer.data.special_tokens import SpecialTokens, check_special_tok
 from prompt_transfer.data.tables import Tables
 from prompt_transfer.data.texts import texts_to_predict
 from prompt_transfer.data.tokens import TextEncoder, TokenTable
-from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 STAGE_SPLITS = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
 
 
-class TaskDataModule(L.LightningDataModule):
+class TaskDataModule(FromRows, L.LightningDataModule):
     """Batches of one or several tasks, grouped by length.
 
     Training batches mix the tasks in proportion to their rows; evaluation runs the tasks one after the other. A
@@ -38,8 +39,9 @@ class TaskDataModule(L.LightningDataModule):
     batch, also within an epoch.
 
     Args:
-        task: Name of a task, path of a task's YAML file, or a list of these.
-        source: Source of the rows. Tasks whose names start with builtin_ need builtin, all others hub or local.
+        task: Name of a task, path of a task's YAML file or of a table (.csv, .jsonl, .parquet), or a list of these.
+        source: Source of the rows. Tasks whose names start with builtin_ need builtin, all others hub or local. None is
+            local for tables and for tasks whose YAML file names a folder, else builtin.
         root: Folder with <task>/<split>.parquet, .jsonl or .csv for source local.
         batch_size: Examples of one optimizer step, over all processes.
         eval_batch_size: Examples of one evaluation batch on each process.
@@ -48,7 +50,9 @@ class TaskDataModule(L.LightningDataModule):
             Larger batches are split into micro-batches, which changes memory but not the result. None is no limit.
         limit_train: Training rows to use of each task, a random subset by seed. None is all.
         limit_eval: Validation and test rows to use of each task, a random subset by seed. None is all.
-        label_words: The registry's label words, or those of the paper's release 1.0.
+        label_words: The task's label words (default), those of the paper's release 1.0 (paper), or for tables one word
+            per class, as bad,good in the order of the sorted labels, or as neg=bad,pos=good. The default of tables are
+            the labels themselves.
         num_workers: Worker processes that build batches. 0 builds them in the training process.
         seed: Seed of the order, of subsets, and of a validation split that is cut from train.
         cache_dir: Folder for tokenized rows. None is the variable PROMPT_TRANSFER_CACHE, or ~/.cache/prompt_transfer.
@@ -61,6 +65,12 @@ class TaskDataModule(L.LightningDataModule):
             them into ordinary tokens.
         shots: Few-shot runs: training rows of each class, or in all for generation tasks, drawn by seed. None is all.
         validation_shots: Few-shot runs: the same for validation. The default is as many as in training.
+        text: Column of the text, if task is a table.
+        text_b: Column of the second text, for pairs.
+        label: Column of the label.
+        target: Column of the text to generate, instead of a label.
+        validation: Table with the validation split. None cuts it from the training rows.
+        test: Table with the test split. None cuts it from the training rows.
 
     Raises:
         UserError: an invalid option, or a source that does not have the task.
@@ -69,7 +79,7 @@ class TaskDataModule(L.LightningDataModule):
     def __init__(
         self,
         task: str | list[str],
-        source: Literal["hub", "local", "builtin"] = "builtin",
+        source: Literal["hub", "local", "builtin"] | None = None,
         root: str | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 128,
@@ -77,7 +87,7 @@ class TaskDataModule(L.LightningDataModule):
         max_tokens: int | None = None,
         limit_train: int | None = None,
         limit_eval: int | None = None,
-        label_words: Literal["default", "paper"] = "default",
+        label_words: str | list[str] | dict[str, str] = "default",
         num_workers: int = 0,
         seed: int = 0,
         cache_dir: str | None = None,
@@ -88,6 +98,12 @@ class TaskDataModule(L.LightningDataModule):
         special_tokens: SpecialTokens = "keep",
         shots: int | None = None,
         validation_shots: ValidationShots = "same",
+        text: str | None = None,
+        text_b: str | None = None,
+        label: str | None = None,
+        target: str | None = None,
+        validation: str | None = None,
+        test: str | None = None,
     ) -> None:
         super().__init__()
         few = parse_shots(shots, validation_shots, limit_train)
@@ -96,12 +112,19 @@ class TaskDataModule(L.LightningDataModule):
         check_numbers(0, seed=seed, num_workers=num_workers)
         check_split(predict_split)
         check_special_tokens(special_tokens)
-        names = [task] if isinstance(task, str) else task
+        words = label_words if label_words in ("default", "paper") else "default"
+        columns: dict[str, Any] = {
+            "text": text,
+            "text_b": text_b,
+            "label": label,
+            "target": target,
+            "validation": validation,
+        }
+        columns |= {"test": test, "label_words": None if words == label_words else label_words}
+        tasks, own = choose_tasks(task, columns)
         per_split = {"train": limit_train, "validation": limit_eval, "test": limit_eval}
-        tasks = [get_task(name) for name in names]
-        known = {task.name for task in tasks}
-        without = frozenset(name if name in known else get_task(name).name for name in held_out or ())
-        self.selection = Selection(tasks, source, root, seed, label_words, per_split, without, revision, few)
+        without = frozenset(name_of(name, tasks) for name in held_out or ())
+        self.selection = Selection(tasks, source, root, seed, str(words), per_split, without, revision, few, own)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.max_length = max_length
@@ -158,22 +181,7 @@ class TaskDataModule(L.LightningDataModule):
         ``at_max_length`` counts the rows that fill `max_length`, most of them truncated; ``at_max_target_length`` does
         the same for targets. Both exist for tokenized splits only.
         """
-        selection, tables = self.selection, self._made_tables()
-        return {
-            "tasks": [task.name for task in self.tasks],
-            "source": selection.source,
-            "label_words": {task.name: list(task.label_words) for task in self.tasks},
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "limit_train": selection.limits["train"],
-            "limit_eval": selection.limits["validation"],
-            "shots": None if selection.shots is None else vars(selection.shots),
-            "max_length": {task.name: length for task, length in zip(self.tasks, tables.lengths, strict=True)},
-            "special_tokens": self.special_tokens,
-            "max_target_length": {task.name: task.max_target_length for task in self.tasks if task.is_generation},
-            "splits": tables.facts(),
-            "fingerprints": {data.task.name: data.fingerprint for data in self.data},
-        }
+        return describe(self, self._made_tables())
 
     def digests(self) -> dict[str, dict[str, str]]:
         """Return task -> tokenized split -> SHA-256 of its token columns."""

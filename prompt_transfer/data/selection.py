@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from prompt_transfer.data.checks import shared_rows, text_keys
 from prompt_transfer.data.shots import Shots, draw
 from prompt_transfer.data.sources import Source, TaskData, load_task
+from prompt_transfer.data.table_files import RawSplit
 from prompt_transfer.data.tokens import ID_BITS
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
@@ -27,11 +29,13 @@ class Selection:
 
     Args:
         registry: rows of the registry.
-        source, root, seed, label_words: as in `prompt_transfer.data.sources.load_task`.
+        source, root, seed, label_words: as in `prompt_transfer.data.sources.load_task`; source None: see
+            `default_source`.
         limits: split -> rows to use of each task (a random subset by seed), None for all.
         held_out: names of tasks that are not trained on.
         revision: revision of the hub repository; None: the registry's.
         shots: examples of each class in training and validation (a subset by seed, after limits); None: all.
+        own: task -> rows that were read already.
 
     Raises:
         UserError: a revision for a source other than the hub, a duplicate task, a source that lacks a task, or no task
@@ -39,7 +43,7 @@ class Selection:
     """
 
     registry: list[Task]
-    source: Source
+    source: Source | None
     root: str | None
     seed: int
     label_words: str
@@ -47,6 +51,7 @@ class Selection:
     held_out: frozenset[str] = frozenset()
     revision: str | None = None
     shots: Shots | None = None
+    own: Mapping[str, Mapping[str, RawSplit]] = field(default_factory=dict)
     _drawn: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
     _data: list[TaskData] = field(default_factory=list)
     _known: dict[tuple[str, int], dict[int, list[str]]] = field(default_factory=dict)
@@ -59,10 +64,14 @@ class Selection:
             other = ", ".join(sorted(self.held_out - names))
             reason = f"{other} is none of --data.task" if other else "no task is left to train on"
             raise UserError(f"--data.held_out names tasks of --data.task that are not trained on: {reason}")
+        self.source = self.source or default_source(self.registry, self.own)
         if self.revision is not None and self.source != "hub":
             raise UserError(f"--data.revision {self.revision} is for hub repositories: use --data.source hub")
         for task in self.registry:
-            _check_source(task, self.source)
+            if task.name not in self.own:
+                _check_source(task, self.source)
+        if self.source in ("hub", "builtin") and names <= self.own.keys():
+            raise UserError(f"--data.source {self.source}: {', '.join(names)} has its own rows, leave the source out")
         paper = self.label_words == "paper"
         self.tasks = [task.paper_variant() if paper else task for task in self.registry]
 
@@ -71,7 +80,7 @@ class Selection:
         """Each task with all its rows."""
         if not self._data:
             options: tuple[Any, ...] = (self.source, self.root, self.seed, self.label_words, self.revision)
-            self._data = [load_task(task, *options) for task in self.registry]
+            self._data = [load_task(task, *options, self.own.get(task.name)) for task in self.registry]
             self._warn_of_shared_rows()
         return self._data
 
@@ -169,6 +178,17 @@ def check_split(split: str) -> None:
     """Raise UserError if the split is unknown."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
+
+
+def default_source(tasks: Sequence[Task], own: Collection[str] = ()) -> Source:
+    """Return the source without `--data.source`: local for tasks that name a folder, else builtin.
+
+    Args:
+        tasks: the tasks.
+        own: names of those whose rows are given.
+    """
+    others = [task for task in tasks if task.name not in own]
+    return "local" if all(task.local is not None for task in others) else "builtin"
 
 
 def _check_source(task: Task, source: str) -> None:

@@ -102,6 +102,7 @@ def load_task(
     seed: int = 0,
     label_words: Literal["default", "paper"] = "default",
     revision: str | None = None,
+    given: Mapping[str, RawSplit] | None = None,
 ) -> TaskData:
     """Load a task as three splits of texts with class indices or targets.
 
@@ -112,6 +113,7 @@ def load_task(
         seed: seed of a validation split that is cut from train.
         label_words: ``paper`` loads the task as in release 1.0 (words, classes, order of texts).
         revision: commit, tag or branch of the hub repository; None: the registry's.
+        given: rows that were read already, instead of those of the source.
 
     Raises:
         UserError: the source does not have the task, or its data are invalid; the message names the row.
@@ -121,7 +123,14 @@ def load_task(
     if label_words == "paper":
         task = task.paper_variant()
     reading = task
-    if source == "local":
+    if given is not None:
+        raw = dict(given)
+        if not raw:
+            raise UserError(
+                f"task {task.name}: the prompt file defines it but has no rows: give a table with --data.task "
+                "FILE.csv, or texts to predict with --text or --input"
+            )
+    elif source == "local":
         raw = read_local(task, root)
     elif source == "builtin":
         raw = read_builtin(task)

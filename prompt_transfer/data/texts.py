@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from prompt_transfer.data.table_files import (
     shown_names,
     shown_value,
 )
+from prompt_transfer.tasks.labels import label_key
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
 
@@ -33,14 +36,18 @@ OTHER_TABLES = (".tsv", ".json", ".ndjson", ".xlsx", ".arrow")
 def load_texts(path: str | Path, task: Task) -> Dataset:
     """Read texts to predict: columns ``id`` (row or line number from 0), ``text_a``, ``text_b`` (empty if single).
 
+    A table with the task's column of labels, or target texts, also has them in ``gold``, as text.
+
     Args:
-        path: .csv, .jsonl or .parquet with the task's text columns, or a file with one text per line, where blank
-            lines are skipped (their numbers are missing in ``id``).
+        path: .csv, .jsonl or .parquet with the task's text columns, a file with one text per line, where blank lines
+            are skipped (their numbers are missing in ``id``), or - for such lines from standard input.
         task: task that names the text columns.
 
     Raises:
         UserError: the file cannot be read, or has no text for the task.
     """
+    if str(path) == "-":
+        return _texts_of_lines(sys.stdin.read().split("\n"), "standard input")
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix in OTHER_TABLES:
@@ -52,20 +59,51 @@ def load_texts(path: str | Path, task: Task) -> Dataset:
     raw = read_table(path, [name for name in (task.text_a, task.text_b) if name is not None])
     if not len(raw.frame):
         raise UserError(f"{path} holds no row")
-    return unlabelled_rows(task, "the file", raw)
+    rows = unlabelled_rows(task, "the file", raw)
+    answer = task.target_column or task.label_column
+    if answer not in raw.columns:
+        return rows
+    try:
+        gold = [gold_answer(task, value) for value in read_table(path, [str(answer)]).frame[answer].tolist()]
+    except UserError as error:  # the texts can be predicted without their answers
+        warnings.warn(f"the known answers in the column {answer!r} are left out: {error}", stacklevel=2)
+        return rows
+    return rows if all(value is None for value in gold) else rows.add_column("gold", gold)
+
+
+def gold_answer(task: Task, value: Any) -> str | None:
+    """Return a known answer as text: a label as the task writes it, or reference texts, several as JSON."""
+    if task.is_generation:
+        value = value.get("text") if isinstance(value, dict) else value
+        several = isinstance(value, list | tuple) and len(value) != 1
+        value = value[0] if isinstance(value, list | tuple) and not several else value
+        return None if value is None else json.dumps(value, ensure_ascii=False) if several else str(value)
+    key = label_key(value)
+    return None if key is None else {label_key(label): str(label) for label in task.class_labels}.get(key, str(value))
+
+
+def typed_texts(task: Task, texts: Sequence[str], texts_b: Sequence[str] = ()) -> Dataset:
+    """Return texts of a command line as texts to predict; `texts_b` are the second ones of pairs."""
+    rows = texts_to_predict(texts, texts_b or None)
+    warn_of_empty(task, "the given texts", rows["id"][:], rows["text_a"][:], rows["text_b"][:])
+    return rows
 
 
 def _lines(path: Path) -> Dataset:
-    from datasets import Dataset
-
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = not_utf8(path) if isinstance(error, UnicodeDecodeError) else error.strerror
         raise UserError(f"cannot read {path}: {reason}; give a text file with one text a line") from error
+    return _texts_of_lines(lines, str(path))
+
+
+def _texts_of_lines(lines: Sequence[str], where: str) -> Dataset:
+    from datasets import Dataset
+
     kept = [(number, line.strip()) for number, line in enumerate(lines) if line.strip()]
     if not kept:
-        raise UserError(f"{path} holds no text; give a file with one text a line")
+        raise UserError(f"{where} holds no text; give one text a line")
     return Dataset.from_dict(
         {"id": [number for number, _ in kept], "text_a": [line for _, line in kept], "text_b": [""] * len(kept)}
     )

@@ -150,7 +150,7 @@ class PromptEnsemble(PromptTuning):
 
     def _at_once(self, batch: dict[str, Tensor]) -> int:
         limit = self.hparams.prompts_at_once or len(self.names)
-        budget = self.trainer.datamodule.max_tokens
+        budget = getattr(self.trainer.datamodule, "max_tokens", None)
         if budget is None:
             return limit
         rows, length = batch["input_ids"].shape
@@ -198,7 +198,7 @@ class PromptEnsemble(PromptTuning):
 
     def evaluation_step(self, batch: dict[str, Tensor], split: str) -> None:
         """Update the metrics of every active prompt."""
-        references, size = self.trainer.datamodule.targets, len(batch["ids"])
+        references, size = self.references(batch), len(batch["ids"])
         for _, members in self.passes([batch]):
             outputs = self.objective.outputs(self.stacked(members), self.repeated(batch, len(members)))
             for place, number in enumerate(members):

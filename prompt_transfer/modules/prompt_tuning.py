@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from prompt_transfer.data.contract import Encode
 from prompt_transfer.modules.objectives import Classification
 from prompt_transfer.modules.trained import TrainedModule
 from prompt_transfer.prompts.initializers import FromPrompt, Initializer, Vocabulary
 from prompt_transfer.prompts.prompt import Prompt, library_versions
 from prompt_transfer.prompts.reparameterizations import Plain, Reparameterization
+from prompt_transfer.tasks.definition import KEY, definitions
+from prompt_transfer.tasks.task import DEFAULT_CUE, Task
 from prompt_transfer.utils.errors import UserError
+
+# The task of a data module that names none, apart from its label words.
+OWN: dict[str, Any] = {"name": "own", "type": "other", "text_a": "text", "cue": DEFAULT_CUE}
 
 
 class PromptTuning(TrainedModule):
@@ -24,6 +31,7 @@ class PromptTuning(TrainedModule):
         prompt_length: P, number of prompt tokens.
         init: initializer of the prompt; default: embeddings of random vocabulary tokens.
         reparameterization: trained instead of the prompt itself; folded into a plain prompt on export.
+        label_words: one word per class, for data modules and loaders that name no task.
         options: those of `TrainedModule`.
     """
 
@@ -33,16 +41,19 @@ class PromptTuning(TrainedModule):
         prompt_length: int = 20,
         init: Initializer | None = None,
         reparameterization: Reparameterization | None = None,
+        label_words: list[str] | None = None,
         **options: Any,
     ) -> None:
         if prompt_length < 1:
             raise UserError(f"prompt_length is {prompt_length}: a prompt needs at least one token")
         super().__init__(backbone, **options)
+        self.own_task = None if label_words is None else Task(**OWN, label_words=_different(label_words))
         self.init = init or Vocabulary()
         self.reparameterization = reparameterization or Plain()
         self.save_hyperparameters(
             {
                 "prompt_length": prompt_length,
+                **({} if label_words is None else {"label_words": list(label_words)}),
                 "init": self.init.describe(),
                 "reparameterization": self.reparameterization.describe(),
             }
@@ -50,6 +61,43 @@ class PromptTuning(TrainedModule):
         self.prompt_length = prompt_length
 
     # Set-up ----------------------------------------------------------------------------------------------------
+
+    def run_tasks(self) -> list[Task]:
+        """Return the tasks of the run: those of the data module, or the one of `label_words`."""
+        if self.own_task is None:
+            return super().run_tasks()
+        data = self.trainer.datamodule
+        if getattr(data, "tasks", None) or getattr(data, "task", None):
+            raise UserError(
+                f"label_words are given twice: the data module {type(data).__name__} names its task, so leave out "
+                "those of the model (--model.label_words)"
+            )
+        return [self.own_task]
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[Any] | None = None,
+        texts_b: Sequence[str] | None = None,
+        max_length: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return texts as a batch (`prompt_transfer.data.contract`), with the classes of `labels` if given."""
+        return self.collate(max_length=max_length).texts(texts, labels, texts_b)
+
+    def collate(
+        self, text: str = "text", label: str = "label", text_b: str | None = None, max_length: int | None = None
+    ) -> Encode:
+        """Return the collate function of a DataLoader of dicts with these keys.
+
+        Raises:
+            UserError: the task is not known yet.
+        """
+        tasks = self.tasks or ([] if self.own_task is None else [self.own_task])
+        if len(tasks) != 1:
+            raise UserError(
+                "to encode texts the model needs to know its one task: give PromptTuning(label_words=[...])"
+            )
+        return Encode(self.encoder, tasks[0], text, label, text_b, max_length)
 
     @property
     def is_built(self) -> bool:
@@ -137,6 +185,9 @@ class PromptTuning(TrainedModule):
             "head": self.backbone.head,
             "task": ",".join(task.name for task in tasks),
             "label_words": json.dumps({task.name: list(task.label_words) for task in tasks}),
+            **({KEY: defined} if (defined := definitions(tasks)) else {}),
+            "label_words_policy": self.hparams.label_words_policy or "",
+            **self.data_facts,
             "init": init.describe(),
             "reparameterization": reparameterization.describe(),
             "learning_rate": "" if self.optimization.optimizer else repr(self.hparams.learning_rate),
@@ -148,6 +199,17 @@ class PromptTuning(TrainedModule):
         if isinstance(init, FromPrompt):
             metadata["source_prompt"] = ",".join(init.prompt)
         return Prompt(reparameterization.fold().float().cpu(), metadata, initial.float().cpu())
+
+
+def _different(words: Sequence[str]) -> tuple[str, ...]:
+    """Return label words after a check that they are two or more different texts."""
+    if isinstance(words, str) or len(words) < 2 or len({*words}) < len(words) or not all(map(_is_word, words)):
+        raise UserError(f"label_words must be a list of two or more different words, one a class, not {words!r}")
+    return tuple(words)
+
+
+def _is_word(word: object) -> bool:
+    return isinstance(word, str) and bool(word.strip())
 
 
 def norms(prefix: str, reparameterization: Reparameterization, initial: Tensor) -> dict[str, Tensor]:

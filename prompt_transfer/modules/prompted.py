@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.data.contract import BatchRules, check_batch
+from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.tokens import named_rows
-from prompt_transfer.modules.objectives import Classification, Objective, make_objective
-from prompt_transfer.tasks.registry import Task
+from prompt_transfer.modules.objectives import Classification, Objective, References, make_objective
+from prompt_transfer.tasks.registry import Task, get_task
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.nonfinite import FirstNonFinite
 
@@ -32,6 +34,7 @@ class PromptedModule(L.LightningModule):
     """
 
     backbone: FrozenBackbone
+    prompt_length: int
     objective: Objective
 
     def __init__(self) -> None:
@@ -40,6 +43,8 @@ class PromptedModule(L.LightningModule):
         self.keep_records = False
         self.records: list[dict[str, Any]] = []
         self.answered = FirstNonFinite()
+        # Examples so far in the batches of a loader that does not number them.
+        self._numbered = 0
 
     def current_prompt(self) -> Tensor:
         """Return the prompt [P, H] that is scored."""
@@ -54,9 +59,89 @@ class PromptedModule(L.LightningModule):
         self.objective = make_objective(self.backbone, tasks, self.hparams.num_beams)
         self.objective.to(self.device)
 
+    # Data ------------------------------------------------------------------------------------------------------
+
+    def run_tasks(self) -> list[Task]:
+        """Return the tasks of the run: those that the data module names as `tasks` or `task`.
+
+        Raises:
+            UserError: it names none.
+        """
+        data = self.trainer.datamodule
+        named = getattr(data, "tasks", None) or getattr(data, "task", None) or []
+        tasks = [named] if isinstance(named, str | Task) else list(named)
+        if not tasks:
+            which = "a DataLoader does" if data is None else f"the data module {type(data).__name__} does"
+            raise UserError(
+                f"{which} not say which classes it has: give their words, PromptTuning(label_words=[...]), or set the "
+                "attribute `task` of the data module to a prompt_transfer.Task"
+            )
+        return [task if isinstance(task, Task) else get_task(task) for task in tasks]
+
+    @property
+    def has_own_batches(self) -> bool:
+        """Whether the batches come from a `TaskDataModule`, which needs no checks."""
+        return isinstance(self.trainer.datamodule, TaskDataModule)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Check and complete a batch of any other data module or loader (`prompt_transfer.data.contract`)."""
+        return batch if self.has_own_batches else self.accepted(batch)
+
+    def accepted(self, batch: Any) -> Any:
+        """Return a checked batch with all entries; in training as one optimizer step.
+
+        Raises:
+            UserError: the batch breaks the contract.
+        """
+        if not self.trainer.training:
+            return self._checked(batch)
+        step = batch if isinstance(batch, Mapping) and "micro_batches" in batch else {"micro_batches": [batch]}
+        parts = [self._checked(part) for part in step["micro_batches"]]
+        count = torch.tensor(sum(len(part["ids"]) for part in parts), device=self.device)
+        count = count if self.gather is None else self.gather(count).sum()
+        position = step.get("position", self.trainer.global_step + 1)
+        return {"micro_batches": parts, "position": position, "global_count": step.get("global_count", int(count))}
+
+    def _checked(self, batch: Any) -> dict[str, Tensor]:
+        encoder = self.backbone.encoder(self.prompt_length)
+        vocabulary = self.backbone.model.get_input_embeddings().weight.shape[0]
+        classes = [task.num_classes for task in self.tasks]
+        rules = BatchRules(classes, vocabulary, encoder.text_budget(), not self.trainer.predicting)
+        checked = check_batch(batch, rules)
+        if "ids" not in batch:
+            # Each process gets every n-th example.
+            ranks = self.trainer.world_size
+            checked["ids"] = (self._numbered + checked["ids"]) * ranks + self.trainer.global_rank
+            self._numbered += len(checked["ids"])
+        return checked
+
+    def complete(self, batch: Any) -> Any:
+        """Return `accepted(batch)` if the data module replaces `on_before_batch_transfer` by its own hook."""
+        checked = isinstance(batch, Mapping) and ({"ids", "task_ids", "labels"} <= batch.keys() or "position" in batch)
+        return batch if checked else self.accepted(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        self._numbered = 0
+
+    def on_test_epoch_start(self) -> None:
+        self._numbered = 0
+
+    def on_predict_epoch_start(self) -> None:
+        self._numbered = 0
+
+    def references(self, batch: dict[str, Tensor]) -> References:
+        """Return the function that gives the reference texts of examples, for generation tasks.
+
+        The references of a loader without `targets` are its target texts.
+        """
+        own = getattr(self.trainer.datamodule, "targets", None)
+        return own or (lambda split, ids: [[text] for text in self.backbone.decode(batch["target_ids"])])
+
+    # Evaluation ------------------------------------------------------------------------------------------------
+
     def evaluation_step(self, batch: dict[str, Tensor], split: str) -> None:
         """Update the metrics of `split`."""
-        references = self.trainer.datamodule.targets
+        references = self.references(batch)
         keep = self.keep_records
         losses, record = self.objective.evaluate(self.current_prompt(), batch, split, references, keep)
         self.answered.observe_rows("loss", losses, batch["ids"])
@@ -164,19 +249,20 @@ class PromptedModule(L.LightningModule):
         objective.predicted.zero_()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.evaluation_step(batch, "validation")
+        self.evaluation_step(self.complete(batch), "validation")
 
     def on_validation_epoch_end(self) -> None:
         self.evaluation_end("validation")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.evaluation_step(batch, "test")
+        self.evaluation_step(self.complete(batch), "test")
 
     def on_test_epoch_end(self) -> None:
         self.evaluation_end("test")
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Return `ids`, `task_ids` [B] and `probabilities` [B, C], or `texts` for generation tasks."""
+        batch = self.complete(batch)
         output = self.objective.predict(self.current_prompt(), batch)
         if "probabilities" in output:
             self.answered.observe_rows("answer", output["probabilities"].sum(dim=1), batch["ids"])

@@ -13,6 +13,7 @@ from torch import Tensor
 from prompt_transfer.backbones.config import BackboneConfig
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.frozen import FrozenBackbone, is_emulated
+from prompt_transfer.data.description import prompt_facts
 from prompt_transfer.modules.optimization import OptimizationConfig
 from prompt_transfer.modules.prompted import PromptedModule
 from prompt_transfer.tasks.task import LABEL_WORDS_POLICIES
@@ -69,6 +70,8 @@ class TrainedModule(PromptedModule):
             )
         if num_beams < 1:
             raise UserError(f"num_beams is {num_beams}: give 1 (greedy decoding) or more")
+        # Metadata of the prompt that come from the data.
+        self.data_facts: dict[str, str] = {}
         # Places are positions of training batches in the data order.
         self.watched = FirstNonFinite()
         # Position of the current batch, and its optimizer step, counted from 1.
@@ -120,7 +123,8 @@ class TrainedModule(PromptedModule):
                 stacklevel=2,
             )
         self.watched.reset()
-        self.connect(self.trainer.datamodule.tasks)
+        self.connect(self.run_tasks())
+        self.data_facts = prompt_facts(self.trainer.datamodule) if self.has_own_batches else {}
         if not self.is_built:
             self.begin(int(torch.initial_seed() % 2**63))
 
@@ -153,7 +157,7 @@ class TrainedModule(PromptedModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the mean loss over the examples of all ranks; several forward passes only save memory."""
-        parameters = self.trained()
+        parameters, batch = self.trained(), self.complete(batch)
         count = batch["global_count"] / self.trainer.world_size
         *early, last = self.passes(batch["micro_batches"])
         gradients = [torch.zeros_like(p) for p in parameters]
@@ -172,7 +176,8 @@ class TrainedModule(PromptedModule):
             carried = torch.stack([(g * p).sum() for g, p in zip(gradients, parameters, strict=True)]).sum()
             loss = loss + carried - carried.detach()
         self._position, self._step = batch["position"], self.trainer.global_step + 1
-        self.trainer.datamodule.batch_done(self._position)
+        if hasattr(self.trainer.datamodule, "batch_done"):
+            self.trainer.datamodule.batch_done(self._position)
         whole = torch.stack(totals).sum(dim=0)
         self.watched.observe("loss", whole, self._position)
         self.log_losses(whole, batch["global_count"])
@@ -220,10 +225,12 @@ class TrainedModule(PromptedModule):
     def stop_nonfinite(self) -> None:
         """Call `handle_nonfinite` for each prompt with a non-finite loss or gradient in any step so far."""
         for number, (quantity, position) in self.watched.found(self.gather).items():
-            rows = self.row_numbers(self.trainer.datamodule.trained_examples(position))
             step = self._step - (self._position - position)
             label = self.prompt_label(number)
-            self.handle_nonfinite(number, f"step {step}: the {quantity} of the {label} is NaN or Inf (training {rows})")
+            rows = ""
+            if hasattr(self.trainer.datamodule, "trained_examples"):
+                rows = f" (training {self.row_numbers(self.trainer.datamodule.trained_examples(position))})"
+            self.handle_nonfinite(number, f"step {step}: the {quantity} of the {label} is NaN or Inf{rows}")
 
     def prompt_label(self, number: int) -> str:
         """Return the name of prompt `number` in messages."""

@@ -27,6 +27,7 @@ from prompt_transfer.prompts.tensor_file import (
     sizes,
     write,
 )
+from prompt_transfer.tasks.definition import KEY as TASK_DEFINITIONS
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.version import __version__
 
@@ -36,7 +37,7 @@ KINDS: dict[str, type[Projector]] = {
 }
 # Metadata that a projected prompt inherits: its training task and how it is scored.
 KEPT = (
-    *("task", "label_words", "seed", "random", "train_rows"),
+    *("task", "label_words", TASK_DEFINITIONS, "seed", "random", "train_rows"),
     *(
         "label_words_policy",
         "data_task",

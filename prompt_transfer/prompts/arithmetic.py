@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from prompt_transfer.backbones.layouts import is_causal
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.prompts.recommendation import shares
+from prompt_transfer.tasks.definition import KEY as TASK_DEFINITIONS
 from prompt_transfer.utils.errors import UserError
 
 # Metadata that a combined prompt inherits if all its inputs agree.
@@ -201,13 +203,17 @@ def _metadata(prompts: Sequence[Prompt], operation: str) -> dict[str, str]:
     kept = {key: facts[0][key] for key in KEPT if key in facts[0] and len({one.get(key) for one in facts}) == 1}
     tasks = list(dict.fromkeys(name for one in facts for name in one.get("task", "").split(",") if name))
     words: dict[str, list[str]] = {}
+    defined: dict[str, Any] = {}
     paths: dict[str, None] = {}
     for one in facts:
         words |= json.loads(one.get("label_words") or "{}")
+        defined |= json.loads(one.get(TASK_DEFINITIONS) or "{}")
         paths |= dict.fromkeys(json.loads(one.get("data_task") or "[]"))
     combined = {"task": ",".join(tasks), "arithmetic": operation, "init": operation}
     if words:
         combined["label_words"] = json.dumps(words)
+    if defined:
+        combined[TASK_DEFINITIONS] = json.dumps(defined)
     if paths:
         combined["data_task"] = json.dumps(list(paths))
     if any(one.get("projected") == "true" for one in facts):

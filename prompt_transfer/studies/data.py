@@ -14,7 +14,7 @@ class TargetData:
     """Data source of the target tasks.
 
     Args:
-        source: hub, local or builtin.
+        source: hub, local or builtin; null is local for tasks whose YAML file names a folder, else builtin.
         root: folder that holds <task>/<split>.parquet, .jsonl or .csv for source local.
         max_length: maximum tokens of a text; null: the task's own limit.
         max_tokens: positions of one forward pass; null: a default for the device.
@@ -25,7 +25,7 @@ class TargetData:
         special_tokens: keep the backbone's special tokens in texts, such as </s>, or split them into ordinary tokens.
     """
 
-    source: Literal["hub", "local", "builtin"] = "builtin"
+    source: Literal["hub", "local", "builtin"] | None = None
     root: str | None = None
     max_length: int | None = None
     max_tokens: int | None = None

@@ -13,6 +13,7 @@ from torch import Tensor
 from prompt_transfer.prompts.io.published import TASKS
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, readable_prompts
 from prompt_transfer.prompts.tensor_file import sizes
+from prompt_transfer.tasks.definition import stored_tasks
 from prompt_transfer.tasks.registry import get_task, task_names
 from prompt_transfer.utils.errors import UserError
 
@@ -131,7 +132,9 @@ def _type(task: str, prompt: Prompt) -> str:
     if task in task_names():
         return get_task(task).type
     try:
-        # A user's own task: its YAML file, if it still exists.
+        # A user's own task: defined by the prompt, or by its YAML file if that still exists.
+        if task in (defined := stored_tasks(prompt.metadata, prompt.path)):
+            return defined[task].type
         return get_task(json.loads(prompt.metadata.get("data_task", "[]"))[0]).type
     except (UserError, ValueError, LookupError, TypeError):
         return UNKNOWN

@@ -79,6 +79,11 @@ def get_task(name: str | Path) -> Task:
         UserError: no such task (close names are given), or the file does not describe a task.
     """
     text = str(name)
+    if text.lower().endswith((".csv", ".jsonl", ".parquet")):
+        raise UserError(
+            f"{text} is a table, which only --data.task takes, with --data.text COLUMN and --data.label COLUMN; here "
+            "describe it by a task's YAML file"
+        )
     if text.endswith((".yaml", ".yml")) or "/" in text:
         return _load_yaml(Path(text).expanduser())
     if text in _REGISTRY:

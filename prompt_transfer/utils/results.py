@@ -40,20 +40,27 @@ def table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def write(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write a frame as `.csv` or `.parquet`, atomically.
+    """Write a frame as `.csv`, `.jsonl` or `.parquet`, atomically.
 
     Raises:
-        UserError: the suffix is neither .csv nor .parquet, or the path cannot be written.
+        UserError: another suffix, or the path cannot be written.
     """
     path = Path(path)
-    if path.suffix not in (".csv", ".parquet"):
-        raise UserError(f"cannot write a table to {path}: the name must end in .csv or .parquet")
+    if path.suffix not in (".csv", ".jsonl", ".parquet"):
+        raise UserError(f"cannot write a table to {path}: the name must end in .jsonl, .csv or .parquet")
     with atomic_path(path) as temporary:
-        if path.suffix == ".csv":
-            frame.to_csv(temporary, index=False)
+        if path.suffix in (".csv", ".jsonl"):
+            temporary.write_text(as_text(frame, path.suffix), encoding="utf-8", newline="")
         else:
             frame.to_parquet(temporary, index=False)
     return path
+
+
+def as_text(frame: pd.DataFrame, suffix: str) -> str:
+    """Return a frame as the text of a .csv or .jsonl file."""
+    if suffix == ".jsonl":
+        return str(frame.to_json(orient="records", lines=True, force_ascii=False))
+    return str(frame.to_csv(index=False))
 
 
 @contextmanager

@@ -58,15 +58,17 @@ class ShortTuning:
         rows = self.steps * BATCH_SIZE
         source = TaskDataModule(
             task, data.source, data.root, BATCH_SIZE, max_length=data.max_length, max_tokens=data.max_tokens,
-            limit_train=rows, limit_eval=1, label_words=words,  # type: ignore[arg-type]
+            limit_train=rows, limit_eval=1, label_words=words,
             seed=data.seed, cache_dir=data.cache_dir, special_tokens=data.special_tokens,
         )  # fmt: skip
         module.connect(source.tasks)
         made, generator = module.start(module.init, self.seed)
         origin, start = (module.init.describe(), made) if start is None else ("the start of the sources", start)
         facts = {
-            **{"data_task": json.dumps([task]), "data_source": data.source, "data_root": data.root or ""},
-            **{"data_label_words": words, "data_seed": str(data.seed), "seed": str(self.seed)},
+            "data_task": json.dumps([task]),
+            "data_source": str(source.selection.source),
+            **{"data_root": data.root or "", "data_seed": str(data.seed), "seed": str(self.seed)},
+            "data_label_words": words,
             "label_words_policy": module.hparams.label_words_policy or "",
             "data_max_length": "" if data.max_length is None else str(data.max_length),
             "data_special_tokens": data.special_tokens,
