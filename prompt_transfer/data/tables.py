@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from prompt_transfer.backbones.templates import Template
 from prompt_transfer.data.checks import SpecialTokens, warn_of_special_tokens
 from prompt_transfer.data.selection import Selection
 from prompt_transfer.data.tokens import TextEncoder, TokenTable, cache_path, tokenise
@@ -43,16 +44,32 @@ class Tables:
     def __post_init__(self) -> None:
         if self.special_tokens == "split":
             self.encoder = self.encoder.splitting()
+        self.templates = [self._template(task) for task in self.selection.tasks]
         self.lengths = [self._length(task) for task in self.selection.tasks]
         for index in range(len(self.lengths)):
             self._check(index)
+
+    def _template(self, task: Task) -> Template | None:
+        """Return the task's template for the encoder; None if it has none."""
+        try:
+            # Encoders of tests know no templates.
+            return None if task.format is None else self.encoder.resolved(task.format)
+        except UserError as error:
+            raise UserError(f"task {task.name}: {error}") from error
+
+    def _words(self, index: int) -> dict[str, Any]:
+        """Return the options of the texts' format."""
+        task, template = self.selection.tasks[index], self.templates[index]
+        if template is not None:
+            return {"template": template}
+        return {"cue": task.cue, "seq2seq_frame": task.seq2seq_frame}
 
     def _check(self, index: int) -> None:
         """Check, also for tokens in the cache, that cue and frame leave room for text, and that targets can end."""
         task, text_room = self.selection.tasks[index], getattr(self.encoder, "text_room", None)
         try:
             if text_room is not None:
-                text_room(self.lengths[index], self._pairs(index), task.cue, task.seq2seq_frame)
+                text_room(self.lengths[index], self._pairs(index), **self._words(index))
             if task.is_generation and hasattr(self.encoder, "end_token_id"):
                 self.encoder.end_token_id()
         except UserError as error:
@@ -97,20 +114,20 @@ class Tables:
         return self._splits[name]
 
     def _pairs(self, index: int) -> bool:
-        task = self.selection.tasks[index]
-        return task.text_b is not None and not task.join_texts
+        return self.selection.tasks[index].pairs
 
     def _tokens(self, split: str, index: int) -> TokenTable:
         task = self.selection.tasks[index]
         options: dict[str, Any] = {
             "max_length": self.lengths[index],
             "pairs": self._pairs(index),
-            "cue": task.cue,
-            "seq2seq_frame": task.seq2seq_frame,
+            **self._words(index),
             "max_target_length": task.max_target_length if task.is_generation else None,
         }
         # The targets are part of the data's fingerprint, the end token of the encoder's.
         facts = {"encoder": self.encoder.fingerprint, **options, **self.selection.facts(split, index)}
+        if self.templates[index] is not None:
+            facts["template"] = asdict(self.templates[index])
         cache = cache_path(self.cache_dir, f"{task.name}-{split}", facts)
         return tokenise(self.selection.rows(split, index), self.encoder, task_index=index, cache_file=cache, **options)
 
@@ -131,11 +148,9 @@ class Tables:
         return self._texts(rows, 0)
 
     def _texts(self, rows: Dataset, index: int) -> TokenTable:
-        task = self.selection.tasks[index]
         return tokenise(
-            rows, self.encoder, self.lengths[index], pairs=self._pairs(index), cue=task.cue,
-            seq2seq_frame=task.seq2seq_frame, task_index=index,
-        )  # fmt: skip
+            rows, self.encoder, self.lengths[index], pairs=self._pairs(index), task_index=index, **self._words(index)
+        )
 
     def to_predict(self, split: str) -> TokenTable:
         """Return all tasks' rows of a split as in the source; unlabelled rows are not cached."""

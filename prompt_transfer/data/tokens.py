@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
+from prompt_transfer.backbones.templates import Template
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import cache_folder
 
@@ -62,13 +63,16 @@ class TextEncoder(Protocol):
         max_length: int,
         cue: str = "",
         seq2seq_frame: tuple[str, str] | None = None,
+        template: Template | None = None,
     ) -> list[list[int]]:
         """Return the token ids of each example with special tokens, at most `max_length`; causal models append `cue`,
-        seq2seq models put the frame before the first text and between the two.
+        seq2seq models put the frame before the first text and between the two; a `template` replaces both.
         """
         ...
 
-    def encode_targets(self, texts: list[str], max_length: int) -> list[list[int]]:
+    def encode_targets(
+        self, texts: list[str], max_length: int, template: Template | None = None
+    ) -> list[list[int]]:
         """Return the token ids of target texts, at most `max_length` including the end token, which is always kept."""
         ...
 
@@ -157,6 +161,7 @@ def tokenise(
     cue: str = "",
     seq2seq_frame: tuple[str, str] | None = None,
     max_target_length: int | None = None,
+    template: Template | None = None,
     task_index: int = 0,
     cache_file: Path | None = None,
 ) -> TokenTable:
@@ -172,6 +177,7 @@ def tokenise(
         cue: text that causal models read after the example.
         seq2seq_frame: texts that seq2seq models read before the first text and between the two.
         max_target_length: longest target in tokens; None: targets are not read.
+        template: words around the texts, in place of cue and frame.
         task_index: index of the task, for `task_ids` and `ids`.
         cache_file: an ``.arrow`` file whose name is a key of everything the tokens depend on (`cache_path`); read if
             it exists, else written atomically. None: no cache.
@@ -186,12 +192,14 @@ def tokenise(
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         second = batch["text_b"] if pairs else None
-        ids = encoder.encode(batch["text_a"], second, max_length, cue=cue, seq2seq_frame=seq2seq_frame)
+        ids = encoder.encode(batch["text_a"], second, max_length, cue=cue, seq2seq_frame=seq2seq_frame, **words)
         columns = {"input_ids": ids, "label": batch.get("label") or [-1] * len(ids), "id": batch["id"]}
         if max_target_length is not None:
-            columns["target_ids"] = encoder.encode_targets([texts[0] for texts in batch["target"]], max_target_length)
+            texts = [texts[0] for texts in batch["target"]]
+            columns["target_ids"] = encoder.encode_targets(texts, max_target_length, **words)
         return columns
 
+    words = {} if template is None else {"template": template}
     with_targets = max_target_length is not None
     try:
         tokens = _map(rows, encode, with_targets, cache_file)

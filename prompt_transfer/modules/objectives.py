@@ -16,7 +16,7 @@ from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.tasks.metrics import example_scores, make_metrics
 from prompt_transfer.tasks.registry import Task
-from prompt_transfer.tasks.verbalizers import Verbalizer, VerbalizerStack, label_sequences, stack
+from prompt_transfer.tasks.verbalizers import Verbalizer, VerbalizerStack, label_sequences, sequence_weights, stack
 from prompt_transfer.utils.errors import UserError
 
 SPLITS = ("validation", "test")
@@ -92,6 +92,7 @@ class Classification(Objective):
     class_mask: Tensor
     predicted: Tensor
     sequences: Tensor | None
+    sequence_weights: Tensor | None
 
     def __init__(self, backbone: FrozenBackbone, tasks: list[Task]) -> None:
         super().__init__(backbone, tasks)
@@ -109,8 +110,15 @@ class Classification(Objective):
                 )
             sequences, class_mask = label_sequences(tasks, backbone.encoder(1))
             self.register_buffer("sequences", sequences, persistent=False)
+            weights = sequence_weights(tasks)
+            self.register_buffer("sequence_weights", weights, persistent=False)
+            class_mask = class_mask if weights is None else (weights > 0).any(dim=2)
         else:
-            self.verbalizers = [Verbalizer.for_task(task, backbone.tokenizer, backbone.family.name) for task in tasks]
+            spaced = backbone.encoder(1).is_spaced
+            self.verbalizers = [
+                Verbalizer.for_task(task, backbone.tokenizer, backbone.family.name, spaced(task.format))
+                for task in tasks
+            ]
             stacked = stack(self.verbalizers)
             self.sequences, class_mask = None, stacked.class_mask
             self.register_buffer("token_ids", stacked.token_ids, persistent=False)
@@ -123,14 +131,16 @@ class Classification(Objective):
         if self.sequences is None:
             return self._class_logits(prompt, batch, [batch["task_ids"]])[0]
         targets = self.sequences[batch["task_ids"]]
-        size, classes, length = targets.shape
-        repeated = {"target_ids": targets.reshape(size * classes, length)}
+        size, words, length = targets.shape
+        repeated = {"target_ids": targets.reshape(size * words, length)}
         for name in ("input_ids", "attention_mask", "prompt_ids", "text_ids"):
             if name in batch:
                 # With `text_ids` the texts are shared, not one per example.
                 once = "text_ids" in batch and name in ("input_ids", "attention_mask")
-                repeated[name] = batch[name] if once else batch[name].repeat_interleave(classes, dim=0)
-        found = self.backbone.target_log_probs(prompt, repeated).sum(dim=1).view(size, classes)
+                repeated[name] = batch[name] if once else batch[name].repeat_interleave(words, dim=0)
+        found = self.backbone.target_log_probs(prompt, repeated).sum(dim=1).view(size, words)
+        if self.sequence_weights is not None:
+            found = (found.unsqueeze(1) * self.sequence_weights[batch["task_ids"]]).sum(dim=2)
         return found.masked_fill(~self.class_mask[batch["task_ids"]], float("-inf"))
 
     def logits_of_tasks(

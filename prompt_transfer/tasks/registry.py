@@ -7,10 +7,12 @@ A user's task is a YAML file::
     columns: {text_a: text, text_b: null}
     label_column: label
     labels: [0, 1]                   # values in class order; left out: 0..C-1
-    label_words: [terrible, great]
+    label_words: [terrible, great]   # or several words a class: [[terrible, awful], [great, good]]
     label_words_policy: error        # a word of several tokens: error, first token, mean of all
     metric: accuracy
     cue: "Answer:"                   # text that a causal model reads before its answer; "" for none
+    template: "{text_a}\\nTopic:"     # optional, words around the texts instead of the cue
+    chat_template: true              # optional, the texts are the user's turn of an instruct model's chat template
     local: folder                    # optional, relative to this file; wins over --data.root/<name>
 
 A generation task has a target instead of labels and label words::
@@ -29,6 +31,7 @@ from typing import Any
 
 import yaml
 
+from prompt_transfer.backbones.templates import Template
 from prompt_transfer.tasks.builtin import BUILTIN_TASKS
 from prompt_transfer.tasks.catalogue import ROWS
 from prompt_transfer.tasks.labels import label_clash
@@ -47,7 +50,8 @@ __all__ = ["HubSource", "PaperWords", "Task", "describe_tasks", "get_task", "reg
 
 LABEL_KEYS = ("label_column", "labels", "label_words", "label_words_policy", "drop_labels")
 TARGET_KEYS = ("target_column", "max_target_length")
-YAML_KEYS = ("name", "type", "columns", *LABEL_KEYS, *TARGET_KEYS, "metric", "metrics", "max_length", "cue", "local")
+FORMAT_KEYS = ("max_length", "cue", "template", "chat_template")
+YAML_KEYS = ("name", "type", "columns", *LABEL_KEYS, *TARGET_KEYS, "metric", "metrics", *FORMAT_KEYS, "local")
 _REGISTRY: dict[str, Task] = {row.name: row for row in ROWS}
 _BUILTIN: dict[str, Task] = {row.name: row for row in BUILTIN_TASKS}
 
@@ -107,7 +111,7 @@ def _describe(task: Task) -> dict[str, Any]:
         "name": task.name,
         "type": task.type,
         "classes": task.num_classes,
-        "label_words": list(task.label_words),
+        "label_words": task.stored_words,
         "metric": task.metric,
         "sources": sources,
         "hub": hub,
@@ -129,6 +133,11 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
+
+
+def _word(value: Any) -> str:
+    # YAML parses true, false and numbers; as label words they are strings.
+    return (str(value).lower() if isinstance(value, bool) else str(value)).strip()
 
 
 def _load_yaml(path: Path) -> Task:
@@ -168,8 +177,23 @@ class _Fields:
             local=None if local is None else self._folder(local),
             max_length=self._tokens("max_length", 64),
             cue="" if cue == "" else self._string("cue", default=DEFAULT_CUE),
+            **self._format(columns),
             **answers,
         )
+
+    def _format(self, columns: dict[str, Any]) -> dict[str, Any]:
+        """Return the checked template."""
+        template, chat = self._string("template", required=False), self.values.get("chat_template", False)
+        if not isinstance(chat, bool):
+            raise self._fail(f"chat_template must be true or false, not {chat!r}")
+        if template is not None:
+            if "cue" in self.values:
+                raise self._fail("a template replaces the cue: write the cue's words at its end, and leave out cue")
+            try:
+                Template.parse(template, columns.get("text_b") is not None)
+            except UserError as error:
+                raise self._fail(str(error)) from error
+        return {"template": template, "chat_template": chat}
 
     def _folder(self, local: str) -> str:
         try:
@@ -181,7 +205,8 @@ class _Fields:
         """Return the fields of a classification task."""
         if "max_target_length" in self.values:
             raise self._fail("max_target_length is for tasks with a target_column")
-        words = tuple(self._words())
+        sets = self._words()
+        words = tuple(own[0] for own in sets)
         labels = self._labels(words)
         dropped = tuple(self._list("drop_labels") or ())
         fault = label_clash(range(len(words)) if labels is None else labels, dropped)
@@ -191,6 +216,7 @@ class _Fields:
             "label_column": self._string("label_column", default="label"),
             "labels": labels,
             "label_words": words,
+            "other_words": tuple(own[1:] for own in sets) if any(len(own) > 1 for own in sets) else (),
             "label_words_policy": self._choice("label_words_policy", LABEL_WORDS_POLICIES),
             "drop_labels": dropped,
         }
@@ -245,13 +271,21 @@ class _Fields:
             raise self._fail(f"{key} must be a list, not {value!r}")
         return value
 
-    def _words(self) -> list[str]:
-        # YAML parses true, false and numbers; as label words they are strings.
+    def _words(self) -> list[tuple[str, ...]]:
+        """Return the words of each class: one, or those of a list."""
         values = self._list("label_words") or []
-        words = [(str(value).lower() if isinstance(value, bool) else str(value)).strip() for value in values]
-        if len(words) < 2 or len(set(words)) != len(words) or not all(words):
-            raise self._fail(f"label_words must be two or more different words, one a class, not {words}")
-        return words
+        sets = [tuple(map(_word, value if isinstance(value, list) else [value])) for value in values]
+        words = [word for own in sets for word in own]
+        if len(sets) < 2 or len(set(words)) != len(words) or not all(words) or not all(sets):
+            shown = [own[0] if len(own) == 1 else list(own) for own in sets]
+            raise self._fail(
+                f"label_words must be two or more different words, one a class or a list of words a class, not {shown}"
+            )
+        for own, value in zip(sets, values, strict=True):
+            wrong = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, list | dict)]
+            if wrong:
+                raise self._fail(f"label_words: {wrong[0]!r} is not a word ({', '.join(own)})")
+        return sets
 
     def _labels(self, words: tuple[str, ...]) -> tuple[Any, ...] | None:
         labels = self._list("labels")
