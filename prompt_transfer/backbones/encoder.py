@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from transformers import PreTrainedTokenizerBase
 
 from prompt_transfer.backbones.special_tokens import ordinary_ids, special_tokens
-from prompt_transfer.backbones.tokenization import Encode, continued, line_feed
+from prompt_transfer.backbones.templates import Template, check_single_start, split_blank
+from prompt_transfer.backbones.tokenization import Encode, continued, following, line_feed
 from prompt_transfer.utils.errors import UserError
 
 # With fewer positions the texts of a pair would be cut to a word or two.
@@ -26,6 +27,9 @@ class TextEncoder:
     | masked_lm | `<s> A </s>` | `<s> A </s> B </s>`, one separator as in release 1.0 |
     | seq2seq_lm | `A </s>` | `A </s> B </s>` |
     | causal_lm | `A cue` | `A`, newline, `B cue`: the last token is the answer slot |
+
+    With a `Template`, its words replace the cue, the newline and the separators between texts. They are tokenized as in
+    the whole string, special tokens included; an encoder's `<s>` and last `</s>` and a seq2seq model's end token stay.
 
     A causal model's input begins with `start`. An input without any token is replaced by the placeholder of
     `without_text`, which then is the answer slot.
@@ -103,17 +107,23 @@ class TextEncoder:
         max_length: int,
         cue: str = "",
         seq2seq_frame: tuple[str, str] | None = None,
+        template: Template | None = None,
     ) -> list[list[int]]:
         """Return the token ids of each example with special tokens, at most `max_length`.
 
         Longer texts are truncated at the end; in a pair the longer text is truncated first. The cue, the words before a
-        causal model's answer, and the frame of a seq2seq model are never truncated.
+        causal model's answer, the frame of a seq2seq model and the words of a `template` (`resolved`), which replaces
+        both, are never truncated.
 
         Raises:
             UserError: a text contains a token without a word embedding, or `max_length` leaves too little text.
         """
-        start, between, end = self._frame(cue, seq2seq_frame)
-        room = self.text_room(max_length, text_b is not None, cue, seq2seq_frame)
+        start, between, end = self._frame(cue, seq2seq_frame, template)
+        room = self.text_room(max_length, text_b is not None, cue, seq2seq_frame, template)
+        if template is not None:
+            if text_b is not None and template.swapped:
+                text_a, text_b = text_b, text_a
+            return self._readable(self._filled((start, between, end), template, text_a, text_b, room))
         first = self._text_ids(text_a)
         if text_b is None:
             return self._readable([[*start, *ids[:room], *end] for ids in first])
@@ -123,20 +133,62 @@ class TextEncoder:
             encoded.append([*start, *a[:length_a], *between, *b[:length_b], *end])
         return self._readable(encoded)
 
+    def _filled(
+        self,
+        words: tuple[list[int], list[int], list[int]],
+        template: Template,
+        first: list[str],
+        second: list[str] | None,
+        room: int,
+    ) -> list[list[int]]:
+        """Return the ids of a template filled with texts, which are truncated to `room` tokens."""
+        start, between, end = words
+        kept, blank = split_blank(template.before)
+        first = [blank + text for text in first]
+        encoded_a = following(self._text_ids, first) if kept else self._text_ids(first)
+        if second is None:
+            return [[*start, *ids[:room], *end] for ids in encoded_a]
+        blank = split_blank(template.between)[1]
+        encoded_b = following(self._text_ids, [blank + text for text in second])
+        encoded = []
+        for a, b in zip(encoded_a, encoded_b, strict=True):
+            length_a, length_b = shorten(len(a), len(b), room)
+            encoded.append([*start, *a[:length_a], *between, *b[:length_b], *end])
+        return encoded
+
+    def resolved(self, template: Template | None) -> Template | None:
+        """Return a template for this backbone: a chat template is rendered.
+
+        Raises:
+            UserError: a chat template, but the backbone is not causal or its tokenizer has none.
+        """
+        if template is None or not template.chat:
+            return template
+        if self.kind != "causal_lm":
+            raise UserError(f"a chat template is for causal backbones, but this one is {self.kind}: leave it out")
+        return template.with_chat(self.tokenizer)
+
     def text_room(
-        self, max_length: int, pairs: bool, cue: str = "", seq2seq_frame: tuple[str, str] | None = None
+        self,
+        max_length: int,
+        pairs: bool,
+        cue: str = "",
+        seq2seq_frame: tuple[str, str] | None = None,
+        template: Template | None = None,
     ) -> int:
         """Return the number of tokens that `max_length` leaves for the text, or for both texts of a pair.
 
         Raises:
             UserError: fewer than `MIN_TEXT_TOKENS`.
         """
-        start, between, end = self._frame(cue, seq2seq_frame)
+        start, between, end = self._frame(cue, seq2seq_frame, template)
         taken = len(start) + len(end) + (len(between) if pairs else 0)
         if max_length - taken >= MIN_TEXT_TOKENS:
             return max_length - taken
         parts, cut = f"special tokens ({taken})", ""
-        if self.kind == "causal_lm" and cue:
+        if template is not None:
+            parts, cut = f"the template and special tokens ({taken})", "a shorter template"
+        elif self.kind == "causal_lm" and cue:
             parts, cut = f"the cue ({len(end)}) and special tokens ({taken - len(end)})", "a shorter cue"
         elif self.kind == "seq2seq_lm" and seq2seq_frame is not None:
             parts, cut = f"the frame and special tokens ({taken})", "a shorter frame"
@@ -165,22 +217,29 @@ class TextEncoder:
         ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, self.pad_token_id)
         return [next(token_id for token_id in ends if token_id is not None)]
 
-    def encode_targets(self, texts: list[str], max_length: int) -> list[list[int]]:
+    def encode_targets(self, texts: list[str], max_length: int, template: Template | None = None) -> list[list[int]]:
         """Return the token ids of target texts, each with the end token, at most `max_length`.
 
         Raises:
             UserError: a text contains a token without a word embedding, or the tokenizer has no end token.
         """
         end = self.end_token_id()
-        return [[*ids[: max_length - 1], end] for ids in self.answer_ids(texts)]
+        return [[*ids[: max_length - 1], end] for ids in self.answer_ids(texts, template)]
 
-    def answer_ids(self, texts: list[str]) -> list[list[int]]:
-        """Return the token ids of target texts without the end token.
+    def is_spaced(self, template: Template | None) -> bool:
+        """Whether a blank precedes the answer: not in causal models after a template that ends in a line feed."""
+        resolved = self.resolved(template) if self.kind == "causal_lm" else None
+        return resolved is None or resolved.answer_is_spaced
+
+    def answer_ids(self, texts: list[str], template: Template | None = None) -> list[list[int]]:
+        """Return the token ids of target texts without the end token; `template` precedes them in a causal model.
 
         Raises:
             UserError: a text contains a token without a word embedding.
         """
-        return self._checked(self._continued(texts, self._text_ids))
+        if self.is_spaced(template):
+            return self._checked(self._continued(texts, self._text_ids))
+        return self._checked(following(self._text_ids, [text.strip() for text in texts]))
 
     def end_token_id(self) -> int:
         """Return the id of the token that ends a generated text.
@@ -214,9 +273,13 @@ class TextEncoder:
             )
         return rows
 
-    def _frame(self, cue: str, seq2seq_frame: tuple[str, str] | None) -> tuple[list[int], list[int], list[int]]:
+    def _frame(
+        self, cue: str, seq2seq_frame: tuple[str, str] | None, template: Template | None = None
+    ) -> tuple[list[int], list[int], list[int]]:
         """Return the ids before, between and after the texts."""
         tokenizer = self.tokenizer
+        if template is not None:
+            return self._template_frame(template)
         if self.kind == "masked_lm":
             separator = tokenizer.sep_token_id
             return [tokenizer.cls_token_id], [separator] * self.separators, [separator]
@@ -228,6 +291,20 @@ class TextEncoder:
         # Without a cue the text's last token is the answer slot.
         end = self._continued([cue], self._ids)[0] if cue else []
         return list(self.start), line_feed(tokenizer, self._ids), end
+
+    def _template_frame(self, template: Template) -> tuple[list[int], list[int], list[int]]:
+        """Return the ids before, between and after the texts of a template."""
+        tokenizer, before = self.tokenizer, split_blank(template.before)[0]
+        between = split_blank(template.between)[0]
+        # The answer brings its own blank.
+        after = template.after.rstrip(" ") if self.kind == "causal_lm" else template.after
+        start = self._ids([before])[0] if before else []
+        middle, end = (following(self._ids, [words])[0] if words else [] for words in (between, after))
+        if self.kind == "masked_lm":
+            return [tokenizer.cls_token_id, *start], middle, [*end, tokenizer.sep_token_id]
+        if self.kind == "seq2seq_lm":
+            return start, middle, [*end, tokenizer.eos_token_id]
+        return [*self.start, *check_single_start(start, self.start)], middle, end
 
     def _text_ids(self, texts: list[str]) -> list[list[int]]:
         return ordinary_ids(self.tokenizer, texts) if self.split_special_tokens else self._ids(texts)

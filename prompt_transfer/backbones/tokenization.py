@@ -106,8 +106,25 @@ def check_tokenizer(name: str, model: PreTrainedModel, tokenizer: PreTrainedToke
         )
 
 
-def word_pieces(tokenizer: Any, text: str) -> list[int]:
+def following(encode: Encode, texts: list[str]) -> list[list[int]]:
+    """Return the token ids of texts that follow other words, as `continued`, also without a space between.
+
+    A text that begins with a letter or mark is encoded after a newline, with which no tokenizer merges it.
+    """
+    anchors = [ANCHOR if text[:1].isspace() else "\n" for text in texts]
+    ids_of = {anchor: encode([anchor])[0] for anchor in set(anchors)}
+    found = []
+    joined = encode([anchor + text for anchor, text in zip(anchors, texts, strict=True)])
+    for anchor, text, ids in zip(anchors, texts, joined, strict=True):
+        own = ids_of[anchor]
+        found.append(ids[len(own) :] if ids[: len(own)] == own else encode([text])[0])
+    return found
+
+
+def word_pieces(tokenizer: Any, text: str, spaced: bool = True) -> list[int]:
     """Return the token ids of `text` inside a sentence: with a leading space, without special tokens.
+
+    `spaced` False: after a line feed, without the space.
 
     Byte-level BPE (RoBERTa, GPT) has different tokens for " great" and "great"; WordPiece ignores the space. Tokenizers
     that add a space before every input do not add a second one here (see `continued`).
@@ -116,4 +133,4 @@ def word_pieces(tokenizer: Any, text: str) -> list[int]:
     def encode(texts: list[str]) -> list[list[int]]:
         return [tokenizer.encode(one, add_special_tokens=False) for one in texts]
 
-    return continued(encode, [f" {text.strip()}"])[0]
+    return continued(encode, [f" {text.strip()}"])[0] if spaced else following(encode, [text.strip()])[0]

@@ -75,7 +75,7 @@ def _place(tasks: Sequence[Task], place: int) -> tuple[int, int]:
 
 
 def _interval(task: Task, index: int, number: int, pair: tuple[Scored, Scored]) -> tuple[float, float]:
-    if task.is_generation:
+    if task.has_example_scores:
         first, second = (one.of(index, "scores")[:, number] for one in pair)
         return paired_mean_interval(first, second)
     first, second = (one.of(index, "predictions") for one in pair)

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command
 from prompt_transfer.commands.own_data import Texts, own_options, take_texts
 from prompt_transfer.commands.parsing import find_value, program
@@ -18,6 +19,7 @@ from prompt_transfer.commands.scoring import check_class_metrics, score
 from prompt_transfer.data.own import defined_tasks
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.studies.entries import changed_format
 from prompt_transfer.tasks.definition import stored_tasks
 from prompt_transfer.tasks.registry import Task
 from prompt_transfer.tracking.options import LOGGERS
@@ -60,9 +62,10 @@ def run(command: str, arguments: list[str]) -> None:
     _check_output(command, parsed, texts)
     model = parsed.model
     assert isinstance(model, PromptTuning)
+    model.calibrate, model.label_source = bool(parsed.config.calibrate), prompt
     for one in prompts:
         one.prompt.check(model.backbone, model.backbone.layout.name, model.backbone.attention)
-        _warn_changed_words(one.prompt, parsed.datamodule.tasks)
+        _warn_changed_words(one.prompt, parsed.datamodule.tasks, model.backbone)
         _warn_unfinished(one.prompt)
     if command == "predict":
         predict(parsed, model, texts)
@@ -70,17 +73,11 @@ def run(command: str, arguments: list[str]) -> None:
         score(command, parsed, model, prompts)
 
 
-def _warn_changed_words(prompt: Prompt, tasks: list[Task]) -> None:
-    """Warn if a task's label words changed after the prompt's training."""
-    trained = _stored(prompt, "label_words", dict)
+def _warn_changed_words(prompt: Prompt, tasks: list[Task], backbone: FrozenBackbone) -> None:
+    """Warn if a task's label words or template changed after the prompt's training."""
     for task in tasks:
-        words = trained.get(task.name)
-        if words is not None and words != list(task.label_words):
-            warnings.warn(
-                f"the prompt was trained on {task.name} with the label words {', '.join(words)}, "
-                f"but is scored with {', '.join(task.label_words)}",
-                stacklevel=2,
-            )
+        if said := changed_format(prompt, task, backbone):
+            warnings.warn(f"the prompt was trained on {task.name} with {said}", stacklevel=2)
 
 
 def _warn_unfinished(prompt: Prompt) -> None:
@@ -114,9 +111,9 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str, has_texts: boo
     if tasks:
         first += ["--data.task", tasks[0] if len(tasks) == 1 else json.dumps(tasks)]
     first += own or []
-    for key in ("label_words", "max_length", "seed", "special_tokens"):
+    for key in ("label_words", "max_length", "seed", "special_tokens", "template", "chat_template"):
         if facts.get(f"data_{key}") and (own is None or key != "label_words"):
-            first += [f"--data.{key}", facts[f"data_{key}"]]
+            first += [f"--data.{key}={facts[f'data_{key}']}"]
     if facts.get("revision"):
         first += ["--model.revision", facts["revision"]]
     if own is None and facts.get("data_source"):

@@ -13,6 +13,7 @@ from rich.console import Console
 from prompt_transfer.commands.lightning import Command, as_user_error
 from prompt_transfer.commands.own_data import Texts
 from prompt_transfer.commands.scoring import check_records
+from prompt_transfer.data.choices import chosen_options
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.texts import gold_answer, load_texts, typed_texts
 from prompt_transfer.data.tokens import ID_BITS
@@ -125,6 +126,10 @@ def _predictions(model: PromptTuning, data: TaskDataModule) -> pd.DataFrame:
         if task.is_generation:
             written = np.array([text for output in model.records for text in output["texts"]], dtype=object)
             frame["text"] = written[order][mine]
+        elif task.is_choice:
+            given = [row for output in model.records for row in output["options"]]
+            mine_given = [given[number] for number in order[mine].tolist()]
+            frame = frame.assign(**chosen_options([rows["choices"][place[number]] for number in numbers], mine_given))
         else:
             probabilities = torch.cat([output["probabilities"] for output in model.records]).float().numpy()
             frame = frame.join(_answers(task, probabilities[order][mine]))

@@ -62,12 +62,14 @@ def score(command: str, parsed: Command, model: PromptTuning, prompts: list[Name
     for number, one in enumerate(prompts):
         if number:
             use(model, one.prompt.embeddings)
+            model.label_source = one.prompt
         facts = {key: int(one.prompt.metadata[key]) for key in ("seed", "best_of") if _is_number(one.prompt, key)}
         found.append(_evaluate(parsed, model, split, {"what": THIS, "prompt": one.path, **facts}))
     drawn = []
     for number in range(1, parsed.config.random_prompts + 1):
         shape = (model.prompt_length, model.backbone.hidden_size)
         use(model, random_prompt(model.backbone, shape, number))
+        model.use_label_words()
         drawn += _evaluate(parsed, model, split, {"what": RANDOM, "prompt": f"random {number}", "seed": number}).rows
     best = best_on_validation(prompts) if command == "test" else None
     rows = [row for answers in found for row in answers.rows]
@@ -136,12 +138,13 @@ def _rows(
                 "n": len(answers.of(index, "task_ids")),
                 **_modes(model),
             }
-            if task.is_generation:
+            if task.has_example_scores:
                 row = _mean_row(row, answers.of(index, "scores")[:, number])
             else:
                 predictions, labels = answers.of(index, "predictions"), answers.of(index, "labels")
+                groups = answers.of(index, "groups") if task.group is not None else None
                 row["low"], row["high"] = bootstrap_metric_interval(
-                    metric, predictions, labels, task.num_classes, seed=0
+                    metric, predictions, labels, task.num_classes, seed=0, groups=groups
                 )
             rows.append(row)
     return rows
@@ -151,7 +154,8 @@ def _baseline(data: TaskDataModule, split: str, index: int, common: dict[str, An
     """Return rows of the trivial baseline: the majority class, or the lead of the text for generation tasks."""
     task = data.tasks[index]
     if not task.is_generation:
-        row = {**common, "what": "majority class", "n": sum(data.label_counts(split, index))}
+        what = "best position" if task.is_choice else "majority class"
+        row = {**common, "what": what, "n": len(data.selection.rows(split, index))}
         found = majority_class(data, split, index)
         return [{**row, "metric": name, "value": value} for name, value in found.items()]
     rows = data.selection.rows(split, index)
@@ -164,10 +168,11 @@ def _mean_row(row: dict[str, Any], scores: np.ndarray) -> dict[str, Any]:
     return {**row, "value": float(scores.mean()), "low": low, "high": high, "n": len(scores)}
 
 
-def _modes(model: PromptTuning) -> dict[str, str]:
-    """Return attention, layout and dtype, stored in every row for merged tables."""
+def _modes(model: PromptTuning) -> dict[str, Any]:
+    """Return attention, layout, dtype and, if it is on, calibration, stored in every row for merged tables."""
     backbone = model.backbone
-    return {"attention": backbone.attention, "layout": backbone.layout.name, "dtype": backbone.dtype_name}
+    modes = {"attention": backbone.attention, "layout": backbone.layout.name, "dtype": backbone.dtype_name}
+    return {**modes, "calibrated": True} if model.calibrate else modes
 
 
 def check_records(model: PromptTuning) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
+import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from prompt_transfer.data.batches import BatchDataset, EvaluationBatchSampler, LengthGroupedBatchSampler
+from prompt_transfer.data.batches import BatchDataset, EvaluationBatchSampler, LengthGroupedBatchSampler, collate
 from prompt_transfer.data.description import describe
 from prompt_transfer.data.loaders import batch_loader, check_budget, check_numbers, check_order, check_trainer
 from prompt_transfer.data.own import FromRows, choose_tasks, name_of
@@ -71,6 +72,8 @@ class TaskDataModule(FromRows, L.LightningDataModule):
         target: Column of the text to generate, instead of a label.
         validation: Table with the validation split. None cuts it from the training rows.
         test: Table with the test split. None cuts it from the training rows.
+        template: Words around the texts: "{text_a}\\nSentiment:" (pairs: also {text_b}). None is the task's own.
+        chat_template: Wrap the texts in the tokenizer's chat template (causal backbones). None is the task's own.
 
     Raises:
         UserError: an invalid option, or a source that does not have the task.
@@ -104,6 +107,8 @@ class TaskDataModule(FromRows, L.LightningDataModule):
         target: str | None = None,
         validation: str | None = None,
         test: str | None = None,
+        template: str | None = None,
+        chat_template: bool | None = None,
     ) -> None:
         super().__init__()
         few = parse_shots(shots, validation_shots, limit_train)
@@ -122,6 +127,7 @@ class TaskDataModule(FromRows, L.LightningDataModule):
         }
         columns |= {"test": test, "label_words": None if words == label_words else label_words}
         tasks, own = choose_tasks(task, columns)
+        tasks = [one.with_format(template, chat_template) for one in tasks]
         per_split = {"train": limit_train, "validation": limit_eval, "test": limit_eval}
         without = frozenset(name_of(name, tasks) for name in held_out or ())
         self.selection = Selection(tasks, source, root, seed, str(words), per_split, without, revision, few, own)
@@ -187,6 +193,11 @@ class TaskDataModule(FromRows, L.LightningDataModule):
         """Return task -> tokenized split -> SHA-256 of its token columns."""
         return self._made_tables().digests()
 
+    def content_free(self) -> dict[str, Tensor]:
+        """Return a batch of the content-free texts of every task, for calibration."""
+        table = self._made_tables().content_free()
+        return collate(table, np.arange(len(table)), self._encoder().pad_token_id)
+
     # Setup.
 
     def connect(self, encoder: TextEncoder) -> TaskDataModule:
@@ -232,7 +243,7 @@ class TaskDataModule(FromRows, L.LightningDataModule):
             return
         splits = STAGE_SPLITS.get(stage or "", SPLITS)
         for split in splits:
-            self._table(split)
+            self.tokens(split)
         self._made_tables().warn_of_special_tokens(*splits)
 
     def _encoder(self) -> TextEncoder:
@@ -252,7 +263,8 @@ class TaskDataModule(FromRows, L.LightningDataModule):
             self._tables = (key, Tables(self.selection, encoder, *options))
         return self._tables[1]
 
-    def _table(self, split: str) -> TokenTable:
+    def tokens(self, split: str) -> TokenTable:
+        """Return the token columns of a split, over all tasks."""
         return self._within_budget(self._made_tables().split(split))
 
     def _predict_table(self) -> TokenTable:
@@ -273,7 +285,7 @@ class TaskDataModule(FromRows, L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the loader of training batches, starting at `position`."""
-        table = self._table("train")
+        table = self.tokens("train")
         trainer = self.trainer
         sampler = LengthGroupedBatchSampler(
             table.lengths, self.batch_size, self.seed, *self._rank_and_world(), start_batch=self._start
@@ -289,7 +301,7 @@ class TaskDataModule(FromRows, L.LightningDataModule):
     def trained_examples(self, position: int) -> list[int]:
         """Return the example ids of the training batch at `position`, over all processes."""
         assert self._sampler is not None
-        return self._table("train").ids[self._sampler.global_batch(position - 1)].tolist()
+        return self.tokens("train").ids[self._sampler.global_batch(position - 1)].tolist()
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the loader of all validation rows, task by task."""
@@ -304,7 +316,7 @@ class TaskDataModule(FromRows, L.LightningDataModule):
         return self._evaluation("predict")
 
     def _evaluation(self, split: str) -> DataLoader[dict[str, Any]]:
-        table = self._predict_table() if split == "predict" else self._table(split)
+        table = self._predict_table() if split == "predict" else self.tokens(split)
         rank, world_size = self._rank_and_world()
         sampler = EvaluationBatchSampler(
             table.lengths,
@@ -316,6 +328,7 @@ class TaskDataModule(FromRows, L.LightningDataModule):
             extra_positions=self._extra(table),
             pad_multiple=self.pad_multiple,
             sort=split != "predict",
+            copies=table.copies,
         )
         return self._loader(table, sampler, single=split == "predict")
 
@@ -345,7 +358,7 @@ class TaskDataModule(FromRows, L.LightningDataModule):
 
     def _order(self) -> dict[str, Any]:
         """Return everything that determines the order of the training batches."""
-        table = self._table("train")
+        table = self.tokens("train")
         return {"seed": self.seed, "batch_size": self.batch_size, "rows": len(table), "examples": table.digest}
 
     def state_dict(self) -> dict[str, Any]:

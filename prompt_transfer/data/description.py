@@ -15,7 +15,8 @@ def describe(data: TaskDataModule, tables: Tables) -> dict[str, Any]:
     return {
         "tasks": [task.name for task in data.tasks],
         "source": selection.source,
-        "label_words": {task.name: list(task.label_words) for task in data.tasks},
+        "label_words": {task.name: task.stored_words for task in data.tasks},
+        **({"templates": tables.shown_templates()} if any(tables.templates) else {}),
         "seed": data.seed,
         "batch_size": data.batch_size,
         "limit_train": selection.limits["train"],
@@ -23,7 +24,7 @@ def describe(data: TaskDataModule, tables: Tables) -> dict[str, Any]:
         "shots": None if selection.shots is None else vars(selection.shots),
         "max_length": {task.name: length for task, length in zip(data.tasks, tables.lengths, strict=True)},
         "special_tokens": data.special_tokens,
-        "max_target_length": {task.name: task.max_target_length for task in data.tasks if task.is_generation},
+        "max_target_length": {task.name: task.max_target_length for task in data.tasks if task.has_example_scores},
         "splits": tables.facts(),
         "fingerprints": {one.task.name: one.fingerprint for one in data.data},
     }

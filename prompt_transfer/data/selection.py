@@ -106,7 +106,12 @@ class Selection:
         chosen = self._limited(self.data[task_index].split(split), limit)
         if (count := self._shots(split, task_index)) is not None:
             return chosen.select(self._draw(chosen, split, task_index, count))
-        if limit and split == "train" and not self.tasks[task_index].is_generation and len(set(chosen["label"])) < 2:
+        if (
+            limit
+            and split == "train"
+            and not self.tasks[task_index].has_example_scores
+            and len(set(chosen["label"])) < 2
+        ):
             raise UserError(
                 f"task {self.tasks[task_index].name}: the {limit} training rows that are left are of one class; "
                 "nothing can be learnt from them, use more"
@@ -135,7 +140,7 @@ class Selection:
     def _draw(self, rows: Dataset, split: str, task_index: int, count: int) -> np.ndarray:
         if (split, task_index) not in self._drawn:
             task = self.tasks[task_index]
-            labels = np.zeros(len(rows)) if task.is_generation else np.asarray(rows["label"][:])
+            labels = np.zeros(len(rows)) if task.has_example_scores else np.asarray(rows["label"][:])
             self._drawn[split, task_index] = draw(task, split, labels.astype(np.int64), count, self.seed)
         return self._drawn[split, task_index]
 
@@ -150,7 +155,7 @@ class Selection:
     def label_counts(self, split: str, task_index: int = 0) -> list[int]:
         """Return the number of rows of each class (C numbers) after limits; empty for generation."""
         task = self.tasks[task_index]
-        if task.is_generation:
+        if task.has_example_scores:
             return []
         labels = np.asarray(self.rows(split, task_index)["label"][:], dtype=np.int64)
         return np.bincount(labels, minlength=task.num_classes).tolist()

@@ -86,7 +86,7 @@ def _too_few(task: Task, split: str, counts: NDArray[np.int64], count: int) -> s
     every = "--data.validation_shots all" if split == "validation" else ""
     remedy = " or ".join(filter(None, (less, every))) or f"add examples, or leave out {option}"
     remedy = f"use {remedy}" if less or every else remedy
-    if task.is_generation:
+    if task.has_example_scores:
         return f"task {task.name}: {count} {split} examples are asked for, but there are {least}: {remedy}"
     short = [
         f"{word!r} has {number}"

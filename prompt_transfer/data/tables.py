@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from prompt_transfer.backbones.templates import Template
 from prompt_transfer.data.checks import warn_of_special_tokens
+from prompt_transfer.data.choices import option_table
 from prompt_transfer.data.selection import Selection
 from prompt_transfer.data.special_tokens import SpecialTokens
 from prompt_transfer.data.tokens import TextEncoder, TokenTable, cache_path, tokenise
@@ -42,18 +46,40 @@ class Tables:
     _splits: dict[str, TokenTable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._unsplit = self.encoder
         if self.special_tokens == "split":
             self.encoder = self.encoder.splitting()
+        self.templates = [self._template(task) for task in self.selection.tasks]
         self.lengths = [self._length(task) for task in self.selection.tasks]
         for index in range(len(self.lengths)):
             self._check(index)
+
+    def _template(self, task: Task) -> Template | None:
+        """Return the task's template for the encoder; None if it has none."""
+        try:
+            # Encoders of tests know no templates.
+            return None if task.format is None else self.encoder.resolved(task.format)
+        except UserError as error:
+            raise UserError(f"task {task.name}: {error}") from error
+
+    def shown_templates(self) -> dict[str, str]:
+        """Return task -> template, as rendered for the encoder; "" for the default format."""
+        pairs = zip(self.selection.tasks, self.templates, strict=True)
+        return {task.name: "" if template is None else template.text for task, template in pairs}
+
+    def _words(self, index: int) -> dict[str, Any]:
+        """Return the options of the texts' format."""
+        task, template = self.selection.tasks[index], self.templates[index]
+        if template is not None:
+            return {"template": template}
+        return {"cue": task.cue, "seq2seq_frame": task.seq2seq_frame}
 
     def _check(self, index: int) -> None:
         """Check, also for tokens in the cache, that cue and frame leave room for text, and that targets can end."""
         task, text_room = self.selection.tasks[index], getattr(self.encoder, "text_room", None)
         try:
             if text_room is not None:
-                text_room(self.lengths[index], self._pairs(index), task.cue, task.seq2seq_frame)
+                text_room(self.lengths[index], self._pairs(index), **self._words(index))
             if task.is_generation and hasattr(self.encoder, "end_token_id"):
                 self.encoder.end_token_id()
         except UserError as error:
@@ -62,8 +88,9 @@ class Tables:
     def _length(self, task: Task) -> int:
         budget, extra = self.encoder.text_budget(), self.encoder.extra_positions
         positions, taken = budget + extra, f"prompt ({extra - 1}) and answer slot"
-        # Only causal models write the target into the positions of the text.
-        if task.is_generation and getattr(self.encoder, "targets_share_positions", False):
+        # Only causal models write the target into the positions of the text; encoders do so with options.
+        shared = getattr(self.encoder, "targets_share_positions", False)
+        if (task.is_generation and shared) or (task.is_choice and getattr(self.encoder, "kind", "") != "seq2seq_lm"):
             budget -= task.max_target_length
             taken = f"prompt ({extra - 1}), answer slot and target ({task.max_target_length})"
         room = f"the model has {positions} positions, {taken} leave {budget} for text"
@@ -98,22 +125,32 @@ class Tables:
         return self._splits[name]
 
     def _pairs(self, index: int) -> bool:
-        task = self.selection.tasks[index]
-        return task.text_b is not None and not task.join_texts
+        return self.selection.tasks[index].pairs
 
     def _tokens(self, split: str, index: int) -> TokenTable:
         task = self.selection.tasks[index]
         options: dict[str, Any] = {
             "max_length": self.lengths[index],
             "pairs": self._pairs(index),
-            "cue": task.cue,
-            "seq2seq_frame": task.seq2seq_frame,
+            **self._words(index),
             "max_target_length": task.max_target_length if task.is_generation else None,
         }
         # The targets are part of the data's fingerprint, the end token of the encoder's.
         facts = {"encoder": self.encoder.fingerprint, **options, **self.selection.facts(split, index)}
+        if (template := self.templates[index]) is not None:
+            facts["template"] = asdict(template)
         cache = cache_path(self.cache_dir, f"{task.name}-{split}", facts)
-        return tokenise(self.selection.rows(split, index), self.encoder, task_index=index, cache_file=cache, **options)
+        rows = self.selection.rows(split, index)
+        table = tokenise(rows, self.encoder, task_index=index, cache_file=cache, **options)
+        return self._with_answers(table, rows, index)
+
+    def _with_answers(self, table: TokenTable, rows: Dataset, index: int) -> TokenTable:
+        """Return the table with the rows' options and groups, if the task has them."""
+        task, template = self.selection.tasks[index], self.templates[index]
+        if task.is_choice:
+            words = {} if template is None else {"template": template}
+            return replace(table, options=option_table(rows, task, self.encoder, words))
+        return replace(table, groups=np.asarray(rows["group"][:])) if "group" in rows.column_names else table
 
     def texts(self, rows: Dataset) -> TokenTable:
         """Tokenize texts to predict, for the first task; not cached.
@@ -132,11 +169,26 @@ class Tables:
         return self._texts(rows, 0)
 
     def _texts(self, rows: Dataset, index: int) -> TokenTable:
-        task = self.selection.tasks[index]
-        return tokenise(
-            rows, self.encoder, self.lengths[index], pairs=self._pairs(index), cue=task.cue,
-            seq2seq_frame=task.seq2seq_frame, task_index=index,
-        )  # fmt: skip
+        words = self._words(index)
+        table = tokenise(rows, self.encoder, self.lengths[index], pairs=self._pairs(index), task_index=index, **words)
+        if self.selection.tasks[index].is_choice and "choices" not in rows.column_names:
+            name = self.selection.tasks[index].name
+            raise UserError(f"task {name} is multiple choice: give a table with the columns of texts and options")
+        return self._with_answers(table, rows, index)
+
+    def content_free(self) -> TokenTable:
+        """Tokenize the content-free texts of every task: "N/A", an empty text, and a mask (Zhao et al. 2021)."""
+        from datasets import Dataset
+
+        mask = getattr(getattr(self._unsplit, "tokenizer", None), "mask_token", None) or "[MASK]"
+        texts = ["N/A", "", mask]
+        parts = []
+        for index, length in enumerate(self.lengths):
+            second = texts if self._pairs(index) else [""] * len(texts)
+            rows = Dataset.from_dict({"id": list(range(len(texts))), "text_a": texts, "text_b": second})
+            options: dict[str, Any] = {"pairs": self._pairs(index), "task_index": index, **self._words(index)}
+            parts.append(tokenise(rows, self._unsplit, length, **options))
+        return TokenTable.concatenate(parts)
 
     def to_predict(self, split: str) -> TokenTable:
         """Return all tasks' rows of a split as in the source; unlabelled rows are not cached."""

@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prompt_transfer.backbones.templates import Template
+from prompt_transfer.data.choices import OptionTable
+from prompt_transfer.data.text_encoder import TextEncoder
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import cache_folder
 
@@ -27,52 +30,6 @@ ROWS_A_CALL = 1000
 ID_BITS = 32
 
 
-class TextEncoder(Protocol):
-    """The interface of a backbone that the data need; implemented by `FrozenBackbone.encoder(prompt_length)`.
-
-    Attributes:
-        pad_token_id: padding of `input_ids`.
-        extra_positions: positions of prompt and answer slot, P + 1.
-        fingerprint: distinguishes encoders that give different ids.
-        targets_share_positions: optional, True if a target follows its text in the same positions (causal models); the
-            text is then shortened to fit both. By default targets take no positions of the text.
-        special_tokens: optional, tokens that are control tokens inside a text.
-        text_room, end_token_id: optional, checks before any row is read: whether a length leaves room for text besides
-            cue and frame, and whether there is an end token (`TextEncoder` of `prompt_transfer.backbones.encoder`).
-    """
-
-    @property
-    def pad_token_id(self) -> int: ...
-    @property
-    def extra_positions(self) -> int: ...
-    @property
-    def fingerprint(self) -> str: ...
-    def text_budget(self) -> int:
-        """Return the positions left for text, special tokens included."""
-        ...
-
-    def splitting(self) -> Self:
-        """Return an encoder that reads special tokens in texts as ordinary characters."""
-        ...
-
-    def encode(
-        self,
-        text_a: list[str],
-        text_b: list[str] | None,
-        max_length: int,
-        cue: str = "",
-        seq2seq_frame: tuple[str, str] | None = None,
-    ) -> list[list[int]]:
-        """Return the token ids of each example with special tokens, at most `max_length`; causal models append `cue`,
-        seq2seq models put the frame before the first text and between the two.
-        """
-        ...
-
-    def encode_targets(self, texts: list[str], max_length: int) -> list[list[int]]:
-        """Return the token ids of target texts, at most `max_length` including the end token, which is always kept."""
-        ...
-
-
 @dataclass(frozen=True)
 class TokenTable:
     """Token ids of n rows as flat columns: no Python object per row, and memory that workers share.
@@ -85,6 +42,8 @@ class TokenTable:
         ids: ``[n]`` int64, ``task index * 2**32 + row number in the source split``: unique over tasks.
         target_values: int32 token ids of the rows' targets, end token included; None if no row has one.
         target_offsets: ``[n + 1]`` int64, into `target_values`; rows of classification tasks have empty targets.
+        options: the options of multiple-choice rows, else None.
+        groups: ``[n]`` int64, number of each row's group in its task's split; None without groups.
     """
 
     values: np.ndarray
@@ -94,6 +53,8 @@ class TokenTable:
     ids: np.ndarray
     target_values: np.ndarray | None = None
     target_offsets: np.ndarray | None = None
+    options: OptionTable | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -110,8 +71,13 @@ class TokenTable:
 
     @cached_property
     def longest_target(self) -> int:
-        """Tokens of the longest target; 0 without targets."""
-        return int(self.target_lengths.max(initial=0))
+        """Tokens of the longest target or option; 0 without them."""
+        return max(int(self.target_lengths.max(initial=0)), 0 if self.options is None else self.options.longest)
+
+    @property
+    def copies(self) -> np.ndarray:
+        """``[n]`` int64, sequences that each row takes in a forward pass: one, or one per option."""
+        return np.ones(len(self), dtype=np.int64) if self.options is None else self.options.counts
 
     @cached_property
     def digest(self) -> str:
@@ -127,6 +93,11 @@ class TokenTable:
         digest.update(self.values[self.offsets[first] : self.offsets[end]].tobytes())
         if self.target_values is not None and self.target_offsets is not None:
             digest.update(self.target_values[self.target_offsets[first] : self.target_offsets[end]].tobytes())
+        if self.options is not None:
+            options = self.options
+            low, high = options.rows[first], options.rows[end]
+            digest.update(options.values[options.offsets[low] : options.offsets[high]].tobytes())
+            digest.update(options.counts[first:end].tobytes() + options.right[low:high].tobytes())
         return digest.hexdigest()
 
     @classmethod
@@ -137,6 +108,9 @@ class TokenTable:
         lengths = np.concatenate([table.lengths for table in tables])
         targets = [table.target_values for table in tables if table.target_values is not None]
         target_lengths = np.concatenate([table.target_lengths for table in tables])
+        options = [table.options for table in tables if table.options is not None]
+        grouped = any(table.groups is not None for table in tables)
+        groups = [np.zeros(len(table), np.int64) if table.groups is None else table.groups for table in tables]
         return cls(
             values=np.concatenate([table.values for table in tables]),
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
@@ -145,6 +119,9 @@ class TokenTable:
             ids=np.concatenate([table.ids for table in tables]),
             target_values=np.concatenate(targets) if targets else None,
             target_offsets=np.concatenate([[0], np.cumsum(target_lengths)]) if targets else None,
+            # Other tasks in one run have options too, or none has.
+            options=OptionTable.concatenate(options) if len(options) == len(tables) else None,
+            groups=np.concatenate(groups) if grouped else None,
         )
 
 
@@ -157,6 +134,7 @@ def tokenise(
     cue: str = "",
     seq2seq_frame: tuple[str, str] | None = None,
     max_target_length: int | None = None,
+    template: Template | None = None,
     task_index: int = 0,
     cache_file: Path | None = None,
 ) -> TokenTable:
@@ -172,6 +150,7 @@ def tokenise(
         cue: text that causal models read after the example.
         seq2seq_frame: texts that seq2seq models read before the first text and between the two.
         max_target_length: longest target in tokens; None: targets are not read.
+        template: words around the texts, in place of cue and frame.
         task_index: index of the task, for `task_ids` and `ids`.
         cache_file: an ``.arrow`` file whose name is a key of everything the tokens depend on (`cache_path`); read if
             it exists, else written atomically. None: no cache.
@@ -186,12 +165,14 @@ def tokenise(
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         second = batch["text_b"] if pairs else None
-        ids = encoder.encode(batch["text_a"], second, max_length, cue=cue, seq2seq_frame=seq2seq_frame)
+        ids = encoder.encode(batch["text_a"], second, max_length, cue=cue, seq2seq_frame=seq2seq_frame, **words)
         columns = {"input_ids": ids, "label": batch.get("label") or [-1] * len(ids), "id": batch["id"]}
         if max_target_length is not None:
-            columns["target_ids"] = encoder.encode_targets([texts[0] for texts in batch["target"]], max_target_length)
+            texts = [texts[0] for texts in batch["target"]]
+            columns["target_ids"] = encoder.encode_targets(texts, max_target_length, **words)
         return columns
 
+    words = {} if template is None else {"template": template}
     with_targets = max_target_length is not None
     try:
         tokens = _map(rows, encode, with_targets, cache_file)

@@ -5,83 +5,25 @@ Shape letters: B batch, T text tokens, P prompt tokens, S target tokens, C class
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
 
 from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.tasks.metrics import example_scores, make_metrics
+from prompt_transfer.backbones.label_rows import head_rows, score_rows
+from prompt_transfer.data.batches import cross_prompts
+from prompt_transfer.modules.choices import ChoiceScoring
+from prompt_transfer.modules.objective import SPLITS, Objective, References
+from prompt_transfer.tasks.metrics import example_scores
 from prompt_transfer.tasks.registry import Task
-from prompt_transfer.tasks.verbalizers import Verbalizer, VerbalizerStack, label_sequences, stack
+from prompt_transfer.tasks.verbalizers import Verbalizer, VerbalizerStack, label_sequences, sequence_weights, stack
 from prompt_transfer.utils.errors import UserError
 
-SPLITS = ("validation", "test")
-# (split, ids [B]) -> the reference texts of each example.
-References = Callable[[str, Tensor], list[list[str]]]
-
-
-class Objective(nn.Module):
-    """Loss, predictions and metrics of the tasks of a run, all of one kind.
-
-    Args:
-        backbone: the frozen backbone.
-        tasks: of the run; their order gives the task numbers.
-    """
-
-    def __init__(self, backbone: FrozenBackbone, tasks: list[Task]) -> None:
-        super().__init__()
-        self.tasks = tasks
-        # Not a submodule: the LightningModule owns the backbone.
-        self._backbone = [backbone]
-        self.metrics = nn.ModuleDict({split: nn.ModuleList([make_metrics(task) for task in tasks]) for split in SPLITS})
-        # Lightning's own mean would floor the number of examples per process.
-        # NaNs are reported elsewhere; checking here would synchronize the device.
-        self.mean_loss = MeanMetric(nan_strategy="disable")
-
-    @property
-    def backbone(self) -> FrozenBackbone:
-        """The frozen backbone."""
-        return self._backbone[0]
-
-    def losses(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Return the loss of each example [B] in nats."""
-        raise NotImplementedError
-
-    def predict(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """Return predictions for a batch: `ids`, `task_ids` [B], and the outputs of the kind of task."""
-        raise NotImplementedError
-
-    def outputs(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """Return the backbone's outputs for an evaluation: tensors [B, ...] or lists, one entry per example."""
-        raise NotImplementedError
-
-    def count(
-        self, outputs: dict[str, Any], batch: dict[str, Tensor], split: str, references: References, keep: bool = False
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Update the metrics of `split`; return the losses [B] and a record of the examples, complete with `keep`."""
-        raise NotImplementedError
-
-    def evaluate(
-        self, prompt: Tensor, batch: dict[str, Tensor], split: str, references: References, keep: bool = False
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Run the backbone with `prompt`, and `count` its outputs."""
-        return self.count(self.outputs(prompt, batch), batch, split, references, keep)
-
-    def task_metrics(self, split: str) -> list[MetricCollection]:
-        """Return the metrics of every task on `validation` or `test`."""
-        return [cast("MetricCollection", metrics) for metrics in cast("nn.ModuleList", self.metrics[split])]
-
-    def compute(self, split: str) -> list[dict[str, Tensor]]:
-        """Return every task's metrics since the last call, and reset them."""
-        found = []
-        for metrics in self.task_metrics(split):
-            found.append(metrics.compute())
-            metrics.reset()
-        return found
+__all__ = ["SPLITS", "ChoiceScoring", "Classification", "Generation", "Objective", "References", "make_objective"]
 
 
 class Classification(Objective):
@@ -92,6 +34,11 @@ class Classification(Objective):
     class_mask: Tensor
     predicted: Tensor
     sequences: Tensor | None
+    sequence_weights: Tensor | None
+    # Log-probabilities [N, K, C] of the classes on content-free texts (`prior_of`); None: no calibration.
+    prior: Tensor | None = None
+    # Trained rows of the LM head and where they apply (`use_label_rows`); None: label words.
+    _label_rows: tuple[Tensor, Tensor | None] | None = None
 
     def __init__(self, backbone: FrozenBackbone, tasks: list[Task]) -> None:
         super().__init__(backbone, tasks)
@@ -109,8 +56,15 @@ class Classification(Objective):
                 )
             sequences, class_mask = label_sequences(tasks, backbone.encoder(1))
             self.register_buffer("sequences", sequences, persistent=False)
+            weights = sequence_weights(tasks)
+            self.register_buffer("sequence_weights", weights, persistent=False)
+            class_mask = class_mask if weights is None else (weights > 0).any(dim=2)
         else:
-            self.verbalizers = [Verbalizer.for_task(task, backbone.tokenizer, backbone.family.name) for task in tasks]
+            spaced = backbone.encoder(1).is_spaced
+            self.verbalizers = [
+                Verbalizer.for_task(task, backbone.tokenizer, backbone.family.name, spaced(task.format))
+                for task in tasks
+            ]
             stacked = stack(self.verbalizers)
             self.sequences, class_mask = None, stacked.class_mask
             self.register_buffer("token_ids", stacked.token_ids, persistent=False)
@@ -119,19 +73,50 @@ class Classification(Objective):
         self.register_buffer("predicted", torch.zeros_like(class_mask, dtype=torch.long), persistent=False)
 
     def logits(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
-        """Return class logits [B, C], C the most classes of any task; -inf beyond a task's classes."""
+        """Return class logits [B, C], C the most classes of any task; -inf beyond a task's classes.
+
+        With a `prior` they are calibrated: its log-probabilities are subtracted, which divides the probabilities by it.
+        """
         if self.sequences is None:
             return self._class_logits(prompt, batch, [batch["task_ids"]])[0]
         targets = self.sequences[batch["task_ids"]]
-        size, classes, length = targets.shape
-        repeated = {"target_ids": targets.reshape(size * classes, length)}
+        size, words, length = targets.shape
+        repeated = {"target_ids": targets.reshape(size * words, length)}
         for name in ("input_ids", "attention_mask", "prompt_ids", "text_ids"):
             if name in batch:
                 # With `text_ids` the texts are shared, not one per example.
                 once = "text_ids" in batch and name in ("input_ids", "attention_mask")
-                repeated[name] = batch[name] if once else batch[name].repeat_interleave(classes, dim=0)
-        found = self.backbone.target_log_probs(prompt, repeated).sum(dim=1).view(size, classes)
-        return found.masked_fill(~self.class_mask[batch["task_ids"]], float("-inf"))
+                repeated[name] = batch[name] if once else batch[name].repeat_interleave(words, dim=0)
+        found = self.backbone.target_log_probs(prompt, repeated).sum(dim=1).view(size, words)
+        if self.sequence_weights is not None:
+            found = (found.unsqueeze(1) * self.sequence_weights[batch["task_ids"]]).sum(dim=2)
+        found = found.masked_fill(~self.class_mask[batch["task_ids"]], float("-inf"))
+        return self._calibrated(found, batch, batch["task_ids"])
+
+    def _calibrated(self, logits: Tensor, batch: dict[str, Tensor], tasks: Tensor) -> Tensor:
+        if self.prior is None:
+            return logits
+        prompts = batch["prompt_ids"] if "prompt_ids" in batch else torch.zeros_like(tasks)
+        return logits - self.prior[prompts, tasks]
+
+    @torch.no_grad()
+    def prior_of(self, prompt: Tensor | PromptBank, free: dict[str, Tensor]) -> Tensor:
+        """Return the log of the mean class probabilities on content-free texts [N, K, C], one row per prompt.
+
+        Contextual calibration (Zhao et al. 2021) divides by these probabilities.
+
+        Args:
+            prompt: [P, H], [N, P, H] or a bank of N prompts.
+            free: a batch of content-free texts of every task.
+        """
+        self.prior = None
+        rows = prompt.rows if isinstance(prompt, PromptBank) else prompt
+        count = len(rows) if rows.ndim == 3 else 1
+        batch = cross_prompts(free, torch.arange(count, device=free["ids"].device))
+        logs = self.logits(prompt, batch).log_softmax(dim=1).view(count, len(free["ids"]), -1)
+        parts = [logs[:, free["task_ids"] == index] for index in range(len(self.tasks))]
+        means = [part.logsumexp(dim=1) - math.log(part.shape[1]) for part in parts]
+        return torch.stack(means, dim=1).masked_fill(~self.class_mask, 0.0)
 
     def logits_of_tasks(
         self, prompt: Tensor | PromptBank, batch: dict[str, Tensor], asked: Sequence[int]
@@ -146,9 +131,36 @@ class Classification(Objective):
         self, prompt: Tensor | PromptBank, batch: dict[str, Tensor], tasks: Sequence[Tensor]
     ) -> list[Tensor]:
         """Return logits [B, C] at the answer slot for each of the task indices [B]."""
-        words = self.backbone(prompt, batch, self.token_ids)
         stacked = VerbalizerStack(self.token_ids, self.word_weights, self.class_mask)
-        return [stacked.class_logits(words, task) for task in tasks]
+        if self._label_rows is None:
+            words = self.backbone(prompt, batch, self.token_ids)
+            return [self._calibrated(stacked.class_logits(words, task), batch, task) for task in tasks]
+        states = self.backbone.answer_states(prompt, batch)
+        words = self.backbone.score(states, self.token_ids)
+        found = [self._with_label_rows(stacked.class_logits(words, task), states, batch, task) for task in tasks]
+        return [self._calibrated(logits, batch, task) for logits, task in zip(found, tasks, strict=True)]
+
+    def use_label_rows(self, rows: Tensor | None, known: Tensor | None = None) -> None:
+        """Score classes by trained rows of the LM head instead of the label words.
+
+        Args:
+            rows: [N, K, C, H'], one entry per prompt, or a parameter [K, C, H'] of the only prompt; None: use the label
+                words.
+            known: [N, K], where the rows apply; None: everywhere.
+        """
+        # In a tuple: a parameter belongs to the LightningModule.
+        self._label_rows = None if rows is None else (rows, known)
+
+    def _with_label_rows(self, logits: Tensor, states: Tensor, batch: dict[str, Tensor], tasks: Tensor) -> Tensor:
+        assert self._label_rows is not None
+        rows, known = self._label_rows
+        rows = (rows if rows.ndim == 4 else rows.unsqueeze(0)).to(states.device)
+        bias = self.word_weights @ head_rows(self.backbone, self.token_ids)[1]
+        prompts = batch["prompt_ids"] if "prompt_ids" in batch else torch.zeros_like(tasks)
+        found = score_rows(self.backbone, states, rows[prompts, tasks], bias[tasks])
+        if known is not None:
+            found = torch.where(known.to(states.device)[prompts, tasks].unsqueeze(1), found, logits)
+        return found.masked_fill(~self.class_mask[tasks], float("-inf"))
 
     def losses(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(self.logits(prompt, batch), batch["labels"], reduction="none")
@@ -174,12 +186,14 @@ class Classification(Objective):
         for index, metrics in enumerate(self.task_metrics(split)):
             rows = batch["task_ids"] == index
             if rows.any():  # torchmetrics rejects empty updates
-                metrics.update(predictions[rows], batch["labels"][rows])
+                groups = {"groups": batch["groups"][rows]} if "groups" in batch else {}
+                metrics.update(predictions[rows], batch["labels"][rows], **groups)
         counted = (batch["task_ids"], predictions)
         self.predicted.index_put_(counted, torch.ones_like(predictions), accumulate=True)
         losses = nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
         self.mean_loss.update(losses)
-        record = {**{name: batch[name] for name in ("ids", "task_ids", "labels")}, "predictions": predictions}
+        kept = ("ids", "task_ids", "labels", *(["groups"] if "groups" in batch else []))
+        record = {**{name: batch[name] for name in kept}, "predictions": predictions}
         return losses, {**record, "probabilities": logits.float().softmax(dim=1)} if keep else record
 
     def only_predictions(self, counts: Tensor) -> list[tuple[Task, str]]:
@@ -251,7 +265,11 @@ def make_objective(backbone: FrozenBackbone, tasks: list[Task], num_beams: int =
     Raises:
         UserError: tasks of both kinds, or a backbone without the ability that they need.
     """
-    kinds = {task.is_generation for task in tasks}
-    if len(kinds) > 1:
-        raise UserError("classification and generation tasks cannot be mixed in one run: train them separately")
-    return Generation(backbone, tasks, num_beams) if kinds == {True} else Classification(backbone, tasks)
+    forms = {(task.is_generation, task.is_choice) for task in tasks}
+    if len(forms) > 1:
+        raise UserError(
+            "classification, multiple-choice and generation tasks cannot be mixed in one run: train them separately"
+        )
+    if tasks[0].is_choice:
+        return ChoiceScoring(backbone, tasks)
+    return Generation(backbone, tasks, num_beams) if tasks[0].is_generation else Classification(backbone, tasks)

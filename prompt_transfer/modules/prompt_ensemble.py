@@ -155,7 +155,9 @@ class PromptEnsemble(PromptTuning):
             return limit
         rows, length = batch["input_ids"].shape
         target = batch["target_ids"].shape[1] if "target_ids" in batch else 0
-        return max(1, min(limit, budget // (rows * (length + self.encoder.extra_positions + target))))
+        copies, option = batch["option_ids"].shape[1:] if "option_ids" in batch else (1, 0)
+        positions = rows * copies * (length + self.encoder.extra_positions + max(target, option))
+        return max(1, min(limit, budget // positions))
 
     def repeated(self, batch: dict[str, Tensor], times: int) -> dict[str, Tensor]:
         """Return a batch [B, ...] repeated for N = `times` prompts, [N * B, ...]; texts are not copied."""
@@ -325,6 +327,8 @@ def _name(seed: int | None, rate: float | None) -> str:
 def _check(
     seeds: list[int] | None, rates: list[float] | None, prompts_at_once: int | None, options: dict[str, Any]
 ) -> None:
+    if options.get("label_embeddings"):
+        raise UserError("--model.label_embeddings trains one prompt at a time: leave out seeds and learning_rates")
     if not seeds and not rates:
         raise UserError("PromptEnsemble trains several prompts: give --model.seeds [0,1,2] or --model.learning_rates")
     if seeds is not None and (len(set(seeds)) != len(seeds) or not all(0 <= seed < 2**32 for seed in seeds)):

@@ -28,6 +28,7 @@ class PromptedModule(L.LightningModule):
     Attributes:
         tasks: of the run, in the order of their numbers.
         objective: loss, predictions and metrics of the tasks.
+        calibrate: divide class probabilities by those on content-free texts, in `validate`, `test` and `predict`.
         keep_records: keep every prediction of an evaluation, not only the metrics.
         records: one dict per batch; those of all processes after the evaluation.
         answered: tracks the first non-finite answers of an evaluation; places are example ids.
@@ -41,6 +42,7 @@ class PromptedModule(L.LightningModule):
         super().__init__()
         self.tasks: list[Task] = []
         self.keep_records = False
+        self.calibrate = False
         self.records: list[dict[str, Any]] = []
         self.answered = FirstNonFinite()
         # Examples so far in the batches of a loader that does not number them.
@@ -138,6 +140,27 @@ class PromptedModule(L.LightningModule):
         return own or (lambda split, ids: [[text] for text in self.backbone.decode(batch["target_ids"])])
 
     # Evaluation ------------------------------------------------------------------------------------------------
+    def calibrate_answers(self) -> None:
+        """Calibrate the classes for the current prompt, if `calibrate` is on.
+
+        Raises:
+            UserError: the tasks have no label words.
+        """
+        if not self.calibrate:
+            return
+        if not isinstance(self.objective, Classification):
+            raise UserError(f"{self.tasks[0].name} has no label words to calibrate: leave out --calibrate")
+        free = {name: value.to(self.device) for name, value in self.trainer.datamodule.content_free().items()}
+        self.objective.prior = self.objective.prior_of(self.current_prompt(), free)
+
+    def on_validation_start(self) -> None:
+        self.calibrate_answers()
+
+    def on_test_start(self) -> None:
+        self.calibrate_answers()
+
+    def on_predict_start(self) -> None:
+        self.calibrate_answers()
 
     def evaluation_step(self, batch: dict[str, Tensor], split: str) -> None:
         """Update the metrics of `split`."""
@@ -266,6 +289,8 @@ class PromptedModule(L.LightningModule):
         output = self.objective.predict(self.current_prompt(), batch)
         if "probabilities" in output:
             self.answered.observe_rows("answer", output["probabilities"].sum(dim=1), batch["ids"])
+        if "options" in output:
+            self.answered.observe_rows("answer", output.pop("answered"), batch["ids"])
         self._keep(output)
         return output
 

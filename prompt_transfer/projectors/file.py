@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -44,6 +45,7 @@ KEPT = (
         "data_source",
         "data_root",
         "data_label_words",
+        *("data_template", "data_chat_template"),
         "data_max_length",
         "data_seed",
         "data_special_tokens",
@@ -252,6 +254,8 @@ class ProjectorFile:
             UserError: see `check`.
         """
         self.check(prompt)
+        if prompt.label_embeddings is not None:
+            warnings.warn("label embeddings belong to their backbone and are not projected", stacklevel=2)
         target = asdict(self.target)
         metadata = {key: prompt.metadata[key] for key in KEPT if prompt.metadata.get(key)}
         for key in ("backbone", "fingerprint", "family", "layout", "attention", "dtype", "head", "revision"):

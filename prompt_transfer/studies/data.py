@@ -23,6 +23,8 @@ class TargetData:
         cache_dir: folder for tokenized examples.
         revision: revision of the hub repository; null: the one in the registry.
         special_tokens: keep the backbone's special tokens in texts, such as </s>, or split them into ordinary tokens.
+        template: words around the texts; null: those given to the prompts' training, else the task's own.
+        chat_template: wrap the texts in the tokenizer's chat template; null: as in the prompts' training.
     """
 
     source: Literal["hub", "local", "builtin"] | None = None
@@ -34,6 +36,8 @@ class TargetData:
     cache_dir: str | None = None
     revision: str | None = None
     special_tokens: SpecialTokens = "keep"
+    template: str | None = None
+    chat_template: bool | None = None
 
     def check(self) -> None:
         """Raise UserError if a number is out of range."""

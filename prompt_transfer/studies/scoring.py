@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.data.batches import batch_bounds, collate, cross_prompts
 from prompt_transfer.data.tokens import named_rows
-from prompt_transfer.modules.objectives import Classification, make_objective
+from prompt_transfer.modules.label_embeddings import initial_rows, stored_rows
+from prompt_transfer.modules.objectives import ChoiceScoring, Classification, Objective, make_objective
 from prompt_transfer.studies.entries import Entry
 from prompt_transfer.studies.targets import Target
 from prompt_transfer.tasks.metrics import text_scores
@@ -58,7 +60,7 @@ class Scorer:
 
     def extra(self, target: Target) -> int:
         """Return the positions that an example needs in addition to its text."""
-        written = target.task.max_target_length if target.task.is_generation else 0
+        written = target.task.max_target_length if target.task.has_example_scores else 0
         return self.backbone.encoder(self.longest).extra_positions + written
 
     def batches(self, target: Target, missing: NDArray[np.bool_], max_tokens: int) -> list[Batch]:
@@ -69,7 +71,7 @@ class Scorer:
         Args:
             missing: [N, n], True for answers to compute.
         """
-        positions = target.table.lengths + self.extra(target)
+        positions = (target.table.lengths + self.extra(target)) * target.table.copies
         found: list[Batch] = []
         patterns, pattern_of = np.unique(missing, axis=1, return_inverse=True)
         for number, pattern in enumerate(patterns.T):
@@ -92,22 +94,52 @@ class Scorer:
         """
         objective = make_objective(self.backbone, [target.task]).to(self.device)
         pad = self.backbone.encoder(self.longest).pad_token_id
+        priors = self._priors(target, objective, pad)
         for prompts, rows in batches:
             texts = {name: value.to(self.device) for name, value in collate(target.table, rows, pad).items()}
             found = np.empty((len(prompts), len(rows)), dtype=np.float32)
-            for mine, bank in self._banks:
+            for number, (mine, bank) in enumerate(self._banks):
                 here, places = _overlap(prompts, mine)
                 if not len(here):
                     continue
                 batch = cross_prompts(texts, torch.from_numpy(places).to(self.device))
                 if isinstance(objective, Classification):
-                    chosen = objective.choices(bank, batch).cpu().numpy()
+                    objective.prior = priors[number]
+                    self._use_label_rows(objective, mine)
+                if isinstance(objective, Classification | ChoiceScoring):
+                    choices = objective.choices(bank, batch)
+                    chosen = choices.cpu().numpy()
                     self._refuse_broken(target, prompts[here], rows, chosen.reshape(len(here), len(rows)) < 0)
+                    if isinstance(objective, ChoiceScoring):
+                        chosen = objective.scores_of(batch, choices)[:, 0].cpu().numpy()
                 else:
                     right = [target.references[row] for row in rows] * len(here)
                     chosen = text_scores(target.task.metric, objective.predict(bank, batch)["texts"], right)
                 found[here] = chosen.reshape(len(here), len(rows))
             yield (prompts, rows), found
+
+    def _priors(self, target: Target, objective: Objective, pad: int) -> list[Tensor | None]:
+        """Return the prior of each bank's prompts (`Classification.prior_of`), None without calibration."""
+        if not target.calibrated or target.content_free is None or not isinstance(objective, Classification):
+            return [None] * len(self._banks)
+        table = target.content_free()
+        free = {name: value.to(self.device) for name, value in collate(table, np.arange(len(table)), pad).items()}
+        found: list[Tensor | None] = []
+        for mine, bank in self._banks:
+            self._use_label_rows(objective, mine)
+            found.append(objective.prior_of(bank, free))
+        return found
+
+    def _use_label_rows(self, objective: Classification, mine: NDArray[np.int64]) -> None:
+        """Score by the label embeddings of the prompts `mine` where they apply to the task."""
+        files = [self.entries[number].file for number in mine.tolist()]
+        used = [None if file is None else file.labels_for(task.name, task.stored_words) for file in files
+                for task in objective.tasks]  # fmt: skip
+        if all(rows is None for rows in used):
+            objective.use_label_rows(None)
+        else:
+            like = initial_rows(objective, self.backbone)
+            objective.use_label_rows(*stored_rows(files, objective.tasks, like))
 
     def _refuse_broken(
         self, target: Target, prompts: NDArray[np.int64], rows: NDArray[np.int64], broken: NDArray[np.bool_]

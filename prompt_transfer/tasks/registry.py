@@ -7,11 +7,20 @@ A user's task is a YAML file::
     columns: {text_a: text, text_b: null}
     label_column: label
     labels: [0, 1]                   # values in class order; left out: 0..C-1
-    label_words: [terrible, great]
+    label_words: [terrible, great]   # or several words a class: [[terrible, awful], [great, good]]
     label_words_policy: error        # a word of several tokens: error, first token, mean of all
     metric: accuracy
     cue: "Answer:"                   # text that a causal model reads before its answer; "" for none
+    template: "{text_a}\\nTopic:"     # optional, words around the texts instead of the cue
+    chat_template: true              # optional, the texts are the user's turn of an instruct model's chat template
     local: folder                    # optional, relative to this file; wins over --data.root/<name>
+
+A multiple-choice task has options in every row instead of label words, and is scored by their log-likelihoods::
+
+    choices: [choice1, choice2]      # their columns, or one column that holds a list of texts
+    choice_score: sum                # or mean, over the tokens of an option
+    label_column: label              # number of the right option, its text, or a list of right texts
+    values: {question: {cause: "What was the cause?"}}  # optional, for any task: texts in place of a column's values
 
 A generation task has a target instead of labels and label words::
 
@@ -29,10 +38,12 @@ from typing import Any
 
 import yaml
 
+from prompt_transfer.tasks import forms
 from prompt_transfer.tasks.builtin import BUILTIN_TASKS
 from prompt_transfer.tasks.catalogue import ROWS
 from prompt_transfer.tasks.labels import label_clash
 from prompt_transfer.tasks.task import (
+    CHOICE_METRICS,
     CLASSIFICATION_METRICS,
     DEFAULT_CUE,
     GENERATION_METRICS,
@@ -47,7 +58,10 @@ __all__ = ["HubSource", "PaperWords", "Task", "describe_tasks", "get_task", "reg
 
 LABEL_KEYS = ("label_column", "labels", "label_words", "label_words_policy", "drop_labels")
 TARGET_KEYS = ("target_column", "max_target_length")
-YAML_KEYS = ("name", "type", "columns", *LABEL_KEYS, *TARGET_KEYS, "metric", "metrics", "max_length", "cue", "local")
+FORMAT_KEYS = ("max_length", "cue", "template", "chat_template")
+CHOICE_KEYS = ("choices", "choice_score")
+OTHER_KEYS = ("metric", "metrics", *FORMAT_KEYS, "local", "values", "group")
+YAML_KEYS = ("name", "type", "columns", *LABEL_KEYS, *CHOICE_KEYS, *TARGET_KEYS, *OTHER_KEYS)
 _REGISTRY: dict[str, Task] = {row.name: row for row in ROWS}
 _BUILTIN: dict[str, Task] = {row.name: row for row in BUILTIN_TASKS}
 
@@ -112,7 +126,7 @@ def _describe(task: Task) -> dict[str, Any]:
         "name": task.name,
         "type": task.type,
         "classes": task.num_classes,
-        "label_words": list(task.label_words),
+        "label_words": task.stored_words,
         "metric": task.metric_label(task.metric),
         "sources": sources,
         "hub": hub,
@@ -157,8 +171,7 @@ class _Fields:
         self.values: dict[str, Any] = self._known(values, YAML_KEYS, "the file")
 
     def task(self) -> Task:
-        answers = self._target() if "target_column" in self.values else self._classes()
-        allowed = GENERATION_METRICS if "target_column" in self.values else CLASSIFICATION_METRICS
+        answers, allowed = self._answers()
         columns = self._known(self.values.get("columns"), ("text_a", "text_b"), "columns")
         metric = self._choice("metric", allowed)
         local = self._string("local", required=False)
@@ -173,8 +186,24 @@ class _Fields:
             local=None if local is None else self._folder(local),
             max_length=self._tokens("max_length", 64),
             cue="" if cue == "" else self._string("cue", default=DEFAULT_CUE),
+            **forms.texts_format(self, columns),
+            values=forms.texts_of_values(self),
             **answers,
         )
+
+    def _answers(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Return the fields that depend on the form of the answer, and its metrics."""
+        if "target_column" in self.values:
+            return self._target(), GENERATION_METRICS
+        if "choices" in self.values:
+            return forms.multiple_choice(self), CHOICE_METRICS
+        if "choice_score" in self.values:
+            raise self._fail("choice_score is for tasks with choices")
+        group = self._string("group", required=False)
+        metrics = [self.values.get("metric"), *(self._list("metrics") or [])]
+        if "group_exact_match" in metrics and group is None:
+            raise self._fail("the metric group_exact_match needs the column of the groups: group")
+        return {**self._classes(), "group": group}, CLASSIFICATION_METRICS
 
     def _folder(self, local: str) -> str:
         try:
@@ -185,8 +214,9 @@ class _Fields:
     def _classes(self) -> dict[str, Any]:
         """Return the fields of a classification task."""
         if "max_target_length" in self.values:
-            raise self._fail("max_target_length is for tasks with a target_column")
-        words = tuple(self._words())
+            raise self._fail("max_target_length is for tasks with a target_column or choices")
+        sets = self._words()
+        words = tuple(own[0] for own in sets)
         labels = self._labels(words)
         dropped = tuple(self._list("drop_labels") or ())
         fault = label_clash(range(len(words)) if labels is None else labels, dropped)
@@ -196,13 +226,14 @@ class _Fields:
             "label_column": self._string("label_column", default="label"),
             "labels": labels,
             "label_words": words,
+            "other_words": tuple(own[1:] for own in sets) if any(len(own) > 1 for own in sets) else (),
             "label_words_policy": self._choice("label_words_policy", LABEL_WORDS_POLICIES),
             "drop_labels": dropped,
         }
 
     def _target(self) -> dict[str, Any]:
         """Return the fields of a generation task."""
-        wrong = [key for key in LABEL_KEYS if key in self.values]
+        wrong = [key for key in (*LABEL_KEYS, *CHOICE_KEYS, "group") if key in self.values]
         if wrong:
             raise self._fail(f"a task with a target_column has no labels: leave out {', '.join(wrong)}")
         return {
@@ -250,13 +281,21 @@ class _Fields:
             raise self._fail(f"{key} must be a list, not {value!r}")
         return value
 
-    def _words(self) -> list[str]:
-        # YAML parses true, false and numbers; as label words they are strings.
+    def _words(self) -> list[tuple[str, ...]]:
+        """Return the words of each class: one, or those of a list."""
         values = self._list("label_words") or []
-        words = [(str(value).lower() if isinstance(value, bool) else str(value)).strip() for value in values]
-        if len(words) < 2 or len(set(words)) != len(words) or not all(words):
-            raise self._fail(f"label_words must be two or more different words, one a class, not {words}")
-        return words
+        sets = [tuple(map(forms.word, value if isinstance(value, list) else [value])) for value in values]
+        words = [word for own in sets for word in own]
+        if len(sets) < 2 or len(set(words)) != len(words) or not all(words) or not all(sets):
+            shown = [own[0] if len(own) == 1 else list(own) for own in sets]
+            raise self._fail(
+                f"label_words must be two or more different words, one a class or a list of words a class, not {shown}"
+            )
+        for own, value in zip(sets, values, strict=True):
+            wrong = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, list | dict)]
+            if wrong:
+                raise self._fail(f"label_words: {wrong[0]!r} is not a word ({', '.join(own)})")
+        return sets
 
     def _labels(self, words: tuple[str, ...]) -> tuple[Any, ...] | None:
         labels = self._list("labels")

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from prompt_transfer.backbones.templates import Template, default_template
+from prompt_transfer.tasks.columns import columns_of
 from prompt_transfer.tasks.labels import label_clash
 from prompt_transfer.utils.errors import UserError
 
-CLASSIFICATION_METRICS = ("accuracy", "f1", "matthews")
+CLASSIFICATION_METRICS = ("accuracy", "f1", "matthews", "group_exact_match")
+CHOICE_METRICS = ("accuracy", "exact_match", "squad_f1")
+CHOICE_SCORES = ("sum", "mean")
 GENERATION_METRICS = ("exact_match", "squad_f1", "rouge1", "rouge2", "rougeL")
 LABEL_WORDS_POLICIES = ("error", "first", "mean", "sequence")
 DEFAULT_CUE = "Answer:"
@@ -20,6 +24,8 @@ CUES = {
     "paraphrase": "Same meaning:",
     "qa": DEFAULT_CUE,
     "summarization": "Summary:",
+    "word_sense": "Same meaning:",
+    "coreference": DEFAULT_CUE,
 }
 
 
@@ -80,17 +86,30 @@ class Task:
     Attributes:
         name: name in options, files and tables.
         type: task type (sentiment, nli, ethics, paraphrase, qa, summarization, or a user's word).
-        text_a, text_b: source columns of the first and second text; ``text_b`` None for single texts.
+        text_a, text_b: source columns of the first and second text; ``text_b`` None for single texts. Several columns
+            make one text as a format string: ``{question} {answer}``.
         label_column: source column of the label; None for generation tasks.
         labels: values of that column in class order; None means the integers 0..C-1.
-        label_words: one word per class, in class order.
+        label_words: one word per class, in class order; the class's name in tables. A list of words in place of a word
+            moves its further words to `other_words`.
+        other_words: further words of each class, scored with the first one: the class score is the mean over them.
         label_words_policy: handling of words of several tokens: ``error``, ``first`` token, ``mean`` of all, or
             ``sequence``: score whole labels (causal and seq2seq backbones).
         metric: the metric that selects the best prompt.
         metrics: all reported metrics; the first is ``metric``.
         target_column: column with the text to generate, or with a list of reference texts (generation tasks).
         max_target_length: longest target in tokens, end token included, and most generated tokens.
-        cue: text that a causal model reads before its answer; "" for none.
+        cue: text that a causal model reads before its answer; "" for none. The short form of a template that ends in
+            it; unused if there is a template.
+        template: words around the texts, for every kind of backbone (`prompt_transfer.backbones.templates`); None: the
+            default format of the kind.
+        choices: multiple choice, without label words: the columns of the options, or one column with a list of them. An
+            option's score is the log-likelihood of its tokens. ``label_column`` holds the number of the right option
+            (or its value in ``labels``), its text, or a list of right texts.
+        choice_score: ``sum`` or ``mean`` of the log-likelihoods of an option's tokens.
+        values: column -> its value -> the text in its place.
+        group: column (or format string) of the group of a row, for the metric ``group_exact_match``.
+        chat_template: wrap the texts in the chat template of a causal model's tokenizer.
         hub, local, builtin: sources of the data; ``local`` is a folder that takes precedence over ``root/<name>``.
         paper: words and format of release 1.0, or None if it does not have the task.
         max_length: default longest text in tokens.
@@ -123,13 +142,35 @@ class Task:
     join_texts: bool = False
     token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
     seq2seq_frame: tuple[str, str] | None = None
+    other_words: tuple[tuple[str, ...], ...] = ()
+    template: str | None = None
+    chat_template: bool = False
+    choices: tuple[str, ...] = ()
+    choice_score: str = "sum"
+    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
+    group: str | None = None
 
     def __post_init__(self) -> None:
+        if any(not isinstance(words, str) for words in self.label_words):
+            sets = [(words,) if isinstance(words, str) else tuple(words) for words in self.label_words]
+            if not all(sets):
+                raise UserError(f"task {self.name}: a class has no label word")
+            object.__setattr__(self, "label_words", tuple(words[0] for words in sets))
+            others = tuple(words[1:] for words in sets)
+            object.__setattr__(self, "other_words", others if any(others) else ())
+        if self.other_words and len(self.other_words) != len(self.label_words):
+            raise ValueError(f"task {self.name}: {len(self.other_words)} sets of other words")
+        _ = self.format  # checks the template
+        for spec in (self.text_a, self.text_b, self.group, *self.choices):
+            try:
+                columns_of(spec)
+            except ValueError as error:
+                raise UserError(f"task {self.name}: the columns {spec!r} cannot be read: {error}") from error
         if not self.metrics:
             object.__setattr__(self, "metrics", (self.metric,))
         if self.metrics[0] != self.metric:
             raise ValueError(f"task {self.name}: the first of metrics {self.metrics} must be {self.metric}")
-        if self.labels is not None and len(self.labels) != len(self.label_words):
+        if self.labels is not None and not self.is_choice and len(self.labels) != len(self.label_words):
             raise ValueError(f"task {self.name}: {len(self.labels)} labels, {len(self.label_words)} label words")
         fault = label_clash(self.class_labels, self.drop_labels)
         if fault is not None:
@@ -142,8 +183,19 @@ class Task:
 
     @property
     def class_labels(self) -> tuple[Any, ...]:
-        """The label value of each class: `labels`, or 0..C-1."""
-        return tuple(range(self.num_classes)) if self.labels is None else self.labels
+        """The label value of each class, or of each column of options: `labels`, or 0..C-1."""
+        count = len(self.choices) if self.is_choice else self.num_classes
+        return tuple(range(count)) if self.labels is None else self.labels
+
+    @property
+    def is_choice(self) -> bool:
+        """True if every row has its own options (``choices``) instead of the task's classes."""
+        return bool(self.choices)
+
+    @property
+    def has_example_scores(self) -> bool:
+        """True if metrics are means over examples' scores: generation and multiple choice; else over classes."""
+        return self.is_generation or self.is_choice
 
     @property
     def is_generation(self) -> bool:
@@ -152,13 +204,51 @@ class Task:
 
     def metric_label(self, name: str) -> str:
         """Return the name of a metric with the average that F1 uses: `f1 (of 'great')` or `f1 (macro)`."""
-        if name != "f1" or self.is_generation or not self.label_words:
+        if name != "f1" or self.has_example_scores or not self.label_words:
             return name
         return f"f1 (of {self.label_words[1]!r})" if self.num_classes == 2 else "f1 (macro)"
 
+    @property
+    def class_words(self) -> tuple[tuple[str, ...], ...]:
+        """All words of each class."""
+        return class_words(self)
+
+    @property
+    def stored_words(self) -> list[Any]:
+        """The label words as in a task's YAML file: a word per class, or a list of words."""
+        return [words[0] if len(words) == 1 else list(words) for words in self.class_words]
+
+    @property
+    def pairs(self) -> bool:
+        """Whether an example has two texts that are tokenized separately."""
+        return self.text_b is not None and not self.join_texts
+
+    @property
+    def format(self) -> Template | None:
+        """The template that replaces the backbone's default format; None without one."""
+        if self.template is None and not self.chat_template:
+            return None
+        text = default_template(self.pairs, self.cue) if self.template is None else self.template
+        try:
+            return Template.parse(text, self.pairs, self.chat_template)
+        except UserError as error:
+            raise UserError(f"task {self.name}: {error}") from error
+
+    def with_format(self, template: str | None = None, chat_template: bool | None = None) -> Task:
+        """Return the task with another template; None keeps its own, as does the template ``default``.
+
+        The two characters ``\\n`` in a template are a line feed, which a shell cannot write.
+        """
+        given: dict[str, Any] = {}
+        if template not in (None, "", "default"):
+            given["template"] = template.replace("\\n", "\n")
+        if chat_template is not None:
+            given["chat_template"] = chat_template
+        return replace(self, **given) if given else self
+
     def with_policy(self, policy: str | None) -> Task:
-        """Return the task with another `label_words_policy`; itself for None and for generation tasks."""
-        return self if policy is None or self.is_generation else replace(self, label_words_policy=policy)
+        """Return the task with another `label_words_policy`; itself for None and for tasks without label words."""
+        return self if policy is None or self.has_example_scores else replace(self, label_words_policy=policy)
 
     def paper_variant(self) -> Task:
         """Return the task with the words, token ids, classes and text order of release 1.0.
@@ -181,9 +271,16 @@ class Task:
             text_b=text_b,
             labels=labels,
             label_words=self.paper.label_words,
+            other_words=(),
             label_words_policy="first",
             token_ids=dict(self.paper.token_ids),
             join_texts=self.paper.join_texts,
             seq2seq_frame=self.paper.seq2seq_frame,
             drop_labels=tuple(value for value in self.drop_labels if value not in kept),
         )
+
+
+def class_words(task: Any) -> tuple[tuple[str, ...], ...]:
+    """Return all words of each class of a task."""
+    others = getattr(task, "other_words", ()) or ((),) * len(task.label_words)
+    return tuple((word, *more) for word, more in zip(task.label_words, others, strict=True))

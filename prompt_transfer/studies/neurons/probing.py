@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,7 +63,7 @@ class ProbingInputs:
         """Load the tasks with the examples of a split, one after the other."""
         for name in self.tasks.values():
             (target,) = load_targets([name], self.data, split, self.backbone, self.prompts)
-            if self.policy is not None and not target.task.is_generation:
+            if self.policy is not None and not target.task.has_example_scores:
                 target = replace(target, task=replace(target.task, label_words_policy=self.policy))
             yield target
 
@@ -93,6 +94,8 @@ def load(study: ProbingStudy) -> ProbingInputs:
         raise UserError(
             f"no prompt in {study.prompts} was trained on a known task (tasks of your own: --tasks FILE.yaml)"
         )
+    if any(prompt.label_embeddings is not None for prompt in prompts.values()):
+        warnings.warn("label embeddings of prompts are not used here: classes are scored by label words", stacklevel=2)
     policy = common_value(prompts, "label_words_policy", study.label_words_policy)
     inputs = ProbingInputs(check_writable_dir(study.output), study.data, prompts, backbone, tasks, policy)
     for name in prompts:
@@ -115,7 +118,7 @@ def skill(study: ProbingStudy) -> list[Path]:
     inputs = load(study)
     paths = []
     for train, development in zip(inputs.targets("train"), inputs.targets("validation"), strict=True):
-        if train.task.is_generation:
+        if train.task.has_example_scores:
             continue
         for name, prompt in steps(inputs.own(train.task.name).items(), train.task.name):
             found = skill_of(inputs.backbone, prompt.embeddings, train, development, study.data.max_tokens)
@@ -195,13 +198,13 @@ def probe(study: ProbingStudy) -> list[Path]:
                 shared[length] = gradients(backbone, start[length], target, data.max_tokens).mean
             found = {"fisher": gradients(backbone, prompt.embeddings, target, data.max_tokens).squares}
             found["gradient"] = shared[length]
-            if not target.task.is_generation:
+            if not target.task.has_example_scores:
                 found |= {
                     f"leep/{other.task.name}": torch.tensor(
                         [leep(backbone, prompt.embeddings, by_name[target.task.name], other, data.max_tokens)]
                     )
                     for other in targets
-                    if not other.task.is_generation
+                    if not other.task.has_example_scores
                 }
             inputs.add(name, found, sample=f"{target.split}, {len(target)} rows")
     return [inputs.path(name) for task in by_name for name in inputs.own(task)]

@@ -37,7 +37,8 @@ class TransferStudy:
         dtype: dtype of the backbone's weights: float32, bfloat16 or float16 (fp32, bf16, fp16); default: the prompts'.
         label_words_policy: treatment of label words of several tokens; default: the prompts' policy.
         accelerator: auto, cpu or cuda.
-        devices: number of processes; each takes a share of every task's examples.
+        devices: number of processes; each computes a share of every task's examples.
+        calibrate: divide class probabilities by those on content-free texts (contextual calibration).
 
     Raises:
         UserError: a value is invalid.
@@ -57,6 +58,7 @@ class TransferStudy:
     label_words_policy: str | None = None
     accelerator: str = "auto"
     devices: int = 1
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
         if self.split not in ("test", "validation"):
