@@ -95,7 +95,7 @@ def test_tokens_of_other_shots_and_seeds_are_not_reused(toy: Path) -> None:
     def tokens(**options: Any) -> list[int]:
         data = module(str(toy), **options)
         data.setup("fit")
-        return data._table("train").ids.tolist()
+        return data.tokens("train").ids.tolist()
 
     found = [tokens(shots=2), tokens(shots=3), tokens(shots=2, seed=1), tokens()]
     assert [len(ids) for ids in found] == [4, 6, 4, 40]
