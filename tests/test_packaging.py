@@ -226,7 +226,8 @@ def test_pyproject_holds_build_system_and_ruff_only() -> None:
 def test_a_wheel_would_hold_every_package() -> None:
     options = _setup()["options"]
     tree = {_module(path) for path in FILES if path.name == "__init__.py"}
-    assert set(options["packages"].split()) == tree | {"prompt_transfer.configs", "prompt_transfer.checkpoints"}
+    others = {"prompt_transfer.configs", "prompt_transfer.checkpoints", "prompt_hub"}
+    assert set(options["packages"].split()) == tree | others
 
 
 @pytest.mark.parametrize("folder", ["configs", "checkpoints"])
