@@ -92,6 +92,15 @@ def test_a_prompt_of_the_command_line_is_compared_too(hub: PromptHub, capsys: py
     assert "was trained with" not in capsys.readouterr().err
 
 
+def test_an_unfinished_run_is_announced(hub: PromptHub, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = hub.train_prompt().path.parent
+    # A killed run has its best prompt so far, and no results.
+    (folder / "results.csv").unlink()
+    capsys.readouterr()
+    hub.eval_prompt()
+    assert f"in {folder} has not finished; train_prompt(" in capsys.readouterr().err
+
+
 def test_several_seeds_in_one_folder(hub: PromptHub, tmp_path: Path, runs: list[list[str]]) -> None:
     prompts, scores, overlaps = {}, {}, {}
     for seed in (0, 1, 0, 1):
@@ -130,6 +139,7 @@ def test_a_folder_of_an_earlier_version_keeps_its_seed(hub: PromptHub, runs: lis
             verb()
     with pytest.raises(UserError, match="seed_everything 1, not 0"):
         hub.train_prompt()
+    assert not hub.store.has_prompt(hub.args.backbone, hub.args.dataset)
     assert len(runs) == 1
 
 

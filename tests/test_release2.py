@@ -200,6 +200,7 @@ def test_a_translated_run_trains(tmp_path: Path, toy: Path, tiny_roberta: Path) 
         ({"checkpoint": "a.bin"}, "FromPrompt"),
         ({"model_parallel": True}, "fsdp"),
         ({"per_device_train_batch_size": 4, "batch_size": 4}, "exclude each other"),
+        ({"max_source_length": 4, "max_length": 5}, "give one of them"),
         ({"eval_strategy": "sometimes"}, "choose epoch or steps"),
         ({"num_train_epochs": 0.5}, "num_train_epochs is 0.5"),
         ({"prompt_length": 5}, r"did you mean prompt_len\?"),

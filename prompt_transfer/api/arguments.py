@@ -33,7 +33,7 @@ def _with_release2_names(cls: type[Any]) -> type[Any]:
     @functools.wraps(original)
     def accept(self: Any, *given: Any, **named: Any) -> None:
         names = [one.name for one in fields(self)]
-        named = translate(named, names, positional=len(given))
+        named = translate(named, names)
         try:
             inspect.signature(original).bind(self, *given, **named)
         except TypeError as error:

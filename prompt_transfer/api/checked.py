@@ -11,6 +11,7 @@ from prompt_transfer.api.arguments import PromptTrainingArguments
 from prompt_transfer.api.runs import quiet_session, training_changes
 from prompt_transfer.api.scores import are_comparable
 from prompt_transfer.api.store import Store
+from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE
 from prompt_transfer.neurons import files
 from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.prompts.prompt import Prompt
@@ -34,7 +35,9 @@ class Run:
     origin: str
 
     def warn_of_changes(self, what: str) -> None:
-        """Warn if the folder's run has other settings."""
+        """Warn if the folder's run has other settings, or has not finished."""
+        if (self.folder / CONFIG_FILE).is_file() and not (self.folder / RESULTS_FILE).is_file():
+            warn(f"the run of {what} in {self.folder} has not finished; {self.call}) resumes it")
         changes = training_changes(self.folder, self.config, self.origin)
         if changes:
             warn(f"{what} was trained with {changes}; {self.call}, overwrite=True) trains it with the present settings")

@@ -95,13 +95,12 @@ ADAM = {"weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsil
 UNSET: tuple[Any, ...] = (None, "", False, [])
 
 
-def translate(given: Mapping[str, Any], names: Collection[str], positional: int = 0) -> dict[str, Any]:
+def translate(given: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Return keyword arguments for `PromptTrainingArguments` from those of release 2.0.
 
     Args:
         given: the keyword arguments.
         names: fields of `PromptTrainingArguments`.
-        positional: number of further positional arguments.
 
     Raises:
         UserError: an unknown argument, or one with which a run here would differ from what the user expects.
@@ -188,8 +187,8 @@ def _batch_size(rest: dict[str, Any], found: dict[str, Any], options: dict[str, 
 
 def _lengths(rest: dict[str, Any], found: dict[str, Any], options: dict[str, Any]) -> None:
     for name in ("max_source_length", "max_seq_length"):
-        if name in rest:
-            found.setdefault("max_length", rest.pop(name))
+        if name in rest and found.setdefault("max_length", length := rest.pop(name)) != length:
+            raise UserError(f"{name} and max_length are the same: give one of them")
     if rest.pop("flatten_proj", True) is False:
         found.setdefault("projector", "TokenMLP")
 

@@ -169,7 +169,7 @@ def _options(text: str) -> dict[str, Any]:
     """Return the options that identify a run, with absolute paths; source prompts count by digest, not by path."""
     options = yaml.safe_load(text)
     options.get("model", {}).pop("prompts", None)
-    flat = {key: value for key, value in _flat(options).items() if key not in COSMETIC}
+    flat = {key: value for key, value in _flat(options).items() if key not in COSMETIC and key[:6] != "wandb."}
     return flat | {key: _absolute(flat[key]) for key in PATHS if key in flat}
 
 

@@ -52,7 +52,7 @@ def stored_seed(run: Path) -> int | None:
     for path in (options_file(run), run / CONFIG_FILE):
         with suppress(OSError, yaml.YAMLError, AttributeError):
             seed = yaml.safe_load(path.read_text(encoding="utf-8")).get("seed_everything")
-            if isinstance(seed, int):
+            if isinstance(seed, int) and not isinstance(seed, bool):
                 return seed
     return None
 
@@ -96,8 +96,9 @@ class Store:
         return path.with_name(f"{path.name.removesuffix(ending)}{self.suffix}{ending}")
 
     def has_prompt(self, backbone: str, task: str) -> bool:
-        """Return whether the prompt exists."""
-        return (self.prompt_run(backbone, task) / PROMPT_FILE).is_file()
+        """Return whether the prompt of this seed exists."""
+        run = self.prompt_run(backbone, task)
+        return (run / PROMPT_FILE).is_file() and stored_seed(run) in (None, self.seed)
 
     def prompt(self, backbone: str, task: str) -> Prompt:
         """Load the prompt of a backbone for a task.
@@ -106,7 +107,7 @@ class Store:
             UserError: it does not exist (the message names the call that trains it), or cannot be read.
         """
         run = self.prompt_run(backbone, task)
-        if not self.has_prompt(backbone, task):
+        if not (run / PROMPT_FILE).is_file():
             there = _names(run.parent, PROMPT_FILE)
             raise UserError(
                 f"there is no prompt of {backbone} for {task}{self._with_seed} in {self.root}: "
