@@ -72,7 +72,7 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """Return the number, truth value or None that a text stands for, else the text."""
+    """Parse a number, true, false or none; return other text unchanged."""
     if text.lower() in WORDS:
         return WORDS[text.lower()]
     for kind in (int, float):
