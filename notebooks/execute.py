@@ -13,10 +13,9 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nbformat
 from nbclient import NotebookClient
@@ -30,8 +29,7 @@ METADATA = {
 }
 
 
-@dataclass
-class Executed:
+class Executed(NamedTuple):
     """A notebook after execution.
 
     Attributes:
