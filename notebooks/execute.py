@@ -1,7 +1,7 @@
 """Execute the notebooks of this folder from scratch, in a temporary folder.
 
 `make test-notebooks` fails if a cell fails; `make notebooks` (`--save`) stores the outputs in the files, without paths,
-times, progress and warnings, which depend on the machine.
+times, progress and warnings, which depend on the machine. Two notebooks run at a time, with one thread each.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import re
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nbformat
 from nbclient import NotebookClient
@@ -27,11 +29,38 @@ METADATA = {
 }
 
 
+class Executed(NamedTuple):
+    """A notebook after execution.
+
+    Attributes:
+        notebook: the notebook with its outputs; None if a cell failed.
+        seconds: duration.
+        error: the failed cell and its error.
+        left_out: text written to standard error.
+    """
+
+    notebook: Any
+    seconds: float
+    error: str = ""
+    left_out: tuple[str, ...] = ()
+
+
+def execute_tidily(path: Path, folder: Path, seconds: int) -> Executed:
+    """Execute a notebook in `folder` and remove machine-dependent outputs; a cell may take at most `seconds`."""
+    began = time.monotonic()
+    try:
+        notebook = execute(path, folder, seconds)
+    except (CellExecutionError, CellTimeoutError, RuntimeError) as error:
+        return Executed(None, time.monotonic() - began, str(error))
+    took = time.monotonic() - began
+    return Executed(notebook, took, left_out=tuple(tidy(notebook, folder)))
+
+
 def execute(path: Path, folder: Path, seconds: int) -> Any:
     """Execute a notebook in `folder` and return it; a cell may take at most `seconds`."""
     notebook = nbformat.read(path, as_version=4)
     folder.mkdir()
-    os.environ["PROMPT_TRANSFER_CACHE"] = str(folder / "cache")
+    os.environ |= {"PROMPT_TRANSFER_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     client = NotebookClient(
         notebook, timeout=seconds, startup_timeout=seconds, kernel_name="python3", record_timing=False,
         # Silence warnings about unencrypted connections: they stay on this machine.
@@ -84,28 +113,36 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=int, default=CELL_SECONDS, help="time limit per cell; raise it on a busy machine"
     )
+    parser.add_argument("--processes", type=int, default=2, help="notebooks at a time")
     parser.add_argument("--save", action="store_true", help="store the outputs in the files")
     arguments = parser.parse_args()
     # Use this checkout instead of an installed package, a fixed table width, and inline figures.
     os.environ |= {"PYTHONPATH": str(FOLDER.parent), "JUPYTER_COLUMNS": "110", "HF_HUB_OFFLINE": "1"}
     os.environ.pop("MPLBACKEND", None)
     failed = False
-    with tempfile.TemporaryDirectory() as scratch:
+    # Each process starts kernels with an environment of its own.
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool,
+    ):
         os.environ["IPYTHONDIR"] = f"{scratch}/ipython"
-        for path in arguments.notebooks:
-            began, folder = time.monotonic(), Path(scratch).resolve() / path.stem
-            try:
-                notebook = execute(path, folder, arguments.seconds)
-            except (CellExecutionError, CellTimeoutError, RuntimeError) as error:
+        folder = Path(scratch).resolve()
+        tasks = {
+            pool.submit(execute_tidily, path, folder / path.stem, arguments.seconds): path
+            for path in arguments.notebooks
+        }
+        for task in as_completed(tasks):
+            path, done = tasks[task], task.result()
+            if done.notebook is None:
                 failed = True
-                print(f"{path.name} failed after {time.monotonic() - began:.0f} s\n{error}", file=sys.stderr)
+                print(f"{path.name} failed after {done.seconds:.0f} s\n{done.error}", file=sys.stderr)
                 continue
-            print(f"{path.name}: {time.monotonic() - began:.0f} s", flush=True)
-            for text in tidy(notebook, folder):
+            print(f"{path.name}: {done.seconds:.0f} s", flush=True)
+            for text in done.left_out:
                 print(f"  on standard error: {text.strip()}", file=sys.stderr)
             if arguments.save:
-                nbformat.validate(notebook)
-                nbformat.write(notebook, path)
+                nbformat.validate(done.notebook)
+                nbformat.write(done.notebook, path)
     return int(failed)
 
 

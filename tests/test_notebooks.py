@@ -88,10 +88,28 @@ def test_the_code_of_a_notebook_is_short_and_its_names_exist(path: Path) -> None
         assert sum(not isinstance(node, ast.Import | ast.ImportFrom) for node in done) <= STATEMENTS, cell.source
         names += list(imported(cell.source))
     assert any(name == "PromptHub" for _, name in names) or path.name.startswith("2_")
-    for module, name in names:
-        found = importlib.import_module(module)
-        if name is not None and not hasattr(found, name):
-            importlib.import_module(f"{module}.{name}")
+    # Only the public names of the package.
+    assert {module for module, _ in names} == {"prompt_transfer"}
+    public = importlib.import_module("prompt_transfer")
+    assert {name for _, name in names} <= set(public.__all__)
+    assert all(hasattr(public, str(name)) for _, name in names)
+
+
+@every_notebook
+def test_numbers_of_results_are_computed(path: Path) -> None:
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            assert not re.findall(r"\b0\.\d+|\b\d+ points|\d %(?! interval)", cell.source), cell.source
+
+
+@every_notebook
+def test_each_figure_has_text_before_and_after(path: Path) -> None:
+    cells = read(path).cells
+    for number, cell in enumerate(cells):
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+            around = cells[number - 1], cells[number + 1]
+            assert [other.cell_type for other in around] == ["markdown", "markdown"], cell.source
+            assert not around[1].source.startswith("#"), cell.source
 
 
 @every_notebook

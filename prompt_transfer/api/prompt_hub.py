@@ -12,9 +12,11 @@ import torch
 from prompt_transfer.analysis import neuron_plots, plots
 from prompt_transfer.analysis.indicators import neuron_overlap, neuron_overlap_per_layer
 from prompt_transfer.api.arguments import PromptTrainingArguments
+from prompt_transfer.api.checked import load_projector, load_prompt, own_prompt_folder, projector_run, prompt_run
+from prompt_transfer.api.names import check_backbone, check_task
 from prompt_transfer.api.returns import Activations, MaskedNeurons, Picture, Score, Similarity, TrainingResult
 from prompt_transfer.api.runs import quiet_session, train
-from prompt_transfer.api.scores import CONTROL, are_comparable, have_same_mode, masked_score, score
+from prompt_transfer.api.scores import CONTROL, have_same_mode, masked_score, score
 from prompt_transfer.api.store import Store
 from prompt_transfer.neurons import files
 from prompt_transfer.neurons.mask import SCOPES, most_activated
@@ -49,7 +51,7 @@ class PromptHub:
             call that creates it), or inputs that do not fit each other.
     """
 
-    def __init__(self, args: PromptTrainingArguments) -> None:
+    def __init__(self, args: PromptTrainingArguments | None = None) -> None:
         if not isinstance(args, PromptTrainingArguments):
             raise UserError(f"PromptHub expects args=PromptTrainingArguments(...), not {type(args).__name__}")
         self.args = args
@@ -60,7 +62,7 @@ class PromptHub:
     @property
     def store(self) -> Store:
         """The files of this hub."""
-        return Store(self.args.output_dir)
+        return Store(self.args.output_dir, self.args.seed)
 
     # Prompts ---------------------------------------------------------------------------------------------------
 
@@ -78,10 +80,9 @@ class PromptHub:
             The prompt file and its best validation score.
         """
         backbone, task = self._backbone(backbone), self._task(task)
-        call = f"train_prompt({backbone!r}, {task!r}"
-        config = self.args.prompt_config(backbone, task)
+        run = prompt_run(self.args, backbone, task)
         with quiet_session():
-            return train(self.store.prompt_run(backbone, task), "PromptTuning", config, f"{call})", call, overwrite)
+            return train(run.folder, "PromptTuning", run.config, run.origin, run.call, overwrite)
 
     def eval_prompt(self, backbone: str | None = None, task: str | None = None) -> Score:
         """Score a prompt and its baselines on the test split of its own task."""
@@ -124,16 +125,10 @@ class PromptHub:
         """
         source, target = self._pair("cross_model_train", source_model, target_model)
         tasks = self._tasks(task)
-        prompts = [self.store.prompt(source, name) for name in tasks]
-        config = self.args.projector_config(
-            target, tasks, [str(Path(str(prompt.path)).resolve()) for prompt in prompts]
-        )
-        shown = tasks[0] if len(tasks) == 1 else tasks
-        call = f"cross_model_train({source!r}, {target!r}, {shown!r}"
-        origin = f"{call}), source prompts {', '.join(files.digest(prompt.embeddings) for prompt in prompts)}"
-        run = self.store.projector_run(source, target, tasks)
+        prompts = [load_prompt(self.args, source, name) for name in tasks]
+        run = projector_run(self.args, source, target, tasks, prompts)
         with quiet_session():
-            return train(run, "CrossModelProjector", config, origin, call, overwrite)
+            return train(run.folder, "CrossModelProjector", run.config, run.origin, run.call, overwrite)
 
     def cross_model_eval(
         self,
@@ -154,14 +149,14 @@ class PromptHub:
         source, target = self._pair("cross_model_eval", source_model, target_model)
         task = self._task(task)
         tasks = self._tasks(task if trained_on is None else trained_on)
-        prompt = self.store.prompt(source, task)
-        projector = self.store.projector(source, target, tasks)
+        prompt = load_prompt(self.args, source, task)
+        projector = load_projector(self.args, source, target, tasks)
         folder = self.store.projected(source, target, tasks, task)
         name = f"{get_task(task).name}-from-{self.store.projector_run(source, target, tasks).parent.name}"
         with quiet_session():
             projected = self._project(source, prompt, projector, folder, name)
-            places = [folder, *self._own(target, task, projected)]
-            output = self.store.place("scores", target, name, folder.parent.name)
+            places = [folder, *own_prompt_folder(self.args, target, task, projected)]
+            output = self.store.place("scores", target, name, "+".join(get_task(one).name for one in tasks))
             return score(self.args, target, task, places, name, get_task(task).name, output)
 
     def _project(self, source: str, prompt: Prompt, projector: ProjectorFile, folder: Path, name: str) -> Prompt:
@@ -185,6 +180,7 @@ class PromptHub:
     def activated_neuron(self, backbone: str | None = None, task: str | None = None) -> Activations:
         """Return a backbone's neurons for a prompt without input text, before and after the activation function."""
         backbone, task = self._backbone(backbone), self._task(task)
+        load_prompt(self.args, backbone, task)
         with quiet_session():
             found = self._neurons(backbone, task)
         active = (found.after > 0).float().mean(dim=1).tolist()
@@ -201,7 +197,7 @@ class PromptHub:
         if task2 is None:
             raise UserError("neuron_similarity compares two tasks: give task2")
         second = self._task(task2)
-        prompts = [self.store.prompt(backbone, task) for task in (first, second)]
+        prompts = [load_prompt(self.args, backbone, task) for task in (first, second)]
         if not have_same_mode(*prompts):
             raise UserError(
                 f"the prompts of {first} and {second} differ in layout, attention, dtype or head, so their neurons "
@@ -210,7 +206,8 @@ class PromptHub:
         with quiet_session():
             neurons = torch.stack([self._neurons(backbone, task).after for task in (first, second)])
         layers = tuple(float(matrix[0, 1]) for matrix in neuron_overlap_per_layer(neurons))
-        found = Similarity(backbone, first, second, float(neuron_overlap(neurons)[0, 1]), layers)
+        overlap = float(neuron_overlap(neurons)[0, 1])
+        found = Similarity(backbone=backbone, task1=first, task2=second, overlap=overlap, layers=layers)
         rows = [{"layers": "all", "ON": found.overlap}]
         rows += [{"layers": str(layer), "ON": value} for layer, value in enumerate(layers)]
         print(f"overlap of activated neurons, {first} and {second}, {backbone}")
@@ -231,14 +228,17 @@ class PromptHub:
             The scores and the mask.
         """
         backbone, task = self._backbone(backbone), self._task(task)
-        if not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
             raise UserError(f"ratio is {ratio!r}: give a fraction of neurons, above 0 and up to 1")
         if scope not in SCOPES:
             raise UserError(f"scope is {scope!r}: choose one of {', '.join(SCOPES)}")
         run, name = self.store.prompt_run(backbone, task), get_task(task).name
+        load_prompt(self.args, backbone, task)
         with quiet_session():
             after = self._neurons(backbone, task).after
             own, active = most_activated(after, ratio, scope), float((after > 0).float().mean())
+            if not own.any():
+                raise UserError(f"ratio is {ratio!r}, less than one of {after.shape[1]} neurons per layer: give more")
             if ratio > active:
                 print(
                     f"note: this prompt activates {active:.1%} of the neurons; a ratio of {ratio:g} also masks others"
@@ -255,6 +255,8 @@ class PromptHub:
         """
         backbone, tasks = self._backbone(backbone), self._tasks(task)
         names = [get_task(name).name for name in tasks]
+        for name in tasks:
+            load_prompt(self.args, backbone, name)
         with quiet_session():
             neurons = np.stack([self._neurons(backbone, name).after.numpy() for name in tasks])
             path = self.store.place("figures", backbone, f"neurons-{'+'.join(names)}.png")
@@ -279,12 +281,10 @@ class PromptHub:
     # Arguments -------------------------------------------------------------------------------------------------
 
     def _backbone(self, given: str | None) -> str:
-        return self.args.backbone if given is None else str(given)
+        return check_backbone(self.args.backbone if given is None else str(given))
 
     def _task(self, given: str | None) -> str:
-        name = self.args.dataset if given is None else str(given)
-        get_task(name)
-        return name
+        return check_task(self.args.dataset if given is None else str(given))
 
     def _tasks(self, given: str | Sequence[str] | None) -> list[str]:
         names = [self._task(given)] if given is None or isinstance(given, str | Path) else list(map(self._task, given))
@@ -295,21 +295,14 @@ class PromptHub:
     def _pair(self, verb: str, source: str | None, target: str | None) -> tuple[str, str]:
         if target is None:
             raise UserError(f"{verb} needs a backbone to project prompts to: give target_model")
-        return self._backbone(source), str(target)
-
-    def _own(self, backbone: str, task: str, prompt: Prompt) -> list[Path]:
-        """Return the folder of the task's own prompt if it exists and can be scored together with `prompt`."""
-        if not self.store.has_prompt(backbone, task):
-            return []
-        own = self.store.prompt(backbone, task)
-        return [self.store.prompt_run(backbone, task)] if are_comparable(prompt, own) else []
+        return self._backbone(source), self._backbone(target)
 
     def _score_on(self, backbone: str, source: str, target: str) -> Score:
         """Score the prompt of a source task on a target task."""
-        prompt, run = self.store.prompt(backbone, source), self.store.prompt_run(backbone, source)
+        prompt, run = load_prompt(self.args, backbone, source), self.store.prompt_run(backbone, source)
         names = [get_task(task).name for task in (target, source)]
         with quiet_session():
-            places = [run, *(place for place in self._own(backbone, target, prompt) if place != run)]
+            places = [run] if names[0] == names[1] else [run, *own_prompt_folder(self.args, backbone, target, prompt)]
             output = self.store.place("scores", backbone, "-from-".join(names))
             return score(self.args, backbone, target, places, str(run_name(Path(str(prompt.path)))), names[1], output)
 

@@ -5,17 +5,47 @@ Shape letters: P prompt tokens, H hidden, L layers, F neurons per layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import pandas as pd
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """A trained prompt or projector.
+class Number(float):
+    """A number with facts about it, which `dict(result)` returns too.
+
+    Subclasses are dataclasses with keyword arguments; the attribute named by `NUMBER` is the number.
+    """
+
+    NUMBER: ClassVar[str] = "value"
+
+    def __new__(cls, **facts: Any) -> Self:
+        return super().__new__(cls, facts[cls.NUMBER])
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        return (), {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return str(float(self))
+
+    def keys(self) -> list[str]:
+        """Return the names of the facts, without tables."""
+        return [one.name for one in fields(self) if one.name != "table"]  # type: ignore[arg-type]
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a fact; the number also under its metric's name, as in `eval_accuracy` of release 2.0."""
+        if name in self.keys():
+            return getattr(self, name)
+        if str(name).removeprefix("eval_") == getattr(self, "metric", None):
+            return float(self)
+        raise KeyError(f"{name!r}; there are {', '.join(self.keys())}")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingResult(Number):
+    """A trained prompt or projector; a number: its best validation score.
 
     Attributes:
         path: its file in the run folder of `fit`.
@@ -33,13 +63,10 @@ class TrainingResult:
     best_step: int
     table: pd.DataFrame = field(repr=False)
 
-    def __float__(self) -> float:
-        return self.value
 
-
-@dataclass(frozen=True)
-class Score:
-    """A prompt's score on a task's test split, with its baselines; all scores are fractions.
+@dataclass(frozen=True, eq=False)
+class Score(Number):
+    """A prompt's score on a task's test split, a number, with its baselines; all scores are fractions.
 
     Attributes:
         backbone, task: the backbone and task of the evaluation.
@@ -73,9 +100,6 @@ class Score:
     control: float | None = None
     table: pd.DataFrame = field(repr=False, default_factory=pd.DataFrame)
 
-    def __float__(self) -> float:
-        return self.value
-
 
 class Activations(NamedTuple):
     """Neurons at the answer slot for a prompt without input text; float32 `[L, F]`.
@@ -89,9 +113,9 @@ class Activations(NamedTuple):
     after: Tensor
 
 
-@dataclass(frozen=True)
-class Similarity:
-    """ON, the overlap of two prompts' activated neurons (after > 0), 0 to 1.
+@dataclass(frozen=True, eq=False)
+class Similarity(Number):
+    """ON, the overlap of two prompts' activated neurons (after > 0): a number from 0 to 1.
 
     Attributes:
         overlap: ON over all layers.
@@ -104,13 +128,12 @@ class Similarity:
     overlap: float
     layers: tuple[float, ...]
 
-    def __float__(self) -> float:
-        return self.overlap
+    NUMBER: ClassVar[str] = "overlap"
 
 
-@dataclass(frozen=True)
-class MaskedScore:
-    """A prompt's score with masked neurons; all scores are fractions.
+@dataclass(frozen=True, eq=False)
+class MaskedScore(Number):
+    """A prompt's score with masked neurons, a number; all scores are fractions.
 
     Attributes:
         value: score with the prompt's own most activated neurons masked.
@@ -142,9 +165,6 @@ class MaskedScore:
     def drop(self) -> float:
         """The loss of score by masking: unmasked - value."""
         return self.unmasked - self.value
-
-    def __float__(self) -> float:
-        return self.value
 
 
 class MaskedNeurons(NamedTuple):

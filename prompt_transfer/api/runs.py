@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from prompt_transfer.api.returns import TrainingResult
+from prompt_transfer.api.store import options_file
 from prompt_transfer.commands import training
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, quiet, show_warning
 from prompt_transfer.commands.run_folders import PROJECTOR_FILE, PROMPT_FILE
@@ -21,6 +22,18 @@ from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import write_text_atomic
 
 FILES = {"PromptTuning": PROMPT_FILE, "CrossModelProjector": PROJECTOR_FILE}
+# Options that change no result, and options of an evaluation; the studies compare the backbone by its fingerprint.
+COSMETIC = {
+    *("logger", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
+    *("trainer.logger", "trainer.accelerator", "trainer.devices"),
+    *("data.num_workers", "data.cache_dir", "data.eval_batch_size", "data.max_tokens"),
+}
+EVALUATION = {"model.backbone", "data.limit_eval", "data.max_length", "data.root", "data.source"}
+# Not in a resolved configuration in the same form.
+RESOLVED = {"trainer.val_check_interval", "trainer.check_val_every_n_epoch", "model.learning_rate", "data.task"}
+PATHS = ("data.root", "data.task", "model.backbone")
+# Facts in the first line of an options file.
+FACTS = PROMPTS, WORDS = "source prompts", "label words"
 SHOWN = ("task", "split", "metric", "value", "majority", "lead", "n", "best_step")
 
 
@@ -69,21 +82,22 @@ def train(
         folder: the run folder.
         model: name of the LightningModule.
         config: options of `fit`.
-        origin: one line for the file, with everything else that determines the result.
+        origin: one line for the file, with what else determines the result: the call, source prompts, label words.
         call: the user's call without the closing bracket, for messages.
         overwrite: replace an existing run.
 
     Raises:
         UserError: the folder has a run with other options, or any error of `fit`.
     """
-    options = folder.with_name(f"{folder.name}.yaml")
+    options = options_file(folder)
     text = f"# {origin}\n{yaml.safe_dump(dict(config), sort_keys=False)}"
     known = options.read_text(encoding="utf-8") if options.is_file() else None
     occupied = folder.is_dir() and any(folder.iterdir())
     if occupied and not overwrite:
-        if known is None or _content(known) != _content(text):
+        difference = _difference(known, text)
+        if difference:
             raise UserError(
-                f"{folder} holds a run with {_difference(known, text)}: {call}, overwrite=True) replaces it, "
+                f"{folder} holds a run with {difference}: {call}, overwrite=True) replaces it, "
                 "another output_dir keeps both"
             )
         if (folder / RESULTS_FILE).is_file():
@@ -132,22 +146,64 @@ def _file_version(path: Path) -> tuple[int, int] | None:
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
 
-def _content(text: str) -> tuple[str, Any]:
-    """Return the origin and options that identify a run; source prompts count by digest, not by path."""
-    origin, _, rest = text.partition("\n")
-    options = yaml.safe_load(rest)
+def training_changes(folder: Path, config: Mapping[str, Any], origin: str) -> str:
+    """Describe the training options in which a finished run differs from `config`, for messages; "" if in none.
+
+    Options of the evaluation do not count. A run of the command line is compared by its `config.yaml`.
+    """
+    text = f"# {origin}\n{yaml.safe_dump(dict(config), sort_keys=False)}"
+    options = options_file(folder)
+    if options.is_file():
+        return _difference(options.read_text(encoding="utf-8"), text, EVALUATION)
+    try:
+        stored = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        stored["model"] = {**stored["model"], **stored["model"].get("init_args", {})}
+    except (OSError, yaml.YAMLError, AttributeError, LookupError, TypeError):
+        return ""
+    before, now = _flat(stored), _options(text)
+    left_out = EVALUATION | RESOLVED
+    return _changes([key for key in now if key in before and key not in left_out], before, now)
+
+
+def _options(text: str) -> dict[str, Any]:
+    """Return the options that identify a run, with absolute paths; source prompts count by digest, not by path."""
+    options = yaml.safe_load(text)
     options.get("model", {}).pop("prompts", None)
-    return origin, options
+    flat = {key: value for key, value in _flat(options).items() if key not in COSMETIC and key[:6] != "wandb."}
+    return flat | {key: _absolute(flat[key]) for key in PATHS if key in flat}
 
 
-def _difference(known: str | None, text: str) -> str:
-    """Describe the options in which two files differ, for messages."""
+def _absolute(value: Any) -> Any:
+    """Return a path as an absolute one, also in a list; other values as they are."""
+    if isinstance(value, list):
+        return [_absolute(one) for one in value]
+    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
+
+
+def _facts(text: str) -> dict[str, str]:
+    """Return the facts of the first line by name; earlier versions wrote no label words."""
+    facts = text.partition("\n")[0].partition("), ")[2].split("; ")
+    return {name: fact.removeprefix(name) for fact in facts for name in FACTS if fact.startswith(name)}
+
+
+def _difference(known: str | None, text: str, left_out: Collection[str] = ()) -> str:
+    """Describe the options in which two files differ, for messages; "" if in none."""
     if known is None:
         return "unknown options (this hub did not create it)"
-    before, now = _flat(_content(known)[1]), _flat(_content(text)[1])
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if not changed:
+    before, now = _options(known), _options(text)
+    changes = _changes([key for key in {**before, **now} if key not in left_out], before, now)
+    if changes:
+        return changes
+    old, new = _facts(known), _facts(text)
+    if PROMPTS in old and old[PROMPTS] != new.get(PROMPTS):
         return "other source prompts (they were retrained)"
+    if WORDS in old and WORDS in new and old[WORDS] != new[WORDS]:
+        return f"the {WORDS}{old[WORDS]}, not{new[WORDS]}"
+    return ""
+
+
+def _changes(keys: Iterable[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    changed = [key for key in keys if before.get(key) != now.get(key)]
     return ", ".join(f"{key} {before.get(key)}, not {now.get(key)}" for key in changed[:4])
 
 

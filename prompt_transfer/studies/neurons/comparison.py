@@ -21,7 +21,9 @@ from prompt_transfer.utils.files import check_writable_dir
 SAME_TASK, SAME, DIFFERENT = "same task", "same type", "different type"
 
 
-def compare(prompts: str | Path, neurons: str | Path, output: str | Path, backbone: str | None = None) -> pd.DataFrame:
+def compare_neurons(
+    prompts: str | Path, neurons: str | Path, output: str | Path, backbone: str | None = None
+) -> pd.DataFrame:
     """Compute ON of all pairs of prompts; write tables and figures.
 
     Args:
@@ -44,8 +46,12 @@ def compare(prompts: str | Path, neurons: str | Path, output: str | Path, backbo
     return report(found, activations, whole, layers, folder)
 
 
+# The name in earlier versions.
+compare = compare_neurons
+
+
 def load(prompts: str | Path, neurons: str | Path, backbone: str | None = None) -> tuple[PromptSet, np.ndarray]:
-    """Read and check prompts and their activations [N, L, F]; arguments as in `compare`.
+    """Read and check prompts and their activations [N, L, F]; arguments as in `compare_neurons`.
 
     Raises:
         UserError: inputs cannot be read or do not match.
