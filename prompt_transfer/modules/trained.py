@@ -156,7 +156,7 @@ class TrainedModule(PromptedModule):
         parameters = self.trained()
         count = batch["global_count"] / self.trainer.world_size
         *early, last = self.passes(batch["micro_batches"])
-        gradients = [torch.zeros_like(p) for p in parameters]
+        gradients = [torch.zeros_like(p) for p in parameters] if early else []
         totals: list[Tensor] = []
         for part in early:
             losses = self.summed_losses(*part) / count
