@@ -184,12 +184,19 @@ def _add_positional(
         parser.set_defaults({parameter.name: parameter.default})
 
 
-def call(function: Callable[..., Any], command: str, arguments: Sequence[str], positional: str | None = None) -> Any:
+def call(
+    function: Callable[..., Any],
+    command: str,
+    arguments: Sequence[str],
+    positional: str | None = None,
+    then: Callable[[Any], Any] = lambda result: result,
+) -> Any:
     """Call a typed function with command-line arguments, and log its output files to W&B with `--logger wandb`.
 
     Args:
         function, command, positional: see `build_parser`.
         arguments: command-line arguments.
+        then: called with the result before its files are logged, where `function` is a dataclass of options.
 
     Raises:
         UserError: an argument is unknown, missing or of the wrong type.
@@ -205,9 +212,9 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
     if "dtype" in values:
         values["dtype"] = DTYPES.get(values["dtype"], values["dtype"])
     if command not in STUDIES:
-        return function(**values)
+        return then(function(**values))
     logger, options = values.pop("logger"), values.pop("wandb")
-    result = function(**values)
+    result = then(function(**values))
     if logger == "wandb":
         publish(command, values, options)
     return result

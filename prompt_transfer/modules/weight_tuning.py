@@ -25,11 +25,18 @@ class WeightTuning(TrainedModule):
         options: those of `TrainedModule`.
     """
 
+    # With AdamW and a linear schedule.
+    default_rate = 1e-3
+
     def __init__(self, backbone: str = "roberta-nano", prompt_length: int = 20, **options: Any) -> None:
         super().__init__(backbone, **options)
         self.prompt_length = prompt_length
         self.save_hyperparameters({"prompt_length": prompt_length})
         self._built = False
+
+    @property
+    def default_learning_rate(self) -> float:
+        return self.default_rate
 
     @property
     def is_built(self) -> bool:
@@ -102,10 +109,6 @@ class LoraTuning(WeightTuning):
             {"lora_rank": self.lora.rank, "lora_alpha": self.lora.alpha, "lora_targets": self.lora.targets or ""}
         )
 
-    @property
-    def default_learning_rate(self) -> float:
-        return 1e-3
-
     def build(self, seed: int) -> None:
         self.adapter = LoraAdapter(self.backbone, self.lora, seed)
 
@@ -123,13 +126,10 @@ class FineTuning(WeightTuning):
     """
 
     trained_name = "model"
+    default_rate = 1e-4
 
     def __init__(self, backbone: str = "roberta-nano", prompt_length: int = 20, **options: Any) -> None:
         super().__init__(backbone, prompt_length, **{**options, "dtype": "float32"})
-
-    @property
-    def default_learning_rate(self) -> float:
-        return 1e-4
 
     def build(self, seed: int) -> None:
         unfreeze_copy(self.backbone)

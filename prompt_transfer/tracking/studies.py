@@ -46,6 +46,7 @@ STUDIES = {
         charts.matrix_means,
         "transfer, mean over pairs",
     ),
+    "compare": Study(("results.parquet", "summary.csv", "differences.csv"), ("compare.png", "curves.png"), inputs=()),
     "test": Study(("results.csv",), headline=charts.scored, inputs=("prompt",)),
     "validate": Study(("results.csv",), headline=charts.scored, inputs=("prompt",)),
     "neurons compare": Study(
