@@ -122,7 +122,7 @@ def test_wrong_layers_are_one_line(tiny: Callable[[str], Path]) -> None:
     with pytest.raises(UserError, match=r"^--lora.targets do not fit .*not_there") as error:
         LoraAdapter(backbone, LoraOptions(targets="not_there"), seed=0)
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="--lora.rank must be 1 or more"):
+    with pytest.raises(UserError, match=r"--lora\.rank must be 1 or more"):
         LoraOptions(rank=0)
 
 

@@ -26,23 +26,21 @@ def scores(summary: pd.DataFrame, runs: pd.DataFrame, titles: Mapping[str, str])
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(7.2, 0.9 + 0.38 * len(summary)), layout="constrained", width_ratios=(3, 2), sharex=False
     )
-    for place, row in enumerate(summary.itertuples()):
-        error = [[max(0.0, row.value - row.low)], [max(0.0, row.high - row.value)]]
-        left.errorbar(row.value, place, xerr=error, fmt="D", ms=5, capsize=3, color=colours[row.method])
-        mine = runs.loc[runs["method"] == row.method, "value"]
+    for place, row in enumerate(summary.to_dict("records")):
+        method, value, parameters = str(row["method"]), float(row["value"]), int(row["trained_parameters"])
+        error = [[max(0.0, value - row["low"])], [max(0.0, row["high"] - value)]]
+        style = {"fmt": "D", "ms": 5, "capsize": 3, "color": colours[method]}
+        left.errorbar(value, place, xerr=error, **style)
+        mine = runs.loc[runs["method"] == method, "value"]
         if len(mine) > 1:
-            left.scatter(mine, [place + 0.22] * len(mine), s=9, color=colours[row.method], alpha=0.6)
-        if row.trained_parameters > 0:
-            right.errorbar(
-                row.trained_parameters, row.value, yerr=error, fmt="D", ms=5, capsize=3, color=colours[row.method]
-            )
-            right.annotate(
-                titles[row.method], (row.trained_parameters, row.value), fontsize=7, xytext=(5, 4),
-                textcoords="offset points",
-            )  # fmt: skip
-        elif row.method == "majority":
+            left.scatter(mine, [place + 0.22] * len(mine), s=9, color=colours[method], alpha=0.6)
+        if parameters:
+            right.errorbar(parameters, value, yerr=error, **style)
+            near = {"xytext": (5, 4), "textcoords": "offset points"}
+            right.annotate(titles[method], (parameters, value), fontsize=7, **near)
+        elif method == "majority":
             for draw in (left.axvline, right.axhline):
-                draw(row.value, linestyle="--", color="0.6", linewidth=1, zorder=0)
+                draw(value, linestyle="--", color="0.6", linewidth=1, zorder=0)
     first = summary.iloc[0]
     left.set_yticks(range(len(summary)), [titles[name] for name in summary["method"]])
     left.invert_yaxis()
@@ -69,6 +67,7 @@ def curves(evaluations: pd.DataFrame, titles: Mapping[str, str], metric: str, ma
     data = evaluations.assign(method=evaluations["method"].map(titles))
     sns.lineplot(data, x="step", y="value", hue="method", errorbar=("pi", 100), palette="colorblind", marker="o", ax=ax)
     ax.axhline(majority, linestyle="--", color="0.6", linewidth=1, label="majority")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("optimizer steps")
     ax.set_ylabel(f"{metric} on validation")
     ax.legend(frameon=False, fontsize=8)

@@ -36,7 +36,7 @@ def resampled_scores(
     generator = np.random.default_rng(seed)
     found = {name: np.empty(resamples) for name in answers}
     for number in range(resamples):
-        rows = generator.integers(0, examples, examples)
+        rows: NDArray[np.int64] = generator.integers(0, examples, size=(examples,))
         draws = {size: np.bincount(generator.integers(0, size, size), minlength=size) for size in sizes}
         for name, values in answers.items():
             times = draws[len(values)]

@@ -41,7 +41,7 @@ def show(summary: pd.DataFrame) -> None:
                 "95 %": results.interval(row["low"], row["high"], 3),
                 f"- {reference}": known["paired_difference"],
                 "95 % ": results.interval(_number(row["paired_low"]), _number(row["paired_high"]), 3),
-                "parameters": int(known["trained_parameters"]) or None,
+                "parameters": int(row["trained_parameters"]) or None,
                 "kB": f"{row['stored_bytes'] / 1000:.1f}" if known["stored_bytes"] else None,
                 "s to best": _rounded(known.get("seconds_to_best")),
                 "s": _rounded(known.get("seconds")),

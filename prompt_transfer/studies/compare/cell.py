@@ -1,7 +1,7 @@
 """One cell of a comparison: a method trained with one seed, its best state scored on the test split.
 
-A cell's folder holds `cell.json` (its facts, written last), `predictions.parquet`, `convergence.csv` and the trained file:
-`prompt.safetensors`, `adapter/` in PEFT's format, `probe.safetensors`, or with `--keep_weights` `model/`.
+A cell's folder holds `cell.json` (its facts, written last), `predictions.parquet`, `convergence.csv` and the trained
+file: `prompt.safetensors`, `adapter/` in PEFT's format, `probe.safetensors`, or with `--keep_weights` `model/`.
 """
 
 from __future__ import annotations

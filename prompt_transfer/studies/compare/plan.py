@@ -83,7 +83,7 @@ def choose_rates(study: CompareStudy, inputs: CompareInputs, failed: Mapping[str
     Raises:
         UserError: all rates of a method failed.
     """
-    rates, rows = dict(inputs.rates), []
+    rates, rows = dict(inputs.rates), list[dict[str, Any]]()
     for cell in candidates(study, inputs):
         done = cell.read(study.output)
         score = None if done is None else done["validation"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,8 @@ class Probe:
         mean, scale: [H], of the training features.
         weight, bias: [C, H] and [C].
         regularization: the chosen inverse strength of the penalty.
-        validation: score on the validation split.
         trained_parameters: number of fitted coefficients.
+        validation: score on the validation split.
     """
 
     features: Features
@@ -83,8 +83,8 @@ class Probe:
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     regularization: float
-    validation: float
     trained_parameters: int
+    validation: float = 0.0
 
     @property
     def tensors(self) -> dict[str, NDArray[np.float32]]:
@@ -143,11 +143,18 @@ def fit_probe(backbone: FrozenBackbone, data: TaskDataModule, kind: str, steps: 
     for strength in REGULARIZATION:
         model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(scaler.transform(train), labels)
         weight, bias = _per_class(model, task.num_classes)
-        floats = [np.asarray(value, dtype=np.float32) for value in (scaler.mean_, scaler.scale_, weight, bias)]
-        probe = Probe(features, *floats, strength, 0.0, model.coef_.size + model.intercept_.size)
+        probe = Probe(
+            features,
+            mean=scaler.mean_.astype(np.float32),
+            scale=scaler.scale_.astype(np.float32),
+            weight=weight.astype(np.float32),
+            bias=bias.astype(np.float32),
+            regularization=strength,
+            trained_parameters=model.coef_.size + model.intercept_.size,
+        )
         score = class_metric(task.metric, probe.classes(validation), wanted, task.num_classes)
         if best is None or score > best.validation:
-            best = Probe(features, *floats, strength, score, probe.trained_parameters)
+            best = replace(probe, validation=score)
     assert best is not None
     return best
 

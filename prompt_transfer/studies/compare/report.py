@@ -135,6 +135,8 @@ def _summary(frame: pd.DataFrame, means: pd.Series, draws: Mapping[str, NDArray[
                 **facts,
             }
         )
+    for row in rows:
+        row |= {key: int(row[key]) for key in ("trained_parameters", "stored_bytes")}
     order = {name: place for place, name in enumerate([*draws])}
     rows.sort(key=lambda row: order[row["method"]])
     return results.table(rows).dropna(axis=1, how="all")
@@ -143,7 +145,7 @@ def _summary(frame: pd.DataFrame, means: pd.Series, draws: Mapping[str, NDArray[
 def _differences(
     summary: pd.DataFrame, means: pd.Series, draws: Mapping[str, NDArray[np.float64]], answers: Mapping[str, Answers]
 ) -> pd.DataFrame:
-    """Return each method's score minus the prompt's (without a prompt: minus the first method's) on the same examples."""
+    """Return each method's score minus the prompt's on the same examples (without a prompt, the first method's)."""
     reference = "prompt" if "prompt" in answers else next(iter(answers))
     rows = []
     for name in answers:
