@@ -29,6 +29,7 @@ from prompt_transfer.studies.compare import methods, score
 from prompt_transfer.studies.compare.study import CompareData, CompareStudy, compare
 from prompt_transfer.tasks.verbalizers import Verbalizer
 from prompt_transfer.utils.errors import SettingsChangedError, UserError
+from prompt_transfer.utils.memory import peak_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ["prompt", "lora", "fine_tuning", "linear_probe"]
@@ -135,7 +136,7 @@ def test_a_second_call_adds_only_what_is_new(
         compare(study(toy, tiny_roberta, output, methods="linear_probe", features="answer"))
 
 
-@pytest.mark.parametrize("method", ["prompt", "lora", "fine_tuning"])
+@pytest.mark.parametrize("method", ["lora", "fine_tuning"])
 def test_an_interrupted_run_resumes_with_the_same_result(
     method: str, toy: Path, tiny_roberta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,21 +150,28 @@ def test_an_interrupted_run_resumes_with_the_same_result(
             raise UserError("stopped")
         return original(self, batch, batch_idx)
 
+    def broken(*_: Any) -> None:
+        raise UserError("stopped late")
+
+    output = tmp_path / "out"
     monkeypatch.setattr(TrainedModule, "training_step", training_step)
     with pytest.raises(UserError, match=f"^{method}-seed1.*: stopped$"):
-        compare(study(toy, tiny_roberta, tmp_path / "out", **given))
-    assert not (cell(tmp_path / "out", method) / "cell.json").exists()
-    compare(study(toy, tiny_roberta, tmp_path / "out", **given))
-    # The last checkpoint is that of step 2.
+        compare(study(toy, tiny_roberta, output, **given))
+    assert not (cell(output, method) / "cell.json").exists()
+    # The last checkpoint is that of step 2. Stopped again after training, before the test.
+    with monkeypatch.context() as patch:
+        patch.setattr("prompt_transfer.studies.compare.cell._test", broken)
+        with pytest.raises(UserError, match=r"stopped late$"):
+            compare(study(toy, tiny_roberta, output, **given))
+    compare(study(toy, tiny_roberta, output, **given))
     assert steps == [0, 1, 2, 3, 2, 3, 4, 5]
     for name in ("predictions.parquet", "convergence.csv"):
         read = pd.read_parquet if name.endswith("parquet") else pd.read_csv
-        first, second = (read(cell(tmp_path / run, method) / name) for run in ("whole", "out"))
-        pd.testing.assert_frame_equal(*(one.drop(columns="seconds", errors="ignore") for one in (first, second)))
+        tables = [read(cell(tmp_path / run, method) / name) for run in ("whole", "out")]
+        pd.testing.assert_frame_equal(*(table.drop(columns="seconds", errors="ignore") for table in tables))
     if method == "lora":
-        one, other = (
-            load_file(cell(tmp_path / run, method) / "adapter/adapter_model.safetensors") for run in ("whole", "out")
-        )
+        file = "adapter/adapter_model.safetensors"
+        one, other = (load_file(cell(tmp_path / run, method) / file) for run in ("whole", "out"))
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -280,12 +288,11 @@ def test_the_probe_sees_the_trained_examples_only(toy: Path, tiny_roberta: Path,
         assert scores.argmax(dim=1).tolist() == kept.loc[batch["ids"].numpy()].tolist()
 
 
-def test_a_generation_task(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_generation_task(tmp_path: Path) -> None:
     """Generation is scored on texts; the lead baseline takes the place of the majority class."""
-    data = CompareData(batch_size=4, limit_train=8, limit_eval=4)
-    given = {"seeds": "0", "max_steps": 2, "val_check_interval": 2, "prompt_length": P, "data": data}
-    task = "builtin_summaries"
-    own = CompareStudy(task, "gpt2-nano", str(tmp_path / "out"), "prompt,lora", same_process=True, **given)
+    data = CompareData(batch_size=2, limit_train=8, limit_eval=2, max_length=32)
+    given = {"seeds": "0", "max_steps": 1, "val_check_interval": 1, "prompt_length": P, "data": data}
+    own = CompareStudy("builtin_summaries", "gpt2-nano", str(tmp_path / "out"), "lora", same_process=True, **given)
     summary = compare(own)
     assert set(summary["metric"]) == {"rougeL"}
     answers = pd.read_parquet(cell(tmp_path / "out", "lora") / "predictions.parquet")
@@ -350,6 +357,22 @@ def test_options_from_a_file(toy: Path, tiny_roberta: Path, tmp_path: Path) -> N
     assert set(pd.read_csv(tmp_path / "out" / "results.csv")["seed"].dropna()) == {7}
 
 
+def test_peak_memory_is_that_of_the_process_alone() -> None:
+    """This process has torch loaded and is far larger than its child."""
+    script = (
+        "from prompt_transfer.utils.memory import peak_memory\n"
+        "before = peak_memory(); held = b'x' * (64 * 2**20); during = peak_memory(); del held\n"
+        "print(before, during, peak_memory())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    before, during, after = map(float, done.stdout.split())
+    assert before < 60
+    assert during - before == pytest.approx(64, abs=3)
+    assert after == pytest.approx(during, abs=1)
+    assert peak_memory() > 150
+
+
+@pytest.mark.slow
 def test_a_process_of_its_own_measures_memory(toy: Path, tiny_roberta: Path, tmp_path: Path) -> None:
     own = study(toy, tiny_roberta, tmp_path / "out", methods="linear_probe")
     own.same_process = False

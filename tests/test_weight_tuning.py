@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
+from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.backbones.lora import LoraAdapter, LoraOptions
+from prompt_transfer.backbones.lora import LoraAdapter, LoraOptions, target_modules
 from prompt_transfer.backbones.trainable import save_model, unfreeze_copy
 from prompt_transfer.modules.weight_tuning import LoraTuning
 from prompt_transfer.utils.errors import UserError
@@ -126,6 +128,20 @@ def test_wrong_layers_are_one_line(tiny: Callable[[str], Path]) -> None:
         LoraOptions(rank=0)
 
 
+def test_every_family_has_layers_for_lora(tiny: Callable[[str], Path]) -> None:
+    """An architecture without a row, and without a default of PEFT, needs `--lora.targets`."""
+    assert all(target_modules(family, LoraOptions()) for family in FAMILIES.values())
+    unknown = replace(FAMILIES["llama"], name="marian-like")
+    with pytest.raises(UserError, match=r"name its linear layers with --lora\.targets"):
+        target_modules(unknown, LoraOptions())
+    assert target_modules(unknown, LoraOptions(targets="all-linear")) == "all-linear"
+    backbone = FrozenBackbone(str(tiny("roberta")))
+    LoraAdapter(backbone, LoraOptions(rank=1, targets="all-linear"), seed=0)
+    # Six linear layers in each of two layers, and the dense layer of the head.
+    adapted = {name for name, value in backbone.model.named_parameters() if name.endswith("lora_A.default.weight")}
+    assert len(adapted) == 2 * 6 + 1
+
+
 def test_a_module_holds_and_saves_only_what_it_trains(tiny: Callable[[str], Path]) -> None:
     module = LoraTuning(str(tiny("roberta")), prompt_length=5, lora=LoraOptions(rank=2))
     assert module.encoder.extra_positions == 6
@@ -135,4 +151,4 @@ def test_a_module_holds_and_saves_only_what_it_trains(tiny: Callable[[str], Path
     assert sum(value.numel() for value in module.trained()) == 2 * 2 * 2 * 2 * 32
     assert all("lora_" in name for name in module.state_dict())
     assert len(module.state_dict()) == 8
-    assert not any(module.backbone.model.get_submodule("roberta.encoder.layer.0").training for _ in (0,))
+    assert not module.backbone.model.get_submodule("roberta.encoder.layer.0").training

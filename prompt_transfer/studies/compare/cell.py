@@ -23,6 +23,7 @@ from prompt_transfer.callbacks.convergence import ConvergenceSpeed
 from prompt_transfer.callbacks.export import PromptExport
 from prompt_transfer.callbacks.progress import StepProgress
 from prompt_transfer.data.datamodule import TaskDataModule
+from prompt_transfer.data.readers import data_root
 from prompt_transfer.data.tokens import ID_BITS
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.modules.trained import TrainedModule
@@ -90,6 +91,8 @@ def run_cell(study: CompareStudy, cell: Cell, measure_memory: bool = False) -> N
     """
     folder = cell.folder(study.output)
     with exclusive_lock(folder):
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         L.seed_everything(cell.seed, verbose=False)
         try:
             run = Run(study, cell, folder, measure_memory)
@@ -173,7 +176,7 @@ def _fit(run: Run) -> tuple[Outcome, pd.DataFrame]:
     trainer = run.trainer([*callbacks, *checkpoints])
     trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
     seconds, peak = convergence.rows[-1][3], run.memory()
-    gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+    gpu = round(torch.cuda.max_memory_allocated() / 2**20, 1) if torch.cuda.is_available() else None
 
     records = _test(module, data, run, str(run.folder / CHECKPOINTS / "best.ckpt"))
     if isinstance(module, WeightTuning) and (run.study.keep_weights or not isinstance(module, FineTuning)):
@@ -211,12 +214,15 @@ def _checkpoint(folder: Path, name: str, **options: Any) -> ModelCheckpoint:
 
 def _facts(run: Run) -> dict[str, str]:
     """Return the metadata from which `test` and `predict` read a prompt's options."""
-    data = run.study.data
+    data, task = run.study.data, run.study.task
+    # Absolute, for use from other working directories.
+    task = str(Path(task).expanduser().resolve()) if task.endswith((".yaml", ".yml")) else task
+    root = data_root(data.root) if data.source == "local" else None
     return {
         "seed": str(run.cell.seed),
-        "data_task": json.dumps([run.study.task]),
+        "data_task": json.dumps([task]),
         "data_source": data.source,
-        "data_root": str(Path(data.root).expanduser().resolve()) if data.root else "",
+        "data_root": "" if root is None else str(root.resolve()),
         "label_words_policy": run.study.label_words_policy or "",
         "data_label_words": data.label_words or "default",
         "data_max_length": "" if data.max_length is None else str(data.max_length),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.backbones.lora import target_modules
+from prompt_transfer.backbones.lora import LoraAdapter
 from prompt_transfer.modules.objectives import make_objective
 from prompt_transfer.modules.optimization import OptimizationConfig
 from prompt_transfer.studies.backbones import choose_device, describe_backbone
@@ -54,8 +54,6 @@ def load(study: CompareStudy) -> CompareInputs:
     device = choose_device(study.accelerator)
     backbone = FrozenBackbone(study.backbone, **study.backbone_options)
     names = study.method_names
-    if "lora" in names:
-        target_modules(backbone.family, study.lora)
     encoder = backbone.encoder(study.prompt_length)
     data = study.data.module(study.task, study.data.seed).connect(encoder)
     if task.is_generation and "linear_probe" in names:
@@ -64,8 +62,11 @@ def load(study: CompareStudy) -> CompareInputs:
     data.prepare_data()
     data.setup("fit")
     target = load_target(task, study.data, study.data.label_words or "default", "test", encoder)
-    rates = {name: study.rates.get(name, METHODS[name].rate(backbone.family)) for name in names}
     described = describe_backbone(backbone)
+    if "lora" in names:
+        # Last, since it changes the backbone, which is not needed any more.
+        LoraAdapter(backbone, study.lora, seed=0)
+    rates = {name: study.rates.get(name, METHODS[name].rate(backbone.family)) for name in names}
     common = {
         **described,
         **target.facts,
