@@ -26,6 +26,8 @@ from prompt_transfer.cli import main
 from prompt_transfer.modules.trained import TrainedModule
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.compare import methods, score
+from prompt_transfer.studies.compare.load import CompareInputs
+from prompt_transfer.studies.compare.plan import Cell, candidates, choose_rates
 from prompt_transfer.studies.compare.study import CompareData, CompareStudy, compare
 from prompt_transfer.tasks.verbalizers import Verbalizer
 from prompt_transfer.utils.errors import SettingsChangedError, UserError
@@ -240,6 +242,20 @@ def test_the_grid_keeps_the_best_rate(toy: Path, tiny_roberta: Path, tmp_path: P
     assert set(frame[frame["method"] == "prompt"]["learning_rate"]) == {chosen["learning_rate"]}
 
 
+@pytest.mark.parametrize(("scores", "told"), [([0.5, 0.6, 0.4], "smallest"), ([0.5, 0.4, 0.6], "largest")])
+def test_a_best_rate_at_the_edge_of_the_grid_is_told(
+    scores: list[float], told: str, toy: Path, tiny_roberta: Path, tmp_path: Path
+) -> None:
+    own = study(toy, tiny_roberta, tmp_path / "out", grid=True)
+    inputs = CompareInputs(tmp_path, None, {"prompt": 0.01}, {})  # type: ignore[arg-type]
+    for one, value in zip(candidates(own, inputs), scores, strict=True):
+        one.folder(own.output).mkdir(parents=True)
+        (one.folder(own.output) / "cell.json").write_text(json.dumps({"validation": value, "best_step": 2}))
+    with pytest.warns(UserWarning, match=f"is the {told} of the grid"):
+        rates = choose_rates(own, inputs, {})
+    assert rates == {"prompt": {"smallest": 0.0033, "largest": 0.03}[told]}
+
+
 def test_a_method_that_fails_leaves_the_others(
     toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -373,10 +389,11 @@ def test_peak_memory_is_that_of_the_process_alone() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_process_of_its_own_measures_memory(toy: Path, tiny_roberta: Path, tmp_path: Path) -> None:
     own = study(toy, tiny_roberta, tmp_path / "out", methods="linear_probe")
     own.same_process = False
-    inputs_cells = [score.Cell("linear_probe", 0)]
+    inputs_cells = [Cell("linear_probe", 0)]
     assert score.score(own, None, inputs_cells, None) == {}  # type: ignore[arg-type]
     facts = inputs_cells[0].read(own.output)
     assert facts is not None
@@ -384,13 +401,14 @@ def test_a_process_of_its_own_measures_memory(toy: Path, tiny_roberta: Path, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_killed_study_takes_its_process_along_and_resumes(toy: Path, tiny_roberta: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = [word for word in options(toy, tiny_roberta, output, "--methods", "prompt") if word != "--same_process"]
     command = [sys.executable, "-m", "prompt_transfer", *command]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 170
+        deadline = time.monotonic() + 400
         while not [*output.glob("cells/*/cell.json")]:
             assert process.poll() is None
             assert time.monotonic() < deadline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,14 @@ def choose_rates(study: CompareStudy, inputs: CompareInputs, failed: Mapping[str
             raise UserError(f"every learning rate of the grid failed for {name}: {reason}")
         best = max(scored, key=lambda row: row["validation"])
         rates[name] = best["learning_rate"]
+        tried = sorted(row["learning_rate"] for row in scored)
+        if best["learning_rate"] in (tried[0], tried[-1]):
+            which = "largest" if best["learning_rate"] == tried[-1] else "smallest"
+            warnings.warn(
+                f"{name}: the best learning rate {best['learning_rate']:g} is the {which} of the grid; center a new "
+                f"comparison on it with --learning_rates {name}={best['learning_rate']:g}",
+                stacklevel=2,
+            )
         for row in rows:
             if row["method"] == name:
                 row["chosen"] = row is best
