@@ -1,8 +1,7 @@
-"""`compare`: methods in one harness, resumed runs, and errors of one line."""
+"""`compare`: methods in one harness, equal to plain loops, resumed after interruptions."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from comparisons import H, P, cell, options, study
 from safetensors.torch import load_file
 from test_cli import error_of
 from torch import nn
@@ -25,9 +25,8 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
 from prompt_transfer.modules.trained import TrainedModule
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.studies.compare import methods, score
-from prompt_transfer.studies.compare.load import CompareInputs
-from prompt_transfer.studies.compare.plan import Cell, candidates, choose_rates
+from prompt_transfer.studies.compare import score
+from prompt_transfer.studies.compare.plan import Cell
 from prompt_transfer.studies.compare.study import CompareData, CompareStudy, compare
 from prompt_transfer.tasks.verbalizers import Verbalizer
 from prompt_transfer.utils.errors import SettingsChangedError, UserError
@@ -35,32 +34,12 @@ from prompt_transfer.utils.memory import peak_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ["prompt", "lora", "fine_tuning", "linear_probe"]
-P, H = 4, 32
 
 
 @pytest.fixture(autouse=True)
 def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPT_TRANSFER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "250")
-
-
-def options(toy: Path, backbone: Path, output: Path, *more: str) -> list[str]:
-    """Return a command of few steps; later options win."""
-    base = ["compare", "--task", str(toy), "--backbone", str(backbone), "--data.source", "local"]
-    base += ["--seeds", "0,1", "--max_steps", "4", "--val_check_interval", "2", "--prompt_length", str(P)]
-    base += ["--data.batch_size", "8", "--accelerator", "cpu", "--same_process", "--output", str(output)]
-    return [*base, *more]
-
-
-def study(toy: Path, backbone: Path, output: Path, **more: Any) -> CompareStudy:
-    given = {"methods": "prompt", "seeds": "0", "max_steps": 4, "val_check_interval": 2, "prompt_length": P, **more}
-    data = CompareData(source="local", batch_size=8)
-    return CompareStudy(str(toy), str(backbone), str(output), data=data, accelerator="cpu", same_process=True, **given)
-
-
-def cell(output: Path, name: str) -> Path:
-    (found,) = (output / "cells").glob(f"{name}*")
-    return found
 
 
 def test_all_methods_end_to_end(
@@ -228,34 +207,6 @@ def test_lora_through_the_harness_equals_a_plain_loop(toy: Path, tiny: Callable[
         assert torch.allclose(found[name], value.detach(), atol=1e-5), name
 
 
-def test_the_grid_keeps_the_best_rate(toy: Path, tiny_roberta: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    compare(study(toy, tiny_roberta, output, methods="prompt,linear_probe", seeds="0,1", grid=True, max_steps=2))
-    grid = pd.read_csv(output / "grid.csv")
-    assert grid["learning_rate"].tolist() == [0.003, 0.001, 0.009]
-    assert grid["chosen"].sum() == 1
-    chosen = grid[grid["chosen"]].iloc[0]
-    assert chosen["validation"] == grid["validation"].max()
-    # Three rates with the first seed, the best one with the second.
-    assert len([*output.glob("cells/prompt-*")]) == 4
-    frame = pd.read_parquet(output / "results.parquet")
-    assert set(frame[frame["method"] == "prompt"]["learning_rate"]) == {chosen["learning_rate"]}
-
-
-@pytest.mark.parametrize(("scores", "told"), [([0.5, 0.6, 0.4], "smallest"), ([0.5, 0.4, 0.6], "largest")])
-def test_a_best_rate_at_the_edge_of_the_grid_is_told(
-    scores: list[float], told: str, toy: Path, tiny_roberta: Path, tmp_path: Path
-) -> None:
-    own = study(toy, tiny_roberta, tmp_path / "out", grid=True)
-    inputs = CompareInputs(tmp_path, None, {"prompt": 0.01}, {})  # type: ignore[arg-type]
-    for one, value in zip(candidates(own, inputs), scores, strict=True):
-        one.folder(own.output).mkdir(parents=True)
-        (one.folder(own.output) / "cell.json").write_text(json.dumps({"validation": value, "best_step": 2}))
-    with pytest.warns(UserWarning, match=f"is the {told} of the grid"):
-        rates = choose_rates(own, inputs, {})
-    assert rates == {"prompt": {"smallest": 0.0033, "largest": 0.03}[told]}
-
-
 def test_a_method_that_fails_leaves_the_others(
     toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -317,60 +268,6 @@ def test_a_generation_task(tmp_path: Path) -> None:
     own.methods = "linear_probe"
     with pytest.raises(UserError, match="has no classes for a linear probe"):
         compare(own)
-
-
-@pytest.mark.parametrize(
-    ("more", "told"),
-    [
-        (["--methods", "prompt,lara"], "unknown method 'lara'"),
-        (["--methods", "prompt,prompt"], "each once"),
-        (["--seeds", "0,0"], "give each seed once"),
-        (["--seeds", "a"], "give whole numbers from 0 on"),
-        (["--learning_rates", "lora"], "give METHOD=RATE"),
-        (["--learning_rates", "linear_probe=1"], "a method of prompt, deep_prompt, lora, fine_tuning"),
-        (["--learning_rates", "lora=-1"], "a rate above 0"),
-        (["--max_steps", "0"], "--max_steps must be 1 or more"),
-        (["--lora.rank", "0"], "--lora.rank must be 1 or more"),
-        (["--lora.targets", "nowhere"], "--lora.targets do not fit"),
-        (["--schedule", "steep"], "unknown schedule 'steep'"),
-        (["--data.batch_size", "0"], "--data.batch_size must be 1 or more"),
-        (["--task", "tost"], "tost"),
-        (["--config", "nowhere.yaml"], "no configuration file nowhere.yaml"),
-        (["--stepz", "1"], "unknown option --stepz"),
-    ],
-)
-def test_mistakes_are_one_line(
-    more: list[str], told: str, toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = options(toy, tiny_roberta, tmp_path / "out", "--methods", "prompt,lora", "--seeds", "0", *more)
-    assert told in error_of(capsys, main(command))
-
-
-def test_deep_prompts_need_a_version_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without(self: Any, backbone: str) -> None: ...
-
-    monkeypatch.setattr(methods.PromptTuning, "__init__", without)
-    with pytest.raises(UserError, match="leave deep_prompt out of --methods"):
-        methods.check_methods(["prompt", "deep_prompt"])
-
-
-@pytest.mark.parametrize(("package", "method"), [("peft", "lora"), ("sklearn", "linear_probe")])
-def test_a_missing_package_is_named(package: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("prompt_transfer.backbones.lora", "prompt_transfer.studies.compare.methods"):
-        monkeypatch.setattr(f"{module}.find_spec", lambda name: None if name == package else object())
-    with pytest.raises(UserError, match=r'pip install "prompt_transfer\[compare\]"'):
-        methods.check_methods([method])
-
-
-def test_options_from_a_file(toy: Path, tiny_roberta: Path, tmp_path: Path) -> None:
-    file = tmp_path / "study.yaml"
-    file.write_text("methods: linear_probe\nseeds: '5,6'\nmax_steps: 3\ndata: {batch_size: 4}\n")
-    base = ["compare", "--config", str(file), "--task", str(toy), "--backbone", str(tiny_roberta)]
-    base += ["--data.source", "local", "--seeds", "7", "--same_process", "--output", str(tmp_path / "out")]
-    assert main(base) == 0
-    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
-    assert (settings["common"]["max_steps"], settings["common"]["batch_size"]) == (3, 4)
-    assert set(pd.read_csv(tmp_path / "out" / "results.csv")["seed"].dropna()) == {7}
 
 
 def test_peak_memory_is_that_of_the_process_alone() -> None:

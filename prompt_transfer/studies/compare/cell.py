@@ -57,7 +57,7 @@ class Outcome:
         trained_parameters: trained numbers.
         stored_bytes: bytes to keep per task, without metadata.
         learning_rate: the rate in use.
-        dtype: of the backbone's weights.
+        layout, attention, dtype: of the backbone.
         peak_memory_mib: largest resident memory of the process; None if it was not a new process.
         loaded_memory_mib: the same before training, with libraries, backbone and data.
         peak_gpu_memory_mib: largest memory of tensors on the GPU.
@@ -65,6 +65,8 @@ class Outcome:
     """
 
     validation: float
+    layout: str
+    attention: str
     dtype: str
     best_step: int | None = None
     seconds_to_best: float | None = None
@@ -187,7 +189,7 @@ def _fit(run: Run) -> tuple[Outcome, pd.DataFrame]:
     weights = module.trained()
     outcome = Outcome(
         validation=best[5],
-        dtype=module.backbone.dtype_name,
+        **_backbone(module),
         best_step=best[1],
         seconds_to_best=best[3],
         seconds=seconds,
@@ -199,6 +201,11 @@ def _fit(run: Run) -> tuple[Outcome, pd.DataFrame]:
         peak_gpu_memory_mib=gpu,
     )
     return outcome, records
+
+
+def _backbone(module: TrainedModule) -> dict[str, str]:
+    backbone = module.backbone
+    return {"layout": backbone.layout.name, "attention": backbone.attention, "dtype": backbone.dtype_name}
 
 
 def _checkpoint(folder: Path, name: str, **options: Any) -> ModelCheckpoint:
@@ -261,7 +268,7 @@ def _random(run: Run) -> tuple[Outcome, pd.DataFrame]:
     )
     data = run.data(module)
     (scores,) = run.trainer([]).validate(module, datamodule=data, verbose=False)
-    return Outcome(scores["validation/score"], module.backbone.dtype_name), _test(module, data, run)
+    return Outcome(scores["validation/score"], **_backbone(module)), _test(module, data, run)
 
 
 def _probe(run: Run) -> tuple[Outcome, pd.DataFrame]:
@@ -276,7 +283,7 @@ def _probe(run: Run) -> tuple[Outcome, pd.DataFrame]:
     records = probe.predict(data.test_dataloader())
     outcome = Outcome(
         validation=probe.validation,
-        dtype=module.backbone.dtype_name,
+        **_backbone(module),
         seconds_to_best=seconds,
         seconds=seconds,
         trained_parameters=probe.trained_parameters,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.lora import LoraAdapter
 from prompt_transfer.modules.objectives import make_objective
@@ -32,14 +33,12 @@ class CompareInputs:
     Attributes:
         folder: output folder.
         target: the test examples.
-        rates: learning rate of each method, None for the module's own.
-        facts: layout, attention and dtype, for the tables.
+        rates: learning rate of each method, None for those that have none.
     """
 
     folder: Path
     target: Target
     rates: dict[str, float | None]
-    facts: dict[str, str]
 
 
 def load(study: CompareStudy) -> CompareInputs:
@@ -66,7 +65,7 @@ def load(study: CompareStudy) -> CompareInputs:
     if "lora" in names:
         # Last, since it changes the backbone, which is not needed any more.
         LoraAdapter(backbone, study.lora, seed=0)
-    rates = {name: study.rates.get(name, METHODS[name].rate(backbone.family)) for name in names}
+    rates = {name: study.rates.get(name) or _default_rate(study, name, backbone.family) for name in names}
     common = {
         **described,
         **target.facts,
@@ -83,8 +82,15 @@ def load(study: CompareStudy) -> CompareInputs:
     write_provenance(
         folder, "compare", asdict(study), {task.name: common["examples"]}, goes_on=True, device=str(device)
     )
-    facts = {key: described[key] for key in ("layout", "attention", "dtype")}
-    return CompareInputs(folder, target, rates, facts)
+    return CompareInputs(folder, target, rates)
+
+
+def _default_rate(study: CompareStudy, name: str, family: Family) -> float | None:
+    method = METHODS[name]
+    if method.make is None:
+        return None
+    # A method without a rate of its own is made once, which also checks that the backbone supports it.
+    return method.rate(family) or method.make(study, None).default_learning_rate
 
 
 def _own_settings(study: CompareStudy, method: str, rate: float | None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Method:
     Attributes:
         title: name in figures.
         make: (study, learning rate) -> the module to train; None: not trained by gradients.
-        rate: family -> default learning rate; None: that of the module.
+        rate: family -> default learning rate; None: the module's `default_learning_rate`.
         check: raises UserError if the method cannot be used.
     """
 

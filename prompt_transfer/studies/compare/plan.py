@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prompt_transfer.studies.compare.methods import METHODS, RANDOM
+from prompt_transfer.studies.compare.methods import RANDOM
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
 
@@ -29,7 +29,7 @@ class Cell:
     Attributes:
         method: a key of `METHODS`, or `random_prompt`.
         seed: seed of initial values and batches; the number of a random prompt minus 1.
-        rate: learning rate; None: the module's own, or none.
+        rate: learning rate, for methods that are trained by gradients.
     """
 
     method: str
@@ -57,20 +57,14 @@ class Cell:
 
 
 def candidates(study: CompareStudy, inputs: CompareInputs) -> list[Cell]:
-    """Return the cells of the grid, with the first seed; none without `--grid`.
-
-    Raises:
-        UserError: a method has no learning rate to vary.
-    """
+    """Return the cells of the grid, with the first seed; none without `--grid`."""
     if not study.grid:
         return []
     cells = []
     for name in study.method_names:
-        if METHODS[name].make is None:
-            continue
         rate = inputs.rates[name]
         if rate is None:
-            raise UserError(f"--grid needs a learning rate for {name}: give --learning_rates {name}=RATE")
+            continue
         cells += [Cell(name, study.seed_numbers[0], float(f"{rate * factor:.2g}")) for factor in GRID]
     return cells
 

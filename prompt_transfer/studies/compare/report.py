@@ -100,7 +100,6 @@ def _row(
         "seed": cell.seed,
         **inputs.target.scored(answers),
         "method": cell.method,
-        **inputs.facts,
         **own,
     }
 
