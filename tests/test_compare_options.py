@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,22 @@ def test_deep_prompts_need_a_version_that_has_them(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(methods.PromptTuning, "__init__", without)
     with pytest.raises(UserError, match="leave deep_prompt out of --methods"):
         methods.check_methods(["prompt", "deep_prompt"])
+
+
+@pytest.mark.skipif(
+    "method" not in inspect.signature(methods.PromptTuning.__init__).parameters,
+    reason="no deep prompts in this version",
+)
+def test_deep_prompts(toy: Path, tiny_roberta: Path, tmp_path: Path) -> None:
+    compare(study(toy, tiny_roberta, tmp_path / "out", methods="prompt,deep_prompt"))
+    frame = pd.read_csv(tmp_path / "out" / "results.csv").set_index("method")
+    # Keys and values of two layers for each prompt token.
+    assert frame.loc["deep_prompt", "trained_parameters"] == 4 * frame.loc["prompt", "trained_parameters"]
+    assert frame.loc["deep_prompt", "learning_rate"] > 0
+    prompt = Path(str(frame.loc["deep_prompt", "prompt"]))
+    assert main(["test", "--prompt", str(prompt), "--random_prompts", "0", "--output", str(tmp_path / "test")]) == 0
+    tested = pd.read_csv(tmp_path / "test" / "results.csv")["value"].iloc[0]
+    assert tested == pytest.approx(frame.loc["deep_prompt", "value"])
 
 
 @pytest.mark.parametrize(("package", "method"), [("peft", "lora"), ("sklearn", "linear_probe")])
