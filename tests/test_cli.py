@@ -16,12 +16,15 @@ import yaml
 
 from prompt_transfer.backbones.builtin import shipped
 from prompt_transfer.cli import main
+from prompt_transfer.commands.compare import expand_config
 from prompt_transfer.commands.lightning import Command
+from prompt_transfer.commands.parsing import call
 from prompt_transfer.commands.pretraining import PretrainCommand
 from prompt_transfer.commands.table import COMMANDS, find
 from prompt_transfer.pretraining.backbone_pretraining import BackbonePretraining
 from prompt_transfer.pretraining.corpus import CorpusDataModule
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.studies.compare.study import CompareStudy
 from prompt_transfer.studies.sweep.plan import read_plan
 
 SHIPPED = "checkpoints/prompts/roberta-nano/sst2.safetensors"
@@ -415,6 +418,11 @@ def test_every_configuration_file_parses(config: Path, tmp_path: Path) -> None:
             pass
 
     group = config.parent.name
+    if config.name.startswith("compare_"):
+        arguments = expand_config(["--config", str(config), "--data.root", str(tmp_path), "--output", "o"])
+        study = call(CompareStudy, "compare", arguments)
+        assert (study.task, study.data.source) == (config.stem.split("_")[1], "local")
+        return
     if group == "study":
         # Each run of a study must be a valid `fit` run.
         run = read_plan(config, tmp_path, {"data.root": str(tmp_path)}).runs[-1]

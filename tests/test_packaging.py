@@ -79,7 +79,7 @@ FLOORS = (
     ("tracking",),
     ("callbacks",),
     ("studies",),
-    ("studies.projection", "studies.recommend", "studies.sweep", "studies.transfer"),
+    ("studies.compare", "studies.projection", "studies.recommend", "studies.sweep", "studies.transfer"),
     ("studies.neurons",),
     ("commands",),
     ("api", "cli"),
@@ -238,7 +238,9 @@ def test_a_wheel_would_hold_every_shipped_file(folder: str) -> None:
 def test_every_import_is_declared() -> None:
     declared = _requirements(_setup()["options"]["install_requires"])
     extras = _setup()["options.extras_require"]
-    optional = _requirements("\n".join(extras[name] for name in ("ray", "dashboard", "gguf", "mlflow")))
+    optional = _requirements(
+        "\n".join(extras[name] for name in ("ray", "dashboard", "gguf", "mlflow", "compare", "quantization"))
+    )
     used = {name.split(".")[0] for path in FILES for name in _imports(path)}
     used -= {"prompt_transfer", *sys.stdlib_module_names}
     undeclared = {DISTRIBUTIONS.get(name, name).replace("_", "-") for name in used} - set(declared) - set(optional)

@@ -51,9 +51,9 @@ class AbsorbedKVAttention(AttentionSubstitute):
     ) -> tuple[Tensor, Tensor | None, None]:
         """Return the original's output: attention output [B, 1, H] and position bias (None in cross-attention)."""
         whole = self.whole
-        # Quantized projections have no weight matrix to reorder products with.
-        absorbs = type(whole.k) is nn.Linear and type(whole.v) is nn.Linear
-        if key_value_states is None or not absorbs or not self.is_first_step(hidden_states, past_key_values):
+        # Replacements such as adapters must be called, so only plain linear layers are absorbed.
+        plain = type(whole.k) is nn.Linear and type(whole.v) is nn.Linear
+        if key_value_states is None or not plain or not self.is_first_step(hidden_states, past_key_values):
             return whole(
                 hidden_states, mask=mask, key_value_states=key_value_states, past_key_values=past_key_values, **kwargs
             )

@@ -110,6 +110,7 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
         function: its docstring is the help; see `Signature`.
         command, positional: see `build_parser`.
         arguments: command-line arguments.
+        then: called with the result before its files are logged, where `function` is a dataclass of options.
 
     Raises:
         UserError: an argument is unknown, missing or of the wrong type.

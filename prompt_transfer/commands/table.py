@@ -18,6 +18,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("prompt_transfer.commands.evaluation", "score a prompt and its baselines on the test split"),
     "predict": ("prompt_transfer.commands.evaluation", "write labels and probabilities for a task or a text file"),
     "transfer": ("prompt_transfer.commands.transfer", "score every prompt of a folder on every task"),
+    "compare": (
+        "prompt_transfer.commands.compare",
+        "compare prompts with LoRA, fine-tuning and a linear probe on one task; resumable",
+    ),
     "sweep": ("prompt_transfer.commands.sweep", "run many fits and follow-up commands from one file; resumable"),
     "neurons": (
         "prompt_transfer.commands.neurons",

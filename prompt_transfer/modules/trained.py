@@ -160,7 +160,7 @@ class TrainedModule(PromptedModule):
         parameters, batch = self.trained(), self.complete(batch)
         count = batch["global_count"] / self.trainer.world_size
         *early, last = self.passes(batch["micro_batches"])
-        gradients = [torch.zeros_like(p) for p in parameters]
+        gradients = [torch.zeros_like(p) for p in parameters] if early else []
         totals: list[Tensor] = []
         for part in early:
             losses = self.summed_losses(*part) / count

@@ -56,6 +56,7 @@ STUDIES = {
         )
         for command in ("test", "validate")
     },
+    "compare": Study(("results.parquet", "summary.csv", "differences.csv"), ("compare.png", "curves.png"), inputs=()),
     "neurons compare": Study(
         ("overlap.csv", "overlap.parquet"),
         ("overlap.png", "overlap_clustered.png", "activations.png", "layers.png"),

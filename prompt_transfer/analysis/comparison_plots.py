@@ -1,0 +1,75 @@
+"""Figures of a comparison of methods: scores with intervals, costs, and validation curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+
+def scores(summary: pd.DataFrame, runs: pd.DataFrame, titles: Mapping[str, str]) -> Axes:
+    """Draw scores with intervals, and scores against trained parameters.
+
+    Args:
+        summary: one row per method: `method`, `value`, `low`, `high`, `trained_parameters`, `metric`, `task`, `n`.
+        runs: one row per method and seed: `method`, `value`.
+        titles: method -> name.
+
+    Returns:
+        The axes of the scores; their figure holds both panels.
+    """
+    colours = dict(zip(summary["method"], sns.color_palette("colorblind", len(summary)), strict=True))
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(7.2, 0.9 + 0.38 * len(summary)), layout="constrained", width_ratios=(3, 2), sharex=False
+    )
+    for place, row in enumerate(summary.to_dict("records")):
+        method, value, parameters = str(row["method"]), float(row["value"]), int(row["trained_parameters"])
+        error = [[max(0.0, value - row["low"])], [max(0.0, row["high"] - value)]]
+        style = {"fmt": "D", "ms": 5, "capsize": 3, "color": colours[method]}
+        left.errorbar(value, place, xerr=error, **style)
+        mine = runs.loc[runs["method"] == method, "value"]
+        if len(mine) > 1:
+            left.scatter(mine, [place + 0.22] * len(mine), s=9, color=colours[method], alpha=0.6)
+        if parameters:
+            right.errorbar(parameters, value, yerr=error, **style)
+            near = {"xytext": (5, 4), "textcoords": "offset points"}
+            right.annotate(titles[method], (parameters, value), fontsize=7, **near)
+        elif method == "majority":
+            for draw in (left.axvline, right.axhline):
+                draw(value, linestyle="--", color="0.6", linewidth=1, zorder=0)
+    first = summary.iloc[0]
+    left.set_yticks(range(len(summary)), [titles[name] for name in summary["method"]])
+    left.invert_yaxis()
+    left.set_xlabel(f"{first['metric']} on {first['task']} (test, n = {first['n']})")
+    left.xaxis.set_major_locator(MaxNLocator(5))
+    right.set_xscale("log")
+    right.set_xlabel("trained parameters")
+    right.set_ylabel(first["metric"])
+    right.margins(x=0.25)
+    sns.despine(figure)
+    return left
+
+
+def curves(evaluations: pd.DataFrame, titles: Mapping[str, str], metric: str, majority: float) -> Axes:
+    """Draw the validation score against optimizer steps: the mean over seeds and its range.
+
+    Args:
+        evaluations: columns `method`, `seed`, `step`, `value`.
+        titles: method -> name.
+        metric: label of the vertical axis.
+        majority: score of the majority class.
+    """
+    _, ax = plt.subplots(figsize=(4.2, 2.8), layout="constrained")
+    data = evaluations.assign(method=evaluations["method"].map(titles))
+    sns.lineplot(data, x="step", y="value", hue="method", errorbar=("pi", 100), palette="colorblind", marker="o", ax=ax)
+    ax.axhline(majority, linestyle="--", color="0.6", linewidth=1, label="majority")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("optimizer steps")
+    ax.set_ylabel(f"{metric} on validation")
+    ax.legend(frameon=False, fontsize=8)
+    sns.despine(ax=ax)
+    return ax
