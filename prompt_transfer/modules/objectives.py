@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
-from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.backbones.prompt_inputs import PromptBank
 from prompt_transfer.tasks.metrics import example_scores, make_metrics
 from prompt_transfer.tasks.registry import Task
 from prompt_transfer.tasks.verbalizers import Verbalizer, VerbalizerStack, label_sequences, stack

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.backbones.prompt_inputs import PromptBank
 from prompt_transfer.data.batches import batch_bounds, collate, cross_prompts
 from prompt_transfer.studies.scoring import MAX_TEXTS, MAX_TOKENS
 from prompt_transfer.studies.targets import Target
