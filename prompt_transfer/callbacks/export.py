@@ -136,7 +136,7 @@ class PromptExport(BestExport):
     def make(self, module: PromptTuning, name: str, facts: dict[str, str]) -> Prompt:
         prompt = module.prompt(name)
         # The module's metadata (the seed of an ensemble's prompt) overrides that of the run.
-        return Prompt(prompt.embeddings, {**self.metadata, **prompt.metadata, **facts}, prompt.initial)
+        return Prompt(prompt.values, {**self.metadata, **prompt.metadata, **facts}, prompt.initial)
 
 
 class ProjectorExport(BestExport):

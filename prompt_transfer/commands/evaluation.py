@@ -22,7 +22,6 @@ from prompt_transfer.data.texts import load_texts
 from prompt_transfer.data.tokens import ID_BITS
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.prompts.reparameterizations import Plain
 from prompt_transfer.tasks.metrics import bootstrap_mean_interval, bootstrap_metric_interval, example_scores
 from prompt_transfer.tasks.registry import Task
@@ -60,6 +59,8 @@ def run(command: str, arguments: list[str]) -> None:
     _check_output(command, parsed)
     model = parsed.model
     assert isinstance(model, PromptTuning)
+    if model.method.name != prompt.method:
+        raise UserError(f"{path} is a {prompt.method}: leave out --model.method {model.method.name}")
     prompt.check(model.backbone, model.backbone.layout.name, model.backbone.attention)
     _warn_changed_words(prompt, parsed.datamodule.tasks)
     _warn_unfinished(prompt)
@@ -97,7 +98,7 @@ def _warn_unfinished(prompt: Prompt) -> None:
 def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
     """Return the arguments after the options in the prompt's metadata, which they override, and before the prompt."""
     facts = prompt.metadata
-    first: list[str] = []
+    first: list[str] = ["--model.method", prompt.method]
     for key in ("backbone", "layout", "attention", "dtype", "head", "label_words_policy"):
         if facts.get(key):
             first += [f"--model.{key}={facts[key]}"]
@@ -124,7 +125,7 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
         first += ["--data.revision", facts["data_revision"]]
     if facts.get("data_root") and Path(facts["data_root"]).is_dir():
         first += ["--data.root", facts["data_root"]]
-    length = str(prompt.embeddings.shape[0])
+    length = str(prompt.length)
     # A JSON list, since the parser would read the path "7" as a number and "a: b" as a mapping.
     last = ["--model.prompt_length", length, "--model.init", "FromPrompt", "--model.init.prompt", json.dumps([path])]
     task = find_value(arguments, "--data.task")
@@ -154,9 +155,9 @@ def _score(command: str, parsed: Command, model: PromptTuning, path: str) -> Non
     model.keep_records = True
     for number, name in enumerate(names):
         if number:
-            shape = (model.prompt_length, model.backbone.hidden_size)
             model.reparameterization = Plain()
-            model.build(random_prompt(model.backbone, shape, number), torch.Generator())
+            drawn = model.method.random(model.backbone, model.prompt_length, number)
+            model.build(model.method.to_vectors(drawn), torch.Generator())
         model.records = []
         with as_user_error(command):
             verb(model, datamodule=data, verbose=False)

@@ -14,7 +14,7 @@ from prompt_transfer.commands.lightning import absolute_path, quiet, show_warnin
 from prompt_transfer.commands.parsing import program, split_list
 from prompt_transfer.data.readers import data_root
 from prompt_transfer.prompts.arithmetic import average
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
+from prompt_transfer.prompts.prompt import PROMPT, UNKNOWN, Prompt
 from prompt_transfer.studies.recommend.study import Recommendation, RecommendStudy
 from prompt_transfer.studies.recommend.study import recommend as run_study
 from prompt_transfer.studies.targets import TargetData
@@ -184,6 +184,7 @@ def _fit(study: RecommendStudy, like: Prompt, tasks: Sequence[str], start: str |
     facts = like.metadata
     options = {
         "--model.backbone": study.backbone,
+        "--model.method": "" if like.method == PROMPT else like.method,
         "--model.prompt_length": facts["prompt_length"],
         "--model.learning_rate": facts.get("learning_rate", ""),
         "--model.dtype": "" if facts.get("dtype") == "float32" else facts.get("dtype", ""),

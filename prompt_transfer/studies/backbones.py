@@ -10,7 +10,7 @@ import torch
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.layouts import is_causal
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.studies.entries import check_all, common_value
+from prompt_transfer.studies.entries import check_all, common_method, common_value
 from prompt_transfer.utils.errors import UserError
 
 
@@ -23,6 +23,7 @@ def backbone_options(
         UserError: the prompts differ in an option.
     """
     found = dict(prompts)
+    common_method(found)
     return {
         "attention": _attention(found, attention),
         "layout": common_value(found, "layout", layout),

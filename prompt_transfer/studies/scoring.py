@@ -48,9 +48,9 @@ class Scorer:
     def __init__(self, backbone: FrozenBackbone, entries: Sequence[Entry]) -> None:
         self.backbone, self.device = backbone, backbone.device
         self.entries = entries
-        self.longest = max(len(entry.embeddings) for entry in entries)
+        self.longest = max(entry.length for entry in entries)
         self._banks: list[tuple[NDArray[np.int64], PromptBank]] = []
-        lengths = np.array([len(entry.embeddings) for entry in entries])
+        lengths = np.array([entry.length for entry in entries])
         for length in np.unique(lengths):
             mine = np.flatnonzero(lengths == length)
             rows = torch.stack([entries[number].embeddings for number in mine.tolist()]).to(self.device)
