@@ -88,4 +88,4 @@ def _sizes(prompt: Prompt, backbone: Backbone) -> tuple[str, str, str]:
         f"{layers} layers of {heads} key/value heads of width {width}"
         for layers, _, _, heads, width in (prompt.values.shape, backbone.keys_values_shape(prompt.length))
     )
-    return "number of", own, needed
+    return "shape of", own, needed

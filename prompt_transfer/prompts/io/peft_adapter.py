@@ -228,8 +228,8 @@ def _check_config(config: dict[str, Any], folder: Path) -> tuple[str, int, int]:
         raise UserError(f"{folder} is for the task type {task_type}; only {' and '.join(SUBMODULES)} can be imported")
     if kind == "PREFIX_TUNING" and task_type != "CAUSAL_LM":
         raise UserError(
-            f"{folder} is a PEFT adapter of type {kind} for {task_type}, with keys and values in the decoder: deep prompts "
-            "are in the encoder here; only CAUSAL_LM can be imported"
+            f"{folder} is a PEFT adapter of type {kind} for {task_type}, with keys and values in the decoder: deep "
+            "prompts are in the encoder here; only CAUSAL_LM can be imported"
         )
     if config.get("modules_to_save"):
         raise UserError(f"{folder} is not only a prompt: it also holds model weights ({CONFIG_FILE}: modules_to_save)")
