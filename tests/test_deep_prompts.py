@@ -41,11 +41,11 @@ def deep(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def saved(path: Path, backbone: FrozenBackbone, seed: int = 0, start: int = 9, **facts: str) -> Prompt:
+def saved(path: Path, backbone: FrozenBackbone, number: int = 0, start: int = 9, **facts: str) -> Prompt:
     """Save a deep prompt of the backbone; equal `start` gives equal initial prompts."""
     shape = backbone.keys_values_shape(P)
     metadata = {**prompt_facts(backbone), "attention": "shared", "task": "sst2", **facts}
-    prompt = Prompt(deep(seed, shape), metadata, deep(start, shape))
+    prompt = Prompt(deep(number, shape), metadata, deep(start, shape))
     prompt.save(path)
     return prompt
 
