@@ -184,7 +184,7 @@ def test_studies(tasks: list[str], tiny: Tiny, tmp_path: Path, capsys: pytest.Ca
     for verb in ("probe", "skill"):
         assert main(["neurons", verb, *base, *names, *local, "--output", neurons]) == 0
     assert load_file(Path(neurons) / "toy-1.safetensors")["fisher"].shape == (P, 2 * 2 * 4 * 8)
-    mask = ["neurons", "mask", *base, *names, *local, "--ratios", "0.5", "--output", str(tmp_path / "mask")]
+    mask = ["neurons", "mask", *base, *names, *local, "--ratios", "[0.5]", "--output", str(tmp_path / "mask")]
     assert main(mask) == 0
     masked = pd.read_csv(tmp_path / "mask" / "summary.csv")
     assert masked["drop"].abs().max() > 0

@@ -236,9 +236,14 @@ def _rows(parsed: Command, model: PromptTuning, split: str, what: str, path: str
 
 
 def _modes(model: PromptTuning) -> dict[str, str]:
-    """Return attention, layout and dtype, stored in every row for merged tables."""
-    backbone = model.backbone
-    return {"attention": backbone.attention, "layout": backbone.layout.name, "dtype": backbone.dtype_name}
+    """Return method, attention, layout and dtype, stored in every row for merged tables."""
+    backbone, method = model.backbone, model.method.name
+    return {
+        "method": method,
+        "attention": backbone.attention,
+        "layout": backbone.layout.name,
+        "dtype": backbone.dtype_name,
+    }
 
 
 def _check_records(model: PromptTuning) -> None:
