@@ -86,7 +86,7 @@ def test_fit_resume_test_and_predict(
     prompt = Prompt.load(run)
     assert prompt.keys_values.shape == (2, 2, P, 4, 8)
     row = pd.read_csv(run / "results.csv").iloc[0]
-    assert (row["attention"], row["prompt_length"]) == ("shared", P)
+    assert (row["method"], row["attention"], row["prompt_length"]) == ("deep_prompt", "shared", P)
     backbone = FrozenBackbone(str(tiny_roberta), attention="shared")
     assert row["value"] == pytest.approx(accuracy(backbone, prompt.keys_values, str(toy), "validation"))
 
@@ -167,6 +167,7 @@ def test_studies(tasks: list[str], tiny: Tiny, tmp_path: Path, capsys: pytest.Ca
     matrix = tmp_path / "matrix"
     assert main(["transfer", *base, *names, *local, "--random_prompts", "1", "--output", str(matrix)]) == 0
     table = pd.read_csv(matrix / "matrix.csv", index_col=0)
+    assert set(pd.read_parquet(matrix / "results.parquet")["method"]) == {"deep_prompt"}
     for target, path in zip(words, tasks, strict=True):
         for source in words:
             alone = [accuracy(backbone, prompts[f"{source}-{seed}"].values, path) for seed in range(2)]
@@ -188,7 +189,7 @@ def test_studies(tasks: list[str], tiny: Tiny, tmp_path: Path, capsys: pytest.Ca
     assert main(mask) == 0
     masked = pd.read_csv(tmp_path / "mask" / "summary.csv")
     assert masked["drop"].abs().max() > 0
-    indicators = ["analyze", "indicators", "--prompts", base[3], "--matrix", str(matrix / "matrix.csv")]
+    indicators = ["analyze", "indicators", "--prompts", base[3]]
     assert main([*indicators, "--neurons", neurons, "--output", str(tmp_path / "indicators")]) == 0
     found = pd.read_parquet(tmp_path / "indicators" / "indicators.parquet")
     vectors = [prompts[name].keys_values.flatten().double() for name in ("toy-0", "other-1")]

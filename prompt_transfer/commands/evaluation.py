@@ -237,13 +237,9 @@ def _rows(parsed: Command, model: PromptTuning, split: str, what: str, path: str
 
 def _modes(model: PromptTuning) -> dict[str, str]:
     """Return method, attention, layout and dtype, stored in every row for merged tables."""
-    backbone, method = model.backbone, model.method.name
-    return {
-        "method": method,
-        "attention": backbone.attention,
-        "layout": backbone.layout.name,
-        "dtype": backbone.dtype_name,
-    }
+    backbone = model.backbone
+    modes = {"attention": backbone.attention, "layout": backbone.layout.name, "dtype": backbone.dtype_name}
+    return {"method": model.method.name, **modes}
 
 
 def _check_records(model: PromptTuning) -> None:
