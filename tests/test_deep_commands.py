@@ -109,7 +109,7 @@ def test_fit_resume_test_and_predict(
     again = ["fit", "--output", str(run), "--resume", "--trainer.max_steps", "6"]
     for more, message in (
         (["--model.method", "prompt"], "--model.method was deep_prompt, not prompt"),
-        (["--model.attention", "full"], "a deep prompt never sees the text: leave out --model.attention full"),
+        (["--model.attention", "full"], "a deep prompt never sees the text: give --model.attention shared"),
     ):
         assert message in error_of(capsys, main([*again, *more]))
     assert main(again) == 0
