@@ -63,7 +63,7 @@ def projector_run(
     """Return the run that trains a projector on the source's prompts of `tasks`."""
     shown = tasks[0] if len(tasks) == 1 else tasks
     call = f"cross_model_train({source!r}, {target!r}, {shown!r}"
-    origin = f"{call}), source prompts {', '.join(files.digest(prompt.embeddings) for prompt in prompts)}"
+    origin = f"{call}), source prompts {', '.join(files.digest(prompt.values) for prompt in prompts)}"
     config = args.projector_config(target, tasks, [str(Path(str(prompt.path)).resolve()) for prompt in prompts])
     return Run(_store(args).projector_run(source, target, tasks), config, call, origin)
 

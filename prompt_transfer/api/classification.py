@@ -14,6 +14,7 @@ from prompt_transfer.backbones.builtin import find_shipped
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.own import OwnTask
+from prompt_transfer.modules.label_embeddings import initial_rows, stored_rows
 from prompt_transfer.modules.objectives import Classification, make_objective
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.backbones import backbone_options, choose_device
@@ -77,8 +78,8 @@ def classify(
     chosen = _task(loaded, task)
     data = _data(chosen, facts, batch_size)
     (known,) = data.tasks
-    if known.is_generation:
-        raise UserError(f"task {known.name} generates text: use `prompt-transfer predict`")
+    if known.has_example_scores:
+        raise UserError(f"task {known.name} has no classes: use `prompt-transfer predict`")
     data.set_predict_texts(list(texts), None if texts_b is None else list(texts_b))
     name = backbone or facts.get("backbone")
     if not name:
@@ -88,8 +89,10 @@ def classify(
     loaded.check(model, model.layout.name, model.attention)
     policy = facts.get("label_words_policy") or None
     objective = cast("Classification", make_objective(model, [known.with_policy(policy)])).to(model.device)
-    data.connect(model.encoder(len(loaded.embeddings))).setup("predict")
-    rows = loaded.embeddings.to(model.device)
+    if loaded.labels_for(known.name, known.stored_words) is not None:
+        objective.use_label_rows(*stored_rows([loaded], [known], initial_rows(objective, model)))
+    data.connect(model.encoder(loaded.length)).setup("predict")
+    rows = loaded.values.to(model.device)
     with torch.inference_mode():
         parts = [
             objective.predict(rows, {key: value.to(model.device) for key, value in batch.items()})["probabilities"]
@@ -143,4 +146,6 @@ def _data(task: Task | OwnTask, facts: dict[str, str], batch_size: int) -> TaskD
         max_length=int(facts["data_max_length"]) if facts.get("data_max_length") else None,
         special_tokens=cast("Any", facts.get("data_special_tokens") or "keep"),
         eval_batch_size=batch_size,
+        template=facts.get("data_template") or None,
+        chat_template={"true": True, "false": False}.get(facts.get("data_chat_template", "")),
     )

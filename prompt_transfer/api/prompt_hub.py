@@ -310,7 +310,7 @@ class PromptHub:
 def _activations(path: Path, prompt: Prompt) -> Activations | None:
     """Read a neuron file; None if it belongs to another prompt or backbone."""
     found, facts = files.read(path)
-    wanted = {"prompt": files.digest(prompt.embeddings), "backbone": prompt.metadata.get("fingerprint") or UNKNOWN}
+    wanted = {"prompt": files.digest(prompt.values), "backbone": prompt.metadata.get("fingerprint") or UNKNOWN}
     if any(value not in (UNKNOWN, facts.get(key)) for key, value in wanted.items()):
         return None
     return Activations(found["before"], found["activations"])

@@ -17,70 +17,12 @@ from transformers.modeling_outputs import BaseModelOutput
 from prompt_transfer.backbones import writing
 from prompt_transfer.backbones.attention import PromptStates, select_prompts
 from prompt_transfer.backbones.family import Family
-from prompt_transfer.backbones.kernels import frozen_linear
 from prompt_transfer.backbones.layouts import Layout
+from prompt_transfer.backbones.prompt_inputs import Prompts, Recorded, per_example_states
 from prompt_transfer.backbones.stack import InputPart, Stack
 from prompt_transfer.utils.errors import UserError
 
 IGNORED = -100
-
-
-# Hidden states and key/value cache of prompts that see only themselves (`Stack.record`).
-Recorded = tuple[Tensor, PromptStates]
-
-
-@dataclass(frozen=True)
-class PromptBank:
-    """N prompts that are used for many batches; made by `FrozenBackbone.record`.
-
-    Attributes:
-        rows: embeddings [N, P, H] in the backbone's dtype.
-        recorded: hidden states and key/value cache of prompts that see only themselves, else None.
-    """
-
-    rows: Tensor
-    recorded: Recorded | None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The prompts of a batch.
-
-    Attributes:
-        embeddings: [N, P, H] in the backbone's dtype.
-        ids: [B], prompt of each example; None if all examples have the only prompt.
-        recorded: as in `PromptBank`.
-    """
-
-    embeddings: Tensor
-    ids: Tensor | None
-    recorded: Recorded | None = None
-
-    @property
-    def length(self) -> int:
-        """P."""
-        return self.embeddings.shape[1]
-
-    def per_example(self, count: int) -> Tensor:
-        """Return the prompt of each of `count` examples, [B, P, H]."""
-        return self.embeddings.expand(count, -1, -1) if self.ids is None else self.embeddings[self.ids]
-
-    def shared_rows(
-        self, span: tuple[int, int], batch: dict[str, Tensor], examples: int
-    ) -> frozen_linear.SharedRows | None:
-        """Return the positions that the examples share, for prompts at `span`; None if few examples share a prompt."""
-        few = examples < 2 * len(self.embeddings)
-        if not self.length or few or not frozen_linear.is_supported(self.embeddings):
-            return None
-        return frozen_linear.SharedRows(*span, self.ids, batch.get("text_ids"))
-
-    def repeat(self, times: int) -> Prompts:
-        """Return the prompts of a batch that repeats each example, as beam search does."""
-        ids = None if self.ids is None else self.ids.repeat_interleave(times)
-        return Prompts(self.embeddings, ids, self.recorded)
 
 
 @dataclass(frozen=True)
@@ -166,7 +108,10 @@ class Answers:
 
     def record(self, prompts: Prompts) -> Recorded:
         """Return hidden states and key/value cache of prompts that see only themselves; compute them if missing."""
-        return prompts.recorded or self.stack.record(self.prompt_part(prompts.embeddings))
+        if prompts.recorded is not None:
+            return prompts.recorded
+        assert prompts.embeddings is not None
+        return self.stack.record(self.prompt_part(prompts.embeddings))
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return the embeddings [..., H] of token ids as they enter the body."""
@@ -199,7 +144,7 @@ class MaskedAnswers(Answers):
     def answer_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         text = self._answer_and_text(batch, prompts.length)
         first = torch.zeros(len(text.mask), dtype=torch.long, device=text.mask.device)
-        if self.attention == "shared" and prompts.length:
+        if prompts.length and (prompts.deep or self.attention == "shared"):
             _, states = self.record(prompts)
             with self.answering(first, prompts):
                 return self.stack.run_after_prompt(states, text, prompts.length, prompts.ids, slice(0, 1))[:, 0]
@@ -260,17 +205,33 @@ class CausalAnswers(Answers):
         return self._text_states(prompts, text, places - 1)
 
     def generate(self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int) -> Tensor:
-        size = len(batch["input_ids"])
-        settings = writing.settings(self.model, self.pad_token_id, max_new_tokens, num_beams)
         cache = DynamicCache(config=self.model.config)
-        if not prompts.length or not writing.keeps_all(cache, self.family):
-            # Pads go before the prompt, which keeps its distance to the text the same in all examples.
-            text = self.text_part(batch, prompts.length)
-            embeddings = torch.cat([prompts.per_example(size), text.embeddings], dim=1)
-            mask = torch.cat([text.mask.new_ones(size, prompts.length), text.mask], dim=1)
-            embeddings, mask = writing.pads_first(mask, embeddings, mask)
-            generated = self.model.generate(None, settings, inputs_embeds=embeddings, attention_mask=mask)
-            return self.pad_after_end(generated)
+        if prompts.length and writing.keeps_all(cache, self.family):
+            return self._generate_after(prompts, batch, max_new_tokens, num_beams)
+        mask = batch["attention_mask"]
+        if prompts.deep:
+            # The prompt is in the cache, so no pads can go before it: generate without pads, per length.
+            def alone(rows: Tensor, length: int) -> Tensor:
+                own = {"input_ids": batch["input_ids"][rows, :length], "attention_mask": mask[rows, :length]}
+                return self._generate_after(prompts.of_examples(rows), own, max_new_tokens, num_beams)
+
+            return writing.per_length(mask.sum(dim=1), alone, self.pad_token_id)
+        # Pads go before the prompt, which keeps its distance to the text the same in all examples.
+        size = len(mask)
+        text = self.text_part(batch, prompts.length)
+        embeddings = torch.cat([prompts.per_example(size), text.embeddings], dim=1)
+        mask = torch.cat([mask.new_ones(size, prompts.length), mask], dim=1)
+        embeddings, mask = writing.pads_first(mask, embeddings, mask)
+        settings = writing.settings(self.model, self.pad_token_id, max_new_tokens, num_beams)
+        generated = self.model.generate(None, settings, inputs_embeds=embeddings, attention_mask=mask)
+        return self.pad_after_end(generated)
+
+    def _generate_after(
+        self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int
+    ) -> Tensor:
+        """Generate conditioned on the prompts' recorded keys and values, which are passed as a cache."""
+        size, cache = len(batch["input_ids"]), DynamicCache(config=self.model.config)
+        settings = writing.settings(self.model, self.pad_token_id, max_new_tokens, num_beams)
         ids, mask = writing.pads_first(batch["attention_mask"], batch["input_ids"], batch["attention_mask"])
         _, states = self.record(prompts)
         self._fill(cache, states, prompts.repeat(num_beams), size * num_beams)
@@ -293,16 +254,23 @@ class Seq2SeqAnswers(Answers):
     """Answers of a seq2seq LM: prompt and text are in the encoder, the answer slot is the decoder's first step."""
 
     def encoded(self, prompts: Prompts, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Compute the encoder states [B, P + T, H] of prompt and text, and their mask [B, P + T]."""
+        """Compute the encoder states [B, P + T, H] of prompt and text, and their mask [B, P + T].
+
+        A deep prompt has no states that the decoder could attend to: both are then of the text alone, [B, T, ...].
+        """
         text = self.text_part(batch, prompts.length)
         size = len(text.mask)
+        if prompts.deep:
+            _, cache = self.record(prompts)
+            return self.stack.run_after_prompt(cache, text, prompts.length, prompts.ids), text.mask
         mask = torch.cat([text.mask.new_ones(size, prompts.length), text.mask], dim=1)
         if self.attention == "full" or not prompts.length:
             whole = self.prompt_part(prompts.per_example(size)).joined(text)
             return self.stack.run_alone(whole, shared=prompts.shared_rows((0, prompts.length), batch, size)), mask
         prompt_states, cache = self.record(prompts)
+        assert prompt_states is not None
         text_states = self.stack.run_after_prompt(cache, text, prompts.length, prompts.ids)
-        return torch.cat([Prompts(prompt_states, prompts.ids).per_example(size), text_states], dim=1), mask
+        return torch.cat([per_example_states(prompt_states, prompts, size), text_states], dim=1), mask
 
     def _decoded(self, ids: Tensor, encoded: Tensor, mask: Tensor, prompts: Prompts) -> Tensor:
         """Compute the decoder states [B, S, H] of `ids` [B, S], scaled for the output layer."""

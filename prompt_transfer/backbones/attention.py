@@ -118,7 +118,11 @@ class LayerPromptKV:
             if self.kept is None:
                 self.kept = (key, value)
             return key, value
-        prompt_key, prompt_value = (select_prompts(states, self.prompt_ids, key.shape[0]) for states in self.recorded)
+        prompt_key, prompt_value = (
+            # Under autocast a deep prompt is float32 while the layer's own keys or values are bf16.
+            select_prompts(states, self.prompt_ids, key.shape[0]).to(own.dtype)
+            for states, own in zip(self.recorded, (key, value), strict=True)
+        )
         return torch.cat([prompt_key, key], dim=2), torch.cat([prompt_value, value], dim=2)
 
     def shared_prompt(self, text_length: int) -> tuple[Tensor, Tensor] | None:

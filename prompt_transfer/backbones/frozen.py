@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prompt_transfer.backbones import (
     decoder_attention,
+    deep,
     generic,
     layer_calls,
     loading,
@@ -18,13 +19,14 @@ from prompt_transfer.backbones import (
     quantization,
     substitutes,
 )
-from prompt_transfer.backbones.answers import IGNORED, AnswerSlot, PromptBank, Prompts
+from prompt_transfer.backbones.answers import IGNORED, AnswerSlot
 from prompt_transfer.backbones.config import BackboneConfig
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.fingerprint import text_rules
 from prompt_transfer.backbones.gguf import SOURCE
 from prompt_transfer.backbones.kernels import frozen_linear, frozen_norm
 from prompt_transfer.backbones.layouts import get_layout
+from prompt_transfer.backbones.prompt_inputs import PromptBank, Prompts, expand_texts
 from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, fuse_activations, path_of
 from prompt_transfer.backbones.templates import Template, default_template
 from prompt_transfer.backbones.tokenization import start_ids, tokens_beyond
@@ -92,6 +94,7 @@ class FrozenBackbone(nn.Module):
         self.gguf: dict[str, str] = getattr(self.config, SOURCE, None) or {}
         if config.quantization is not None:
             quantization.quantize(name, self.model, self.family, config.quantization)
+        self._keys_values_shape: tuple[int, int, int] | None = None
         self._substitute()
         self.model.requires_grad_(False)
         # Lightning keeps the mode that it finds, so dropout must be on from the start.
@@ -232,7 +235,7 @@ class FrozenBackbone(nn.Module):
 
         Args:
             prompt: [P, H], or N prompts ([N, P, H], or from `record`) with `prompt_ids` [B] in the batch. P = 0 means
-                no prompt.
+                no prompt. Or deep: keys and values [L, 2, P, K, D] before those of every layer, or [N, L, 2, P, K, D].
             batch: `input_ids` and `attention_mask` [B, T] of the text, padded on the right. With `text_ids` [B] the two
                 are [D, T] and example b reads text `text_ids[b]`, which embeds a text once for many prompts.
             token_ids: [U], the vocabulary ids to score.
@@ -251,11 +254,30 @@ class FrozenBackbone(nn.Module):
         numbers per prompt.
 
         Args:
-            prompt: [P, H] or [N, P, H]. P = 0 means no prompt.
+            prompt: [P, H] or [N, P, H], or deep ([L, 2, P, K, D] or [N, L, 2, P, K, D]). P = 0 means no prompt.
         """
-        embeddings = (prompt if prompt.ndim == 3 else prompt.unsqueeze(0)).to(self.model.dtype)
+        if deep.is_deep(prompt):
+            rows = deep.several(self, prompt)
+            return PromptBank(rows, (None, deep.as_states(rows)))
+        embeddings = deep.several(self, prompt)
         alone = self._answers.prompt_sees_only_itself and embeddings.shape[1] > 0
         return PromptBank(embeddings, self._answers.record(Prompts(embeddings, None)) if alone else None)
+
+    def keys_values_shape(self, length: int) -> tuple[int, int, int, int, int]:
+        """Return the shape (L, 2, P, K, D) of a deep prompt of `length` tokens, for K key/value heads of width D.
+
+        Raises:
+            UserError: the backbone has no separate keys and values of a prompt (see `deep.compute`).
+        """
+        if self._keys_values_shape is None:
+            found = deep.compute(self, torch.zeros(1, self.hidden_size))
+            self._keys_values_shape = (found.shape[0], found.shape[3], found.shape[4])
+        layers, heads, width = self._keys_values_shape
+        return layers, 2, length, heads, width
+
+    def keys_values(self, prompt: Tensor) -> Tensor:
+        """Return the keys and values that every layer computes for a prompt [P, H] alone: float32 [L, 2, P, K, D]."""
+        return deep.compute(self, prompt).cpu()
 
     def answer_states(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
         """Compute the last hidden state at the answer slot, [B, H]."""
@@ -292,7 +314,7 @@ class FrozenBackbone(nn.Module):
         Raises:
             UserError: the backbone cannot generate text.
         """
-        states = self._answers.target_states(self._prompts(prompt, batch), _expand_texts(batch))
+        states = self._answers.target_states(self._prompts(prompt, batch), expand_texts(batch))
         return self.log_probs(states, batch["target_ids"])
 
     def log_probs(self, states: Tensor, targets: Tensor) -> Tensor:
@@ -318,7 +340,7 @@ class FrozenBackbone(nn.Module):
         Raises:
             UserError: the backbone cannot generate text.
         """
-        return self._answers.generate(self._prompts(prompt, batch), _expand_texts(batch), max_new_tokens, num_beams)
+        return self._answers.generate(self._prompts(prompt, batch), expand_texts(batch), max_new_tokens, num_beams)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Return the texts of token ids [B, S], without special tokens."""
@@ -327,11 +349,11 @@ class FrozenBackbone(nn.Module):
 
     def _prompts(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Prompts:
         bank = prompt if isinstance(prompt, PromptBank) else PromptBank(prompt, None)
-        embeddings = (bank.rows if bank.rows.ndim == 3 else bank.rows.unsqueeze(0)).to(self.model.dtype)
-        prompt_ids = batch.get("prompt_ids")
-        if embeddings.shape[0] > 1 and prompt_ids is None:
+        rows, prompt_ids = deep.several(self, bank.rows), batch.get("prompt_ids")
+        if rows.shape[0] > 1 and prompt_ids is None:
             raise ValueError("several prompts need `prompt_ids` [B] in the batch")
-        return Prompts(embeddings, prompt_ids, bank.recorded)
+        recorded = bank.recorded or ((None, deep.as_states(rows)) if deep.is_deep(rows) else None)
+        return Prompts(None if deep.is_deep(rows) else rows, prompt_ids, recorded)
 
     @torch.no_grad()
     def text_features(self, batch: dict[str, Tensor]) -> Tensor:
@@ -340,11 +362,3 @@ class FrozenBackbone(nn.Module):
         states = self._answers.stack.run_alone(self._answers.text_part(batch, 0)).float()
         weights = mask.unsqueeze(-1).float()
         return (states * weights).sum(dim=1) / weights.sum(dim=1)
-
-
-def _expand_texts(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Replace `text_ids` by each example's own text: generation needs token ids per example."""
-    if "text_ids" not in batch:
-        return batch
-    texts = {name: batch[name][batch["text_ids"]] for name in ("input_ids", "attention_mask")}
-    return {name: value for name, value in batch.items() if name != "text_ids"} | texts

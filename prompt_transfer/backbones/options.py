@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.backbones.answers import IGNORED, Answers, PromptBank, Prompts
-from prompt_transfer.backbones.frozen import FrozenBackbone, _expand_texts
+from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.backbones.prompt_inputs import expand_texts
 
 
 def option_log_probs(backbone: FrozenBackbone, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
@@ -28,7 +29,7 @@ def option_log_probs(backbone: FrozenBackbone, prompt: Tensor | PromptBank, batc
     """
     if backbone.writes:
         return backbone.target_log_probs(prompt, batch)
-    states = _masked_states(backbone._answers, backbone._prompts(prompt, batch), _expand_texts(batch))
+    states = _masked_states(backbone._answers, backbone._prompts(prompt, batch), expand_texts(batch))
     return backbone.log_probs(states, batch["target_ids"])
 
 

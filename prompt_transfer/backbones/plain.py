@@ -118,18 +118,14 @@ class PlainCausalAnswers(PlainAnswers, CausalAnswers):
     def generate(self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int) -> Tensor:
         text = self.text_part(batch, prompts.length)
         whole = self.prompt_part(prompts.per_example(len(text.mask))).joined(text)
-        lengths = whole.mask.sum(dim=1)
-        generated = lengths.new_full((len(lengths), max_new_tokens), self.pad_token_id)
-        longest = 0
-        # Generate per length: families handle padding differently.
-        for length in lengths.unique().tolist():
-            rows = (lengths == length).nonzero()[:, 0]
-            ids = self._generate_unpadded(
+
+        def alone(rows: Tensor, length: int) -> Tensor:
+            return self._generate_unpadded(
                 whole.embeddings[rows, :length], whole.mask[rows, :length], max_new_tokens, num_beams
             )
-            generated[rows, : ids.shape[1]] = ids
-            longest = max(longest, ids.shape[1])
-        return generated[:, :longest]
+
+        # Generate per length: families handle padding differently.
+        return writing.per_length(whole.mask.sum(dim=1), alone, self.pad_token_id)
 
     def _generate_unpadded(self, embeddings: Tensor, mask: Tensor, max_new_tokens: int, num_beams: int) -> Tensor:
         with _generating(self.family):
@@ -180,5 +176,6 @@ def refuse_shared(name: str, family: Family, attention: str) -> None:
     """
     if family.plain and family.kind != "causal_lm" and attention == "shared":
         raise UserError(
-            f"{name} ({family.name}) does not support the attention mode 'shared': use --model.attention full"
+            f"{name} ({family.name}) does not support the attention mode 'shared', nor deep prompts: use "
+            "--model.attention full with --model.method prompt"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,25 @@ def pads_first(mask: Tensor, *values: Tensor) -> list[Tensor]:
     order = (torch.arange(length, device=mask.device) - (length - mask.sum(dim=1, keepdim=True))) % length
     rows = torch.arange(len(mask), device=mask.device)[:, None]
     return [value[rows, order] for value in values]
+
+
+def per_length(lengths: Tensor, generate: Callable[[Tensor, int], Tensor], pad_token_id: int) -> Tensor:
+    """Generate for the examples of each length together, without padding.
+
+    Args:
+        lengths: [B], of the inputs.
+        generate: (example numbers, their length) -> token ids [b, S].
+        pad_token_id: pads the results to the longest, [B, S].
+    """
+    found = [
+        (rows, generate(rows, int(length)))
+        for length in lengths.unique().tolist()
+        for rows in [(lengths == length).nonzero()[:, 0]]
+    ]
+    whole = lengths.new_full((len(lengths), max(ids.shape[1] for _, ids in found)), pad_token_id)
+    for rows, ids in found:
+        whole[rows, : ids.shape[1]] = ids
+    return whole
 
 
 def padded(ids: Tensor, ends: list[int] | None, pad_token_id: int) -> Tensor:

@@ -141,7 +141,7 @@ class PromptExport(BestExport):
         prompt = module.prompt(name)
         # The module's metadata (the seed of an ensemble's prompt) overrides that of the run.
         facts = {**self.metadata, **prompt.metadata, **facts}
-        return Prompt(prompt.embeddings, facts, prompt.initial, label_embeddings=prompt.label_embeddings)
+        return Prompt(prompt.values, facts, prompt.initial, label_embeddings=prompt.label_embeddings)
 
 
 class ProjectorExport(BestExport):

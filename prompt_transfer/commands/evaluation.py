@@ -64,6 +64,8 @@ def run(command: str, arguments: list[str]) -> None:
     assert isinstance(model, PromptTuning)
     model.calibrate, model.label_source = bool(parsed.config.calibrate), prompt
     for one in prompts:
+        if model.method.name != one.prompt.method:
+            raise UserError(f"{one.path} is a {one.prompt.method}: leave out --model.method {model.method.name}")
         one.prompt.check(model.backbone, model.backbone.layout.name, model.backbone.attention)
         _warn_changed_words(one.prompt, parsed.datamodule.tasks, model.backbone)
         _warn_unfinished(one.prompt)
@@ -100,7 +102,7 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str, has_texts: boo
     """
     facts = prompt.metadata
     has_texts = has_texts or find_value(arguments, "--input") is not None
-    first: list[str] = []
+    first: list[str] = ["--model.method", prompt.method]
     for key in ("backbone", "layout", "attention", "dtype", "head", "label_words_policy"):
         if facts.get(key):
             first += [f"--model.{key}={facts[key]}"]
@@ -129,7 +131,7 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str, has_texts: boo
         first += ["--data.revision", facts["data_revision"]]
     if facts.get("data_root") and Path(facts["data_root"]).is_dir():
         first += ["--data.root", facts["data_root"]]
-    length = str(prompt.embeddings.shape[0])
+    length = str(prompt.length)
     # A JSON list, since the parser would read the path "7" as a number and "a: b" as a mapping.
     last = ["--model.prompt_length", length, "--model.init", "FromPrompt", "--model.init.prompt", json.dumps([path])]
     task = find_value(arguments, "--data.task")

@@ -37,6 +37,7 @@ def export(
     from prompt_transfer.prompts.io.interchange import write_numpy
     from prompt_transfer.prompts.io.peft_adapter import check_exportable, write_adapter
     from prompt_transfer.prompts.prompt import Prompt
+    from prompt_transfer.prompts.tensor_file import sizes
 
     if len(sources) != 1:
         raise UserError(f"got {len(sources)} prompt files: export PROMPT --format peft --output DIR")
@@ -49,8 +50,7 @@ def export(
     else:
         check_exportable(prompt)
         write_adapter(prompt, folder, adapter_card(prompt, name, name in builtin_backbones(), license), name)
-    length, width = prompt.embeddings.shape
-    print(f"{folder}: {length} x {width} for {name}, format {format}")
+    print(f"{folder}: {sizes(prompt.values.shape)} for {name}, format {format}")
 
 
 def push(
@@ -116,7 +116,7 @@ def pull(sources: list[str], output: str, revision: str | None = None, overwrite
     for path, prompt in found.prompts.items():
         facts = prompt.metadata
         shown = {key: facts.get(key, "") for key in ("task", "backbone", "layout")}
-        rows.append({"file": str(path), **shown, "rows": prompt.embeddings.shape[0]})
+        rows.append({"file": str(path), **shown, "rows": prompt.length})
     results.show(rows)
     for name, why in found.refused.items():
         print(f"refused: {name}: {why}")

@@ -81,6 +81,7 @@ def _rows(
                 "best_step": int(facts["steps"]),
                 "prompt": str(path),
                 **({"held_out": task.name in data.held_out} if data.held_out else {}),
+                **({"method": model.method.name} if isinstance(model, PromptTuning) else {}),
                 "attention": model.backbone.attention,
                 "layout": model.backbone.layout.name,
                 "dtype": model.backbone.dtype_name,

@@ -35,6 +35,7 @@ from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.initializers import FromPrompt
+from prompt_transfer.prompts.prompt import DEEP_PROMPT
 from prompt_transfer.tracking.mlflow_run import check_installed
 from prompt_transfer.tracking.options import LOGGERS as TRACKERS
 from prompt_transfer.utils.errors import UserError, without_secrets
@@ -124,6 +125,7 @@ class Command(LightningCLI):
         data, rest = take_class(rest, "--data", DATA)
         rest, self.text = extract_init_text(find_configs(rest))
         several = sets_model_option(rest, ("seeds", "learning_rates"))
+        self.attention_given = sets_model_option(rest, ("attention",))
         # A stored configuration has no class name; the option `prompts` identifies a projector.
         if model is PromptTuning and sets_model_option(rest, ("prompts",)):
             model = CrossModelProjector
@@ -181,6 +183,10 @@ class Command(LightningCLI):
         if self.text is not None and "init" in config.model and "text" in config.model.init.init_args:
             config.model.init.init_args.text = self.text
         self.make_paths_absolute()
+        if config.model.get("method") == DEEP_PROMPT:
+            if self.attention_given and config.model.attention == "full":
+                raise UserError("a deep prompt never sees the text: give --model.attention shared, or none")
+            config.model.attention = "shared"
         trainer = config.trainer
         steps, interval = trainer.max_steps, trainer.val_check_interval
         if self.verb == "fit" and (steps == 0 or trainer.max_epochs == 0):

@@ -64,7 +64,7 @@ def load_prompts(values: Sequence[str]) -> list[NamedPrompt]:
 def check_different(prompts: Sequence[NamedPrompt]) -> None:
     """Raise UserError if two files hold the same prompt, which would count twice in the mean."""
     for first, second in combinations(prompts, 2):
-        one, other = first.prompt.embeddings, second.prompt.embeddings
+        one, other = first.prompt.values, second.prompt.values
         if one.shape == other.shape and torch.equal(one, other):
             raise UserError(f"{first.path} and {second.path} hold the same prompt: give it once")
 

@@ -65,7 +65,7 @@ def _short(row: dict[str, Any], folder: str) -> dict[str, Any]:
         "task": row["task"],
         "rows": int(row["prompt_length"]),
         "kind": " ".join(filter(None, [row.get("source"), _marks(row)])),
-        "mode": f"{row['layout']} {row['attention']}".strip(),
+        "mode": f"{row['layout']} {row['attention']}{' deep' if row['method'] == 'deep_prompt' else ''}".strip(),
         "score": f"{row['metric']} {number}".strip() if number else "",
         "seed": row["seed"],
     }
@@ -140,11 +140,11 @@ def import_prompts(sources: list[str], output: str, overwrite: bool = False) -> 
         if outcome.prompt is None:
             refused.append({"refused": str(outcome.source), "why": outcome.error})
             continue
-        facts, (length, width) = outcome.prompt.metadata, outcome.prompt.embeddings.shape
+        facts = outcome.prompt.metadata
         shown = {key: facts.get(key, "") for key in ("task", "layout")}
-        sized = {"backbone": facts["backbone"], "rows": length, "width": width}
+        sized = {"backbone": facts["backbone"], "rows": outcome.prompt.length, "width": outcome.prompt.vectors.shape[1]}
         rows.append({"name": outcome.name, **shown, **sized, "kind": _marks(facts)})
-        twin = same.setdefault(outcome.prompt.embeddings.numpy().tobytes(), outcome.name)
+        twin = same.setdefault(outcome.prompt.values.numpy().tobytes(), outcome.name)
         if facts.get("peft_second_half") == "different":
             notes.append(f"note: {outcome.name} has separate decoder embeddings, which PEFT ignores: not imported")
         if twin != outcome.name:

@@ -147,11 +147,12 @@ def _source(tasks: Sequence[str]) -> str:
 
 def _fit(study: RecommendStudy, like: Prompt, tasks: Sequence[str], start: str | Path = "", output: str = "") -> str:
     """Return a command that trains with the options of the sources."""
-    from prompt_transfer.prompts.prompt import UNKNOWN
+    from prompt_transfer.prompts.prompt import PROMPT, UNKNOWN
 
     facts = like.metadata
     options = {
         "--model.backbone": study.backbone,
+        "--model.method": "" if like.method == PROMPT else like.method,
         "--model.prompt_length": facts["prompt_length"],
         "--model.learning_rate": facts.get("learning_rate", ""),
         "--model.dtype": "" if facts.get("dtype") == "float32" else facts.get("dtype", ""),

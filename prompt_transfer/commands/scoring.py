@@ -18,7 +18,6 @@ from prompt_transfer.data.baselines import majority_class, trivial_answers
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.prompts.reparameterizations import Plain
 from prompt_transfer.tasks.metrics import bootstrap_mean_interval, bootstrap_metric_interval, example_scores
 from prompt_transfer.tracking.options import LOGGERS
@@ -61,14 +60,13 @@ def score(command: str, parsed: Command, model: PromptTuning, prompts: list[Name
     found = []
     for number, one in enumerate(prompts):
         if number:
-            use(model, one.prompt.embeddings)
+            use(model, one.prompt.values)
             model.label_source = one.prompt
         facts = {key: int(one.prompt.metadata[key]) for key in ("seed", "best_of") if _is_number(one.prompt, key)}
         found.append(_evaluate(parsed, model, split, {"what": THIS, "prompt": one.path, **facts}))
     drawn = []
     for number in range(1, parsed.config.random_prompts + 1):
-        shape = (model.prompt_length, model.backbone.hidden_size)
-        use(model, random_prompt(model.backbone, shape, number))
+        use(model, model.method.random(model.backbone, model.prompt_length, number))
         model.use_label_words()
         drawn += _evaluate(parsed, model, split, {"what": RANDOM, "prompt": f"random {number}", "seed": number}).rows
     best = best_on_validation(prompts) if command == "test" else None
@@ -94,10 +92,10 @@ def score(command: str, parsed: Command, model: PromptTuning, prompts: list[Name
         print(parsed.output)
 
 
-def use(model: PromptTuning, embeddings: torch.Tensor) -> None:
-    """Replace the prompt of a model by `embeddings` [P, H]."""
+def use(model: PromptTuning, values: torch.Tensor) -> None:
+    """Replace the prompt of a model by the values of another one of its method."""
     model.reparameterization = Plain()
-    model.build(embeddings, torch.Generator())
+    model.build(model.method.to_vectors(values), torch.Generator())
 
 
 def _is_number(prompt: Prompt, key: str) -> bool:
@@ -169,9 +167,10 @@ def _mean_row(row: dict[str, Any], scores: np.ndarray) -> dict[str, Any]:
 
 
 def _modes(model: PromptTuning) -> dict[str, Any]:
-    """Return attention, layout, dtype and, if it is on, calibration, stored in every row for merged tables."""
+    """Return method, attention, layout, dtype and, if it is on, calibration, stored in every row for merged tables."""
     backbone = model.backbone
     modes = {"attention": backbone.attention, "layout": backbone.layout.name, "dtype": backbone.dtype_name}
+    modes = {"method": model.method.name, **modes}
     return {**modes, "calibrated": True} if model.calibrate else modes
 
 

@@ -47,10 +47,10 @@ from prompt_transfer.tracking.run import Tracker
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import LOCK, check_writable_dir, exclusive_lock
 
-# Model options that cannot change when a run is resumed.
-FIXED_OPTIONS = ("init", "reparameterization", "layout", "attention", "head")
 # Metadata of the prompts of few-shot runs.
 SHOTS = ("data_shots", "data_validation_shots")
+# Model options that cannot change when a run is resumed.
+FIXED_OPTIONS = ("method", "init", "reparameterization", "layout", "attention", "head")
 FIXED_PROJECTOR_OPTIONS = ("projector", "objective", "source_prompts", "select")
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.label_rows import head_rows, score_rows
+from prompt_transfer.backbones.prompt_inputs import PromptBank
 from prompt_transfer.data.batches import cross_prompts
 from prompt_transfer.modules.choices import ChoiceScoring
 from prompt_transfer.modules.objective import SPLITS, Objective, References

@@ -105,7 +105,7 @@ class PromptEnsemble(PromptTuning):
         self._check_different()
 
     def build(self, initial: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> None:
-        """Build the trained parameters from the prompts `initial` [N, P, H], with a generator for each."""
+        """Build the trained parameters from the vectors `initial` [N, P, W] of N prompts, with a generator for each."""
         self.prompt_length = initial.shape[1]
         self.register_buffer("initial_prompt", initial.detach().clone().float(), persistent=True)
         generators = generator if isinstance(generator, list) else [torch.Generator().manual_seed(0) for _ in initial]
@@ -129,12 +129,12 @@ class PromptEnsemble(PromptTuning):
     # The forward pass ------------------------------------------------------------------------------------------
 
     def current_prompt(self) -> Tensor:
-        """Return all current prompts [N, P, H], with their gradients."""
+        """Return all current prompts [N, ...], with their gradients."""
         return self.stacked(list(range(len(self.names))))
 
     def stacked(self, members: list[int]) -> Tensor:
-        """Return the prompts with the numbers `members`, [N, P, H]."""
-        return torch.stack([self.member(number)() for number in members])
+        """Return the prompts with the numbers `members`, [N, ...]."""
+        return torch.stack([self.shaped(self.member(number)()) for number in members])
 
     def trained(self) -> list[nn.Parameter]:
         return [p for number in self.active for p in self.member(number).parameters() if p.requires_grad]
@@ -234,7 +234,7 @@ class PromptEnsemble(PromptTuning):
         if not self.active:
             return []
         with torch.no_grad():
-            finite = torch.isfinite(self.stacked(self.active)).all(dim=-1).all(dim=-1).tolist()
+            finite = torch.isfinite(self.stacked(self.active)).flatten(1).all(dim=1).tolist()
         return [number for number, fine in zip(self.active, finite, strict=True) if not fine]
 
     def prompt_label(self, number: int) -> str:
@@ -315,7 +315,7 @@ class PromptEnsemble(PromptTuning):
         own = {"seed": str(self.seeds[number])}
         if self.learning_rates[number] is not None:
             own["learning_rate"] = repr(self.learning_rates[number])
-        return Prompt(prompt.embeddings, {**prompt.metadata, **own}, prompt.initial)
+        return Prompt(prompt.values, {**prompt.metadata, **own}, prompt.initial)
 
 
 def _name(seed: int | None, rate: float | None) -> str:

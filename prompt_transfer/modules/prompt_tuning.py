@@ -14,6 +14,7 @@ from prompt_transfer.modules.label_embeddings import flat_rows, initial_rows, st
 from prompt_transfer.modules.objectives import Classification
 from prompt_transfer.modules.trained import TrainedModule
 from prompt_transfer.prompts.initializers import FromPrompt, Initializer, Vocabulary
+from prompt_transfer.prompts.methods import get_method
 from prompt_transfer.prompts.prompt import Prompt, library_versions
 from prompt_transfer.prompts.reparameterizations import Plain, Reparameterization
 from prompt_transfer.tasks.definition import KEY, definitions
@@ -25,12 +26,15 @@ OWN: dict[str, Any] = {"name": "own", "type": "other", "text_a": "text", "cue": 
 
 
 class PromptTuning(TrainedModule):
-    """A soft prompt [P, H] trained in front of a frozen backbone, which stays bit-equal.
+    """A soft prompt trained in front of a frozen backbone, which stays bit-equal.
 
     Args:
         backbone: a built-in backbone, the folder of a Hugging Face model, a GGUF file, or a Hub id.
         prompt_length: P, number of prompt tokens.
-        init: initializer of the prompt; default: embeddings of random vocabulary tokens.
+        method: `prompt` (embeddings [P, H] in front of the text) or `deep_prompt` (keys and values [L, 2, P, kv_heads,
+            head_dim] before those of every layer: prefix tuning, P-tuning v2). A deep prompt does not see the text,
+            so its attention is always `shared`.
+        init: initializer of the prompt; default: random vocabulary tokens, their embeddings or their keys and values.
         reparameterization: trained instead of the prompt itself; folded into a plain prompt on export.
         label_words: one word per class, for data modules and loaders that name no task.
         label_embeddings: also train a row of the LM head for each class, in place of its label words' rows, which it
@@ -46,16 +50,23 @@ class PromptTuning(TrainedModule):
         reparameterization: Reparameterization | None = None,
         label_words: list[str] | None = None,
         label_embeddings: bool = False,
+        method: str = "prompt",
         **options: Any,
     ) -> None:
         if prompt_length < 1:
             raise UserError(f"prompt_length is {prompt_length}: a prompt needs at least one token")
+        # The default learning rate, which the base class asks for, depends on it.
+        self.method = get_method(method)
+        if (attention := self.method.attention(options.get("attention", "full"))) != "full":
+            options["attention"] = attention
         super().__init__(backbone, **options)
         self.own_task = None if label_words is None else Task(**OWN, label_words=_different(label_words))
         self.init = init or Vocabulary()
         self.reparameterization = reparameterization or Plain()
+        self.method.check(self.backbone, self.reparameterization)
         self.save_hyperparameters(
             {
+                "method": method,
                 "prompt_length": prompt_length,
                 **({} if label_words is None else {"label_words": list(label_words)}),
                 "init": self.init.describe(),
@@ -70,6 +81,11 @@ class PromptTuning(TrainedModule):
         self.label_source: Prompt | None = None
         if label_embeddings:
             self.save_hyperparameters({"label_embeddings": True})
+
+    @property
+    def default_learning_rate(self) -> float:
+        """Learning rate if none is given: that of the method on the backbone's family."""
+        return self.method.learning_rate(self.backbone)
 
     # Set-up ----------------------------------------------------------------------------------------------------
 
@@ -146,15 +162,15 @@ class PromptTuning(TrainedModule):
             self.objective.use_label_rows(None)
 
     def start(self, init: Initializer, seed: int) -> tuple[Tensor, torch.Generator]:
-        """Return an initial prompt [P, H] and the generator for further random numbers."""
+        """Return the vectors [P, W] of an initial prompt, and the generator for further random numbers."""
         # A generator of its own makes the initial prompt depend on the seed alone.
         generator = torch.Generator().manual_seed(seed)
         words = [word for task in self.tasks for word in task.label_words]
-        shape = (self.prompt_length, self.backbone.hidden_size)
-        return init(self.backbone, shape, generator, words), generator
+        made = self.method.initial(init, self.backbone, self.prompt_length, generator, words)
+        return self.method.to_vectors(made), generator
 
     def build(self, initial: Tensor, generator: torch.Generator | None = None) -> None:
-        """Build the trained parameters from the prompt `initial` [P, H]."""
+        """Build the trained parameters from the vectors `initial` [P, W] of a prompt."""
         self.prompt_length = initial.shape[0]
         self.register_buffer("initial_prompt", initial.detach().clone().float(), persistent=True)
         self.reparameterization.build(initial.float(), self.backbone, generator or torch.Generator().manual_seed(0))
@@ -168,15 +184,19 @@ class PromptTuning(TrainedModule):
     # The forward pass ------------------------------------------------------------------------------------------
 
     def current_prompt(self) -> Tensor:
-        """Return the current prompt [P, H], with its gradient."""
-        return self.reparameterization()
+        """Return the current prompt in the shape of its file, with its gradient."""
+        return self.shaped(self.reparameterization())
+
+    def shaped(self, vectors: Tensor) -> Tensor:
+        """Return a prompt's vectors [P, W] in the shape of its file, [P, H] or [L, 2, P, kv_heads, head_dim]."""
+        return self.method.from_vectors(vectors, self.backbone)
 
     def forward(self, batch: dict[str, Tensor], prompt: Tensor | None = None) -> Tensor:
         """Return class logits [B, C] at the answer slot, C the most classes of any task; -inf beyond a task's classes.
 
         Args:
             batch: see `prompt_transfer.data.batches`.
-            prompt: [P, H]; default: the module's own.
+            prompt: [P, H], or a deep prompt; default: the module's own.
 
         Raises:
             UserError: the tasks have no classes.
@@ -219,6 +239,7 @@ class PromptTuning(TrainedModule):
         """Return a prompt of this module with the metadata that all its prompts share."""
         tasks = self.tasks
         metadata = {
+            "method": self.method.name,
             "backbone": self.backbone.id,
             "fingerprint": self.backbone.fingerprint,
             "family": self.backbone.family.name,
@@ -244,7 +265,8 @@ class PromptTuning(TrainedModule):
         }
         if isinstance(init, FromPrompt):
             metadata["source_prompt"] = ",".join(init.prompt)
-        return Prompt(reparameterization.fold().float().cpu(), metadata, initial.float().cpu())
+        values, start = (self.shaped(each.float().cpu()) for each in (reparameterization.fold(), initial))
+        return Prompt(values, metadata, start)
 
 
 def _different(words: Sequence[str]) -> tuple[str, ...]:
@@ -259,7 +281,7 @@ def _is_word(word: object) -> bool:
 
 
 def norms(prefix: str, reparameterization: Reparameterization, initial: Tensor) -> dict[str, Tensor]:
-    """Return norms by log name: gradient, prompt token (mean), and distance from the `initial` prompt [P, H]."""
+    """Return norms by log name: gradient, prompt token (mean), and distance from the `initial` prompt [P, W]."""
     gradients = [p.grad.norm() for p in reparameterization.parameters() if p.grad is not None]
     with torch.no_grad():
         prompt = reparameterization()

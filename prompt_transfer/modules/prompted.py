@@ -49,7 +49,7 @@ class PromptedModule(L.LightningModule):
         self._numbered = 0
 
     def current_prompt(self) -> Tensor:
-        """Return the prompt [P, H] that is scored."""
+        """Return the prompt [P, H] that is scored; a deep prompt is [L, 2, P, kv_heads, head_dim]."""
         raise NotImplementedError
 
     def connect(self, tasks: list[Task]) -> None:

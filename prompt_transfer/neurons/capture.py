@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.backbones.answers import AnswerSlot
+from prompt_transfer.backbones.deep import prompt_length
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.neurons.hooks import FfnHooks, Visit
 from prompt_transfer.utils.errors import UserError
@@ -168,7 +169,7 @@ def capture_prompts(
 
     Args:
         backbone: the backbone to observe.
-        prompts: N tensors `[P, H]`.
+        prompts: N prompts `[P, H]` or deep prompts `[L, 2, P, kv_heads, head_dim]`.
         names: names of the prompts, for messages.
 
     Returns:
@@ -178,7 +179,7 @@ def capture_prompts(
         UserError: a neuron was NaN or Inf.
     """
     device = backbone.device
-    lengths = [len(prompt) for prompt in prompts]
+    lengths = [prompt_length(prompt) for prompt in prompts]
     found: dict[str, list[Tensor]] = {}
     order: list[int] = []
     for length in dict.fromkeys(lengths):

@@ -6,7 +6,7 @@
 | `mean`, `active` | `[L, F]`, means over the inputs of all tasks, tasks weighted equally | `neurons capture --tasks` |
 | `mean/TASK`, `active/TASK` | `[L, F]`, means over the inputs of a task | the same |
 | `predictivity` | `[L, F]`, for the prompt's own task | `neurons skill` |
-| `fisher`, `gradient` | `[P, H]`, on labelled examples of the prompt's own task | `neurons probe` |
+| `fisher`, `gradient` | `[P, H]` (deep: `[P, W]`), on labelled examples of the prompt's own task | `neurons probe` |
 | `leep/TASK` | `[1]`, on labelled examples of a task | `neurons probe` |
 
 The metadata identify the prompt by a digest of its values, which prevents mixing tensors of different prompts.
@@ -26,9 +26,9 @@ from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import atomic_path
 
 
-def digest(embeddings: Tensor) -> str:
-    """Return 16 hex digits that identify a prompt `[P, H]`."""
-    return digest_of(embeddings)[:16]
+def digest(values: Tensor) -> str:
+    """Return 16 hex digits that identify a prompt by its values."""
+    return digest_of(values)[:16]
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -33,12 +33,12 @@ SAME = ("layout", "attention")
 
 
 def task_vector(prompt: Prompt) -> Tensor:
-    """Return T = P - P_init, float64 `[P, H]`.
+    """Return T = P - P_init, float64 in the prompt's shape.
 
     Raises:
         UserError: the prompt has no initial prompt.
     """
-    return prompt.embeddings.double() - _initial(prompt).double()
+    return prompt.values.double() - _initial(prompt).double()
 
 
 def add(prompts: Sequence[Prompt], factors: Sequence[float] | None = None) -> Prompt:
@@ -93,13 +93,13 @@ def average(prompts: Sequence[Prompt], weights: Sequence[float]) -> Prompt:
         UserError: backbone, shape or mode of the prompts differ, or the weights are invalid.
     """
     check_together(prompts, shared_start=False)
-    rows = weighted_mean([prompt.embeddings for prompt in prompts], weights)
+    rows = weighted_mean([prompt.values for prompt in prompts], weights)
     parts = [f"{share:.3g} * {_name(prompt)}" for share, prompt in _pairs(shares(list(weights)), prompts)]
     return Prompt(rows, _metadata(prompts, f"average({', '.join(parts)})"))
 
 
 def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return the weighted mean of prompts `[P, H]`, float32; a single prompt is returned bit-equal.
+    """Return the weighted mean of prompts of one shape, float32; a single prompt is returned bit-equal.
 
     Raises:
         UserError: invalid weights (see `recommendation.shares`), or not one per prompt.
@@ -115,17 +115,17 @@ def transplant(prompt: Prompt, onto: Prompt) -> Prompt:
 
     Args:
         prompt: the prompt that provides the task vector.
-        onto: the prompt that provides the initial prompt; if it has none, its embeddings are used.
+        onto: the prompt that provides the initial prompt; if it has none, its own values are used.
 
     Raises:
         UserError: backbone, shape or mode of the two differ, or `prompt` has no initial prompt.
     """
     check_together([prompt, onto], shared_start=False)
-    start = onto.embeddings if onto.initial is None else onto.initial
+    start = onto.values if onto.initial is None else onto.initial
     if torch.equal(start, _initial(prompt)):
-        rows = prompt.embeddings.double()
+        rows = prompt.values.double()
     else:
-        rows = _sum(torch.stack([start.double(), prompt.embeddings.double(), -_initial(prompt).double()]))
+        rows = _sum(torch.stack([start.double(), prompt.values.double(), -_initial(prompt).double()]))
     operation = f"transplant({_name(prompt)}, onto the start of {_name(onto)})"
     return Prompt(rows.float(), _metadata([prompt], operation), start)
 
@@ -145,7 +145,9 @@ def check_together(prompts: Sequence[Prompt], shared_start: bool = True) -> None
     first = prompts[0]
     for prompt in prompts:
         both = f"{_name(first)} and {_name(prompt)} do not belong together"
-        shapes = [tuple(one.embeddings.shape) for one in (first, prompt)]
+        shapes = [tuple(one.values.shape) for one in (first, prompt)]
+        if prompt.method != first.method:
+            raise UserError(f"{both}: one is a {first.method}, the other a {prompt.method}")
         if _other_backbone(first, prompt):
             names = [one.metadata.get("backbone", UNKNOWN) for one in (first, prompt)]
             raise UserError(f"{both}: they were trained on different backbones ({names[0]}, {names[1]})")
@@ -184,7 +186,7 @@ def _initial(prompt: Prompt) -> Tensor:
 def _combine(prompts: Sequence[Prompt], factors: Sequence[float], operation: str) -> Prompt:
     # (1 - sum of factors) P_init + sum of factor * P rounds no difference, so P_init + T is bit-equal to P.
     start = _initial(prompts[0])
-    terms = [factor * prompt.embeddings.double() for factor, prompt in _pairs(factors, prompts)]
+    terms = [factor * prompt.values.double() for factor, prompt in _pairs(factors, prompts)]
     rest = 1 - sum(sorted(factors))
     rows = _sum(torch.stack([rest * start.double(), *terms]))
     return Prompt(rows.float(), _metadata(prompts, operation), start)
@@ -195,7 +197,7 @@ def _pairs(factors: Sequence[float], prompts: Sequence[Prompt]) -> list[tuple[fl
 
 
 def _sum(terms: Tensor) -> Tensor:
-    """Sum `terms` `[K, P, H]` over K, independent of their order."""
+    """Sum `terms` `[K, ...]` over K, independent of their order."""
     return terms.sort(dim=0).values.sum(dim=0)
 
 
@@ -230,4 +232,6 @@ def _name(prompt: Prompt) -> str:
 
 
 def _shape(shape: Sequence[int]) -> str:
-    return f"{shape[0]} prompt tokens of width {shape[1]}"
+    if len(shape) == 2:
+        return f"{shape[0]} prompt tokens of width {shape[1]}"
+    return f"{shape[2]} prompt tokens with keys and values in {shape[0]} layers, {shape[3]} heads of width {shape[4]}"

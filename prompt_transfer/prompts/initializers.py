@@ -46,6 +46,23 @@ class Initializer(ABC):
             The prompt, float32 `[P, H]` on the CPU.
         """
 
+    def keys_values(
+        self, backbone: Backbone, length: int, generator: torch.Generator, label_words: Sequence[str] = ()
+    ) -> Tensor:
+        """Create a deep prompt: by default the keys and values that the backbone computes for the prompt of `__call__`.
+
+        It then starts as the same function as that prompt with `shared` attention (in a T5 encoder; its decoder
+        attends to the states of a prompt, which a deep prompt lacks).
+
+        Args:
+            backbone, generator, label_words: as in `__call__`.
+            length: P.
+
+        Returns:
+            float32 `[L, 2, P, kv_heads, head_dim]` on the CPU.
+        """
+        return backbone.keys_values(self(backbone, (length, backbone.hidden_size), generator, label_words))
+
     def for_seed(self, seed: int) -> Initializer:
         """Return the initializer for a run with that seed: itself, unless its options contain `{seed}`."""
         return self
@@ -60,7 +77,8 @@ class Normal(Initializer):
     """Independent normal values with mean 0.
 
     Args:
-        std: standard deviation; None uses that of the backbone's whole embedding table.
+        std: standard deviation; None uses that of the backbone's whole embedding table. For a deep prompt None uses,
+            in each layer, those of the keys and of the values that the backbone computes for drawn tokens.
     """
 
     def __init__(self, std: float | None = None) -> None:
@@ -73,6 +91,14 @@ class Normal(Initializer):
     ) -> Tensor:
         std = _std(backbone) if self.std is None else self.std
         return torch.randn(shape, generator=generator) * std
+
+    def keys_values(
+        self, backbone: Backbone, length: int, generator: torch.Generator, label_words: Sequence[str] = ()
+    ) -> Tensor:
+        drawn = torch.randn(backbone.keys_values_shape(length), generator=generator)
+        if self.std is not None:
+            return drawn * self.std
+        return drawn * Vocabulary().keys_values(backbone, length, generator).std(dim=(2, 3, 4), keepdim=True)
 
 
 class Vocabulary(Initializer):
@@ -217,17 +243,41 @@ class FromPrompt(Initializer):
     def __call__(
         self, backbone: Backbone, shape: tuple[int, int], generator: torch.Generator, label_words: Sequence[str] = ()
     ) -> Tensor:
+        prompts = self._loaded(backbone, shape[0])
+        if any(prompt.is_deep for prompt in prompts):
+            raise UserError(
+                f"init FromPrompt: {prompts[0].path} is a deep prompt, but the run trains a prompt of embeddings; set "
+                "--model.method deep_prompt"
+            )
+        return self._mean(prompts)
+
+    def keys_values(
+        self, backbone: Backbone, length: int, generator: torch.Generator, label_words: Sequence[str] = ()
+    ) -> Tensor:
+        """Return deep prompts as they are; of prompts of embeddings the keys and values that the backbone computes."""
+        prompts = self._loaded(backbone, length)
+        mean = self._mean(prompts)
+        return mean if prompts[0].is_deep else backbone.keys_values(mean)
+
+    def _loaded(self, backbone: Backbone, length: int) -> list[Prompt]:
         prompts = [Prompt.load(path) for path in self.prompt]
         for path, prompt in zip(self.prompt, prompts, strict=True):
             # Layout and attention may differ: starting from a prompt of another mode is a legitimate experiment.
             prompt.check(backbone)
-            length = prompt.embeddings.shape[0]
-            if length != shape[0]:
+            if prompt.length != length:
                 raise UserError(
-                    f"init FromPrompt: {path} has {length} prompt tokens, the run {shape[0]}; "
-                    f"set --model.prompt_length {length}"
+                    f"init FromPrompt: {path} has {prompt.length} prompt tokens, the run {length}; "
+                    f"set --model.prompt_length {prompt.length}"
                 )
-        return weighted_mean([prompt.embeddings for prompt in prompts], self.weights or [1.0] * len(prompts))
+            if prompt.method != prompts[0].method:
+                raise UserError(
+                    f"init FromPrompt: {self.prompt[0]} is a {prompts[0].method}, {path} a {prompt.method}; give "
+                    "prompts of one method"
+                )
+        return prompts
+
+    def _mean(self, prompts: Sequence[Prompt]) -> Tensor:
+        return weighted_mean([prompt.values for prompt in prompts], self.weights or [1.0] * len(prompts))
 
 
 def vocabulary_ids(backbone: Backbone, top_k: int, skip: int = 0, exclude: Iterable[int] = ()) -> list[int]:

@@ -3,93 +3,143 @@
 from __future__ import annotations
 
 import json
-import warnings
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from prompt_transfer.prompts.tensor_file import Header, check_shape, open_file, read_header, read_tensor, sizes, write
+from prompt_transfer.backbones.deep import is_deep, prompt_length, to_vectors
+from prompt_transfer.prompts import compatibility
+from prompt_transfer.prompts.compatibility import UNKNOWN, Backbone
+from prompt_transfer.prompts.tensor_file import (
+    Header,
+    check_keys_values_shape,
+    check_shape,
+    open_file,
+    read_header,
+    read_tensor,
+    sizes,
+    write,
+)
 from prompt_transfer.utils import provenance
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.version import __version__
 
 FORMAT_VERSION = 1
-UNKNOWN = "unknown"
+PROMPT, DEEP_PROMPT = ("prompt", "deep_prompt")
+# Tensor names in the file, one of which a prompt file has.
+NAMES = ("embeddings", "keys_values")
 LISTED_METADATA = (
-    *("task", "backbone", "layout", "attention", "metric", "score", "split", "seed", "created"),
+    *("method", "task", "backbone", "layout", "attention", "metric", "score", "split", "seed", "created"),
     *("source", "random", "projected", "arithmetic"),
 )
 
 
-class Backbone(Protocol):
-    """The attributes of a backbone that prompts use; `FrozenBackbone` implements it."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def family(self) -> Any: ...
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def tokenizer(self) -> Any: ...
-    @property
-    def embedding_weight(self) -> Tensor: ...
-
-
-@dataclass(eq=False)
 class Prompt:
-    """A trained prompt.
+    """A trained prompt: embeddings in front of the text, or a deep prompt, keys and values before every layer.
 
     The tensors are copied to the CPU: further training does not change a stored prompt. `format_version`,
-    `prompt_length` and `hidden_size` in the metadata always describe `embeddings`.
+    `prompt_length` and `hidden_size` in the metadata always describe the prompt; of a deep prompt `method`,
+    `prompt_length`, `layers`, `kv_heads` and `head_dim`.
 
-    Attributes:
-        embeddings: the prompt, float32 `[P, H]`; H is the width of the backbone's input embeddings.
-        metadata: strings only: format_version, backbone, fingerprint, family, hidden_size, prompt_length, layout,
-            attention, task, source, label_words, train_rows, split, metric, score, seed, steps, init,
+    Args:
+        embeddings: the prompt, float32 `[P, H]`, H the width of the backbone's input embeddings; or a deep prompt,
+            float32 `[L, 2, P, kv_heads, head_dim]`: keys and values of each layer as they enter its attention.
+        metadata: strings only: format_version, method, backbone, fingerprint, family, hidden_size, prompt_length,
+            layout, attention, task, source, label_words, train_rows, split, metric, score, seed, steps, init,
             source_prompt, reparameterization, dtype, versions (JSON), created (UTC); random is "true" for an untrained
             prompt, projected for one that a projector computed; arithmetic is the operation on other prompts that
             gave this one. All but the sizes may be missing.
-        initial: the prompt before training, float32 `[P, H]`, or None; the difference is the task vector.
+        initial: the prompt before training, of the same shape, or None; the difference is the task vector.
         path: the file it was loaded from or saved to, for messages.
         label_embeddings: trained LM-head rows of the classes of its tasks, float32 `[classes, H']`, in the order of the
             metadata `label_words`; None: the label words' own.
 
+    Attributes:
+        values: the trained tensor, of either shape.
+        metadata, initial, path: as above.
+
     Raises:
-        UserError: a tensor is not float32 `[P, H]`, is empty, too large or has non-finite values.
+        UserError: a tensor is not float32, has another shape, is empty, too large or has non-finite values.
     """
 
-    embeddings: Tensor = field(repr=False)
-    metadata: dict[str, str] = field(default_factory=dict)
-    initial: Tensor | None = field(default=None, repr=False)
-    path: Path | None = None
-    label_embeddings: Tensor | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        self.embeddings = _checked("embeddings", self.embeddings)
-        if self.initial is not None:
-            self.initial = _checked("initial", self.initial)
-            if self.initial.shape != self.embeddings.shape:
-                raise UserError(
-                    f"the initial prompt is {sizes(self.initial.shape)}, the prompt {sizes(self.embeddings.shape)}; "
-                    "their shapes must be equal"
-                )
-        if self.label_embeddings is not None:
-            self.label_embeddings = _checked("label_embeddings", self.label_embeddings)
-        for key, value in self.metadata.items():
+    def __init__(
+        self,
+        embeddings: Tensor,
+        metadata: dict[str, str] | None = None,
+        initial: Tensor | None = None,
+        path: Path | None = None,
+        label_embeddings: Tensor | None = None,
+    ) -> None:
+        self.values = _checked(tensor_name(embeddings), embeddings)
+        self.initial = None if initial is None else _checked("initial", initial)
+        self.path = path
+        if self.initial is not None and self.initial.shape != self.values.shape:
+            raise UserError(
+                f"the initial prompt is {sizes(self.initial.shape)}, the prompt {sizes(self.values.shape)}; "
+                "their shapes must be equal"
+            )
+        self.label_embeddings = None if label_embeddings is None else _checked("label_embeddings", label_embeddings)
+        metadata = metadata or {}
+        for key, value in metadata.items():
             if not isinstance(key, str) or not isinstance(value, str):
                 raise TypeError(f"prompt metadata must be strings, but {key!r} is {value!r}")
-        self.metadata = self.metadata | {
-            "format_version": str(FORMAT_VERSION),
-            "prompt_length": str(self.embeddings.shape[0]),
-            "hidden_size": str(self.embeddings.shape[1]),
-        }
+        stated = metadata.get("method", self.method)
+        if stated != self.method:
+            raise UserError(f"its metadata say the method {stated[:40]}, its tensor is that of a {self.method}")
+        self.metadata = metadata | {"format_version": str(FORMAT_VERSION), **sizes_of(self.values)}
+
+    def __repr__(self) -> str:
+        return f"Prompt({sizes(self.values.shape)}, metadata={self.metadata!r}, path={self.path!r})"
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether it is a deep prompt."""
+        return is_deep(self.values)
+
+    @property
+    def method(self) -> str:
+        """`prompt` or `deep_prompt`."""
+        return DEEP_PROMPT if self.is_deep else PROMPT
+
+    @property
+    def length(self) -> int:
+        """P, the number of prompt tokens."""
+        return prompt_length(self.values)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The embeddings, float32 `[P, H]`.
+
+        Raises:
+            UserError: it is a deep prompt.
+        """
+        if self.is_deep:
+            raise UserError(
+                f"{self.label} is a deep prompt: it has keys and values for every layer and no embeddings, which this "
+                "needs; use a prompt of --model.method prompt"
+            )
+        return self.values
+
+    @property
+    def keys_values(self) -> Tensor:
+        """Keys (0) and values (1) of a deep prompt, float32 `[L, 2, P, kv_heads, head_dim]`.
+
+        Raises:
+            UserError: it is not a deep prompt.
+        """
+        if not self.is_deep:
+            raise UserError(
+                f"{self.label} has embeddings, no keys and values: train one with --model.method deep_prompt"
+            )
+        return self.values
+
+    @property
+    def vectors(self) -> Tensor:
+        """One vector per prompt token, `[P, W]`: its embedding, or all its keys and values."""
+        return vectors_of(self.values)
 
     @classmethod
     def load(cls, path: str | Path) -> Prompt:
@@ -107,21 +157,25 @@ class Prompt:
 
     @classmethod
     def _read(cls, file: BinaryIO, header: Header, path: Path) -> Prompt:
-        if "embeddings" not in header.tensors:
+        name = next((name for name in NAMES if name in header.tensors), None)
+        if name is None:
             found = ", ".join(repr(name[:60]) for name in sorted(header.tensors)[:5]) or "no tensor at all"
             raise UserError(
                 f"{path} is not a prompt file: it has no tensor `embeddings` (but {found}); "
                 "import prompts of other tools with `prompt-transfer prompts import`"
             )
         _check_version(header.metadata, path)
-        names = ("embeddings", "initial", "label_embeddings")
-        tensors = {name: read_tensor(file, header, name, path) for name in names if name in header.tensors}
-        for key, size in zip(("prompt_length", "hidden_size"), tensors["embeddings"].shape, strict=True):
-            if header.metadata.get(key, str(size)) != str(size):
+        check = check_keys_values_shape if name == "keys_values" else check_shape
+        checks = {name: check, "initial": check, "label_embeddings": check_shape}
+        tensors = {
+            key: read_tensor(file, header, key, path, one) for key, one in checks.items() if key in header.tensors
+        }
+        for key, size in sizes_of(tensors[name]).items():
+            if header.metadata.get(key, size) != size:
                 raise UserError(f"{path} is damaged: its {key} is {header.metadata[key]!r}, its tensor has {size}")
         try:
             labels = tensors.get("label_embeddings")
-            return cls(tensors["embeddings"], header.metadata, tensors.get("initial"), path, labels)
+            return cls(tensors[name], header.metadata, tensors.get("initial"), path, labels)
         except UserError as error:
             raise UserError(f"{path} is not a usable prompt: {error}") from error
 
@@ -134,7 +188,8 @@ class Prompt:
         path = Path(path)
         self.metadata.setdefault("versions", library_versions())
         self.metadata.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
-        tensors = {"embeddings": _checked("embeddings", self.embeddings)}
+        name = tensor_name(self.values)
+        tensors = {name: _checked(name, self.values)}
         if self.initial is not None:
             tensors["initial"] = _checked("initial", self.initial)
         if self.label_embeddings is not None:
@@ -179,47 +234,15 @@ class Prompt:
         Raises:
             UserError: lists every mismatch and its remedy.
         """
-        problems, remedies = [], []
-        width, trained_on = self.embeddings.shape[1], self._value("backbone", "another backbone")
-        family = getattr(backbone.family, "name", backbone.family)
-        fingerprint, own_family = self._value("fingerprint"), self._value("family")
-        known = UNKNOWN not in (fingerprint, backbone.fingerprint)
-        if width != backbone.hidden_size:
-            problems.append(f"it is {width} wide, the backbone {backbone.hidden_size}")
-        if own_family not in (UNKNOWN, family):
-            problems.append(f"it is for the family {own_family}, the backbone is {family}")
-        if known and fingerprint != backbone.fingerprint:
-            problems.append(
-                f"its backbone has the fingerprint {fingerprint[:12]}, this one {backbone.fingerprint[:12]} "
-                "(tokenizer, configuration or embeddings differ, as they do in a float16 or quantized copy)"
-            )
-        if problems:
-            remedies.append(f"use {trained_on}, or map the prompt with `prompt-transfer prompts project`")
-        layout_name = getattr(layout, "name", layout)
-        causal = getattr(backbone.family, "kind", None) == "causal_lm"
-        for key, here in (("layout", layout_name), ("attention", None if causal else attention)):
-            own = self._value(key)
-            if here is not None and own not in (UNKNOWN, here):
-                problems.append(f"it was trained with {key} {own}, not {here}")
-                remedies.append(f"set {key} to {own} (--model.{key} {own})")
-        if problems:
-            raise UserError(
-                f"{self._name()}, trained on {trained_on}, does not fit {backbone.id}: {'; '.join(problems)}. "
-                f"Remedy: {'; '.join(remedies)}"
-            )
-        if not known:
-            stated = self._value("backbone", "")
-            unknown = "which backbone it was trained on"
-            unknown = f"exactly {unknown} ({stated})" if stated else unknown
-            warnings.warn(
-                f"{self._name()} does not say {unknown}; only its width {width} was checked against {backbone.id}",
-                stacklevel=1,  # a fixed location: Python then shows the warning once, however many checks there are
-            )
+        compatibility.check(self, backbone, layout, attention)
 
-    def _name(self) -> str:
-        return f"prompt {self.path}" if self.path else f"the prompt for {self._value('task', 'an unnamed task')}"
+    @property
+    def label(self) -> str:
+        """The prompt's name in messages."""
+        return f"prompt {self.path}" if self.path else f"the prompt for {self.fact('task', 'an unnamed task')}"
 
-    def _value(self, key: str, missing: str = UNKNOWN) -> str:
+    def fact(self, key: str, missing: str = UNKNOWN) -> str:
+        """Return a metadata value for a message, or `missing`."""
         # Metadata of unknown files may be long or multi-line; messages are one short line.
         return " ".join(self.metadata.get(key, "").split())[:200] or missing
 
@@ -228,16 +251,17 @@ def describe(prompt: Prompt) -> dict[str, Any]:
     """Return the facts that `prompts inspect` shows.
 
     Returns:
-        path, prompt_length, hidden_size, mean/min/max_row_norm (Euclidean, per prompt token), distance_from_initial
-        (Frobenius norm of the difference, None without `initial`), mean_row_distance (the mean per prompt token) and
-        metadata.
+        path, method, prompt_length, hidden_size (None for a deep prompt), mean/min/max_row_norm (Euclidean, per prompt
+        token), distance_from_initial (Frobenius norm of the difference, None without `initial`), mean_row_distance (the
+        mean per prompt token) and metadata.
     """
-    norms = prompt.embeddings.norm(dim=1)
-    moved = None if prompt.initial is None else prompt.embeddings - prompt.initial
+    norms = prompt.vectors.norm(dim=1)
+    moved = None if prompt.initial is None else prompt.vectors - vectors_of(prompt.initial)
     return {
         "path": str(prompt.path) if prompt.path else None,
-        "prompt_length": prompt.embeddings.shape[0],
-        "hidden_size": prompt.embeddings.shape[1],
+        "method": prompt.method,
+        "prompt_length": prompt.length,
+        "hidden_size": None if prompt.is_deep else prompt.embeddings.shape[1],
         "mean_row_norm": norms.mean().item(),
         "min_row_norm": norms.min().item(),
         "max_row_norm": norms.max().item(),
@@ -253,9 +277,9 @@ def list_prompts(folder: str | Path) -> list[dict[str, Any]]:
     Other safetensors files (models, projectors) are skipped; unreadable ones are listed with their error.
 
     Returns:
-        One dict per file: path, prompt_length, hidden_size (None if unreadable), the metadata task, backbone, layout,
-        attention, metric, score, split, seed, created, source, random, projected, arithmetic ("" if missing), and
-        error (None if readable).
+        One dict per file: path, prompt_length, hidden_size (None if unreadable, the second also for a deep prompt), the
+        metadata method, task, backbone, layout, attention, metric, score, split, seed, created, source, random,
+        projected, arithmetic ("" if missing), and error (None if readable).
 
     Raises:
         UserError: the folder does not exist.
@@ -273,14 +297,15 @@ def list_prompts(folder: str | Path) -> list[dict[str, Any]]:
         try:
             with open_file(path) as file:
                 header = read_header(file, path)
-                if "embeddings" not in header.tensors:
+                if not any(name in header.tensors for name in NAMES):
                     continue
                 prompt = Prompt._read(file, header, path)
         except UserError as caught:
             error = str(caught)
-        length, width = (None, None) if prompt is None else prompt.embeddings.shape
+        length = None if prompt is None else prompt.length
+        width = None if prompt is None or prompt.is_deep else prompt.embeddings.shape[1]
         row = {"path": str(path), "prompt_length": length, "hidden_size": width}
-        metadata = {} if prompt is None else prompt.metadata
+        metadata = {} if prompt is None else prompt.metadata | {"method": prompt.method}
         rows.append(row | {key: metadata.get(key, "") for key in LISTED_METADATA} | {"error": error})
     return rows
 
@@ -326,8 +351,27 @@ def _check_version(metadata: dict[str, str], path: Path) -> None:
         )
 
 
+def tensor_name(values: Tensor) -> str:
+    """Return the name of a prompt's tensor in its file."""
+    return NAMES[is_deep(values)]
+
+
+def sizes_of(values: Tensor) -> dict[str, str]:
+    """Return the metadata that describe a prompt's shape."""
+    if not is_deep(values):
+        return {"prompt_length": str(values.shape[0]), "hidden_size": str(values.shape[1])}
+    layers, _, length, heads, width = map(str, values.shape)
+    sizes = {"prompt_length": length, "layers": layers, "kv_heads": heads, "head_dim": width}
+    return {"method": DEEP_PROMPT, **sizes}
+
+
+def vectors_of(values: Tensor) -> Tensor:
+    """Return one vector per prompt token, `[P, W]`, of either kind of prompt."""
+    return to_vectors(values) if is_deep(values) else values
+
+
 def _checked(name: str, tensor: Tensor) -> Tensor:
-    check_shape(f"`{name}`", tensor.shape)
+    (check_keys_values_shape if is_deep(tensor) else check_shape)(f"`{name}`", tensor.shape)
     if tensor.dtype != torch.float32:
         raise UserError(f"`{name}` is {str(tensor.dtype).removeprefix('torch.')}, a prompt is float32; use .float()")
     if not torch.isfinite(tensor).all():

@@ -21,7 +21,13 @@ from prompt_transfer.utils.errors import UserError
 
 
 class Reparameterization(nn.Module, ABC):
-    """Module that computes the prompt `[P, H]` from its parameters."""
+    """Module that computes the prompt `[P, H]` from its parameters; of a deep prompt the vectors `[P, W]`.
+
+    Attributes:
+        any_width: whether the rows may be other vectors than embeddings.
+    """
+
+    any_width = True
 
     @abstractmethod
     def build(self, initial: Tensor, backbone: Backbone, generator: torch.Generator) -> Reparameterization:
@@ -122,6 +128,7 @@ class Superposition(Reparameterization):
         top_k: number of tokens to draw them from; 0 for all. See the initializer `Vocabulary`.
     """
 
+    any_width = False
     embeddings: Tensor
     start: Tensor
     initial: Tensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from prompt_transfer.utils.errors import SEE_PROMPTS, UserError, no_such_file
 from prompt_transfer.utils.files import atomic_path
 
-MAX_PROMPT_LENGTH, MAX_HIDDEN_SIZE = 10_000, 100_000
+MAX_PROMPT_LENGTH, MAX_HIDDEN_SIZE, MAX_LAYERS = 10_000, 100_000, 1_000
 # The limit of the reference implementation of safetensors.
 MAX_HEADER_BYTES = 100_000_000
 # Safetensors dtype -> numpy dtype; numpy has no bfloat16, which is the upper half of a float32.
@@ -109,11 +109,16 @@ def read_header(file: BinaryIO, path: Path) -> Header:
     return Header(entries, metadata, 8 + length)
 
 
-def read_tensor(file: BinaryIO, header: Header, name: str, path: Path) -> Tensor:
-    """Read the float32 matrix `name` `[P, H]`.
+def read_tensor(
+    file: BinaryIO, header: Header, name: str, path: Path, check: Callable[[str, Sequence[int]], None] | None = None
+) -> Tensor:
+    """Read the float32 tensor `name`.
+
+    Args:
+        check: raises for a wrong shape; None: `check_shape`, for a matrix `[P, H]`.
 
     Raises:
-        UserError: the tensor is not float32, not a matrix, too large, or its sizes disagree.
+        UserError: the tensor is not float32, has a wrong shape, is too large, or its sizes disagree.
     """
     entry = header.tensors[name]
     dtype, shape = entry.get("dtype"), entry["shape"]
@@ -121,7 +126,7 @@ def read_tensor(file: BinaryIO, header: Header, name: str, path: Path) -> Tensor
         raise UserError(
             f"{path}: the tensor `{name}` is {dtype!r:.20}, a prompt is float32 (F32); convert it with .float()"
         )
-    check_shape(f"{path}: the tensor `{name}`", shape)
+    (check or check_shape)(f"{path}: the tensor `{name}`", shape)
     return read_values(file, header, name, path)
 
 
@@ -174,6 +179,25 @@ def check_shape(name: str, shape: Sequence[int]) -> None:
             f"{name} is {sizes(shape)}; a prompt has at most {MAX_PROMPT_LENGTH} prompt tokens of width "
             f"{MAX_HIDDEN_SIZE}"
         )
+
+
+def check_keys_values_shape(name: str, shape: Sequence[int]) -> None:
+    """Raise UserError about the tensor `name` unless `shape` is a valid `[L, 2, P, kv_heads, head_dim]`."""
+    if len(shape) != 5 or shape[1] != 2:
+        raise UserError(f"{name} is {sizes(shape)}; a deep prompt is [L, 2, P, kv_heads, head_dim]")
+    if min(shape) < 1:
+        raise UserError(f"{name} is empty ({sizes(shape)}); a deep prompt has at least one prompt token")
+    if shape[2] > MAX_PROMPT_LENGTH or shape[0] > MAX_LAYERS or shape[3] * shape[4] > MAX_HIDDEN_SIZE:
+        raise UserError(
+            f"{name} is {sizes(shape)}; a deep prompt has at most {MAX_PROMPT_LENGTH} prompt tokens, {MAX_LAYERS} "
+            f"layers, and keys of width {MAX_HIDDEN_SIZE}"
+        )
+
+
+def check_vectors_shape(name: str, shape: Sequence[int]) -> None:
+    """Raise UserError about the tensor `name` unless `shape` is a valid `[P, W]`, one vector per prompt token."""
+    if len(shape) != 2 or min(shape) < 1 or shape[0] > MAX_PROMPT_LENGTH or shape[1] > 2 * MAX_LAYERS * MAX_HIDDEN_SIZE:
+        raise UserError(f"{name} is {sizes(shape)}; a deep prompt is [P, layers * 2 * heads * width]")
 
 
 def sizes(shape: Sequence[int]) -> str:

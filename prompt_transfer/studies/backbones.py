@@ -11,7 +11,7 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.layouts import is_causal
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.data import check_accelerator
-from prompt_transfer.studies.entries import check_all, common_value
+from prompt_transfer.studies.entries import check_all, common_method, common_value
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.fields import dtype_name
 
@@ -26,6 +26,7 @@ def backbone_options(
     """
     found = dict(prompts)
     dtype = None if dtype is None else dtype_name(dtype)
+    common_method(found)
     return {
         "attention": _attention(found, attention),
         "layout": common_value(found, "layout", layout),

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
+from prompt_transfer.backbones.deep import prompt_length
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.modules.label_embeddings import warn_of_unused
+from prompt_transfer.prompts.methods import METHODS
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, readable_prompts, run_name
-from prompt_transfer.prompts.random_prompts import DRAWS, random_prompt
+from prompt_transfer.prompts.random_prompts import DRAWS
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.digests import digest_of
 from prompt_transfer.utils.errors import UserError
@@ -45,7 +47,7 @@ class Entry:
         seed: seed of training or sampling; None if unknown.
         start: `shared` if a prompt of another task has the same initialization, else `separate`; None if unknown.
             A shared initialization makes prompts similar regardless of training.
-        embeddings: float32 [P, H] on the CPU.
+        embeddings: float32 [P, H] on the CPU; of a deep prompt its keys and values [L, 2, P, kv_heads, head_dim].
         digest: SHA-256 of the embeddings and label embeddings; the key of the prompt's answers.
         file: the prompt file, for its label embeddings; None without one.
     """
@@ -64,6 +66,11 @@ class Entry:
         if self.file is not None and self.file.label_embeddings is not None:
             digest = f"{digest}-{digest_of(self.file.label_embeddings)}"
         object.__setattr__(self, "digest", digest)
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return prompt_length(self.embeddings)
 
 
 def read_folder(
@@ -123,6 +130,19 @@ def common_value(prompts: dict[str, Prompt], key: str, given: str | None = None)
         choose = f"choose one with {OPTIONS[key]}" if key in OPTIONS else "put them into separate folders"
         raise UserError(f"the prompts differ in {key}: {shown}; {choose}")
     return next(iter(said), None)
+
+
+def common_method(prompts: Mapping[str, Prompt]) -> str:
+    """Return the method of all prompts.
+
+    Raises:
+        UserError: prompts and deep prompts are mixed.
+    """
+    found = {prompt.method: name for name, prompt in prompts.items()}
+    if len(found) > 1:
+        shown = ", ".join(f"{name} is a {method}" for method, name in sorted(found.items()))
+        raise UserError(f"prompts of several methods: {shown}; put them into separate folders")
+    return next(iter(found))
 
 
 def check_all(prompts: dict[str, Prompt], backbone: FrozenBackbone) -> None:
@@ -215,12 +235,12 @@ def make_entries(prompts: dict[str, Prompt], backbone: FrozenBackbone, random_pr
         if prompt.initial is not None:
             starts[digest_of(prompt.initial)].add(prompt.metadata.get("task", ""))
     entries = [_entry(name, prompt, starts) for name, prompt in sorted(prompts.items())]
-    length = max(len(entry.embeddings) for entry in entries)
-    shape = (length, backbone.hidden_size)
+    length = max(entry.length for entry in entries)
+    method = METHODS[common_method(prompts)]
     for draw in DRAWS:
         for number in range(1, random_prompts + 1):
-            rows = random_prompt(backbone, shape, number, draw)
-            entries.append(Entry(f"random {draw} {number}", "random", f"random_{draw}", number, rows))
+            drawn = method.random(backbone, length, number, draw)
+            entries.append(Entry(f"random {draw} {number}", "random", f"random_{draw}", number, drawn))
     return entries
 
 
@@ -238,4 +258,4 @@ def _entry(name: str, prompt: Prompt, starts: dict[str, set[str]]) -> Entry:
         start = "shared" if len(starts[digest_of(prompt.initial)]) > 1 else "separate"
     number = int(seed) if seed.isdecimal() else None
     file = prompt if prompt.label_embeddings is not None else None
-    return Entry(name, kind, source, number, prompt.embeddings, start=start, file=file)
+    return Entry(name, kind, source, number, prompt.values, start=start, file=file)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.prompts.io.published import TASKS
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, readable_prompts
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, readable_prompts, vectors_of
 from prompt_transfer.prompts.tensor_file import sizes
 from prompt_transfer.tasks.definition import stored_tasks
 from prompt_transfer.tasks.registry import get_task, task_names
@@ -37,13 +37,13 @@ class PromptSet:
 
     @property
     def embeddings(self) -> Tensor:
-        """All prompts, float32 `[N, P, H]`."""
-        return torch.stack([prompt.embeddings for prompt in self.prompts])
+        """All prompts, float32 `[N, P, H]`; of deep prompts their vectors `[N, P, W]` (`Prompt.vectors`)."""
+        return torch.stack([prompt.vectors for prompt in self.prompts])
 
     @property
     def initial(self) -> Tensor | None:
-        """Embeddings before training, `[N, P, H]`; None unless every prompt file holds them."""
-        found = [prompt.initial for prompt in self.prompts if prompt.initial is not None]
+        """The same before training; None unless every prompt file holds them."""
+        found = [vectors_of(prompt.initial) for prompt in self.prompts if prompt.initial is not None]
         return torch.stack(found) if len(found) == len(self.prompts) else None
 
     @property
@@ -142,7 +142,7 @@ def _type(task: str, prompt: Prompt) -> str:
 
 def _check_one_backbone(prompts: list[Prompt], folder: str | Path, remedy: str) -> None:
     def values(key: str) -> set[str]:
-        return {prompt.metadata.get(key) or UNKNOWN for prompt in prompts}
+        return {prompt.method if key == "method" else prompt.metadata.get(key) or UNKNOWN for prompt in prompts}
 
     prints, names = values("fingerprint"), values("backbone")
     # Equal fingerprints mean the same backbone, even under different names.
@@ -154,11 +154,11 @@ def _check_one_backbone(prompts: list[Prompt], folder: str | Path, remedy: str) 
             f"{folder} holds prompts for several backbones that are all called {names.pop()} (their fingerprints "
             "differ); put them into separate folders"
         )
-    for key in ("layout", "attention"):
+    for key in ("method", "layout", "attention"):
         if len(several := values(key) - {UNKNOWN}) > 1:
             text = " and ".join(sorted(several))
             raise UserError(f"{folder} holds prompts with {key} {text}; put them into separate folders")
-    shapes = sorted({tuple(prompt.embeddings.shape) for prompt in prompts})
+    shapes = sorted({tuple(prompt.values.shape) for prompt in prompts})
     if len(shapes) > 1:
         text = ", ".join(sizes(shape) for shape in shapes)
         raise UserError(f"{folder} holds prompts of the shapes {text}; only prompts of one shape can be compared")

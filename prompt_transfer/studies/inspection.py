@@ -16,8 +16,8 @@ from torch.nn.functional import normalize
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.prompts.initializers import vocabulary_ids
+from prompt_transfer.prompts.methods import METHODS
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
-from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.studies.backbones import load_backbone
 from prompt_transfer.studies.entries import Entry, warn_of_other_words, with_formats
 from prompt_transfer.studies.scoring import MAX_TOKENS, Scorer
@@ -54,15 +54,16 @@ def nearest_words(
     if count < 1:
         raise UserError(f"{count} words per prompt token: give 1 or more")
     loaded, frozen = _with_backbone(prompt, backbone, accelerator)
+    embeddings = loaded.embeddings
     ids = torch.tensor(vocabulary_ids(frozen, top_k=0))
     table = normalize(frozen.embedding_weight.cpu()[ids].float(), dim=1)
-    cosines, words = _nearest(loaded.embeddings, table, ids, frozen, min(count, len(ids)))
+    cosines, words = _nearest(embeddings, table, ids, frozen, min(count, len(ids)))
     rows: list[dict[str, Any]] = [
         {"row": number, "start": None, "nearest": ", ".join(mine), "cosine": cosines[number][0], "moved": None}
         for number, mine in enumerate(words)
     ]
     if loaded.initial is not None:
-        moved = (loaded.embeddings - loaded.initial).norm(dim=1) / loaded.initial.norm(dim=1).clamp(min=1e-12)
+        moved = (embeddings - loaded.initial).norm(dim=1) / loaded.initial.norm(dim=1).clamp(min=1e-12)
         starts = _nearest(loaded.initial, table, ids, frozen, 1)[1]
         for row, start, distance in zip(rows, starts, moved.tolist(), strict=True):
             row |= {"start": start[0], "moved": distance}
@@ -119,11 +120,10 @@ def confusion(
     warn_of_other_words({THIS: loaded}, [known], frozen)
     # Built-in tasks have no release 1.0 label words.
     words = "default" if known.builtin else data.label_words or facts.get("data_label_words") or "default"
-    target = load_target(known, data, words, split, frozen.encoder(len(loaded.embeddings)))
-    entries = [Entry(THIS, "trained", known.name, None, loaded.embeddings, file=loaded)]
-    shape = (len(loaded.embeddings), frozen.hidden_size)
+    target = load_target(known, data, words, split, frozen.encoder(loaded.length))
+    entries = [Entry(THIS, "trained", known.name, None, loaded.values, file=loaded)]
     for number in range(1, random_prompts + 1):
-        drawn = random_prompt(frozen, shape, number)
+        drawn = METHODS[loaded.method].random(frozen, loaded.length, number)
         entries.append(Entry(f"random prompt {number}", "random", "random", number, drawn))
     scorer, answers = Scorer(frozen, entries), np.empty((len(entries), len(target)), dtype=np.int64)
     budget = data.max_tokens or MAX_TOKENS[scorer.device.type]

@@ -54,7 +54,7 @@ def read_activations(path: Path, prompt: Prompt) -> Tensor:
 
 def _read(path: Path, prompt: Prompt) -> dict[str, Tensor]:
     found, facts = files.read(path)
-    if facts.get("prompt", files.digest(prompt.embeddings)) != files.digest(prompt.embeddings):
+    if facts.get("prompt", files.digest(prompt.values)) != files.digest(prompt.values):
         raise UserError(f"{path} holds neurons of another prompt than {prompt.path}: capture them again")
     if "activations" not in found:
         raise UserError(f"{path} holds no tensor `activations`: write it with `neurons capture`")

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prompt_transfer.backbones.answers import PromptBank
+from prompt_transfer.backbones.deep import prompt_length
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.backbones.prompt_inputs import PromptBank
 from prompt_transfer.data.batches import batch_bounds, collate, cross_prompts
 from prompt_transfer.studies.scoring import MAX_TEXTS, MAX_TOKENS
 from prompt_transfer.studies.targets import Target
@@ -61,10 +62,10 @@ def batches_with_prompts(
     """
     bank = backbone.record(torch.stack(list(prompts)).to(backbone.device))
     numbers = torch.arange(len(prompts), device=bank.rows.device)
-    longest = int(target.table.lengths.max()) + backbone.encoder(len(prompts[0])).extra_positions
+    longest = int(target.table.lengths.max()) + backbone.encoder(prompt_length(prompts[0])).extra_positions
     budget = max_tokens or MAX_TOKENS[bank.rows.device.type]
     together = max(1, budget // longest)
-    batches = row_batches(backbone, target, len(prompts[0]), min(together, len(prompts)), budget)
+    batches = row_batches(backbone, target, prompt_length(prompts[0]), min(together, len(prompts)), budget)
     for rows in batches[rank::world]:
         texts = tensors_of(backbone, target, rows)
         for some in numbers.split(together):

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.backbones.prompt_inputs import PromptBank
 from prompt_transfer.data.batches import batch_bounds, collate, cross_prompts
 from prompt_transfer.data.tokens import named_rows
 from prompt_transfer.modules.label_embeddings import initial_rows, stored_rows
@@ -50,9 +50,9 @@ class Scorer:
     def __init__(self, backbone: FrozenBackbone, entries: Sequence[Entry]) -> None:
         self.backbone, self.device = backbone, backbone.device
         self.entries = entries
-        self.longest = max(len(entry.embeddings) for entry in entries)
+        self.longest = max(entry.length for entry in entries)
         self._banks: list[tuple[NDArray[np.int64], PromptBank]] = []
-        lengths = np.array([len(entry.embeddings) for entry in entries])
+        lengths = np.array([entry.length for entry in entries])
         for length in np.unique(lengths):
             mine = np.flatnonzero(lengths == length)
             rows = torch.stack([entries[number].embeddings for number in mine.tolist()]).to(self.device)

@@ -9,6 +9,7 @@ from typing import Any
 
 from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, list_prompts, run_name
+from prompt_transfer.prompts.tensor_file import sizes
 from prompt_transfer.tracking.options import clean
 
 LONGEST_NAME = 120
@@ -28,7 +29,6 @@ def prompt_artifact(path: str | Path) -> Any:
 
     prompt = Prompt.load(path)
     facts, kind = prompt.metadata, role(prompt.metadata)
-    length, width = prompt.embeddings.shape
     task, backbone = _short(facts, "task"), _short(facts, "backbone")
     parts = [
         "prompt",
@@ -40,7 +40,7 @@ def prompt_artifact(path: str | Path) -> Any:
     artifact = wandb.Artifact(
         slug("-".join(filter(None, parts))),
         type="prompt",
-        description=f"{kind} prompt of {length} x {width} for {backbone}, {task}",
+        description=f"{kind} prompt of {sizes(prompt.values.shape)} for {backbone}, {task}",
         metadata={**_facts(facts), "role": kind},
     )
     # Without a cached copy, `wandb sync` reads the original file later.

@@ -45,8 +45,9 @@ def shared_prefix_attention(
     Returns:
         Output [B, T, heads, D], and None for the attention weights.
     """
-    first, second = (repeat_heads(module, states) for states in prompt)
-    key, value = repeat_heads(module, key), repeat_heads(module, value)
+    # Under autocast norms and rotary positions leave queries and keys in float32 (Gemma 3); deep prompts are float32.
+    query, key, first, second = (states.to(value.dtype) for states in (query, key, *prompt))
+    first, second, key, value = (repeat_heads(module, states) for states in (first, second, key, value))
     added = additive_mask(query.dtype, attention_mask, position_bias)
     output: Tensor = _SharedPrefixAttention.apply(
         query, key, value, first, second, added, softmax_scale(query, scaling)

@@ -44,13 +44,18 @@ def adapter_card(prompt: Prompt, backbone: str, is_builtin: bool = False, licens
     """
     tasks, unknown = tasks_of(prompt.metadata)
     causal = check_exportable(prompt) == "CAUSAL_LM"
-    data = ModelCardData(library_name="peft", license=license, tags=["prompt-tuning", "soft-prompt", "prompt_transfer"])
-    rows, width = prompt.embeddings.shape
+    rows, width = prompt.vectors.shape
+    size, kind = f"of width {width}", "prompt-tuning"
+    if prompt.is_deep:
+        layers, _, _, heads, width = prompt.keys_values.shape
+        size = f"with keys and values in {layers} layers ({heads} heads of width {width})"
+        kind = "prefix-tuning"
+    data = ModelCardData(library_name="peft", license=license, tags=[kind, "soft-prompt", "prompt_transfer"])
     names = [*(task.name for task in tasks), *unknown]
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# Soft prompt for {inline(', '.join(names) or 'an unnamed task')}, as a PEFT adapter",
-        f"{rows} virtual tokens of width {width} for `{inline(backbone)}`, trained with prompt_transfer (layout "
+        f"{rows} virtual tokens {size} for `{inline(backbone)}`, trained with prompt_transfer (layout "
         f"`{inline(prompt.metadata.get('layout', 'unknown'))}`).",
         "## Not stored by PEFT",
         "The adapter holds only the virtual tokens in front of the text. Your code must do the following.",
@@ -61,7 +66,7 @@ def adapter_card(prompt: Prompt, backbone: str, is_builtin: bool = False, licens
             f"The task {inline(', '.join(unknown)) or '(the prompt names none)'} is unknown here: text format, label "
             "words" + (" and the cue after the text" if causal else "") + " must be those of its training."
         )
-    parts.append(_padding(causal, rows))
+    parts.append(_padding(causal, rows, prompt.is_deep))
     parts += ["## Use", _code(tasks[0] if tasks else None, prompt, backbone, is_builtin)]
     return "\n\n".join(parts) + "\n"
 
@@ -167,12 +172,13 @@ def _start(facts: Mapping[str, str]) -> str:
     return words if facts.get("layout") == "start_answer_last" else f"{words} (none if it adds none)"
 
 
-def _padding(causal: bool, rows: int) -> str:
+def _padding(causal: bool, rows: int, deep: bool) -> str:
     if causal:
         return (
             "Pad on the **right** and read the logits at the last token that is not padding: PEFT accepts no position "
             "ids, so padding on the left would shift the text's positions (in `generate` too: give it texts of equal "
-            "length, or one at a time). PEFT's logits include the positions of the virtual tokens in front."
+            "length, or one at a time). "
+            + ("" if deep else "PEFT's logits include the positions of the virtual tokens in front.")
         )
     return (
         f"PEFT's format for sequence-to-sequence models has two halves: {rows} virtual tokens for the encoder and "

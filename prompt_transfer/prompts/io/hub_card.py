@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 
 from prompt_transfer.prompts.io.adapter_card import inline
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.prompts.tensor_file import sizes
 from prompt_transfer.utils.errors import UserError
 
 # Marks a generated card, which may be replaced; a card written by hand may not.
@@ -131,7 +132,7 @@ def hub_card(repo: str, entries: Sequence[Entry], license: str | None, builtin: 
         "```python\n"
         "from prompt_transfer import Prompt\n\n"
         f'prompt = Prompt.load("prompts/{first.file}")\n'
-        "print(prompt.embeddings.shape, prompt.metadata)\n"
+        "print(prompt.values.shape, prompt.metadata)\n"
         "```",
     ]
     if own := sorted(set(backbones) & builtin):
@@ -140,7 +141,7 @@ def hub_card(repo: str, entries: Sequence[Entry], license: str | None, builtin: 
 
 
 def _facts(entry: Entry) -> dict[str, str]:
-    facts, (rows, width) = entry.prompt.metadata, entry.prompt.embeddings.shape
+    facts = entry.prompt.metadata
     made = [name for name in ("random", "projected") if facts.get(name) == "true"]
     made += ["arithmetic"] if facts.get("arithmetic") else []
     return {
@@ -148,7 +149,7 @@ def _facts(entry: Entry) -> dict[str, str]:
         "task": facts.get("task", ""),
         "backbone": facts.get("backbone", ""),
         "fingerprint": facts.get("fingerprint", "")[:16],
-        "size": f"{rows} x {width}",
+        "size": sizes(entry.prompt.values.shape),
         "layout": facts.get("layout", ""),
         "attention": facts.get("attention", ""),
         **({"kind": " ".join(made)} if made else {}),

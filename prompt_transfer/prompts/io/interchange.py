@@ -153,13 +153,13 @@ def import_sources(sources: Sequence[str | Path], output: str | Path, overwrite:
 
 
 def write_numpy(prompt: Prompt, folder: str | Path) -> None:
-    """Write `prompt.npy` (float32 `[P, H]`, for `numpy.load`) and the metadata as `prompt.json` to `folder`.
+    """Write `prompt.npy` (float32, in the prompt's shape, for `numpy.load`) and `prompt.json` (metadata) to `folder`.
 
     Raises:
         UserError: the folder cannot be written.
     """
     with atomic_path(Path(folder) / "prompt.npy") as temporary:
-        np.save(temporary, prompt.embeddings.numpy())
+        np.save(temporary, prompt.values.numpy())
     text = json.dumps(prompt.metadata, indent=2, sort_keys=True)
     write_text_atomic(Path(folder) / "prompt.json", text + "\n")
 

@@ -1,4 +1,4 @@
-"""Reader and writer of PEFT's prompt-tuning adapters, without PEFT: a folder with a JSON and a safetensors file.
+"""Reader and writer of PEFT's prompt- and prefix-tuning adapters, without PEFT: a JSON and a safetensors file.
 
 Behaviour of PEFT 0.21 (peft_model.py):
 
@@ -8,6 +8,11 @@ Behaviour of PEFT 0.21 (peft_model.py):
 - A sequence-to-sequence model (S = 2, PEFT's default) reads the first P in front of the encoder's text. The other P
   were meant for the decoder; with prompt tuning and P-tuning, neither `forward` nor `generate` reads them.
 - `P_TUNING` saves the output of its prompt encoder, and reads it like prompt tuning.
+- `PREFIX_TUNING` of a causal model is a deep prompt: the tensor is `[P, L * 2 * K * D]` (`deep.to_vectors`), also with
+  `prefix_projection`, whose output is saved. `num_attention_heads` is K, `token_dim` K * D. The keys enter the cache as
+  they are, so no rotary positions are applied to them, and the text's positions start at P.
+- `PREFIX_TUNING` of a sequence-to-sequence model puts keys and values into the decoder's self- and cross-attention.
+  Deep prompts are in the encoder here: another function, refused in both directions.
 
 The prompt precedes all of the tokenizer's output, including a start token if it adds one: layout `start_answer_last`.
 Adapters of other tools do not record a layout; the base model's tokenizer determines it if it is on this machine.
@@ -18,15 +23,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from prompt_transfer.backbones.deep import from_vectors
 from prompt_transfer.prompts.io.torch_file import read_torch_file
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
-from prompt_transfer.prompts.tensor_file import check_shape, open_file, read_as_float32, read_header, sizes, write
+from prompt_transfer.prompts.tensor_file import (
+    check_shape,
+    check_vectors_shape,
+    open_file,
+    read_as_float32,
+    read_header,
+    sizes,
+    write,
+)
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import write_text_atomic
 
@@ -35,7 +50,7 @@ TENSOR = "prompt_embeddings"
 # Layout -> PEFT's task type; PEFT has none for a masked LM with an answer slot.
 TASK_TYPES = {"answer_last": "CAUSAL_LM", "start_answer_last": "CAUSAL_LM", "encoder": "SEQ_2_SEQ_LM"}
 SUBMODULES = {"CAUSAL_LM": 1, "SEQ_2_SEQ_LM": 2}
-PEFT_TYPES = ("PROMPT_TUNING", "P_TUNING")
+PEFT_TYPES = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 # Key of the prompt's metadata in the safetensors file; PEFT ignores it.
 METADATA_KEY = "prompt_transfer"
 MAX_JSON_BYTES = 2**20
@@ -58,6 +73,11 @@ def check_exportable(prompt: Prompt) -> str:
         )
     if layout not in TASK_TYPES:
         raise UserError(f"{name} has the layout {layout[:40]!r}: PEFT supports only {', '.join(TASK_TYPES)}")
+    if layout == "encoder" and prompt.is_deep:
+        raise UserError(
+            f"{name} is a deep prompt of an encoder: PEFT's prefix tuning puts keys and values into the decoder of a "
+            "sequence-to-sequence model, which is another function; --format numpy writes the bare tensor"
+        )
     if layout == "encoder" and facts.get("attention", "full") not in ("full", UNKNOWN):
         raise UserError(
             f"{name} was trained with attention {facts['attention'][:40]}: in PEFT the prompt always sees the text, "
@@ -86,24 +106,17 @@ def write_adapter(prompt: Prompt, folder: str | Path, card: str, backbone: str |
         UserError: PEFT has no equivalent of the prompt, or the folder cannot be written.
     """
     task_type, folder = check_exportable(prompt), Path(folder)
-    rows = prompt.embeddings
+    rows = prompt.vectors
     config = {
         "auto_mapping": None,
         "base_model_name_or_path": backbone or prompt.metadata.get("backbone"),
         "inference_mode": True,
         "modules_to_save": None,
-        "num_attention_heads": None,  # PEFT takes this and num_layers from the model; prompt tuning uses neither
-        "num_layers": None,
         "num_transformer_submodules": SUBMODULES[task_type],
-        "num_virtual_tokens": rows.shape[0],
-        "peft_type": "PROMPT_TUNING",
-        "prompt_tuning_init": "RANDOM",
-        "prompt_tuning_init_text": None,
+        "num_virtual_tokens": prompt.length,
         "revision": prompt.metadata.get("revision") or None,
         "task_type": task_type,
-        "token_dim": rows.shape[1],
-        "tokenizer_kwargs": None,
-        "tokenizer_name_or_path": None,
+        **_method_config(prompt),
     }
     # transformers requires `format` in safetensors files.
     facts = {"format": "pt", METADATA_KEY: json.dumps(prompt.metadata, sort_keys=True)}
@@ -114,10 +127,35 @@ def write_adapter(prompt: Prompt, folder: str | Path, card: str, backbone: str |
     return folder
 
 
+def _method_config(prompt: Prompt) -> dict[str, Any]:
+    """Return the part of an adapter's configuration that depends on the prompt's method."""
+    if prompt.is_deep:
+        layers, _, _, heads, width = prompt.keys_values.shape
+        return {
+            "encoder_hidden_size": heads * width,
+            "num_attention_heads": heads,
+            "num_layers": layers,
+            "peft_type": "PREFIX_TUNING",
+            "prefix_projection": False,
+            "token_dim": heads * width,
+        }
+    return {
+        "num_attention_heads": None,  # PEFT takes this and num_layers from the model; prompt tuning uses neither
+        "num_layers": None,
+        "peft_type": "PROMPT_TUNING",
+        "prompt_tuning_init": "RANDOM",
+        "prompt_tuning_init_text": None,
+        "token_dim": prompt.embeddings.shape[1],
+        "tokenizer_kwargs": None,
+        "tokenizer_name_or_path": None,
+    }
+
+
 def read_adapter(folder: str | Path) -> Prompt:
     """Read a prompt-tuning or P-tuning adapter of a causal or sequence-to-sequence model as a prompt.
 
-    Restores the metadata that `write_adapter` stored. Adapters of other tools identify their backbone only by name.
+    A prefix-tuning adapter of a causal model is a deep prompt. Restores the metadata that `write_adapter` stored.
+    Adapters of other tools identify their backbone only by name.
 
     Raises:
         UserError: another kind of adapter, inconsistent files, or no adapter.
@@ -125,11 +163,13 @@ def read_adapter(folder: str | Path) -> Prompt:
     folder = Path(folder)
     config = read_json(folder / CONFIG_FILE)
     task_type, length, parts = _check_config(config, folder)
-    tensor, path, own = _read_weights(folder)
-    check_shape(f"{path}: `{TENSOR}`", tensor.shape)
-    if tensor.shape[0] != parts * length or config.get("token_dim") not in (None, tensor.shape[1]):
+    tensor, path, own = _read_weights(folder, config["peft_type"])
+    shape = _deep_shape(config, folder, length)
+    width = config.get("token_dim") if shape is None else math.prod(shape) // length
+    (check_shape if shape is None else check_vectors_shape)(f"{path}: `{TENSOR}`", tensor.shape)
+    if tensor.shape[0] != parts * length or width not in (None, tensor.shape[1]):
         raise UserError(
-            f"{folder} is damaged: {CONFIG_FILE} says {parts} x {length} virtual tokens of {config.get('token_dim')} "
+            f"{folder} is damaged: {CONFIG_FILE} says {parts} x {length} virtual tokens of {width} "
             f"numbers, {path.name} holds {sizes(tensor.shape)}"
         )
     if "layout" in own and TASK_TYPES.get(own["layout"]) != task_type:
@@ -139,7 +179,8 @@ def read_adapter(folder: str | Path) -> Prompt:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     base = config.get("base_model_name_or_path")
     layout = own.get("layout") or _layout(task_type, base, config.get("revision"))
-    facts = {"fingerprint": UNKNOWN, "attention": "full", "source": "peft", **own}
+    attention = "full" if shape is None else "shared"
+    facts = {"fingerprint": UNKNOWN, "attention": attention, "source": "peft", **own}
     facts |= {"layout": layout} if layout else {}
     facts |= {
         "backbone": base if isinstance(base, str) and base else own.get("backbone", UNKNOWN),
@@ -155,7 +196,8 @@ def read_adapter(folder: str | Path) -> Prompt:
     if "family" not in facts and (family := _family(facts["backbone"])):
         facts["family"] = family
     try:
-        return Prompt(tensor[:length].clone(), facts, path=path)
+        values = tensor[:length] if shape is None else from_vectors(tensor.contiguous(), shape)
+        return Prompt(values.clone(), facts, path=path)
     except UserError as error:
         raise UserError(f"{path} is not a usable prompt: {str(error).split(';')[0]}") from error
 
@@ -183,9 +225,14 @@ def _check_config(config: dict[str, Any], folder: Path) -> tuple[str, int, int]:
     """Return the task type, the number of virtual tokens P and the number of submodules S."""
     kind, task_type = str(config.get("peft_type"))[:40], str(config.get("task_type"))[:40]
     if kind not in PEFT_TYPES:
-        raise UserError(f"{folder} is a PEFT adapter of type {kind}; only {' and '.join(PEFT_TYPES)} are prompts")
+        raise UserError(f"{folder} is a PEFT adapter of type {kind}; only {', '.join(PEFT_TYPES)} are prompts")
     if task_type not in SUBMODULES:
         raise UserError(f"{folder} is for the task type {task_type}; only {' and '.join(SUBMODULES)} can be imported")
+    if kind == "PREFIX_TUNING" and task_type != "CAUSAL_LM":
+        raise UserError(
+            f"{folder} is a PEFT adapter of type {kind} for {task_type}, with keys and values in the decoder: deep "
+            "prompts are in the encoder here; only CAUSAL_LM can be imported"
+        )
     if config.get("modules_to_save"):
         raise UserError(f"{folder} is not only a prompt: it also holds model weights ({CONFIG_FILE}: modules_to_save)")
     length, parts = config.get("num_virtual_tokens"), config.get("num_transformer_submodules")
@@ -198,7 +245,19 @@ def _check_config(config: dict[str, Any], folder: Path) -> tuple[str, int, int]:
     return task_type, length, parts
 
 
-def _read_weights(folder: Path) -> tuple[Tensor, Path, dict[str, str]]:
+def _deep_shape(config: dict[str, Any], folder: Path, length: int) -> tuple[int, ...] | None:
+    """Return the shape [L, 2, P, K, D] of a prefix-tuning adapter; None for other kinds."""
+    if config["peft_type"] != "PREFIX_TUNING":
+        return None
+    numbers: list[Any] = [config.get(key) for key in ("num_layers", "num_attention_heads", "token_dim")]
+    layers, heads, width = numbers
+    if not all(type(number) is int and 0 < number < 10**6 for number in numbers) or width % heads:
+        shown = [str(number)[:20] for number in numbers]
+        raise UserError(f"{folder} is damaged: {shown[0]} layers of {shown[1]} heads, {shown[2]} wide together")
+    return layers, 2, length, heads, width // heads
+
+
+def _read_weights(folder: Path, kind: str) -> tuple[Tensor, Path, dict[str, str]]:
     """Return an adapter's tensor, its file, and the metadata if `write_adapter` wrote it."""
     path = folder / WEIGHTS_FILE
     if not path.exists() and (folder / TORCH_FILE).exists():
@@ -212,7 +271,8 @@ def _read_weights(folder: Path) -> tuple[Tensor, Path, dict[str, str]]:
     with open_file(path, "adapter", f"a PEFT adapter has it next to its {CONFIG_FILE}") as file:
         header = read_header(file, path)
         _check_names([name[:60] for name in header.tensors], path)
-        check_shape(f"{path}: `{TENSOR}`", header.tensors[TENSOR]["shape"])
+        check = check_vectors_shape if kind == "PREFIX_TUNING" else check_shape
+        check(f"{path}: `{TENSOR}`", header.tensors[TENSOR]["shape"])
         tensor = read_as_float32(file, header, TENSOR, path)
     try:
         own = json.loads(header.metadata.get(METADATA_KEY, "{}"))

@@ -243,7 +243,7 @@ def _public(prompt: Prompt, backbone: str | None, builtin: frozenset[str]) -> Pr
             )
     facts = {key: _LOCAL_PATH.sub(r"\1", value) for key, value in facts.items()}
     facts = facts | ({"backbone": name} if name else {})
-    return Prompt(prompt.embeddings, facts, prompt.initial, label_embeddings=prompt.label_embeddings)
+    return Prompt(prompt.values, facts, prompt.initial, label_embeddings=prompt.label_embeddings)
 
 
 def _check_repo(repo: str) -> None:

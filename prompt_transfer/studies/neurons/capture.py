@@ -94,7 +94,7 @@ def score(study: CaptureStudy, inputs: CaptureInputs, rank: int = 0, world: int 
         rank, world: processes share the examples of the tasks.
     """
     backbone, names = inputs.backbone, list(inputs.prompts)
-    prompts = [prompt.embeddings for prompt in inputs.prompts.values()]
+    prompts = [prompt.values for prompt in inputs.prompts.values()]
     found = capture_prompts(backbone, prompts, names)
     if not inputs.targets:
         return found
@@ -129,7 +129,7 @@ def over_inputs(
     """Return the mean of each neuron and the share of inputs that activate it, at the answer slot of real inputs.
 
     Args:
-        prompts: N tensors [P, H].
+        prompts: N prompts of either method.
         targets: tasks that provide the inputs.
         max_tokens: positions of one forward pass; None: a default for the device.
         rank, world: processes share the examples of a task; sums are combined by one all-reduce per task.
@@ -199,7 +199,7 @@ def prompt_facts(backbone: FrozenBackbone, prompt: Prompt) -> dict[str, str]:
     """Return the facts in which a neuron file must agree with its prompt and backbone."""
     return {
         **describe_backbone(backbone),
-        "prompt": files.digest(prompt.embeddings),
+        "prompt": files.digest(prompt.values),
         "task": prompt.metadata.get("task", ""),
     }
 
@@ -217,5 +217,5 @@ def load_targets(
         raise UserError("--tasks names a task twice")
     words = common_value(dict(prompts), "data_label_words", data.label_words) or "default"
     data = with_formats(dict(prompts), data)
-    encoder = backbone.encoder(max(len(prompt.embeddings) for prompt in prompts.values()))
+    encoder = backbone.encoder(max(prompt.length for prompt in prompts.values()))
     return [load_target(task, data, words, split, encoder) for task in known]

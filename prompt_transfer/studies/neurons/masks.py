@@ -89,9 +89,7 @@ def neurons_of(backbone: FrozenBackbone, prompts: Mapping[str, Prompt], folder: 
     if folder is None:
         if by != "activations":
             raise UserError(f"--by {by} is read from neuron files: give their folder with --neurons")
-        found = capture_prompts(backbone, [prompt.embeddings for prompt in prompts.values()], list(prompts))[
-            "activations"
-        ]
+        found = capture_prompts(backbone, [prompt.values for prompt in prompts.values()], list(prompts))["activations"]
         activations = dict(zip(prompts, found, strict=True))
         return activations, activations
     values, activations = {}, {}
@@ -127,7 +125,7 @@ def masked_entries(
     for name in own:
         facts = prompts[name].metadata
         seed = int(facts["seed"]) if facts.get("seed", "").isdecimal() else None
-        about = (name, "trained", task.name, seed, prompts[name].embeddings)
+        about = (name, "trained", task.name, seed, prompts[name].values)
         unmasked = torch.zeros_like(values[name], dtype=torch.bool)
         entries.append(MaskedEntry(*about, mask=unmasked, file=prompts[name]))
         others = _other_sources(plan, task, prompts, seed, types)

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prompt_transfer.backbones.deep import prompt_length
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.modules.objectives import Classification, make_objective
 from prompt_transfer.neurons import files
 from prompt_transfer.neurons.capture import PromptRows
 from prompt_transfer.neurons.skill import ClassSums, baselines, predictivity
-from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.prompts.random_prompts import random_prompt
+from prompt_transfer.prompts.methods import METHODS
+from prompt_transfer.prompts.prompt import Prompt, vectors_of
 from prompt_transfer.studies.backbones import load_backbone
-from prompt_transfer.studies.entries import common_value
+from prompt_transfer.studies.entries import common_method, common_value
 from prompt_transfer.studies.neurons.capture import find_prompts, load_targets, prompt_facts
 from prompt_transfer.studies.neurons.masks import training_task
 from prompt_transfer.studies.neurons.settings import ProbingStudy
@@ -121,7 +122,7 @@ def skill(study: ProbingStudy) -> list[Path]:
         if train.task.has_example_scores:
             continue
         for name, prompt in steps(inputs.own(train.task.name).items(), train.task.name):
-            found = skill_of(inputs.backbone, prompt.embeddings, train, development, study.data.max_tokens)
+            found = skill_of(inputs.backbone, prompt.values, train, development, study.data.max_tokens)
             inputs.add(name, {"predictivity": found})
             paths.append(inputs.path(name))
     if not paths:
@@ -144,7 +145,7 @@ def best_neurons(paths: Sequence[Path], folder: str | Path) -> list[dict[str, An
 def skill_of(
     backbone: FrozenBackbone, prompt: Tensor, train: Target, development: Target, max_tokens: int | None = None
 ) -> Tensor:
-    """Return the predictivity [L, F] of neurons given one prompt [P, H]; see `neurons.skill.predictivity`.
+    """Return the predictivity [L, F] of neurons given one prompt; see `neurons.skill.predictivity`.
 
     Raises:
         UserError: a class has no examples.
@@ -155,7 +156,7 @@ def skill_of(
     def summed(target: Target, thresholds: Tensor | None) -> ClassSums:
         sums = ClassSums(target.task.num_classes, layers, thresholds)
         with PromptRows(backbone, sums.add):
-            for rows in row_batches(backbone, target, len(prompt), 1, max_tokens):
+            for rows in row_batches(backbone, target, prompt_length(prompt), 1, max_tokens):
                 batch = tensors_of(backbone, target, rows)
                 sums.next(batch["labels"])
                 backbone.answer_states(bank, batch)
@@ -171,10 +172,10 @@ def skill_of(
 def probe(study: ProbingStudy) -> list[Path]:
     """Compute the inputs of label-based indicators for every prompt: `fisher`, `gradient` and `leep/TASK`.
 
-    All use training examples. `fisher` [P, H] is the mean over examples of the squared gradient of
-    log p(label | example, prompt) at the prompt. `gradient` [P, H] is the gradient of the mean loss of the prompt's
-    task at random prompt 1 of the backbone, the same for all tasks. `leep/TASK` [1] is LEEP of the prompt and its own
-    label words on a task's examples.
+    All use training examples. `fisher` [P, H] ([P, W] of a deep prompt, see `Prompt.vectors`) is the mean over examples
+    of the squared gradient of log p(label | example, prompt) at the prompt. `gradient`, of the same shape, is the
+    gradient of the mean loss of the prompt's task at random prompt 1 of the backbone, the same for all tasks.
+    `leep/TASK` [1] is LEEP of the prompt and its own label words on a task's examples.
 
     Returns:
         The neuron files.
@@ -184,24 +185,25 @@ def probe(study: ProbingStudy) -> list[Path]:
     """
     inputs = load(study)
     backbone, data = inputs.backbone, study.data
+    method = METHODS[common_method(inputs.prompts)]
     start = {
-        length: random_prompt(backbone, (length, backbone.hidden_size), 1)
-        for length in {len(prompt.embeddings) for prompt in inputs.prompts.values()}
+        length: method.random(backbone, length, 1) for length in {prompt.length for prompt in inputs.prompts.values()}
     }
     targets = list(inputs.targets("train"))
     by_name = {target.task.name: target for target in targets}
     for target in targets:
         shared: dict[int, Tensor] = {}
         for name, prompt in steps(inputs.own(target.task.name).items(), target.task.name):
-            length = len(prompt.embeddings)
+            length = prompt.length
             if length not in shared:
                 shared[length] = gradients(backbone, start[length], target, data.max_tokens).mean
-            found = {"fisher": gradients(backbone, prompt.embeddings, target, data.max_tokens).squares}
+            found = {"fisher": gradients(backbone, prompt.values, target, data.max_tokens).squares}
             found["gradient"] = shared[length]
+            found = {kind: vectors_of(values) for kind, values in found.items()}
             if not target.task.has_example_scores:
                 found |= {
                     f"leep/{other.task.name}": torch.tensor(
-                        [leep(backbone, prompt.embeddings, by_name[target.task.name], other, data.max_tokens)]
+                        [leep(backbone, prompt.values, by_name[target.task.name], other, data.max_tokens)]
                     )
                     for other in targets
                     if not other.task.has_example_scores
@@ -212,20 +214,20 @@ def probe(study: ProbingStudy) -> list[Path]:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Per-example loss gradients at a prompt: their mean and the mean of their squares, [P, H] on the CPU."""
+    """Per-example loss gradients at a prompt: their mean and the mean of their squares, in its shape, on the CPU."""
 
     mean: Tensor
     squares: Tensor
 
 
 def gradients(backbone: FrozenBackbone, prompt: Tensor, target: Target, max_tokens: int | None = None) -> Gradients:
-    """Return the gradients of -log p(answer | example, prompt), in nats, at the prompt [P, H]."""
+    """Return the gradients of -log p(answer | example, prompt), in nats, at the prompt, of either method."""
     device = backbone.device
     objective = make_objective(backbone, [target.task]).to(device)
     total, squares = (torch.zeros_like(prompt, device=device) for _ in range(2))
-    for rows in row_batches(backbone, target, len(prompt), 1, max_tokens):
+    for rows in row_batches(backbone, target, prompt_length(prompt), 1, max_tokens):
         # One copy of the prompt per example gives per-example gradients in one backward pass.
-        copies = prompt.to(device).repeat(len(rows), 1, 1).requires_grad_()
+        copies = prompt.to(device).expand(len(rows), *prompt.shape).clone().requires_grad_()
         batch = tensors_of(backbone, target, rows) | {"prompt_ids": torch.arange(len(rows), device=device)}
         (found,) = torch.autograd.grad(objective.losses(copies, batch).sum(), copies)
         total += found.sum(dim=0)
@@ -237,7 +239,7 @@ def gradients(backbone: FrozenBackbone, prompt: Tensor, target: Target, max_toke
 def leep(
     backbone: FrozenBackbone, prompt: Tensor, source: Target, target: Target, max_tokens: int | None = None
 ) -> float:
-    """Return LEEP, in nats, of a source prompt [P, H] and its task's label words on labelled target examples.
+    """Return LEEP, in nats, of a source prompt and its task's label words on labelled target examples.
 
     Let q(z | x) be the probability of source label z for example x. p(y | z) is estimated on these examples from the
     sums of q; LEEP is the mean of log sum_z p(y | z) q(z | x). 0 is perfect; an uninformative source gives minus the
@@ -248,7 +250,7 @@ def leep(
     assert isinstance(objective, Classification)
     bank = backbone.record(prompt.to(device))
     probabilities, labels = [], []
-    for rows in row_batches(backbone, target, len(prompt), 1, max_tokens):
+    for rows in row_batches(backbone, target, prompt_length(prompt), 1, max_tokens):
         batch: dict[str, Any] = tensors_of(backbone, target, rows)
         probabilities.append(objective.logits(bank, batch).softmax(dim=1).cpu())
         labels.append(batch["labels"].cpu())

@@ -109,7 +109,8 @@ def load(study: RecommendStudy) -> RecommendInputs:
     prove_writable_dir(study.output)
     module = PromptTuning(
         study.backbone,
-        prompt_length=len(found.prompts[0].embeddings),
+        prompt_length=found.prompts[0].length,
+        method=found.prompts[0].method,
         label_words_policy=policy,
         **backbone_options(named, dtype=study.dtype),
     )

@@ -17,7 +17,7 @@ from prompt_transfer.callbacks.export import PromptExport
 from prompt_transfer.callbacks.progress import StepProgress
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.modules.prompt_tuning import PromptTuning
-from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.prompts.prompt import Prompt, vectors_of
 from prompt_transfer.studies.targets import TargetData
 from prompt_transfer.utils.errors import UserError
 
@@ -49,7 +49,7 @@ class ShortTuning:
             data: data source.
             words: default or paper.
             path: path of the prompt file.
-            start: initial prompt [P, H]; None: use the module's initializer.
+            start: vectors [P, W] of an initial prompt; None: use the module's initializer.
 
         Returns:
             The prompt; its metadata entry `tuning_seconds` includes reading and tokenizing the examples.
@@ -113,14 +113,14 @@ class ShortTuning:
             "label_words": json.dumps({task.name: task.stored_words for task in module.tasks}),
         }
         fits = all(prompt.metadata.get(key) == value for key, value in same.items())
-        same_start = prompt.initial is not None and torch.equal(prompt.initial, start)
+        same_start = prompt.initial is not None and torch.equal(vectors_of(prompt.initial), start)
         return prompt if fits and same_start and "tuning_seconds" in prompt.metadata else None
 
 
 def common_start(prompts: list[Prompt]) -> torch.Tensor | None:
-    """Return the initial prompt [P, H] shared by all prompts; None if they differ or a file does not hold it."""
+    """Return the vectors [P, W] of the prompts' common initial prompt; None if they differ or a file lacks it."""
     first = prompts[0].initial
     if first is None:
         return None
     shared = all(prompt.initial is not None and torch.equal(prompt.initial, first) for prompt in prompts)
-    return first if shared else None
+    return vectors_of(first) if shared else None

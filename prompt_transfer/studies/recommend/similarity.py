@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from prompt_transfer.analysis.indicators import INDICATORS, compute
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, vectors_of
 from prompt_transfer.prompts.tensor_file import sizes
 from prompt_transfer.studies.inputs import PromptSet
 from prompt_transfer.studies.neuron_inputs import read_activations, read_neurons
@@ -99,9 +99,9 @@ def target_prompts(study: RecommendStudy, inputs: RecommendInputs, notes: list[s
         rows.append(np.array([inputs.number + len(further)]))
         further.append(prompt)
     everyone = [*found.prompts, *further]
-    initial = [prompt.initial for prompt in everyone if prompt.initial is not None]
+    initial = [vectors_of(prompt.initial) for prompt in everyone if prompt.initial is not None]
     features = {
-        "prompts": torch.stack([prompt.embeddings for prompt in everyone]),
+        "prompts": torch.stack([prompt.vectors for prompt in everyone]),
         "initial": torch.stack(initial) if len(initial) == len(everyone) else None,
         "neurons": _neurons(study.neurons, inputs.found, further, notes),
     }
@@ -117,12 +117,12 @@ def _given(study: RecommendStudy, inputs: RecommendInputs, target: str) -> Promp
         raise UserError(f"--target {study.target}: give auto, tuned, none, or the file of a prompt")
     prompt = Prompt.load(study.target)
     prompt.check(inputs.backbone, inputs.backbone.layout, inputs.backbone.attention)
-    own, shape = prompt.metadata.get("task") or UNKNOWN, inputs.found.prompts[0].embeddings.shape
+    own, shape = prompt.metadata.get("task") or UNKNOWN, inputs.found.prompts[0].values.shape
     if own not in (target, UNKNOWN):
         raise UserError(f"--target {study.target} was trained on {own}, not on {target}")
-    if prompt.embeddings.shape != shape:
+    if prompt.values.shape != shape:
         raise UserError(
-            f"--target {study.target} is {sizes(prompt.embeddings.shape)}, the sources are {sizes(shape)}; "
+            f"--target {study.target} is {sizes(prompt.values.shape)}, the sources are {sizes(shape)}; "
             "only prompts of one shape can be compared; omit --target to tune one"
         )
     return prompt

@@ -23,7 +23,7 @@ from prompt_transfer.utils.progress import steps
 LOG, CONFIG = "convergence.csv", "config.yaml"
 # Options in which a pair of runs may differ: the initialization, and options that do not affect results.
 FREE = {
-    "model": ("init", "seeds", "learning_rates", "prompts_at_once", "learning_rate"),
+    "model": ("init", "method", "seeds", "learning_rates", "prompts_at_once", "learning_rate"),
     "data": ("num_workers", "cache_dir", "eval_batch_size", "predict_split", "max_tokens"),
 }
 BUDGET = (
@@ -132,6 +132,8 @@ def load(folder: Path) -> list[tuple[Curve, dict[str, Any]]]:
         # The last evaluation must agree too: with another budget a run had more time to converge.
         shared = {**options, **{f"trainer.{key}": value for key, value in budget.items()}, "last evaluation": last}
         shared |= {f"model.{key}": facts[key] for key in FACTS if key in facts}
+        # Runs from before this option have it neither in their configuration nor in their prompt.
+        shared["model.method"] = prompt.method
         curve = Curve(
             name=str(folder) if name == "prompt" else f"{folder}/{name}",
             task=facts.get("task", ""),

@@ -82,7 +82,7 @@ def load(study: TransferStudy, rank: int = 0) -> TransferInputs:
     policy = common_value(prompts, "label_words_policy", study.label_words_policy)
     words = common_value(prompts, "data_label_words", study.data.label_words) or "default"
     study.data = with_formats(prompts, study.data)
-    encoder = backbone.encoder(max(len(entry.embeddings) for entry in entries))
+    encoder = backbone.encoder(max(entry.length for entry in entries))
     with_keys = rank == 0 and len(tasks) > 1
     targets = [
         load_target(task.with_policy(policy), study.data, words, study.split, encoder, with_keys) for task in tasks

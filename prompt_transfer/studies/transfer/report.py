@@ -13,6 +13,8 @@ import yaml
 from prompt_transfer.analysis import plots
 from prompt_transfer.analysis.heatmaps import transfer_heatmap
 from prompt_transfer.analysis.matrix import Matrix, from_results, to_table
+from prompt_transfer.backbones.deep import is_deep
+from prompt_transfer.prompts.prompt import DEEP_PROMPT, PROMPT
 from prompt_transfer.studies.backbones import choose_device, describe_backbone
 from prompt_transfer.studies.scoring import AnswerFile
 from prompt_transfer.studies.targets import digests_of
@@ -42,7 +44,8 @@ class ResultsTable:
     def write(self, inputs: TransferInputs, answers: list[AnswerFile]) -> pd.DataFrame:
         """Write and return the table of all targets whose answers are complete."""
         settings = describe_backbone(inputs.backbone)
-        common = {"backbone": self.backbone, **{key: settings[key] for key in LAST_COLUMNS}}
+        method = DEEP_PROMPT if is_deep(inputs.entries[0].embeddings) else PROMPT
+        common = {"backbone": self.backbone, "method": method, **{key: settings[key] for key in LAST_COLUMNS}}
         for target, file in zip(inputs.targets, answers, strict=True):
             values = file.matrix(inputs.entries)
             more = {"calibrated": True} if target.calibrated else {}
