@@ -81,6 +81,7 @@ FLOORS = (
     ("studies",),
     ("studies.projection", "studies.recommend", "studies.sweep", "studies.transfer"),
     ("studies.neurons",),
+    ("studies.report",),
     ("commands",),
     ("api", "cli"),
     ("", "__main__"),

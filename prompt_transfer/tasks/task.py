@@ -99,6 +99,7 @@ class Task:
         token_ids: family -> one token id per class; takes precedence over ``label_words`` (paper variant only).
         seq2seq_frame: texts that a seq2seq model reads before the first text and between the two (paper variant only);
             None: nothing before, and the end token between.
+        title: name in figures and reports; "": ``name``.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Task:
     join_texts: bool = False
     token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
     seq2seq_frame: tuple[str, str] | None = None
+    title: str = ""
 
     def __post_init__(self) -> None:
         if not self.metrics:
