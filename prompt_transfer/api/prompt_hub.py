@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from prompt_transfer.analysis import neuron_plots, plots
+from prompt_transfer.analysis.style import task_labels
 from prompt_transfer.analysis.indicators import neuron_overlap, neuron_overlap_per_layer
 from prompt_transfer.api.arguments import PromptTrainingArguments
 from prompt_transfer.api.returns import Activations, MaskedNeurons, Picture, Score, Similarity, TrainingResult
@@ -258,7 +259,7 @@ class PromptHub:
         with quiet_session():
             neurons = np.stack([self._neurons(backbone, name).after.numpy() for name in tasks])
             path = self.store.place("figures", backbone, f"neurons-{'+'.join(names)}.png")
-            plots.save(neuron_plots.activation_heatmap(neurons, names), path)
+            plots.save(neuron_plots.activation_heatmap(neurons, task_labels(names)), path)
         print(path)
         return Picture(path)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from prompt_transfer.analysis import indicator_plots, projection
+from prompt_transfer.analysis import captions, indicator_plots, projection
 from prompt_transfer.analysis.indicators import INDICATORS
 from prompt_transfer.studies.report import charts
 from prompt_transfer.studies.report.content import (
@@ -50,8 +50,8 @@ def indicators(path: Path) -> Section:
     found.charts.append(_ranking(whole, statistics, ranked))
     if frame["indicator"].str.startswith(f"{PER_LAYER}/").any():
         found.charts.append(_layers(frame, statistics))
-        found.figures.append(Figure("layers", "ON of single layers as an indicator.", lambda: indicator_plots.layer_curve(frame, ranked)))
-    found.figures.insert(0, Figure("ranking", "All indicators, with 95 % intervals over tasks.", lambda: indicator_plots.indicator_ranking(whole, ranked)))
+        found.figures.append(Figure("layers", captions.INDICATOR_LAYERS, lambda: indicator_plots.layer_curve(frame, ranked)))
+    found.figures.insert(0, Figure("ranking", captions.RANKING, lambda: indicator_plots.indicator_ranking(whole, ranked)))
     found.tables.append(_statistics_table(whole, statistics))
     return found
 
@@ -245,13 +245,13 @@ def projections(path: Path) -> Section:
     for layer in spec["layer"]:
         layer["encoding"]["color"] = colour["color"]
     spec["layer"][-1]["encoding"] |= colour
-    spec["height"] = {"step": 26}
+    spec["height"] = 26 * tasks["task"].nunique()
     spec["params"] = [{"name": "projector", "value": names[0]}]
     spec["transform"] = [{"filter": "datum.projector == projector"}]
     caption = "Line: 95 % interval of the projected prompt over examples; the tooltip and the table have all intervals."
     found.charts.append(Chart("projection", "Projected prompts and controls", spec, caption, [Control("projector", "Projector", {name: name for name in names})]))
     found.tables += [_group_table(frame, lead), _projection_table(tasks, value, lead)]
-    found.figures.append(Figure("projection", "Scores of projected prompts and their controls.", lambda: projection.scores_figure(frame)))
+    found.figures.append(Figure("projection", captions.PROJECTION, lambda: projection.scores_figure(frame)))
     return found
 
 

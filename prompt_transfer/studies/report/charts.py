@@ -47,11 +47,11 @@ def heatmap(
         hover: fields of the tooltip.
     """
     first = next(iter(domains))
-    across = len({row[axes[0]["field"]] for row in rows})
+    across, down = (len(axis["sort"]) for axis in axes)
     share = "(datum.shown - domains[measure][0]) / (domains[measure][1] - domains[measure][0])"
     return {
         **base(description, rows),
-        "height": {"step": 27},
+        "height": 27 * down,
         "params": [{"name": "measure", "value": first}, {"name": "domains", "value": dict(domains)}],
         "transform": [{"calculate": "datum[measure]", "as": "shown"}],
         "encoding": {"x": axes[0], "y": axes[1], "tooltip": tooltip(hover)},
@@ -103,7 +103,7 @@ def heatmap(
 
 def axis(field: str, order: Sequence[str], title: str | None, columns: bool = False) -> Spec:
     """Return an axis of names in a fixed order; for `columns` the names are turned, upright where there is little room."""
-    labels: Spec = {"labelLimit": 150, "labelOverlap": False, "ticks": False, "domain": False, "labelPadding": 6}
+    labels: Spec = {"labelLimit": {"expr": "width > 500 ? 260 : 150"}, "labelOverlap": False, "ticks": False, "domain": False, "labelPadding": 6}
     if columns:
         angle = {"expr": f"width / {len(order)} < 24 ? -90 : -45"}
         labels |= {"labelAngle": angle, "labelAlign": "right", "labelBaseline": "middle"}
@@ -115,8 +115,10 @@ def axis(field: str, order: Sequence[str], title: str | None, columns: bool = Fa
 
 def groups(field: str, order: Sequence[str], title: str | None = None) -> Spec:
     """Return colour and shape encodings of a group, the same in every chart."""
-    scale = {"domain": list(order), "range": [COLOURS[place % len(COLOURS)] for place in range(len(order))]}
-    shapes = {"domain": list(order), "range": [SHAPES[place % len(SHAPES)] for place in range(len(order))]}
+    colours = [COLOURS[place % len(COLOURS)] for place in range(len(order))]
+    # From the ninth group on colours repeat, with another shape.
+    marks = [SHAPES[(place + place // len(COLOURS)) % len(SHAPES)] for place in range(len(order))]
+    scale, shapes = {"domain": list(order), "range": colours}, {"domain": list(order), "range": marks}
     legend = {"orient": "top", "title": title, "symbolSize": 70, "labelLimit": 180}
     return {
         "color": {"field": field, "type": "nominal", "scale": scale, "legend": legend},
@@ -167,8 +169,8 @@ def dots(
             "encoding": {**common, "x": {**x, "field": "value"}, **colour, "tooltip": tooltip(hover)},
         },
     ]
-    step: Any = {"step": 9, "for": "offset"} if len(order) > 1 else {"step": 20}
-    return {**base(description, rows), "height": step, "layer": layers}
+    height = len(y["sort"]) * (4 + 9 * len(order) if len(order) > 1 else 20)
+    return {**base(description, rows), "height": height, "layer": layers}
 
 
 def lines(
@@ -192,7 +194,8 @@ def lines(
     """
     options = options or {}
     field, order = group
-    x = {"field": "x", "type": "quantitative", "title": titles[0], "axis": {"grid": False, "tickCount": 6}}
+    whole = all(isinstance(row["x"], int) for row in rows)
+    x = {"field": "x", "type": "quantitative", "title": titles[0], "axis": {"grid": False, "tickCount": 6, **({"tickMinStep": 1} if whole else {})}}
     y = {"type": "quantitative", "title": titles[1], "scale": {"zero": False}}
     colour = groups(field, order)
     detail = {"detail": {"field": "line"}} if any("line" in row for row in rows) else {}

@@ -99,7 +99,7 @@ def sections(root: Path) -> list[Section]:
 def _read(kind: Kind, path: Path) -> Section:
     try:
         return kind.section(path)
-    except (ValueError, KeyError, IndexError, OSError, TypeError) as error:
+    except (ValueError, LookupError, OSError, TypeError, AttributeError, StopIteration) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
         raise UserError(f"cannot read {path} as results of {kind.name} ({reason}); run the command again") from error
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from prompt_transfer.analysis import indicator_plots, neuron_plots
+from prompt_transfer.analysis import captions, indicator_plots, neuron_plots
 from prompt_transfer.analysis.masking import OVER_RANDOM, summarize
 from prompt_transfer.studies.report import charts
 from prompt_transfer.studies.report.content import (
@@ -51,14 +51,14 @@ def overlap(path: Path) -> Section:
         Column("value", "ON", "number"),
     ]  # fmt: skip
     found.tables.append(Table("overlap", "ON of task pairs", columns, records(pairs), "Means over the prompts (seeds) of both tasks."))
-    found.figures.append(Figure("overlap", "Overlap of activated neurons (ON) between tasks.", lambda: indicator_plots.similarity_matrix(square, types, "ON")))
+    found.figures.append(Figure("overlap", captions.OVERLAP, lambda: indicator_plots.similarity_matrix(square, types, "ON")))
     detail = path.with_suffix(".parquet")
     if detail.is_file():
         layers = _layer_table(pd.read_parquet(detail))
         if len(layers):
             found.charts.append(_layer_chart(layers))
             found.tables.append(_layer_means(layers))
-            found.figures.append(Figure("overlap_layers", "ON by layer.", lambda: neuron_plots.overlap_by_layer(layers)))
+            found.figures.append(Figure("overlap_layers", captions.OVERLAP_LAYERS, lambda: neuron_plots.overlap_by_layer(layers)))
     return found
 
 
@@ -197,7 +197,7 @@ def masking(path: Path) -> Section:
     found.charts.append(Chart("masking", "Points lost by masks", spec, "Means over tasks with 95 % intervals over tasks. Random masks have the same size in every layer.",
                               [Control("method", "Replaced by", {method: method for method in methods})]))  # fmt: skip
     found.tables += [_mask_table(points), _mask_cells(frame)]
-    found.figures.append(Figure("masking", "Points lost when neurons are masked, with 95 % intervals over tasks.", lambda: neuron_plots.masking_curve(summary)))
+    found.figures.append(Figure("masking", captions.MASKING.format(tasks=summary["tasks"].max()), lambda: neuron_plots.masking_curve(summary)))
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from prompt_transfer.analysis import plots
+from prompt_transfer.analysis import captions, plots
 from prompt_transfer.studies.report import charts
 from prompt_transfer.studies.report.analysis import curve_chart
 from prompt_transfer.studies.report.content import Chart, Column, Figure, Section, Table, Tile, counted, number, records
@@ -31,7 +31,7 @@ def fit(path: Path) -> Section:
     rows = records(pd.read_csv(results)) if results.is_file() else []
     trained = ", ".join(dict.fromkeys(display_name(row["task"]) for row in rows)) or folder.name
     found = Section(f"Training: {trained}", "", "fit", folder)
-    backbone = ", ".join(dict.fromkeys(str(row["backbone"]) for row in rows))
+    backbone = ", ".join(dict.fromkeys(str(row["backbone"]) for row in rows if row.get("backbone")))
     steps = int(log["step"].max()) + 1
     found.lead = f"{counted(steps, 'optimizer step')}" + (f" on the backbone {backbone}." if backbone else ".")
     for row in rows[:4]:
@@ -40,7 +40,7 @@ def fit(path: Path) -> Section:
     majority = next((row["majority"] for row in rows if row.get("majority") is not None), None)
     if SCORE in log:
         found.charts.append(_score_chart(log, majority))
-        figure = Figure("learning_curve", "Score on the validation split during training; dashed: majority class.",
+        figure = Figure("learning_curve", captions.LEARNING_CURVE,
                         lambda: plots.learning_curve(plots.read_curve(path), majority))  # fmt: skip
         found.figures.append(figure)
     found.charts += [chart for chart in (_loss_chart(log),) if chart is not None]

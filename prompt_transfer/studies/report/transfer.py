@@ -7,8 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from prompt_transfer.analysis import captions
 from prompt_transfer.analysis.heatmaps import KINDS, summary_figure, transfer_heatmap
 from prompt_transfer.analysis.matrix import BASELINES, Matrix, best_sources, from_results, read_matrix, summarize
+from prompt_transfer.analysis.style import task_labels
 from prompt_transfer.studies.report import charts
 from prompt_transfer.studies.report.content import (
     Chart,
@@ -27,12 +29,11 @@ from prompt_transfer.tasks.registry import display_name
 ENDS = ("low", "high")
 NO_OWN = "the target has no prompt of its own"
 MEASURES = {"relative": "relative performance", "value": "score", "chance_corrected": "chance-corrected score"}
-RANDOM = {"random_vocabulary": "random tokens", "random_uniform": "random uniform"}
 
 
 def source_name(name: object) -> str:
     """Return the display name of a source: a task, a kind of random prompt, or a baseline."""
-    return RANDOM.get(str(name)) or display_name(name)
+    return task_labels([name])[0]
 
 
 def cells(frame: pd.DataFrame) -> pd.DataFrame:
@@ -109,17 +110,15 @@ def _of_matrix(matrix: Matrix, folder: Path) -> Section:
         found.charts.append(_means(summary))
         found.tables.append(_mean_table(summary))
         found.figures.append(
-            Figure("summary", "Mean relative transfer by kind of source and type of the target, with 95 % intervals over "
-                   "targets.", lambda: summary_figure(summary))
-        )  # fmt: skip
+            Figure("summary", captions.SUMMARY, lambda: summary_figure(summary))
+        )
     best = best_sources(matrix)
     if len(best):
         found.tables.append(_best_table(best))
-    found.figures.insert(
-        0,
-        Figure("matrix", "Transfer matrix: numbers are scores in per cent, colours relative performance (score / score of "
-               "the target's own prompt, framed).", lambda: transfer_heatmap(matrix)),
-    )  # fmt: skip
+    found.figures.insert(0, Figure("matrix", captions.MATRIX, lambda: transfer_heatmap(matrix)))
+    if len(matrix.scores) > 2:
+        ordered = Figure("matrix_clustered", captions.MATRIX_CLUSTERED, lambda: transfer_heatmap(matrix, clustered=True))
+        found.figures.insert(1, ordered)
     return found
 
 
@@ -140,8 +139,7 @@ def _interval(row: dict[str, Any]) -> str:
 
 def _heatmap(matrix: Matrix, table: pd.DataFrame) -> Chart:
     shown = table[~table["kind"].isin(BASELINES)]
-    noise = set() if matrix.learned is None else set(matrix.learned.index[matrix.learned.eq(False).fillna(False)])
-    names = {str(name): display_name(name) + (" *" if name in noise else "") for name in matrix.scores.index}
+    names = {str(name): display_name(name) + (" *" if name in matrix.not_learned else "") for name in matrix.scores.index}
     order_y = [names[name] for name in matrix.by_type(matrix.scores.index)]
     sources = [*matrix.by_type(matrix.scores.columns), *matrix.random.columns]
     rows = []
@@ -180,7 +178,7 @@ def _heatmap(matrix: Matrix, table: pd.DataFrame) -> Chart:
         "Chance-corrected: (score - majority class) / (own prompt - majority class); its colours leave out targets that "
         "were not learned. Grey: no value. Colours span the shown values."
     )
-    caption += " * Target not learned: its own prompt is not above the majority class." if noise else ""
+    caption += " * Target not learned: its own prompt is not above the majority class." if matrix.not_learned else ""
     return Chart("matrix", "Transfer matrix", spec, caption, [Control("measure", "Show", measures)])
 
 
