@@ -16,8 +16,8 @@ from prompt_transfer.commands.parsing import find_value
 from prompt_transfer.commands.table import COMMANDS, find, listing
 from prompt_transfer.utils import results
 from prompt_transfer.utils.allocation import restart_if_requested
-from prompt_transfer.utils.figures import using_formats
 from prompt_transfer.utils.errors import SEE_PROMPTS, UserError, no_such_file, without_secrets
+from prompt_transfer.utils.figures import using_formats
 from prompt_transfer.version import __version__
 
 # Advice for unexpected OSErrors, by error number.

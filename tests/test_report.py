@@ -47,10 +47,13 @@ def test_every_kind_in_the_stored_results_has_a_section() -> None:
     found = _titles(RESULTS)
     for title in ("Transfer between tasks", "Indicators of transfer", "Overlap of activated neurons", "Masked neurons"):
         assert found.count(title) == 1
-    assert "Transfer between backbones" in found and "Convergence" in found and "Scores" in found
+    assert "Transfer between backbones" in found
+    assert "Convergence" in found
+    assert "Scores" in found
     assert any(title.startswith("Training: SST-2") for title in found)
     # In the order of the registry.
-    assert found[0] == "Transfer between tasks" and found[-1] == "Scores"
+    assert found[0] == "Transfer between tasks"
+    assert found[-1] == "Scores"
 
 
 def test_a_sweep_covers_its_runs(tmp_path: Path) -> None:
@@ -89,7 +92,8 @@ def test_an_unknown_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
     assert main(["report", str(tmp_path), "--output", str(tmp_path / "page.html")]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "no results that a report knows (transfer," in error
+    assert error.count("\n") == 1
+    assert "no results that a report knows (transfer," in error
     assert main(["report", str(tmp_path / "absent"), "--output", str(tmp_path / "page.html")]) == 2
     assert "no such folder" in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
@@ -129,10 +133,12 @@ def test_latex_is_escaped_with_rules_and_intervals() -> None:
     text = to_latex(Table("t", "Means_of", columns, rows, "100 % of #1."), "means")
     for part in (r"\toprule", r"\midrule", r"\bottomrule", r"a\_b \& 50 \%", "$-$0.50 [$-$0.75, 0.25]", r"{lr}"):
         assert part in text
-    assert r"\caption{Means\_of. 100 \% of \#1.}" in text and r"\label{tab:means}" in text
+    assert r"\caption{Means\_of. 100 \% of \#1.}" in text
+    assert r"\label{tab:means}" in text
     assert re.search(r"none & -- \\\\", text)
     long = to_latex(Table("t", "T", columns, [rows[0]] * 41), "t")
-    assert r"\begin{longtable}" in long and "booktabs, longtable" in long
+    assert r"\begin{longtable}" in long
+    assert "booktabs, longtable" in long
 
 
 def test_groups_are_distinct_beyond_the_palette() -> None:
@@ -174,7 +180,8 @@ def test_page_tables_and_figures_of_a_study(tmp_path: Path, capsys: pytest.Captu
     markup = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
     assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"(?!data:)", markup)
     assert "prompt-transfer sweep --config study/cross_task.yaml" in text
-    assert "Ethics_deontology" not in text and ">deontology<" in text
+    assert "Ethics_deontology" not in text
+    assert ">deontology<" in text
     assert not re.search(r">\s*(?:nan|NaN|None)\s*<", markup)
     assert "0.740 [0.712, 0.766]" in text
     assert {path.name for path in (tmp_path / "pdf").glob("*.pdf")} == {

@@ -31,7 +31,7 @@ def convergence(curves: Sequence[Curve], tolerance: float = TOLERANCE) -> Axes:
     tasks = list(dict.fromkeys(curve.task for curve in curves))
     across = min(COLUMNS, len(tasks))
     down = -(-len(tasks) // across)
-    figure, grid = plt.subplots(
+    _, grid = plt.subplots(
         down, across, figsize=(0.8 + 3.4 * across, 1.0 + 2.7 * down), layout="constrained", squeeze=False
     )
     starts = sorted({curve.source for curve in curves if curve.source is not None})

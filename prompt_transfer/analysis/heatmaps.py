@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from prompt_transfer.analysis.matrix import Matrix
-from prompt_transfer.analysis.style import cell_size, draw_cells, task_labels
+from prompt_transfer.analysis.style import cell_size, draw_cells, task_labels, type_label
 
 # Different in lightness too.
 KIND_COLOURS = ("#0072B2", "#E69F00", "0.5")
@@ -40,7 +40,9 @@ def transfer_heatmap(matrix: Matrix, clustered: bool = False, ax: Axes | None = 
         rows, columns = matrix.by_type(scores.index), matrix.by_type(scores.columns)
     baseline = matrix.baseline.rename("majority").to_frame().dropna(axis=1, how="all")
     whole = pd.concat([scores[columns], matrix.random, baseline], axis=1).loc[rows]
-    names = [f"{name} *" if row in matrix.not_learned else name for row, name in zip(rows, task_labels(rows), strict=True)]
+    names = [
+        f"{name} *" if row in matrix.not_learned else name for row, name in zip(rows, task_labels(rows), strict=True)
+    ]
     titles = task_labels(whole.columns)
     if ax is None:
         _, ax = plt.subplots(figsize=cell_size(whole.shape, [*names, *titles], 1.3), layout="constrained")
@@ -111,14 +113,16 @@ def summary_figure(summary: pd.DataFrame, measure: str = "relative", ax: Axes | 
         if mine["mean"].isna().all():
             continue
         places = np.arange(len(types)) + (number - 1) * 0.22
-        spread = np.abs(mine[["low", "high"]].to_numpy().T - mine["mean"].to_numpy())
-        ax.errorbar(places, mine["mean"], yerr=np.nan_to_num(spread), fmt="os^"[number], markersize=4, capsize=2,
+        # NaN, no bar: fewer than three targets have no interval.
+        spread = np.abs(mine[["low", "high"]].to_numpy(float).T - mine["mean"].to_numpy(float))
+        ax.errorbar(places, mine["mean"], yerr=spread, fmt="os^"[number], markersize=4, capsize=2, elinewidth=1,
                     color=KIND_COLOURS[number], label=label)  # fmt: skip
     ax.axhline(1, color="0.5", linewidth=0.8, linestyle="--")
     counts = table.groupby("type")["n_targets"].max()
-    ax.set_xticks(range(len(types)), [f"{name}\n({counts[name]})" for name in types], fontsize=8)
-    ax.set_xlabel("type of the target (number of targets)")
-    ax.set_ylabel(measure.replace("_", " ") + (" performance" if measure == "relative" else " score"))
+    ax.set_xticks(range(len(types)), [f"{type_label(name)}\n({counts[name]})" for name in types])
+    ax.set_xlabel("type of the target (number of targets)", fontsize=9)
+    ax.set_ylabel(measure.replace("_", "-") + (" performance" if measure == "relative" else " score"), fontsize=9)
+    ax.tick_params(labelsize=8)
     # Outside the axes: points can be in any corner.
     ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(ax=ax)

@@ -147,7 +147,9 @@ def read_matrix(path: str | Path, types: Mapping[str, str] | None = None) -> Mat
     known = {name: get_task(name).type for name in names.values() if name in task_names()} | given
     baseline = table["majority"] if "majority" in table else pd.Series(np.nan, index=table.index)
     learned = study.learned.reindex(table.index) if study and study.learned is not None else None
-    return _checked(Matrix(table.drop(columns=others), table[random], baseline, known, learned, study.noise if study else 0.0), path)
+    return _checked(
+        Matrix(table.drop(columns=others), table[random], baseline, known, learned, study.noise if study else 0.0), path
+    )
 
 
 def _of_study(path: Path, types: Mapping[str, str] | None) -> Matrix:

@@ -42,8 +42,8 @@ def masking_curve(summary: pd.DataFrame, ax: Axes | None = None) -> Axes:
         places = rows["ratio"].map(shares.index) + 0.13 * (number - (len(lines) - 1) / 2) * min(1, 6 / len(lines))
         colour, marker = MASK_STYLES[kind]
         style = ("-", "--", ":")[methods.index(method) % 3]
-        # Without an interval (fewer than three tasks) there is no bar.
-        spread = np.nan_to_num(np.abs(rows[["low", "high"]].to_numpy().T - rows["drop"].to_numpy()))
+        # NaN, no bar: fewer than three tasks have no interval.
+        spread = np.abs(rows[["low", "high"]].to_numpy(float).T - rows["drop"].to_numpy(float))
         label = kind.replace("_", " ") + (f", {method}" if len(methods) > 1 else "")
         ax.errorbar(places, 100 * rows["drop"], yerr=100 * spread, linestyle=style, marker=marker, markersize=4,
                     linewidth=1.2, elinewidth=1, capsize=2, color=colour, label=label)  # fmt: skip

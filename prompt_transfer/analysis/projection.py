@@ -59,7 +59,12 @@ def scores_figure(table: pd.DataFrame) -> Axes:
                 places = [place + (0.18 if what == "own" else -0.08) for place in places]
                 ax.hlines(places, some["low"], some["high"], color=colours[what], linewidth=1)
             ax.scatter(
-                some["value"], places, marker=marker, s=size, color=[colours[what]], label=what.replace("_", " ")
+                some["value"],
+                places,
+                marker=marker,
+                s=size,
+                color=[colours[what]],
+                label=task_labels([what])[0].replace("_", " "),
             )
         chance = mine[mine["what"] == "baseline"]
         ax.scatter(chance["value"], [tasks.index(task) for task in chance["task"]], marker="|", s=90, color="0.4",

@@ -18,7 +18,6 @@ import numpy as np
 from scipy.special import comb
 from scipy.stats import kendalltau, rankdata
 
-
 # A rank correlation of fewer values is not reported: that of two is always 1 or -1.
 MIN_SOURCES, MIN_PAIRS = 3, 4
 

@@ -26,6 +26,11 @@ def task_labels(names: Iterable[object]) -> list[str]:
     return [RANDOM_NAMES.get(str(name)) or display_name(name) for name in names]
 
 
+def type_label(name: str) -> str:
+    """Return the display name of a task type."""
+    return {"nli": "NLI", "qa": "QA", "all": "all targets"}.get(name, name)
+
+
 def colour_range(values: ArrayLike, noise: float = 0.0) -> tuple[float, float]:
     """Return the ends of a colour scale: those of the data, or a range as wide as the noise if the data is narrower.
 

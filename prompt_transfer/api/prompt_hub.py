@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from prompt_transfer.analysis import neuron_plots, plots
-from prompt_transfer.analysis.style import task_labels
 from prompt_transfer.analysis.indicators import neuron_overlap, neuron_overlap_per_layer
+from prompt_transfer.analysis.style import task_labels
 from prompt_transfer.api.arguments import PromptTrainingArguments
 from prompt_transfer.api.returns import Activations, MaskedNeurons, Picture, Score, Similarity, TrainingResult
 from prompt_transfer.api.runs import quiet_session, train

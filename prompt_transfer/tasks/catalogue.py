@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from prompt_transfer.tasks.task import CUES, HubSource, PaperWords, Task
+from prompt_transfer.tasks.titles import TITLES
 
 _ALL = {"train": "train", "validation": "validation", "test": "test"}
 _NO_TEST = {"train": "train", "validation": "validation"}
@@ -333,23 +334,7 @@ _SUMMARIZATION = (
     ),
 )
 
-# Names in figures and reports, those of the paper.
-_TITLES = {
-    "imdb": "IMDB",
-    "sst2": "SST-2",
-    "rotten_tomatoes": "Rotten Tomatoes",
-    "movie_rationales": "Movie",
-    "tweet_eval_sentiment": "Tweet",
-    "ethics_deontology": "deontology",
-    "ethics_justice": "justice",
-    "boolq": "BoolQ",
-    "squad": "SQuAD",
-    "nq_open": "NQ-Open",
-    "multi_news": "Multi-News",
-    "samsum": "SAMSum",
-    **{name: name.upper() for name in ("mnli", "snli", "qnli", "rte", "cb", "qqp", "mrpc")},
-}
-
 ROWS: tuple[Task, ...] = tuple(
-    replace(row, cue=CUES[row.type], title=_TITLES.get(row.name, row.name)) for row in _SENTIMENT + _NLI + _ETHICS + _PARAPHRASE + _QA + _SUMMARIZATION
+    replace(row, cue=CUES[row.type], title=TITLES.get(row.name, row.name))
+    for row in _SENTIMENT + _NLI + _ETHICS + _PARAPHRASE + _QA + _SUMMARIZATION
 )

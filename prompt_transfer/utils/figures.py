@@ -1,4 +1,4 @@
-"""The file formats of figures: `--figures png,pdf,svg` before or after any command, or the variable of the same meaning."""
+"""The file formats of figures: the option `--figures png,pdf,svg` of any command, or an environment variable."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def report(
 
 
 def prompt_labels(prompts: PromptSet) -> list[str]:
-    """Return the task of each prompt, with its seed if a task has several; the file names where these are not unique."""
+    """Return the task of each prompt, with its seed if a task has several; file names where these are not unique."""
     labels = task_labels(prompts.tasks)
     if len(set(labels)) < len(labels):
         seeds = [prompt.metadata.get("seed", UNKNOWN) for prompt in prompts.prompts]

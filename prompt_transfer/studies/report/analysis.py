@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from prompt_transfer.analysis import captions, indicator_plots, projection
+from prompt_transfer.analysis import captions, indicator_plots
 from prompt_transfer.analysis.indicators import INDICATORS
 from prompt_transfer.studies.report import charts
 from prompt_transfer.studies.report.content import (
@@ -37,7 +37,9 @@ def indicators(path: Path) -> Section:
     """Return the section of `analyze indicators`, from its `correlations.csv`."""
     frame = read(path)
     whole = frame[~frame["indicator"].str.contains("/")]
-    statistics = {name: title for name, title in indicator_plots.STATISTIC_LABELS.items() if name in set(whole["statistic"])}
+    statistics = {
+        name: title for name, title in indicator_plots.STATISTIC_LABELS.items() if name in set(whole["statistic"])
+    }
     statistics |= {name: name.replace("_", " ") for name in whole["statistic"].unique() if name not in statistics}
     ranked = "spearman_per_target" if "spearman_per_target" in statistics else next(iter(statistics))
     found = Section("Indicators of transfer", "", "analyze indicators", path.parent)
@@ -50,8 +52,12 @@ def indicators(path: Path) -> Section:
     found.charts.append(_ranking(whole, statistics, ranked))
     if frame["indicator"].str.startswith(f"{PER_LAYER}/").any():
         found.charts.append(_layers(frame, statistics))
-        found.figures.append(Figure("layers", captions.INDICATOR_LAYERS, lambda: indicator_plots.layer_curve(frame, ranked)))
-    found.figures.insert(0, Figure("ranking", captions.RANKING, lambda: indicator_plots.indicator_ranking(whole, ranked)))
+        found.figures.append(
+            Figure("layers", captions.INDICATOR_LAYERS, lambda: indicator_plots.layer_curve(frame, ranked))
+        )
+    found.figures.insert(
+        0, Figure("ranking", captions.RANKING, lambda: indicator_plots.indicator_ranking(whole, ranked))
+    )
     found.tables.append(_statistics_table(whole, statistics))
     return found
 
@@ -80,7 +86,13 @@ def _ranking(whole: pd.DataFrame, statistics: dict[str, str], ranked: str) -> Ch
         charts.axis("name", [indicator_plots.readable_name(name) for name in order], None),
         "value",
         ("none", []),
-        {"name": "indicator", "group": "needs", "text": "value [95 % interval]", "p": "p (permutation)", "tasks": "tasks"},
+        {
+            "name": "indicator",
+            "group": "needs",
+            "text": "value [95 % interval]",
+            "p": "p (permutation)",
+            "tasks": "tasks",
+        },
     )
     colour = charts.groups("group", list(dict.fromkeys(str(row["group"]) for row in rows)))
     for layer in spec["layer"]:
@@ -88,7 +100,9 @@ def _ranking(whole: pd.DataFrame, statistics: dict[str, str], ranked: str) -> Ch
     spec["layer"][-1]["encoding"] |= colour
     spec["params"] = [{"name": "statistic", "value": ranked}]
     spec["transform"] = [{"filter": "datum.statistic == statistic"}]
-    caption = "Intervals are 95 % bootstraps over tasks. A confounder ignores what prompts do: an indicator must beat it."
+    caption = (
+        "Intervals are 95 % bootstraps over tasks. A confounder ignores what prompts do: an indicator must beat it."
+    )
     options = {ranked: statistics[ranked], **statistics}
     return Chart("indicators", "Indicators", spec, caption, [Control("statistic", "Statistic", options)])
 
@@ -102,25 +116,47 @@ def _layers(frame: pd.DataFrame, statistics: dict[str, str]) -> Chart:
     mine = frame[frame["indicator"].str.startswith(f"{PER_LAYER}/")]
     value = Column("value", "", "number", ends=ENDS)
     rows = [
-        {**row, "x": int(str(row["indicator"]).rpartition("/")[2]), "y": row["value"], "series": "one layer", "text": value.text(row)}
+        {
+            **row,
+            "x": int(str(row["indicator"]).rpartition("/")[2]),
+            "y": row["value"],
+            "series": "one layer",
+            "text": value.text(row),
+        }
         for row in records(mine)
         if row["statistic"] in statistics
     ]
     first = str(rows[0]["statistic"])
     hover = {"x": "layer", "text": "value [95 % interval]"}
-    spec = charts.lines("Statistic of ON by layer", rows, ("layer, from the input", "value"), ("series", ["one layer"]), hover,
-                        {"select": ("statistic", first)})  # fmt: skip
+    spec = charts.lines(
+        "Statistic of ON by layer",
+        rows,
+        ("layer, from the input", "value"),
+        ("series", ["one layer"]),
+        hover,
+        {"select": ("statistic", first)},
+    )
     options = {name: title for name, title in statistics.items() if name in {row["statistic"] for row in rows}}
     control = Control("statistic", "Statistic", {first: statistics[first], **options})
-    return Chart("layers", "ON of single layers", spec, "The best of several layers is more likely to be good by chance.", [control])
+    return Chart(
+        "layers",
+        "ON of single layers",
+        spec,
+        "The best of several layers is more likely to be good by chance.",
+        [control],
+    )
 
 
 def _statistics_table(whole: pd.DataFrame, statistics: dict[str, str]) -> Table:
     rows = [
-        {**row, "indicator": indicator_plots.readable_name(str(row["indicator"])), "group": _group(str(row["indicator"])),
-         "statistic": statistics[str(row["statistic"])]}
+        {
+            **row,
+            "indicator": indicator_plots.readable_name(str(row["indicator"])),
+            "group": _group(str(row["indicator"])),
+            "statistic": statistics[str(row["statistic"])],
+        }
         for row in records(whole)
-    ]  # fmt: skip
+    ]
     columns = [
         Column("indicator", "indicator"),
         Column("group", "needs"),
@@ -130,7 +166,9 @@ def _statistics_table(whole: pd.DataFrame, statistics: dict[str, str]) -> Table:
         Column("tasks", "tasks", "number", 0),
         Column("pairs", "pairs", "number", 0),
     ]
-    return Table("indicators", "Statistics of all indicators", columns, rows, "p: one-sided permutation test over tasks.")
+    return Table(
+        "indicators", "Statistics of all indicators", columns, rows, "p: one-sided permutation test over tasks."
+    )
 
 
 def convergence(path: Path) -> Section:
@@ -140,7 +178,9 @@ def convergence(path: Path) -> Section:
     found.lead = "Speed-up of training that starts from another task's prompt, against the same run from scratch."
     steps = frame[frame["unit"] == "step"]
     for row in records(steps[steps["task"] == "all"]):
-        found.tiles.append(Tile(f"{row['measure']} speed-up", str(row["result"]).split(";")[0], f"{row['n']} pairs, in steps"))
+        found.tiles.append(
+            Tile(f"{row['measure']} speed-up", str(row["result"]).split(";")[0], f"{row['n']} pairs, in steps")
+        )
     value = Column("value", "", "number", 2, ENDS)
     rows = [
         {**row, "name": f"{display_name(row['source'])} → {display_name(row['task'])}", "text": value.text(row)}
@@ -155,21 +195,35 @@ def convergence(path: Path) -> Section:
             charts.axis("name", order, None),
             "times faster than from scratch, in steps",
             ("measure", list(dict.fromkeys(str(row["measure"]) for row in rows))),
-            {"name": "source → target", "measure": "measure", "text": "speed-up [95 % interval]", "n": "pairs", "result": "result"},
+            {
+                "name": "source → target",
+                "measure": "measure",
+                "text": "speed-up [95 % interval]",
+                "n": "pairs",
+                "result": "result",
+            },
             reference=1,
-        )  # fmt: skip
-        caption = "Geometric means over seeds. 1: as fast as training from scratch. Runs that never reach the score are missing here; the table counts them."
+        )
+        caption = (
+            "Geometric means over seeds. 1: as fast as training from scratch. Runs that "
+            "never reach the score are missing here; the table counts them."
+        )
         found.charts.append(Chart("speedups", "Speed-ups", spec, caption))
     curves = path.with_name("curves.csv")
     if curves.is_file():
         found.charts.append(curve_chart(pd.read_csv(curves)))
     columns = [
-        Column("task", "target", "task"), Column("source", "source", "task", missing="all sources"),
-        Column("measure", "measure"), Column("unit", "unit"),
-        Column("value", "value", "number", 2, ENDS, "no run reached it"), Column("n", "pairs", "number", 0),
-        Column("at_least", "at least", "number", 0), Column("not_reached", "not reached", "number", 0),
-        Column("not_learned", "did not learn", "number", 0), Column("result", "result"),
-    ]  # fmt: skip
+        Column("task", "target", "task"),
+        Column("source", "source", "task", missing="all sources"),
+        Column("measure", "measure"),
+        Column("unit", "unit"),
+        Column("value", "value", "number", 2, ENDS, "no run reached it"),
+        Column("n", "pairs", "number", 0),
+        Column("at_least", "at least", "number", 0),
+        Column("not_reached", "not reached", "number", 0),
+        Column("not_learned", "did not learn", "number", 0),
+        Column("result", "result"),
+    ]
     found.tables.append(Table("speedups", "Speed-ups", columns, records(frame)))
     runs = path.with_name("runs.csv")
     if runs.is_file():
@@ -183,94 +237,46 @@ def curve_chart(frame: pd.DataFrame) -> Chart:
     for row in records(frame):
         start = f"from {display_name(row['source'])}" if row.get("source") else "from scratch"
         label = {"start": start, "line": f"{start} {row.get('seed')}", "name": display_name(row["task"])}
-        rows.append({**label, "x": row["step"], "y": row["value"], "majority": row.get("majority"), "seed": row.get("seed"), "text": number(float(row["value"]), 3)})
+        rows.append(
+            {
+                **label,
+                "x": row["step"],
+                "y": row["value"],
+                "majority": row.get("majority"),
+                "seed": row.get("seed"),
+                "text": number(float(row["value"]), 3),
+            }
+        )
     tasks = list(dict.fromkeys(str(row["name"]) for row in rows))
     starts = sorted({str(row["start"]) for row in rows}, key=lambda start: (start != "from scratch", start))
     hover = {"start": "start", "seed": "seed", "x": "step", "text": "score", "majority": "majority class"}
-    spec = charts.lines("Learning curves", rows, ("optimizer steps", "score on validation"), ("start", starts), hover,
-                        {"select": ("name", tasks[0]), "reference": "majority"})  # fmt: skip
-    return Chart("curves", "Learning curves", spec, "One line per run. Dashed: majority class.", [Control("name", "Task", {task: task for task in tasks})])
+    spec = charts.lines(
+        "Learning curves",
+        rows,
+        ("optimizer steps", "score on validation"),
+        ("start", starts),
+        hover,
+        {"select": ("name", tasks[0]), "reference": "majority"},
+    )
+    return Chart(
+        "curves",
+        "Learning curves",
+        spec,
+        "One line per run. Dashed: majority class.",
+        [Control("name", "Task", {task: task for task in tasks})],
+    )
 
 
 def _runs_table(frame: pd.DataFrame) -> Table:
     columns = [
-        Column("task", "task", "task"), Column("source", "source", "task", missing="from scratch"),
-        Column("seed", "seed", "number", 0), Column("start", "score at step 0", "number"), Column("best", "best", "number"),
-        Column("step", "converged at step", "number", 0), Column("area", "mean score in training", "number"),
-        Column("majority", "majority class", "number"), Column("learned", "learned"),
-    ]  # fmt: skip
+        Column("task", "task", "task"),
+        Column("source", "source", "task", missing="from scratch"),
+        Column("seed", "seed", "number", 0),
+        Column("start", "score at step 0", "number"),
+        Column("best", "best", "number"),
+        Column("step", "converged at step", "number", 0),
+        Column("area", "mean score in training", "number"),
+        Column("majority", "majority class", "number"),
+        Column("learned", "learned"),
+    ]
     return Table("runs", "Runs", columns, records(frame))
-
-
-WHAT = {
-    "own": "own prompt",
-    "projected": "projected",
-    "shuffled_source": "shuffled source",
-    "constant_source": "constant source",
-    "mean_source": "mean source",
-    "least_squares": "least squares",
-    "linear_combination": "linear combination",
-    "relative": "relative representation",
-    "random_vocabulary": "random tokens",
-    "random_uniform": "random uniform",
-    "baseline": "majority class",
-}
-
-
-def projections(path: Path) -> Section:
-    """Return the section of `analyze projection`, from its table."""
-    frame = read(path)
-    tasks = frame[frame["metric"].notna()] if "metric" in frame else frame
-    source = ", ".join(dict.fromkeys(frame["source_backbone"])) if "source_backbone" in frame else "another backbone"
-    found = Section("Transfer between backbones", "", "analyze projection", path.parent)
-    found.lead = (
-        f"Prompts of {source} projected to {', '.join(dict.fromkeys(frame['backbone']))}, next to the target's own prompts "
-        f"and to all controls: {counted(frame['projector'].nunique(), 'projector')}, {counted(tasks['task'].nunique(), 'task')}."
-    )
-    ahead = ("ahead_low", "ahead_high")
-    value, lead = Column("value", "score", "number", ends=ENDS), Column("ahead", "projected ahead by", "number", ends=ahead)
-    rows = [
-        {**{key: row.get(key) for key in ("projector", "value", "low", "high", "n", "group")}, "task": display_name(row["task"]),
-         "what": WHAT.get(str(row["what"]), str(row["what"])), "text": value.text(row), "ahead": lead.text(row)}
-        for row in records(tasks) if row["value"] is not None
-    ]  # fmt: skip
-    names = list(dict.fromkeys(str(row["projector"]) for row in rows))
-    hover = {"task": "task", "what": "prompt", "text": "score [95 % interval]", "ahead": "projected ahead by", "n": "examples", "group": "group"}
-    present = [title for title in WHAT.values() if title in {row["what"] for row in rows}]
-    spec = charts.dots("Scores of projected prompts and controls", rows, charts.axis("task", list(dict.fromkeys(str(row["task"]) for row in rows)), None),
-                       "score", ("none", []), hover)  # fmt: skip
-    colour = charts.groups("what", present)
-    # Intervals of ten controls on one line would hide each other: only those of projected prompts are drawn.
-    spec["layer"][0]["transform"] = [{"filter": "datum.what == 'projected'"}]
-    for layer in spec["layer"]:
-        layer["encoding"]["color"] = colour["color"]
-    spec["layer"][-1]["encoding"] |= colour
-    spec["height"] = 26 * tasks["task"].nunique()
-    spec["params"] = [{"name": "projector", "value": names[0]}]
-    spec["transform"] = [{"filter": "datum.projector == projector"}]
-    caption = "Line: 95 % interval of the projected prompt over examples; the tooltip and the table have all intervals."
-    found.charts.append(Chart("projection", "Projected prompts and controls", spec, caption, [Control("projector", "Projector", {name: name for name in names})]))
-    found.tables += [_group_table(frame, lead), _projection_table(tasks, value, lead)]
-    found.figures.append(Figure("projection", captions.PROJECTION, lambda: projection.scores_figure(frame)))
-    return found
-
-
-def _group_table(frame: pd.DataFrame, lead: Column) -> Table:
-    mine = frame[frame["tasks"].notna()] if "tasks" in frame else frame.iloc[:0]
-    rows = [{**row, "what": WHAT.get(str(row["what"]), row["what"])} for row in records(mine)]
-    columns = [
-        Column("projector", "projector"), Column("task", "tasks"), Column("what", "prompt"),
-        Column("value", "score", "number"), lead, Column("relative", "relative", "number"),
-        Column("cosine", "cosine of projections", "number", 2), Column("tasks", "number of tasks", "number", 0),
-    ]  # fmt: skip
-    caption = "Ahead: score of the projected prompts minus this one, over the same examples; a projector beats a control if the interval is above 0."
-    return Table("groups", "Means over groups of tasks", columns, rows, caption)
-
-
-def _projection_table(tasks: pd.DataFrame, value: Column, lead: Column) -> Table:
-    rows = [{**row, "what": WHAT.get(str(row["what"]), row["what"])} for row in records(tasks)]
-    columns = [
-        Column("projector", "projector"), Column("task", "task", "task"), Column("group", "group"), Column("what", "prompt"),
-        value, lead, Column("relative", "relative", "number"), Column("n", "examples", "number", 0), Column("learned", "learned"),
-    ]  # fmt: skip
-    return Table("projection", "Every task", columns, rows)

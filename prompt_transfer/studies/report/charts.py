@@ -1,9 +1,11 @@
-"""Vega-Lite specifications of the charts. Colours of text and background come from the page, so that dark mode works."""
+"""Vega-Lite specifications of the charts. Text and background take the page's colours, so that dark mode works."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from prompt_transfer.studies.report.content import DASH
 
 Spec = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
@@ -83,7 +85,10 @@ def heatmap(
                     "opacity": {"expr": f"width / {across} > 27 ? 1 : 0"},
                 },
                 "encoding": {
-                    "text": {"condition": {"test": "isValid(datum.shown)", "field": "shown", "format": ".2f"}, "value": "–"},
+                    "text": {
+                        "condition": {"test": "isValid(datum.shown)", "field": "shown", "format": ".2f"},
+                        "value": DASH,
+                    },
                     "color": {
                         "condition": [
                             {"test": "!isValid(datum.shown)", "value": "#888"},
@@ -98,12 +103,18 @@ def heatmap(
                 "mark": {"type": "rect", "fill": None, "stroke": "#D55E00", "strokeWidth": 2},
             },
         ],
-    }  # fmt: skip
+    }
 
 
 def axis(field: str, order: Sequence[str], title: str | None, columns: bool = False) -> Spec:
-    """Return an axis of names in a fixed order; for `columns` the names are turned, upright where there is little room."""
-    labels: Spec = {"labelLimit": {"expr": "width > 500 ? 260 : 150"}, "labelOverlap": False, "ticks": False, "domain": False, "labelPadding": 6}
+    """Return an axis of names in a fixed order; those of columns are turned, and upright where there is little room."""
+    labels: Spec = {
+        "labelLimit": {"expr": "width > 500 ? 260 : 150"},
+        "labelOverlap": False,
+        "ticks": False,
+        "domain": False,
+        "labelPadding": 6,
+    }
     if columns:
         angle = {"expr": f"width / {len(order)} < 24 ? -90 : -45"}
         labels |= {"labelAngle": angle, "labelAlign": "right", "labelBaseline": "middle"}
@@ -153,9 +164,12 @@ def dots(
     layers: list[Spec] = []
     if reference is not None:
         layers.append(
-            {"mark": {"type": "rule", "strokeDash": [4, 3], "opacity": 0.6}, "data": {"values": [{"at": reference}]},
-             "encoding": {"x": {"field": "at", "type": "quantitative"}}}
-        )  # fmt: skip
+            {
+                "mark": {"type": "rule", "strokeDash": [4, 3], "opacity": 0.6},
+                "data": {"values": [{"at": reference}]},
+                "encoding": {"x": {"field": "at", "type": "quantitative"}},
+            }
+        )
     common = {"y": y, **offset}
     colour = groups(field, order)
     layers += [
@@ -195,25 +209,38 @@ def lines(
     options = options or {}
     field, order = group
     whole = all(isinstance(row["x"], int) for row in rows)
-    x = {"field": "x", "type": "quantitative", "title": titles[0], "axis": {"grid": False, "tickCount": 6, **({"tickMinStep": 1} if whole else {})}}
+    x = {
+        "field": "x",
+        "type": "quantitative",
+        "title": titles[0],
+        "axis": {"grid": False, "tickCount": 6, **({"tickMinStep": 1} if whole else {})},
+    }
     y = {"type": "quantitative", "title": titles[1], "scale": {"zero": False}}
     colour = groups(field, order)
     detail = {"detail": {"field": "line"}} if any("line" in row for row in rows) else {}
     layers: list[Spec] = [
-        {"mark": {"type": "line", "strokeWidth": 1.8},
-         "encoding": {"x": x, "y": {**y, "field": "y"}, "color": colour["color"], **detail}},
-        {"transform": [{"filter": "isValid(datum.low) && isValid(datum.high)"}],
-         "mark": {"type": "rule", "strokeWidth": 1.3, "opacity": 0.8},
-         "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour["color"]}},
-        {"mark": {"type": "point", "filled": True, "size": 45, "opacity": 1},
-         "encoding": {"x": x, "y": {**y, "field": "y"}, **colour, "tooltip": tooltip(hover)}},
-    ]  # fmt: skip
+        {
+            "mark": {"type": "line", "strokeWidth": 1.8},
+            "encoding": {"x": x, "y": {**y, "field": "y"}, "color": colour["color"], **detail},
+        },
+        {
+            "transform": [{"filter": "isValid(datum.low) && isValid(datum.high)"}],
+            "mark": {"type": "rule", "strokeWidth": 1.3, "opacity": 0.8},
+            "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour["color"]},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 45, "opacity": 1},
+            "encoding": {"x": x, "y": {**y, "field": "y"}, **colour, "tooltip": tooltip(hover)},
+        },
+    ]
     if "reference" in options:
         layers.insert(
             0,
-            {"mark": {"type": "rule", "strokeDash": [4, 3], "opacity": 0.7},
-             "encoding": {"y": {**y, "field": options["reference"], "aggregate": "max"}}},
-        )  # fmt: skip
+            {
+                "mark": {"type": "rule", "strokeDash": [4, 3], "opacity": 0.7},
+                "encoding": {"y": {**y, "field": options["reference"], "aggregate": "max"}},
+            },
+        )
     spec: Spec = {**base(description, rows), "height": 300, "layer": layers}
     if "select" in options:
         name, first = options["select"]
@@ -222,8 +249,14 @@ def lines(
     return spec
 
 
-def scatter(description: str, rows: Rows, titles: tuple[str, str], group: tuple[str, Sequence[str]], hover: Fields,
-            select: tuple[str, str] | None = None) -> Spec:  # fmt: skip
+def scatter(
+    description: str,
+    rows: Rows,
+    titles: tuple[str, str],
+    group: tuple[str, Sequence[str]],
+    hover: Fields,
+    select: tuple[str, str] | None = None,
+) -> Spec:
     """Return points of `y` over `x`; `select` as in `lines`."""
     spec: Spec = {
         **base(description, rows),

@@ -1,4 +1,4 @@
-"""The parts of a report: sections with tables, charts and figures. They hold values; `page.py` and `latex.py` write them."""
+"""The parts of a report: sections with tables, charts and figures. `page.py` and `latex.py` write them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,11 @@ class Column:
             return str(value)
         low, high = (plain(row.get(end)) for end in self.ends or ("", ""))
         shown = number(value, self.digits)
-        return shown if low is None or high is None else f"{shown} [{number(low, self.digits)}, {number(high, self.digits)}]"
+        return (
+            shown
+            if low is None or high is None
+            else f"{shown} [{number(low, self.digits)}, {number(high, self.digits)}]"
+        )
 
     def order(self, row: Row) -> str | float | None:
         """Return the value that sorts a cell; None for a missing value."""

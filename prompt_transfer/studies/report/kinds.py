@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow import ArrowInvalid
 
-from prompt_transfer.studies.report import analysis, neurons, runs, transfer
+from prompt_transfer.studies.report import analysis, masking, neurons, projections, runs, scores, transfer
 from prompt_transfer.studies.report.content import Section
 from prompt_transfer.utils.errors import UserError
 
@@ -37,7 +37,9 @@ class Kind:
     inner: bool = False
 
 
-def _kind(name: str, columns: str, section: Callable[[Path], Section], names: tuple[str, ...] = (), inner: bool = False) -> Kind:
+def _kind(
+    name: str, columns: str, section: Callable[[Path], Section], names: tuple[str, ...] = (), inner: bool = False
+) -> Kind:
     return Kind(name, frozenset(columns.split()), section, names, inner)
 
 
@@ -47,12 +49,12 @@ KINDS: tuple[Kind, ...] = (
     _kind("transfer matrix", "target", transfer.matrix_section, ("matrix",)),
     _kind("indicators", "indicator statistic value low high p_value tasks pairs", analysis.indicators),
     _kind("neurons", "task", neurons.overlap, ("overlap",)),
-    _kind("masks", "task prompt mask ratio method drop unmasked", neurons.masking),
+    _kind("masks", "task prompt mask ratio method drop unmasked", masking.masking),
     _kind("convergence", "task source measure unit n value result", analysis.convergence),
-    _kind("projection", "task projector what value ahead backbone", analysis.projections),
+    _kind("projection", "task projector what value ahead backbone", projections.projections),
     _kind("sweep", "run status attempts seconds error", runs.sweep, ("sweep",), inner=True),
     _kind("fit", "epoch step", runs.fit, ("metrics",)),
-    _kind("test", "task prompt what value low high n split", transfer.scores_section),
+    _kind("test", "task prompt what value low high n split", scores.scores),
 )
 
 

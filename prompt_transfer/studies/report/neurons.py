@@ -10,12 +10,10 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from prompt_transfer.analysis import captions, indicator_plots, neuron_plots
-from prompt_transfer.analysis.masking import OVER_RANDOM, summarize
 from prompt_transfer.studies.report import charts
 from prompt_transfer.studies.report.content import (
     Chart,
     Column,
-    Control,
     Figure,
     Section,
     Table,
@@ -29,8 +27,6 @@ from prompt_transfer.tasks.registry import display_name, get_task, task_names
 
 LAYER = "neuron_overlap_per_layer/"
 PAIRS = ("same type", "different type")
-MASKS = {"own": "own", "same_type": "same type", "different_type": "different type", "random": "random"}
-MASKS[OVER_RANDOM] = "own minus random"
 
 
 def overlap(path: Path) -> Section:
@@ -47,18 +43,26 @@ def overlap(path: Path) -> Section:
             found.tiles.append(Tile(f"ON, {kind}", number(float(values.mean()), 3), counted(len(values), "pair")))
     found.charts.append(_overlap_chart(square))
     columns = [
-        Column("one", "task", "task"), Column("other", "other task", "task"), Column("pair", "types"),
+        Column("one", "task", "task"),
+        Column("other", "other task", "task"),
+        Column("pair", "types"),
         Column("value", "ON", "number"),
-    ]  # fmt: skip
-    found.tables.append(Table("overlap", "ON of task pairs", columns, records(pairs), "Means over the prompts (seeds) of both tasks."))
-    found.figures.append(Figure("overlap", captions.OVERLAP, lambda: indicator_plots.similarity_matrix(square, types, "ON")))
+    ]
+    found.tables.append(
+        Table("overlap", "ON of task pairs", columns, records(pairs), "Means over the prompts (seeds) of both tasks.")
+    )
+    found.figures.append(
+        Figure("overlap", captions.OVERLAP, lambda: indicator_plots.similarity_matrix(square, types, "ON"))
+    )
     detail = path.with_suffix(".parquet")
     if detail.is_file():
         layers = _layer_table(pd.read_parquet(detail))
         if len(layers):
             found.charts.append(_layer_chart(layers))
             found.tables.append(_layer_means(layers))
-            found.figures.append(Figure("overlap_layers", captions.OVERLAP_LAYERS, lambda: neuron_plots.overlap_by_layer(layers)))
+            found.figures.append(
+                Figure("overlap_layers", captions.OVERLAP_LAYERS, lambda: neuron_plots.overlap_by_layer(layers))
+            )
     return found
 
 
@@ -70,17 +74,30 @@ def _pair_table(square: pd.DataFrame, types: list[str]) -> pd.DataFrame:
     rows = []
     for one, other in zip(*np.triu_indices(len(square), 1), strict=True):
         same = types[one] == types[other] != "unknown"
-        rows.append({"one": square.index[one], "other": square.index[other], "pair": PAIRS[0 if same else 1],
-                     "value": float(square.iat[one, other])})  # fmt: skip
+        rows.append(
+            {
+                "one": square.index[one],
+                "other": square.index[other],
+                "pair": PAIRS[0 if same else 1],
+                "value": float(square.iat[one, other]),
+            }
+        )
     return pd.DataFrame(rows, columns=["one", "other", "pair", "value"])
 
 
 def _overlap_chart(square: pd.DataFrame) -> Chart:
     names = [display_name(task) for task in square.index]
     rows = [
-        {"one": names[i], "other": names[j], "value": float(square.iat[i, j]), "framed": False, "text": number(float(square.iat[i, j]), 3)}
-        for i in range(len(names)) for j in range(len(names))
-    ]  # fmt: skip
+        {
+            "one": names[i],
+            "other": names[j],
+            "value": float(square.iat[i, j]),
+            "framed": False,
+            "text": number(float(square.iat[i, j]), 3),
+        }
+        for i in range(len(names))
+        for j in range(len(names))
+    ]
     values = square.to_numpy(float)
     spec = charts.heatmap(
         f"Heat map of the overlap of activated neurons between {len(names)} tasks",
@@ -95,12 +112,20 @@ def _overlap_chart(square: pd.DataFrame) -> Chart:
 
 def _layer_table(frame: pd.DataFrame) -> pd.DataFrame:
     mine = frame[frame["indicator"].astype(str).str.startswith(LAYER)]
-    mine = mine.astype({name: str for name in ("indicator", "source", "target", "source_type", "target_type")})
-    means = mine.groupby(["indicator", "source", "target", "source_type", "target_type"], sort=False)["value"].mean().reset_index()
+    mine = mine.astype(dict.fromkeys(("indicator", "source", "target", "source_type", "target_type"), str))
+    means = (
+        mine.groupby(["indicator", "source", "target", "source_type", "target_type"], sort=False)["value"]
+        .mean()
+        .reset_index()
+    )
     means = means[means["source"] < means["target"]]
     same = (means["source_type"] == means["target_type"]) & (means["source_type"] != "unknown")
     return pd.DataFrame(
-        {"layer": means["indicator"].str.removeprefix(LAYER).astype(int), "value": means["value"], "pair": same.map({True: PAIRS[0], False: PAIRS[1]})}
+        {
+            "layer": means["indicator"].str.removeprefix(LAYER).astype(int),
+            "value": means["value"],
+            "pair": same.map({True: PAIRS[0], False: PAIRS[1]}),
+        }
     )
 
 
@@ -108,22 +133,32 @@ def _layer_points(layers: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for (layer, pair), values in layers.groupby(["layer", "pair"])["value"]:
         low, high = interval_over(values.to_numpy())
-        rows.append({"layer": layer, "pair": pair, "value": float(values.mean()), "low": low, "high": high, "n": len(values)})
+        rows.append(
+            {"layer": layer, "pair": pair, "value": float(values.mean()), "low": low, "high": high, "n": len(values)}
+        )
     return records(pd.DataFrame(rows))
 
 
 def _layer_chart(layers: pd.DataFrame) -> Chart:
     value = Column("value", "", "number", ends=("low", "high"))
     rows = [{**row, "x": row["layer"], "y": row["value"], "text": value.text(row)} for row in _layer_points(layers)]
-    spec = charts.lines("ON by layer", rows, ("layer, from the input", "ON"), ("pair", PAIRS), {"pair": "task pairs", "x": "layer", "text": "ON [95 % interval]", "n": "pairs"})
+    spec = charts.lines(
+        "ON by layer",
+        rows,
+        ("layer, from the input", "ON"),
+        ("pair", PAIRS),
+        {"pair": "task pairs", "x": "layer", "text": "ON [95 % interval]", "n": "pairs"},
+    )
     return Chart("overlap_layers", "ON by layer", spec, "Means over task pairs with 95 % intervals over pairs.")
 
 
 def _layer_means(layers: pd.DataFrame) -> Table:
     columns = [
-        Column("layer", "layer", "number", 0), Column("pair", "task pairs"),
-        Column("value", "ON", "number", ends=("low", "high")), Column("n", "pairs", "number", 0),
-    ]  # fmt: skip
+        Column("layer", "layer", "number", 0),
+        Column("pair", "task pairs"),
+        Column("value", "ON", "number", ends=("low", "high")),
+        Column("n", "pairs", "number", 0),
+    ]
     return Table("overlap_layers", "ON by layer", columns, _layer_points(layers))
 
 
@@ -147,83 +182,47 @@ def captured(folder: Path) -> Section:
             task = (file.metadata() or {}).get("task") or path.parent.name
         name = str(path.relative_to(folder).with_suffix(""))
         rows += [
-            {"prompt": name, "task": display_name(task), "layer": layer, "share": float(values.mean()), "neurons": len(values)}
+            {
+                "prompt": name,
+                "task": display_name(task),
+                "layer": layer,
+                "share": float(values.mean()),
+                "neurons": len(values),
+            }
             for layer, values in enumerate(active)
         ]
     prompts = list(dict.fromkeys(row["prompt"] for row in rows))
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     found = Section("Captured neurons", "", "neurons capture", folder)
     layers = 1 + max(int(row["layer"]) for row in rows)
-    found.lead = f"Activated neurons of {counted(len(prompts), 'prompt')}: {counted(layers, 'layer')} of {rows[0]['neurons']} neurons."
-    points = [{**row, "x": row["layer"], "y": row["share"], "line": row["prompt"], "text": number(float(row["share"]), 3)} for row in rows]
-    spec = charts.lines("Share of active neurons by layer", points, ("layer, from the input", "share of neurons active"), ("task", tasks),
-                        {"prompt": "prompt", "task": "task", "x": "layer", "text": "share active"})  # fmt: skip
-    found.charts.append(Chart("active", "Active neurons by layer", spec, "A neuron is active if its activation is above 0 at the answer slot, for the prompt without input."))
-    columns = [Column("prompt", "prompt"), Column("task", "task"), Column("layer", "layer", "number", 0), Column("share", "share active", "number")]
+    found.lead = (
+        f"Activated neurons of {counted(len(prompts), 'prompt')}: "
+        f"{counted(layers, 'layer')} of {rows[0]['neurons']} neurons."
+    )
+    points = [
+        {**row, "x": row["layer"], "y": row["share"], "line": row["prompt"], "text": number(float(row["share"]), 3)}
+        for row in rows
+    ]
+    spec = charts.lines(
+        "Share of active neurons by layer",
+        points,
+        ("layer, from the input", "share of neurons active"),
+        ("task", tasks),
+        {"prompt": "prompt", "task": "task", "x": "layer", "text": "share active"},
+    )
+    found.charts.append(
+        Chart(
+            "active",
+            "Active neurons by layer",
+            spec,
+            "A neuron is active if its activation is above 0 at the answer slot, for the prompt without input.",
+        )
+    )
+    columns = [
+        Column("prompt", "prompt"),
+        Column("task", "task"),
+        Column("layer", "layer", "number", 0),
+        Column("share", "share active", "number"),
+    ]
     found.tables.append(Table("active", "Active neurons by layer", columns, rows))
     return found
-
-
-def masking(path: Path) -> Section:
-    """Return the section of `neurons mask`, from its table of results."""
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    summary = summarize(frame)
-    points = records(summary)
-    found = Section("Masked neurons", "", "neurons mask", path.parent)
-    found.lead = (
-        f"Points lost when a prompt's activated neurons are masked, in {counted(frame['task'].nunique(), 'task')}: "
-        f"{', '.join(display_name(task) for task in frame['task'].unique())}."
-    )
-    for row in points:
-        if row["mask"] == OVER_RANDOM:
-            found.tiles.append(Tile(f"own minus random, {row['ratio']:.0%}, {row['method']}", f"{number(100 * row['drop'], 1)} points", _ends(row)))
-    shown = [row for row in points if row["mask"] in MASKS and row["mask"] != OVER_RANDOM]
-    methods = list(dict.fromkeys(str(row["method"]) for row in shown))
-    kinds = [MASKS[kind] for kind in MASKS if kind in {row["mask"] for row in shown}]
-    width = max(row["ratio"] for row in shown) * 0.008
-    value = Column("drop", "", "number", 1, ("low", "high"))
-    rows = []
-    for row in shown:
-        kind = MASKS[row["mask"]]
-        scaled = {key: None if row[key] is None else 100 * row[key] for key in ("drop", "low", "high")}
-        # A small shift keeps the error bars of the kinds apart.
-        place = row["ratio"] + width * (kinds.index(kind) - (len(kinds) - 1) / 2)
-        rows.append({**scaled, "x": place, "y": scaled["drop"], "kind": kind, "method": row["method"], "ratio": f"{row['ratio']:.0%}", "text": value.text(scaled), "tasks": row["tasks"]})
-    spec = charts.lines(
-        "Points lost by share of masked neurons", rows, ("share of neurons masked", "points lost"), ("kind", kinds),
-        {"kind": "neurons of", "ratio": "masked", "text": "points lost [95 % interval]", "tasks": "tasks"},
-        {"select": ("method", methods[0])},
-    )  # fmt: skip
-    found.charts.append(Chart("masking", "Points lost by masks", spec, "Means over tasks with 95 % intervals over tasks. Random masks have the same size in every layer.",
-                              [Control("method", "Replaced by", {method: method for method in methods})]))  # fmt: skip
-    found.tables += [_mask_table(points), _mask_cells(frame)]
-    found.figures.append(Figure("masking", captions.MASKING.format(tasks=summary["tasks"].max()), lambda: neuron_plots.masking_curve(summary)))
-    return found
-
-
-def _ends(row: dict[str, Any]) -> str:
-    if row["low"] is None:
-        return counted(row["tasks"], "task")
-    return f"[{number(100 * row['low'], 1)}, {number(100 * row['high'], 1)}], {counted(row['tasks'], 'task')}"
-
-
-def _mask_table(points: list[dict[str, Any]]) -> Table:
-    rows = [
-        {**row, "mask": MASKS.get(row["mask"], row["mask"]), **{key: None if row[key] is None else 100 * row[key] for key in ("drop", "low", "high")}}
-        for row in points
-    ]  # fmt: skip
-    columns = [
-        Column("mask", "neurons of"), Column("method", "replaced by"), Column("ratio", "share masked", "number", 2),
-        Column("drop", "points lost", "number", 1, ("low", "high")), Column("tasks", "tasks", "number", 0),
-    ]  # fmt: skip
-    return Table("masking", "Points lost, means over tasks", columns, rows)
-
-
-def _mask_cells(frame: pd.DataFrame) -> Table:
-    rows = [{**row, "mask": MASKS.get(str(row["mask"]), row["mask"])} for row in records(frame[frame["mask"] != "none"])]
-    columns = [
-        Column("task", "task", "task"), Column("prompt", "prompt"), Column("mask", "neurons of"), Column("method", "replaced by"),
-        Column("ratio", "share masked", "number", 2), Column("value", "score", "number", ends=("low", "high")),
-        Column("unmasked", "unmasked", "number"), Column("majority", "majority class", "number"),
-    ]  # fmt: skip
-    return Table("masks", "Every mask", columns, rows, "95 % bootstrap intervals over examples.")

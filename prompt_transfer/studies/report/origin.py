@@ -112,10 +112,17 @@ def _facts(known: Mapping[str, Any], config: Any) -> dict[str, str]:
     if isinstance(processes, list) and len(processes) > 1:
         facts["processes"] = f"{len(processes)}; the facts above are of the last one"
     if isinstance(config, Mapping):
-        seeds = {key: value for key, value in _flat(config) if key.rpartition(".")[2] in ("seed", "seeds", "seed_everything")}
+        seeds = {
+            key: value for key, value in _flat(config) if key.rpartition(".")[2] in ("seed", "seeds", "seed_everything")
+        }
         facts["seeds"] = ", ".join(f"{key} {_word(value)}" for key, value in seeds.items() if value is not None)
     data = known.get("data")
     if isinstance(data, dict):
-        parts = [f"{task} {split} {str(digest)[:12]}" for task, splits in data.items() if isinstance(splits, dict) for split, digest in splits.items()]
+        parts = [
+            f"{task} {split} {str(digest)[:12]}"
+            for task, splits in data.items()
+            if isinstance(splits, dict)
+            for split, digest in splits.items()
+        ]
         facts["data (SHA-256 of the tokens)"] = ", ".join(parts)
     return {name: value for name, value in facts.items() if value}

@@ -50,15 +50,20 @@ def render(page: Page) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("prompt_transfer.studies.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("prompt_transfer.studies.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     files = resources.files("prompt_transfer.studies.report") / "templates"
     library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version="6.4")
     titles = [section.title for section, _, _ in page.sections]
     return environment.get_template("page.html").render(
         page=page,
-        sections=[_with_ids(number, *entry, titles.count(entry[0].title) > 1) for number, entry in enumerate(page.sections)],
+        sections=[
+            _with_ids(number, *entry, titles.count(entry[0].title) > 1) for number, entry in enumerate(page.sections)
+        ],
         style=(files / "page.css").read_text(encoding="utf-8"),
         script=(files / "page.js").read_text(encoding="utf-8"),
         library=library.replace("</script", "<\\/script"),

@@ -15,7 +15,21 @@ from prompt_transfer.tasks.registry import display_name
 
 SCORE = "validation/score"
 # Columns of results that are not options of a sweep.
-MEASURED = ("run", "task", "backbone", "prompt", "seed", "split", "metric", "value", "low", "high", "n", "majority", "best_step")
+MEASURED = (
+    "run",
+    "task",
+    "backbone",
+    "prompt",
+    "seed",
+    "split",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "n",
+    "majority",
+    "best_step",
+)
 
 
 def log_of(folder: Path) -> Path | None:
@@ -40,8 +54,9 @@ def fit(path: Path) -> Section:
     majority = next((row["majority"] for row in rows if row.get("majority") is not None), None)
     if SCORE in log:
         found.charts.append(_score_chart(log, majority))
-        figure = Figure("learning_curve", captions.LEARNING_CURVE,
-                        lambda: plots.learning_curve(plots.read_curve(path), majority))  # fmt: skip
+        figure = Figure(
+            "learning_curve", captions.LEARNING_CURVE, lambda: plots.learning_curve(plots.read_curve(path), majority)
+        )
         found.figures.append(figure)
     found.charts += [chart for chart in (_loss_chart(log),) if chart is not None]
     if rows:
@@ -49,7 +64,14 @@ def fit(path: Path) -> Section:
     if SCORE in log:
         columns = [Column("step", "step", "number", 0), Column(SCORE, "score", "number")]
         columns += [Column("validation/loss", "loss", "number", 4)] if "validation/loss" in log else []
-        found.tables.append(Table("evaluations", "Evaluations", columns, records(log.dropna(subset=[SCORE]).assign(step=lambda f: f["step"] + 1))))
+        found.tables.append(
+            Table(
+                "evaluations",
+                "Evaluations",
+                columns,
+                records(log.dropna(subset=[SCORE]).assign(step=lambda f: f["step"] + 1)),
+            )
+        )
     return found
 
 
@@ -60,8 +82,17 @@ def _score_chart(log: pd.DataFrame, majority: float | None) -> Chart:
         for row in records(log.dropna(subset=[SCORE]))
     ]
     options: dict[str, Any] = {} if majority is None else {"reference": "majority"}
-    spec = charts.lines("Score on validation by step", rows, ("optimizer steps", "score on validation"), ("series", ["prompt"]), {"x": "step", "text": "score"}, options)
-    return Chart("score", "Learning curve", spec, "" if majority is None else f"Dashed: majority class, {number(majority, 3)}.")
+    spec = charts.lines(
+        "Score on validation by step",
+        rows,
+        ("optimizer steps", "score on validation"),
+        ("series", ["prompt"]),
+        {"x": "step", "text": "score"},
+        options,
+    )
+    return Chart(
+        "score", "Learning curve", spec, "" if majority is None else f"Dashed: majority class, {number(majority, 3)}."
+    )
 
 
 def _loss_chart(log: pd.DataFrame) -> Chart | None:
@@ -75,19 +106,35 @@ def _loss_chart(log: pd.DataFrame) -> Chart | None:
     if not rows:
         return None
     series = [title for title in names.values() if title in {row["series"] for row in rows}]
-    spec = charts.lines("Loss by step", rows, ("optimizer steps", "loss"), ("series", series), {"series": "split", "x": "step", "text": "loss"})
+    spec = charts.lines(
+        "Loss by step",
+        rows,
+        ("optimizer steps", "loss"),
+        ("series", series),
+        {"series": "split", "x": "step", "text": "loss"},
+    )
     # Every tenth step has a training loss: marks would hide the line.
-    spec["layer"][-1]["encoding"] |= {"size": {"condition": {"test": "datum.series == 'training'", "value": 8}, "value": 45}}
+    spec["layer"][-1]["encoding"] |= {
+        "size": {"condition": {"test": "datum.series == 'training'", "value": 8}, "value": 45}
+    }
     return Chart("loss", "Loss", spec)
 
 
 def _results_table(rows: list[dict[str, Any]]) -> Table:
     columns = [
-        Column("task", "task", "task"), Column("prompt", "prompt"), Column("seed", "seed", "number", 0), Column("split", "split"),
-        Column("metric", "metric"), Column("value", "score", "number", ends=("low", "high")), Column("n", "examples", "number", 0),
-        Column("majority", "majority class", "number"), Column("best_step", "best step", "number", 0),
-    ]  # fmt: skip
-    return Table("results", "Best scores", [column for column in columns if any(column.key in row for row in rows)], rows)
+        Column("task", "task", "task"),
+        Column("prompt", "prompt"),
+        Column("seed", "seed", "number", 0),
+        Column("split", "split"),
+        Column("metric", "metric"),
+        Column("value", "score", "number", ends=("low", "high")),
+        Column("n", "examples", "number", 0),
+        Column("majority", "majority class", "number"),
+        Column("best_step", "best step", "number", 0),
+    ]
+    return Table(
+        "results", "Best scores", [column for column in columns if any(column.key in row for row in rows)], rows
+    )
 
 
 def sweep(path: Path) -> Section:
@@ -96,7 +143,10 @@ def sweep(path: Path) -> Section:
     found = Section("Sweep", "", "sweep", folder)
     done = int((frame["status"] == "done").sum())
     found.lead = f"{counted(len(frame), 'run')} of fit, {done} done."
-    found.tiles = [Tile("runs done", f"{done} of {len(frame)}"), Tile("training time", f"{number(frame['seconds'].sum() / 60, 1)} min", "all runs together")]
+    found.tiles = [
+        Tile("runs done", f"{done} of {len(frame)}"),
+        Tile("training time", f"{number(frame['seconds'].sum() / 60, 1)} min", "all runs together"),
+    ]
     curves = _curves(folder, list(frame["run"].astype(str)))
     if len(curves):
         found.charts.append(curve_chart(curves))
@@ -104,10 +154,27 @@ def sweep(path: Path) -> Section:
     if scores.is_file():
         table = pd.read_csv(scores)
         columns = [Column("run", "run"), Column("task", "task", "task"), Column("seed", "seed", "number", 0)]
-        columns += [Column(name, name.rpartition(".")[2].replace("_", " ")) for name in table if "." in name and name != "data.task"]
-        columns += [Column("metric", "metric"), Column("value", "score", "number"), Column("majority", "majority class", "number"), Column("best_step", "best step", "number", 0)]
-        found.tables.append(Table("scores", "Scores of all runs", [column for column in columns if column.key in table], records(table)))
-    columns = [Column("run", "run"), Column("status", "status"), Column("attempts", "attempts", "number", 0), Column("seconds", "seconds", "number", 1), Column("error", "error", missing="no error")]
+        columns += [
+            Column(name, name.rpartition(".")[2].replace("_", " "))
+            for name in table
+            if "." in name and name != "data.task"
+        ]
+        columns += [
+            Column("metric", "metric"),
+            Column("value", "score", "number"),
+            Column("majority", "majority class", "number"),
+            Column("best_step", "best step", "number", 0),
+        ]
+        found.tables.append(
+            Table("scores", "Scores of all runs", [column for column in columns if column.key in table], records(table))
+        )
+    columns = [
+        Column("run", "run"),
+        Column("status", "status"),
+        Column("attempts", "attempts", "number", 0),
+        Column("seconds", "seconds", "number", 1),
+        Column("error", "error", missing="no error"),
+    ]
     found.tables.append(Table("runs", "Runs", columns, records(frame)))
     failed = frame[frame["status"] == "failed"]
     if len(failed):
@@ -125,5 +192,7 @@ def _curves(folder: Path, names: list[str]) -> pd.DataFrame:
             continue
         tasks = pd.read_csv(results)["task"].unique()
         table = pd.read_csv(log)
-        tables.append(table.assign(task="+".join(map(str, tasks)), source=None, seed=name + " " + table["prompt"].astype(str)))
+        tables.append(
+            table.assign(task="+".join(map(str, tasks)), source=None, seed=name + " " + table["prompt"].astype(str))
+        )
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

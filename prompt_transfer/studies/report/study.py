@@ -47,7 +47,10 @@ def report(
     found = sections(root)
     page = Page(
         title=root.resolve().name.replace("_", " "),
-        sections=[(section, origin_of(section.folder, section.command), str(_inner(section.folder, root))) for section in found],
+        sections=[
+            (section, origin_of(section.folder, section.command), str(_inner(section.folder, root)))
+            for section in found
+        ],
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     written = Written(output, len(found), [], [])

@@ -10,9 +10,10 @@ import pandas as pd
 from prompt_transfer.analysis import captions
 from prompt_transfer.analysis.heatmaps import KINDS, summary_figure, transfer_heatmap
 from prompt_transfer.analysis.matrix import BASELINES, Matrix, best_sources, from_results, read_matrix, summarize
-from prompt_transfer.analysis.style import task_labels
+from prompt_transfer.analysis.style import task_labels, type_label
 from prompt_transfer.studies.report import charts
 from prompt_transfer.studies.report.content import (
+    DASH,
     Chart,
     Column,
     Control,
@@ -81,11 +82,19 @@ def matrix_section(path: Path) -> Section:
     whole = pd.concat([matrix.scores, matrix.random], axis=1)
     relative, chance = matrix.measured(whole, "relative"), matrix.measured(whole, "chance_corrected")
     rows = [
-        {"task": task, "source": source, "kind": "random" if source in matrix.random else "trained",
-         "value": whole.loc[task, source], "relative": relative.loc[task, source],
-         "chance_corrected": chance.loc[task, source], "own": matrix.own[task], "majority": matrix.baseline[task]}
-        for task in whole.index for source in whole.columns
-    ]  # fmt: skip
+        {
+            "task": task,
+            "source": source,
+            "kind": "random" if source in matrix.random else "trained",
+            "value": whole.loc[task, source],
+            "relative": relative.loc[task, source],
+            "chance_corrected": chance.loc[task, source],
+            "own": matrix.own[task],
+            "majority": matrix.baseline[task],
+        }
+        for task in whole.index
+        for source in whole.columns
+    ]
     table = pd.DataFrame(rows)
     found.lead = f"A transfer matrix: {counted(len(whole), 'target')}, {counted(whole.shape[1], 'source')}."
     found.charts.insert(0, _heatmap(matrix, table))
@@ -109,15 +118,15 @@ def _of_matrix(matrix: Matrix, folder: Path) -> Section:
     if len(summary):
         found.charts.append(_means(summary))
         found.tables.append(_mean_table(summary))
-        found.figures.append(
-            Figure("summary", captions.SUMMARY, lambda: summary_figure(summary))
-        )
+        found.figures.append(Figure("summary", captions.SUMMARY, lambda: summary_figure(summary)))
     best = best_sources(matrix)
     if len(best):
         found.tables.append(_best_table(best))
     found.figures.insert(0, Figure("matrix", captions.MATRIX, lambda: transfer_heatmap(matrix)))
     if len(matrix.scores) > 2:
-        ordered = Figure("matrix_clustered", captions.MATRIX_CLUSTERED, lambda: transfer_heatmap(matrix, clustered=True))
+        ordered = Figure(
+            "matrix_clustered", captions.MATRIX_CLUSTERED, lambda: transfer_heatmap(matrix, clustered=True)
+        )
         found.figures.insert(1, ordered)
     return found
 
@@ -139,7 +148,9 @@ def _interval(row: dict[str, Any]) -> str:
 
 def _heatmap(matrix: Matrix, table: pd.DataFrame) -> Chart:
     shown = table[~table["kind"].isin(BASELINES)]
-    names = {str(name): display_name(name) + (" *" if name in matrix.not_learned else "") for name in matrix.scores.index}
+    names = {
+        str(name): display_name(name) + (" *" if name in matrix.not_learned else "") for name in matrix.scores.index
+    }
     order_y = [names[name] for name in matrix.by_type(matrix.scores.index)]
     sources = [*matrix.by_type(matrix.scores.columns), *matrix.random.columns]
     rows = []
@@ -156,7 +167,7 @@ def _heatmap(matrix: Matrix, table: pd.DataFrame) -> Chart:
                 **{f"{key}_text": value for key, value in three.items()},
                 "majority_text": Column("majority", "", "number").text(row),
                 "n_text": Column("n", "", "number", 0).text(row),
-                "seeds": row.get("seeds") or "–",
+                "seeds": row.get("seeds") or DASH,
                 "learned_text": {True: "yes", False: "no"}.get(row.get("learned"), "unknown"),  # type: ignore[call-overload]
             }
         )
@@ -168,14 +179,17 @@ def _heatmap(matrix: Matrix, table: pd.DataFrame) -> Chart:
     spec = charts.heatmap(
         f"Heat map of the transfer matrix, {len(order_y)} targets in rows, {len(sources)} sources in columns",
         rows,
-        (charts.axis("source", [source_name(name) for name in sources], "source of the prompt", True),
-         charts.axis("target", order_y, "target")),
+        (
+            charts.axis("source", [source_name(name) for name in sources], "source of the prompt", True),
+            charts.axis("target", order_y, "target"),
+        ),
         {key: _domain(shown, key) for key in measures},
         hover,
-    )  # fmt: skip
+    )
     caption = (
         "Frame: the target's own prompt. Relative performance: score / score of the target's own prompt. "
-        "Chance-corrected: (score - majority class) / (own prompt - majority class); its colours leave out targets that "
+        "Chance-corrected: (score - majority class) / (own prompt - "
+        "majority class); its colours leave out targets that "
         "were not learned. Grey: no value. Colours span the shown values."
     )
     caption += " * Target not learned: its own prompt is not above the majority class." if matrix.not_learned else ""
@@ -195,12 +209,20 @@ def _means(summary: pd.DataFrame) -> Chart:
     rows = []
     for row in records(summary[summary["kind"].isin(KINDS)]):
         scope = row["measure"] if row["targets"] == "all" else f"{row['measure']}, learned"
-        title = "all targets" if row["type"] == "all" else row["type"]
+        title = type_label(str(row["type"]))
         rows.append(
-            {"select": scope, "type": title, "kind": KINDS[row["kind"]], "value": row["mean"], "low": row["low"],
-             "high": row["high"], "text": Column("mean", "", "number", ends=ENDS).text(row),
-             "pairs": row["n_pairs"], "targets": row["n_targets"]}
-        )  # fmt: skip
+            {
+                "select": scope,
+                "type": title,
+                "kind": KINDS[row["kind"]],
+                "value": row["mean"],
+                "low": row["low"],
+                "high": row["high"],
+                "text": Column("mean", "", "number", ends=ENDS).text(row),
+                "pairs": row["n_pairs"],
+                "targets": row["n_targets"],
+            }
+        )
     order = list(dict.fromkeys(row["type"] for row in rows))
     hover = {"type": "type of the target", "kind": "source", "text": "mean [95 % interval]", "targets": "targets"}
     spec = charts.dots(
@@ -215,7 +237,10 @@ def _means(summary: pd.DataFrame) -> Chart:
     scopes = list(dict.fromkeys(row["select"] for row in rows))
     spec["params"] = [{"name": "select", "value": scopes[0]}]
     spec["transform"] = [{"filter": "datum.select == select"}]
-    caption = "Means over pairs of tasks, with 95 % bootstrap intervals over targets (three or more). 1: as good as the own prompt."
+    caption = (
+        "Means over pairs of tasks, with 95 % bootstrap intervals over "
+        "targets (three or more). 1: as good as the own prompt."
+    )
     names = {scope: scope.replace("_", "-").replace(", learned", ", learned targets only") for scope in scopes}
     return Chart("means", "Means by type", spec, caption, [Control("select", "Measure", names)])
 
@@ -278,37 +303,3 @@ def _prompt_table(frame: pd.DataFrame) -> Table:
     ]
     rows = records(frame[[column.key for column in columns] + ["low", "high"]])
     return Table("prompts", "Every prompt on every task", columns, rows, "95 % bootstrap intervals over examples.")
-
-
-def scores_section(path: Path) -> Section:
-    """Return the section of a `test` or `validate` folder: a prompt next to random prompts and the majority class."""
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    rows = records(frame)
-    tasks = list(dict.fromkeys(display_name(row["task"]) for row in rows))
-    kinds = list(dict.fromkeys(str(row["what"]) for row in rows))
-    found = Section("Scores", "", "test", path.parent)
-    found.lead = f"One prompt on {', '.join(tasks)} next to its baselines, {', '.join(map(str, frame['split'].unique()))} split."
-    shown = Column("value", "score", "number", ends=ENDS)
-    points = [
-        {**row, "name": f"{display_name(row['task'])}, {row['metric']}", "text": shown.text(row)} for row in rows
-    ]
-    spec = charts.dots(
-        "Score of the prompt, of random prompts and of the majority class",
-        points,
-        charts.axis("name", list(dict.fromkeys(str(row["name"]) for row in points)), None),
-        "score",
-        ("what", kinds),
-        {"what": "prompt", "text": "score [95 % interval]", "n": "examples", "prompt": "file"},
-    )
-    found.charts = [Chart("scores", "Scores and baselines", spec, "95 % bootstrap intervals over examples.")]
-    columns = [
-        Column("task", "task", "task"), Column("what", "prompt"), Column("metric", "metric"), shown,
-        Column("n", "examples", "number", 0), Column("split", "split"),
-    ]  # fmt: skip
-    found.tables = [Table("scores", "Scores and baselines", columns, rows)]
-    found.tiles = [
-        Tile(f"{row['metric']}, {display_name(row['task'])}", number(row["value"], 3), "this prompt")
-        for row in rows
-        if row["what"] == "this prompt" and row["value"] is not None
-    ][:4]
-    return found
