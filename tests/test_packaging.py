@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "prompt_transfer"
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 # Import name -> name on the package index, if different.
-DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn", "vl_convert": "vl-convert-python"}
 HEAVY = ("torch", "transformers", "lightning", "datasets", "pandas", "numpy", "matplotlib", "wandb")
 
 
@@ -242,7 +242,7 @@ def test_a_wheel_would_hold_every_shipped_file(folder: str) -> None:
 def test_every_import_is_declared() -> None:
     declared = _requirements(_setup()["options"]["install_requires"])
     extras = _setup()["options.extras_require"]
-    optional = _requirements("\n".join(extras[name] for name in ("ray", "dashboard", "gguf")))
+    optional = _requirements("\n".join(extras[name] for name in ("ray", "dashboard", "gguf", "report")))
     used = {name.split(".")[0] for path in FILES for name in _imports(path)}
     used -= {"prompt_transfer", *sys.stdlib_module_names}
     undeclared = {DISTRIBUTIONS.get(name, name).replace("_", "-") for name in used} - set(declared) - set(optional)

@@ -98,10 +98,11 @@ def save(ax: Axes, path: str | Path, caption: str = "") -> Path:
     # Text stays text in PDF and SVG files, and equal figures give equal files.
     with plt.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": path.stem}):
         for kind in formats:
-            facts = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
             with atomic_path(path.with_suffix(f".{kind}")) as temporary:
-                options = {"pil_kwargs": {"optimize": True}} if kind == "png" else {}
-                figure.savefig(temporary, dpi=200, metadata=facts, **options)
+                if kind == "png":
+                    figure.savefig(temporary, dpi=200, pil_kwargs={"optimize": True})
+                else:
+                    figure.savefig(temporary, metadata={"CreationDate" if kind == "pdf" else "Date": None})
     plt.close(figure)
     if caption:
         write_text_atomic(path.with_suffix(".txt"), caption + "\n")

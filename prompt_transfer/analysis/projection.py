@@ -53,7 +53,7 @@ def scores_figure(table: pd.DataFrame) -> Axes:
             some = mine[(mine["what"] == what) & mine["value"].notna()]
             if some.empty:
                 continue
-            places = [tasks.index(task) for task in some["task"]]
+            places = [float(tasks.index(task)) for task in some["task"]]
             if what in ("projected", "own"):
                 # Own prompts below, so that the two intervals of a task are both visible.
                 places = [place + (0.18 if what == "own" else -0.08) for place in places]

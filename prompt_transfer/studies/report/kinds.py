@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,13 +133,11 @@ def _tables(folder: Path) -> dict[Kind, Path]:
 
 
 def _neuron_folders(root: Path) -> list[Path]:
-    """Return the topmost folders with captured neurons."""
-    found: list[Path] = []
+    """Return the folders with captured neurons: the common folder of the files of each backbone."""
+    groups: dict[str, list[Path]] = {}
     for path in sorted(root.rglob("*.safetensors")):
-        if any(path.is_relative_to(folder) for folder in found) or SKIPPED & set(path.relative_to(root).parts):
-            continue
-        if neurons.is_neuron_file(path):
-            # One folder of prompts has a folder of neurons with the same layout.
-            first = path.relative_to(root).parts
-            found.append(root if len(first) <= 2 else root / first[0])
-    return found
+        if not SKIPPED & set(path.relative_to(root).parts):
+            backbone = neurons.backbone_of(path)
+            if backbone is not None:
+                groups.setdefault(backbone, []).append(path.parent)
+    return sorted({Path(os.path.commonpath(folders)) for folders in groups.values()})

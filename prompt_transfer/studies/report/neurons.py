@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from prompt_transfer.analysis import captions, indicator_plots, neuron_plots
+from prompt_transfer.analysis.style import colour_range
 from prompt_transfer.studies.report import charts
 from prompt_transfer.studies.report.content import (
     Chart,
@@ -71,39 +73,41 @@ def _type_of(task: object) -> str:
 
 
 def _pair_table(square: pd.DataFrame, types: list[str]) -> pd.DataFrame:
-    rows = []
-    for one, other in zip(*np.triu_indices(len(square), 1), strict=True):
+    rows, values = [], square.to_numpy(float)
+    for one, other in itertools.combinations(range(len(square)), 2):
         same = types[one] == types[other] != "unknown"
         rows.append(
             {
                 "one": square.index[one],
                 "other": square.index[other],
                 "pair": PAIRS[0 if same else 1],
-                "value": float(square.iat[one, other]),
+                "value": float(values[one, other]),
             }
         )
     return pd.DataFrame(rows, columns=["one", "other", "pair", "value"])
 
 
 def _overlap_chart(square: pd.DataFrame) -> Chart:
-    names = [display_name(task) for task in square.index]
+    names, values = [display_name(task) for task in square.index], square.to_numpy(float).copy()
+    # The ON of a single prompt with itself says nothing and would stretch the colours.
+    alone = np.isclose(np.diagonal(values), 1)
+    values[alone.nonzero()[0], alone.nonzero()[0]] = np.nan
     rows = [
         {
             "one": names[i],
             "other": names[j],
-            "value": float(square.iat[i, j]),
+            "value": None if np.isnan(values[i, j]) else float(values[i, j]),
             "framed": False,
-            "text": number(float(square.iat[i, j]), 3),
+            "text": number(float(values[i, j]), 3),
         }
         for i in range(len(names))
         for j in range(len(names))
     ]
-    values = square.to_numpy(float)
     spec = charts.heatmap(
         f"Heat map of the overlap of activated neurons between {len(names)} tasks",
         rows,
         (charts.axis("other", names, None, True), charts.axis("one", names, None)),
-        {"value": (float(np.nanmin(values)), float(np.nanmax(values)))},
+        {"value": colour_range(values)},
         {"one": "task", "other": "and", "text": "ON"},
     )
     caption = "Symmetric. Diagonal: overlap of a task's own prompts (seeds). Colours span the shown values."
@@ -162,20 +166,23 @@ def _layer_means(layers: pd.DataFrame) -> Table:
     return Table("overlap_layers", "ON by layer", columns, _layer_points(layers))
 
 
-def is_neuron_file(path: Path) -> bool:
-    """Return whether a safetensors file holds captured neurons."""
+def backbone_of(path: Path) -> str | None:
+    """Return the backbone and the size of captured neurons; None if a file holds none."""
     try:
         with safe_open(path, framework="np") as file:
-            return "activations" in file.keys()  # noqa: SIM118
+            if "activations" not in file.keys():  # noqa: SIM118
+                return None
+            shape = file.get_slice("activations").get_shape()
+            return f"{(file.metadata() or {}).get('backbone', '')} {shape}"
     except (SafetensorError, OSError):
-        return False
+        return None
 
 
 def captured(folder: Path) -> Section:
     """Return the section of `neurons capture`: the share of active neurons of each prompt, by layer."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in sorted(folder.rglob("*.safetensors")):
-        if not is_neuron_file(path):
+        if backbone_of(path) is None:
             continue
         with safe_open(path, framework="np") as file:
             active = file.get_tensor("activations") > 0

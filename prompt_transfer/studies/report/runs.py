@@ -156,7 +156,7 @@ def sweep(path: Path) -> Section:
         columns = [Column("run", "run"), Column("task", "task", "task"), Column("seed", "seed", "number", 0)]
         columns += [
             Column(name, name.rpartition(".")[2].replace("_", " "))
-            for name in table
+            for name in map(str, table)
             if "." in name and name != "data.task"
         ]
         columns += [

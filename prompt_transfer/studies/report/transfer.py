@@ -10,7 +10,7 @@ import pandas as pd
 from prompt_transfer.analysis import captions
 from prompt_transfer.analysis.heatmaps import KINDS, summary_figure, transfer_heatmap
 from prompt_transfer.analysis.matrix import BASELINES, Matrix, best_sources, from_results, read_matrix, summarize
-from prompt_transfer.analysis.style import task_labels, type_label
+from prompt_transfer.analysis.style import colour_range, task_labels, type_label
 from prompt_transfer.studies.report import charts
 from prompt_transfer.studies.report.content import (
     DASH,
@@ -46,7 +46,7 @@ def cells(frame: pd.DataFrame) -> pd.DataFrame:
     named = {"value": "mean", "low": "mean", "high": "mean", "n": "first", "relative": "mean", "learned": "first"}
     named |= {"chance_corrected": "mean", "task_type": "first", "source_type": "first", "metric": "first"}
     found = frame.groupby(keys, sort=False, observed=True).agg(
-        **{key: (key, how) for key, how in named.items() if key in frame},  # type: ignore[arg-type]
+        **{key: (key, how) for key, how in named.items() if key in frame},
         prompts=("value", "size"),
         seeds=("value", lambda values: ", ".join(f"{value:.3f}" for value in values)),
     )
@@ -168,7 +168,7 @@ def _heatmap(matrix: Matrix, table: pd.DataFrame) -> Chart:
                 "majority_text": Column("majority", "", "number").text(row),
                 "n_text": Column("n", "", "number", 0).text(row),
                 "seeds": row.get("seeds") or DASH,
-                "learned_text": {True: "yes", False: "no"}.get(row.get("learned"), "unknown"),  # type: ignore[call-overload]
+                "learned_text": Column("learned", "").text(row),
             }
         )
     hover = {"target": "target", "source": "source of the prompt", "score_text": "score [95 % interval]"}
@@ -201,8 +201,7 @@ def _domain(table: pd.DataFrame, measure: str) -> tuple[float, float]:
     some = table
     if measure == "chance_corrected" and "learned" in table and table["learned"].fillna(False).astype(bool).any():
         some = table[table["learned"].fillna(False).astype(bool)]
-    low, high = float(some[measure].min()), float(some[measure].max())
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    return colour_range(some[measure])
 
 
 def _means(summary: pd.DataFrame) -> Chart:
