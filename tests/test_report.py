@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
+from prompt_transfer.analysis.matrix import from_results
 from prompt_transfer.cli import main
 from prompt_transfer.studies.report import kinds, page
 from prompt_transfer.studies.report.charts import COLOURS, groups
 from prompt_transfer.studies.report.content import Column, Table, number
 from prompt_transfer.studies.report.latex import to_latex
 from prompt_transfer.studies.report.origin import origin_of
-from prompt_transfer.studies.report.transfer import cells
+from prompt_transfer.studies.report.transfer import _heatmap, cells
 from prompt_transfer.utils.errors import UserError
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -41,6 +42,19 @@ def test_cells_are_means_over_seeds_with_their_baselines() -> None:
     assert (own["low"], own["high"], own["prompts"]) == (pytest.approx(0.65), pytest.approx(0.85), 2)
     assert (own["majority"], own["random"], own["own"]) == (0.5, 0.45, pytest.approx(0.75))
     assert own["seeds"] == "0.700, 0.800"
+
+
+def test_cells_that_were_not_scored_are_empty() -> None:
+    frame = pd.read_parquet(RESULTS / "cross_task" / "results.parquet")
+    matrix = from_results(frame)
+    chart = _heatmap(matrix, cells(frame[~((frame["task"] == "mrpc") & (frame["source"] == "imdb"))]))
+    rows = chart.spec["data"]["values"]
+    assert len(rows) == 13 * 15
+    (empty,) = [row for row in rows if row["value"] is None]
+    assert (empty["target"], empty["source"], empty["score_text"]) == ("MRPC *", "IMDB", "\N{EN DASH}")
+    # The colours of every measure span its data; chance-corrected scores of learned targets only.
+    low, high = chart.spec["params"][1]["value"]["relative"]
+    assert (low, high) == (min(row["relative"] for row in rows if row is not empty), pytest.approx(1.0734, abs=1e-3))
 
 
 def test_every_kind_in_the_stored_results_has_a_section() -> None:
@@ -73,10 +87,16 @@ def test_a_sweep_covers_its_runs(tmp_path: Path) -> None:
     assert (section.title, section.lead) == ("Sweep", "2 runs of fit, 1 done.")
     assert [tile.value for tile in section.tiles] == ["1 of 2", "1.1 min"]
     values = section.charts[0].spec["data"]["values"]
-    assert [(row["x"], row["y"], row["name"]) for row in values] == [(0, 0.5, "SST-2"), (10, 0.6, "SST-2")]
+    found = [(row["x"], row["y"], row["name"], row["start"]) for row in values]
+    assert found == [(0, 0.5, "SST-2", "a"), (10, 0.6, "SST-2", "a")]
     assert section.notes == ["1 run failed: b."]
     # The run alone has its own section.
     assert _titles(run) == ["Training: SST-2"]
+    log = pd.read_csv(run / "convergence.csv")
+    pd.concat([log.assign(prompt=f"prompt-seed{seed}") for seed in (0, 1)]).to_csv(run / "convergence.csv", index=False)
+    (section,) = kinds.sections(run)
+    starts = [row["start"] for row in section.charts[0].spec["data"]["values"]]
+    assert starts == ["prompt-seed0", "prompt-seed0", "prompt-seed1", "prompt-seed1"]
 
 
 def test_captured_neurons_are_counted_by_layer(tmp_path: Path) -> None:

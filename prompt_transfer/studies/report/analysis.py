@@ -232,10 +232,16 @@ def convergence(path: Path) -> Section:
 
 
 def curve_chart(frame: pd.DataFrame) -> Chart:
-    """Return learning curves; columns task, source (empty: from scratch), seed, step, value, majority."""
+    """Return learning curves.
+
+    Args:
+        frame: columns task, seed, step, value, majority, and either source (empty: from scratch) or start, the text of
+            the legend.
+    """
     rows = []
     for row in records(frame):
         start = f"from {display_name(row['source'])}" if row.get("source") else "from scratch"
+        start = str(row.get("start") or start)
         label = {"start": start, "line": f"{start} {row.get('seed')}", "name": display_name(row["task"])}
         rows.append(
             {

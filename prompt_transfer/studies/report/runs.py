@@ -14,27 +14,8 @@ from prompt_transfer.studies.report.content import Chart, Column, Figure, Sectio
 from prompt_transfer.tasks.registry import display_name
 
 SCORE = "validation/score"
-# Columns of results that are not options of a sweep.
-MEASURED = (
-    "run",
-    "task",
-    "backbone",
-    "prompt",
-    "seed",
-    "split",
-    "metric",
-    "value",
-    "low",
-    "high",
-    "n",
-    "majority",
-    "best_step",
-)
-
-
-def log_of(folder: Path) -> Path | None:
-    """Return the CSV log of a run; None if there is none."""
-    return next((path for path in (folder / "logs" / "metrics.csv", folder / "metrics.csv") if path.is_file()), None)
+# Runs of a task with colours of their own.
+MOST_RUNS = 8
 
 
 def fit(path: Path) -> Section:
@@ -53,7 +34,13 @@ def fit(path: Path) -> Section:
         found.tiles.append(Tile(f"best {row['metric']}, {display_name(row['task'])}", number(row["value"], 3), note))
     majority = next((row["majority"] for row in rows if row.get("majority") is not None), None)
     if SCORE in log:
-        found.charts.append(_score_chart(log, majority))
+        several = folder / "convergence.csv"
+        curves = pd.read_csv(several) if several.is_file() else pd.DataFrame({"prompt": []})
+        if curves["prompt"].nunique() > 1:
+            # Of several prompts the log has only the best score.
+            found.charts.append(curve_chart(curves.assign(task=trained, start=curves["prompt"], seed=curves["prompt"])))
+        else:
+            found.charts.append(_score_chart(log, majority))
         figure = Figure(
             "learning_curve", captions.LEARNING_CURVE, lambda: plots.learning_curve(plots.read_curve(path), majority)
         )
@@ -192,7 +179,11 @@ def _curves(folder: Path, names: list[str]) -> pd.DataFrame:
             continue
         tasks = pd.read_csv(results)["task"].unique()
         table = pd.read_csv(log)
-        tables.append(
-            table.assign(task="+".join(map(str, tasks)), source=None, seed=name + " " + table["prompt"].astype(str))
-        )
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        tables.append(table.assign(task="+".join(map(str, tasks)), start=name, seed=table["prompt"]))
+    if not tables:
+        return pd.DataFrame()
+    found = pd.concat(tables, ignore_index=True)
+    # More colours than these nobody tells apart.
+    if found.groupby("task")["start"].nunique().max() > MOST_RUNS:
+        found = found.assign(seed=found["start"] + " " + found["seed"].astype(str), start="runs")
+    return found

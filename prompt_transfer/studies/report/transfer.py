@@ -154,7 +154,10 @@ def _heatmap(matrix: Matrix, table: pd.DataFrame) -> Chart:
     order_y = [names[name] for name in matrix.by_type(matrix.scores.index)]
     sources = [*matrix.by_type(matrix.scores.columns), *matrix.random.columns]
     rows = []
-    for row in records(shown):
+    grid = pd.MultiIndex.from_product([matrix.scores.index, sources], names=["task", "source"])
+    # With the cells that were not scored: they are drawn grey.
+    whole = shown.set_index(["task", "source"]).reindex(grid).reset_index()
+    for row in records(whole):
         text = Column("value", "score", "number", ends=ENDS).text(row)
         three = {key: Column(key, "", "number").text(row) for key in ("relative", "chance_corrected", "own", "random")}
         rows.append(
