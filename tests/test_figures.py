@@ -158,6 +158,15 @@ def test_masks_have_intervals_that_do_not_hide_each_other() -> None:
     assert not any("nan" in text.lower() for text in _texts(neuron_plots.masking_curve(few)))
 
 
+def test_layers_have_intervals_next_to_each_other() -> None:
+    rows = [{"layer": layer, "value": 0.1 * number, "pair": pair}
+            for layer in (0, 1) for pair in ("same type", "different type") for number in range(4)]  # fmt: skip
+    ax = neuron_plots.overlap_by_layer(pd.DataFrame(rows))
+    bars = [segment for container in ax.collections for segment in container.get_segments()]  # type: ignore[attr-defined]
+    assert sorted(round(float(bar[0, 0]), 2) for bar in bars) == [-0.06, 0.06, 0.94, 1.06]
+    assert [tick for tick in ax.get_xticks() if 0 <= tick <= 1] == [0, 1]
+
+
 def test_curves_hold_no_caption() -> None:
     evaluations = pd.DataFrame({"step": [0, 10], "samples": [0, 80], "seconds": [0, 1], "value": [0.5, 0.6]})
     runs = [Curve("a", "sst2", None, "0", evaluations, 0.5), Curve("b", "sst2", "imdb", "0", evaluations, 0.5)]

@@ -90,6 +90,10 @@ def activation_heatmap(
     label = range_label("share active", low, high)
     sns.heatmap(np.stack(columns, axis=1), cmap=COLOURS, vmin=low, vmax=high, ax=ax, xticklabels=False,
                 yticklabels=names, cbar_kws={"label": label, "shrink": 0.8})  # fmt: skip
+    bar = ax.collections[0].colorbar
+    assert bar is not None
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     ax.vlines(np.arange(1, layers) * each, 0, number, colors="white", linewidth=1)
     ax.set_xticks((np.arange(layers) + 0.5) * each, [str(layer) for layer in range(layers)], rotation=0)
     ax.tick_params(labelsize=7, length=0)
@@ -139,9 +143,11 @@ def overlap_by_layer(layers: pd.DataFrame, ax: Axes | None = None) -> Axes:
     if ax is None:
         _, ax = plt.subplots(figsize=(3.5, 2.6), layout="constrained")
     order = ["same type", "different type"]
-    sns.lineplot(layers, x="layer", y="value", hue="pair", hue_order=order, palette=list(PAIR_COLOURS), style="pair",
-                 style_order=order, markers=["o", "X"], dashes=False, markersize=5, err_style="bars",
-                 err_kws={"capsize": 2}, seed=0, ax=ax)  # fmt: skip
+    # Next to each other, so that no interval hides another.
+    places = layers["layer"] + layers["pair"].map(dict(zip(order, (-0.06, 0.06), strict=True)))
+    look = {"palette": list(PAIR_COLOURS), "markers": ["o", "X"], "dashes": False, "markersize": 5}
+    sns.lineplot(layers.assign(layer=places), x="layer", y="value", hue="pair", hue_order=order, style="pair",
+                 style_order=order, err_style="bars", err_kws={"capsize": 2}, seed=0, ax=ax, **look)  # fmt: skip
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(ax, "layer, from the input", "ON")
     ax.legend(frameon=False, fontsize=7, title=None)
