@@ -17,6 +17,7 @@ from prompt_transfer.commands.table import COMMANDS, VERBS, find, listing
 from prompt_transfer.utils import results
 from prompt_transfer.utils.allocation import restart_if_requested
 from prompt_transfer.utils.errors import SEE_PROMPTS, UserError, no_such_file, without_secrets
+from prompt_transfer.utils.figures import using_formats
 from prompt_transfer.version import __version__
 
 # Advice for unexpected OSErrors, by error number.
@@ -33,6 +34,7 @@ OPTIONS = {
     "--version": "print the version",
     "--json": "print the command's tables as one JSON document; other output goes to standard error",
     "--debug": "show the traceback of an error",
+    "--figures png,pdf,svg": "file formats of figures; default: png",
 }
 
 
@@ -40,7 +42,7 @@ def usage() -> str:
     """Return the text of `prompt-transfer --help`."""
     return "\n".join(
         [
-            "usage: prompt-transfer [--debug] [--json] COMMAND [OPTIONS]",
+            "usage: prompt-transfer [--debug] [--json] [--figures FORMATS] COMMAND [OPTIONS]",
             "",
             "Train, transfer and analyze soft prompts for frozen language models.",
             "",
@@ -69,14 +71,9 @@ def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> i
     debug, as_json = "--debug" in arguments, "--json" in arguments and not {"-h", "--help"} & set(arguments)
     arguments = [find_shipped(argument) for argument in arguments if argument not in ("--debug", "--json")]
     try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(usage())
-        elif arguments[0] == "--version":
-            print(f"prompt-transfer {__version__}")
-        elif as_json:
-            _run_for_programs(arguments, own_process)
-        else:
-            _run(arguments, own_process)
+        figures, arguments = _take_value(arguments, "--figures")
+        with using_formats(figures):
+            _choose(arguments, as_json, own_process)
         # Flushing here reports a full disk in one line; at exit Python would print several.
         sys.stdout.flush()
     except UserError as error:
@@ -94,6 +91,27 @@ def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> i
         place = f"{error.filename}: " if error.filename else ""
         return _fail(f"{place}{error.strerror or error}; {WHAT_TO_DO.get(error.errno or 0, ELSE)}", debug)
     return 0
+
+
+def _choose(arguments: list[str], as_json: bool, own_process: bool) -> None:
+    """Print the help or the version, or run the command."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+    elif arguments[0] == "--version":
+        print(f"prompt-transfer {__version__}")
+    elif as_json:
+        _run_for_programs(arguments, own_process)
+    else:
+        _run(arguments, own_process)
+
+
+def _take_value(arguments: list[str], option: str) -> tuple[str | None, list[str]]:
+    """Return an option's value, None if it is absent, and the other arguments."""
+    value = find_value(arguments, option)
+    if value is None:
+        return None, arguments
+    place = next(number for number, word in enumerate(arguments) if word == option or word.startswith(f"{option}="))
+    return value, arguments[:place] + arguments[place + (1 if "=" in arguments[place] else 2) :]
 
 
 def _run(arguments: list[str], own_process: bool) -> None:

@@ -100,8 +100,8 @@ def test_over_seeds_nothing_is_dropped() -> None:
 
 def test_figure(tmp_path: Path) -> None:
     ax = curves.convergence([curve(VANILLA), curve(VANILLA, seed="1"), curve(FAST, "imdb")])
-    assert ax.get_title() == "sst2"
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["vanilla", "from imdb"]
+    assert ax.get_title() == "SST-2"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["vanilla", "from IMDB"]
     assert save(ax, tmp_path / "curves.png").stat().st_size > 5000
     assert not plt.get_fignums()
 
@@ -147,8 +147,13 @@ def test_runs_are_paired_by_options_and_seed(tmp_path: Path, capsys: pytest.Capt
         "runs.csv",
         "pairs.csv",
         "speedups.csv",
+        "curves.csv",
         "curves.png",
+        "curves.txt",
     }
+    evaluations = pd.read_csv(tmp_path / "out" / "curves.csv")
+    assert evaluations.groupby("run")["step"].min().eq(0).all()
+    assert set(evaluations["source"].dropna()) == {"imdb"}
     pairs = pd.read_csv(tmp_path / "out" / "pairs.csv")
     assert set(pairs["source"]) == {"imdb"}
     assert pairs["seed"].tolist() == [0] * 7 + [1] * 7

@@ -161,7 +161,7 @@ def test_heatmaps_are_ordered(clustered: bool, order: str, tmp_path: Path) -> No
             assert texts[row * len(columns) + column] == f"{score * 100:.0f}"
     if not clustered:
         assert [whole.types[target] for target in targets] == ["sentiment", "sentiment", "nli"]
-        assert columns == ["a", "b", "c", "made", "random_vocabulary", "random_uniform", "majority"]
+        assert columns == ["a", "b", "c", "made", "random tokens", "random uniform", "majority"]
     assert plots.save(ax, tmp_path / "m.png").stat().st_size > 5_000
 
 

@@ -22,7 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "prompt_transfer"
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 # Import name -> name on the package index, if different.
-DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn", "mlflow": "mlflow-skinny"}
+DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "sklearn": "scikit-learn",
+    "mlflow": "mlflow-skinny",
+    "vl_convert": "vl-convert-python",
+}
 HEAVY = ("torch", "transformers", "lightning", "datasets", "pandas", "numpy", "matplotlib", "wandb")
 
 
@@ -81,6 +86,7 @@ FLOORS = (
     ("studies",),
     ("studies.compare", "studies.projection", "studies.recommend", "studies.sweep", "studies.transfer"),
     ("studies.neurons",),
+    ("studies.report",),
     ("commands",),
     ("api", "cli"),
     ("", "__main__"),
@@ -239,7 +245,7 @@ def test_every_import_is_declared() -> None:
     declared = _requirements(_setup()["options"]["install_requires"])
     extras = _setup()["options.extras_require"]
     optional = _requirements(
-        "\n".join(extras[name] for name in ("ray", "dashboard", "gguf", "mlflow", "compare", "quantization"))
+        "\n".join(extras[name] for name in ("ray", "dashboard", "gguf", "mlflow", "compare", "quantization", "report"))
     )
     used = {name.split(".")[0] for path in FILES for name in _imports(path)}
     used -= {"prompt_transfer", *sys.stdlib_module_names}

@@ -137,7 +137,7 @@ def test_from_prompts_to_all_indicators(
     assert main([*compared, "--output", str(tmp_path / "on")]) == 0
     assert "prompts of one task: 0." in capsys.readouterr().out
     names = {"overlap.parquet", "overlap.csv", "overlap.png", "overlap_clustered.png", "activations.png", "layers.png"}
-    names.add("starts.csv")
+    names |= {"starts.csv"} | {name.replace(".png", ".txt") for name in names if name.endswith(".png")}
     assert {path.name for path in (tmp_path / "on").iterdir()} == names
     table = pd.read_parquet(tmp_path / "on" / "overlap.parquet")
     assert set(table["indicator"]) == {"neuron_overlap", "neuron_overlap_per_layer/00", "neuron_overlap_per_layer/01"}

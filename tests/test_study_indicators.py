@@ -82,7 +82,13 @@ def test_from_files_to_tables_and_figures(
     options = {"--prompts": prompts, "--matrix": matrix, "--neurons": tmp_path / "neurons", "--output": output}
     arguments = ["analyze", "indicators", *(str(part) for pair in options.items() for part in pair)]
     assert main([*arguments, "--resamples", "20"]) == 0
-    names = ["correlations.csv", "indicators.parquet", "layers.png", "ranking.png", "scatter.png", "similarity.png"]
+    figures = ["layers", "ranking", "scatter", "similarity"]
+    # Each figure has its caption as a text file.
+    names = [
+        "correlations.csv",
+        "indicators.parquet",
+        *(f"{name}.{kind}" for name in figures for kind in ("png", "txt")),
+    ]
     assert sorted(path.name for path in output.iterdir()) == names
     printed = capsys.readouterr().out
     assert "5 prompts of 5 tasks on tiny, by Spearman, mean per target" in printed
@@ -119,7 +125,9 @@ def test_without_a_matrix_types_remain(tmp_path: Path, prompts: Path, capsys: py
     save(prompts, "projected", values(12), task="rte", projected="true")
     _, table = analyze(prompts, tmp_path / "out", resamples=10)
     assert not set(table["statistic"]) & {name for name, row in STATISTICS.items() if row.of == "transfer"}
-    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".csv", ".parquet", ".png", ".png"]
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [
+        *(".csv", ".parquet", ".png", ".png", ".txt", ".txt")
+    ]
     found = set(table["indicator"])
     assert {"label_word_overlap", "cosine_average"} <= found
     assert not {"task_vector_dot", "data_size", "neuron_overlap"} & found

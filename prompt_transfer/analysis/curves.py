@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -11,6 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from prompt_transfer.analysis.convergence import TOLERANCE, Curve
+from prompt_transfer.tasks.registry import display_name
 
 COLUMNS = 3
 
@@ -18,8 +18,8 @@ COLUMNS = 3
 def convergence(curves: Sequence[Curve], tolerance: float = TOLERANCE) -> Axes:
     """Draw one panel per task: the mean score over seeds, with its 95 % interval for several seeds.
 
-    A dot marks the convergence of each run: the first evaluation within `tolerance` of its best. The dashed line is
-    the majority class.
+    A dot marks the convergence of each run: the first evaluation within `tolerance` of its best. Vanilla runs are
+    dashed; the dotted line is the majority class.
 
     Args:
         curves: curves of one or several tasks.
@@ -31,24 +31,17 @@ def convergence(curves: Sequence[Curve], tolerance: float = TOLERANCE) -> Axes:
     tasks = list(dict.fromkeys(curve.task for curve in curves))
     across = min(COLUMNS, len(tasks))
     down = -(-len(tasks) // across)
-    figure, grid = plt.subplots(
+    _, grid = plt.subplots(
         down, across, figsize=(0.8 + 3.4 * across, 1.0 + 2.7 * down), layout="constrained", squeeze=False
     )
     starts = sorted({curve.source for curve in curves if curve.source is not None})
-    colours = dict(zip(["vanilla", *starts], ["0.35", *sns.color_palette("colorblind", len(starts))], strict=True))
+    styles = dict(zip(["vanilla", *starts], ["0.35", *sns.color_palette("colorblind", len(starts))], strict=True))
     for number, ax in enumerate(grid.flat):
         if number >= len(tasks):
             ax.set_axis_off()
             continue
-        _panel(ax, [curve for curve in curves if curve.task == tasks[number]], colours, tolerance)
-        ax.set_title(tasks[number], fontsize=10)
-    caption = (
-        f"Dot: convergence, the first evaluation within {100 * tolerance:g} points of the run's best. Convergence "
-        "speed-up: vanilla's dot / the transferred run's. Comparable-result speed-up: vanilla's dot / the first point "
-        "where the transferred run reaches that score. Evaluated from step 0, same budget and data order. Dashed: "
-        "majority class. Bands: 95 % interval of the mean over seeds."
-    )
-    figure.supxlabel(textwrap.fill(caption, 25 + 50 * across), fontsize=7)
+        _panel(ax, [curve for curve in curves if curve.task == tasks[number]], styles, tolerance)
+        ax.set_title(display_name(tasks[number]), fontsize=10)
     return grid.flat[0]
 
 
@@ -58,12 +51,15 @@ def _panel(ax: Axes, curves: Sequence[Curve], colours: dict[str, object], tolera
         if not mine:
             continue
         frame = pd.concat([curve.evaluations for curve in mine], ignore_index=True)
-        label = start if start == "vanilla" else f"from {start}"
+        label = start if start == "vanilla" else f"from {display_name(start)}"
         errorbar = ("ci", 95) if len(mine) > 1 else None
-        sns.lineplot(frame, x="step", y="value", color=colour, label=label, errorbar=errorbar, seed=0, ax=ax)
+        dashes = "--" if start == "vanilla" else "-"
+        sns.lineplot(
+            frame, x="step", y="value", color=colour, label=label, errorbar=errorbar, seed=0, linestyle=dashes, ax=ax
+        )
         at = [curve.evaluations.iloc[curve.converged(tolerance)] for curve in mine]
         ax.scatter([row["step"] for row in at], [row["value"] for row in at], s=16, color=[colour], zorder=3)
-    ax.axhline(curves[0].majority, linestyle="--", color="0.6", linewidth=1)
+    ax.axhline(curves[0].majority, linestyle=":", color="0.4", linewidth=1)
     ax.set_xlabel("optimizer steps")
     ax.set_ylabel(f"{curves[0].metric} on validation")
     ax.legend(frameon=False, fontsize=8)

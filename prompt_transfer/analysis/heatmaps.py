@@ -13,15 +13,18 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from prompt_transfer.analysis.matrix import Matrix
+from prompt_transfer.analysis.style import cell_size, draw_cells, task_labels, type_label
 
+# Different in lightness too.
+KIND_COLOURS = ("#0072B2", "#E69F00", "0.5")
 KINDS = {"same": "same type", "different": "different type", "random": "random prompt"}
 
 
 def transfer_heatmap(matrix: Matrix, clustered: bool = False, ax: Axes | None = None) -> Axes:
     """Draw the transfer matrix as a heat map.
 
-    Colours are relative performance, clipped at 1.2; numbers are scores in per cent. A frame marks a target's own
-    prompt; targets without one are grey.
+    Colours are relative performance, over the range of the data; numbers are scores in per cent. A frame marks a
+    target's own prompt; targets without one are grey. Targets with a star were not learned.
 
     Args:
         matrix: scores of sources on targets; random prompts and baseline are drawn on the right.
@@ -37,27 +40,18 @@ def transfer_heatmap(matrix: Matrix, clustered: bool = False, ax: Axes | None = 
         rows, columns = matrix.by_type(scores.index), matrix.by_type(scores.columns)
     baseline = matrix.baseline.rename("majority").to_frame().dropna(axis=1, how="all")
     whole = pd.concat([scores[columns], matrix.random, baseline], axis=1).loc[rows]
+    names = [
+        f"{name} *" if row in matrix.not_learned else name for row, name in zip(rows, task_labels(rows), strict=True)
+    ]
+    titles = task_labels(whole.columns)
     if ax is None:
-        # Room for the rotated column names.
-        longest = max(len(str(name)) for name in whole.columns)
-        size = (2.6 + 0.42 * whole.shape[1], 0.9 + 0.36 * whole.shape[0] + max(0.7, 0.06 * longest))
-        _, ax = plt.subplots(figsize=size, layout="constrained")
+        _, ax = plt.subplots(figsize=cell_size(whole.shape, [*names, *titles], 1.3), layout="constrained")
     colours = matrix.measured(whole, "relative")
-    labels = (whole * 100).map(lambda value: "" if pd.isna(value) else f"{value:.0f}")
-    ax.set_facecolor("0.9")
-    sns.heatmap(
-        colours, annot=labels, fmt="", vmin=0, vmax=1.2, cmap="YlGnBu", ax=ax, linewidths=0.5,
-        annot_kws={"fontsize": 7}, cbar_kws={"shrink": 0.8}, cbar=bool(colours.notna().to_numpy().any()),
-    )  # fmt: skip
-    # seaborn does not annotate cells without a colour: targets without their own prompt.
-    for row, column in zip(*np.nonzero(colours.isna().to_numpy()), strict=True):
-        ax.text(column + 0.5, row + 0.5, str(labels.iat[row, column]), fontsize=7, ha="center", va="center")
-    bar = ax.collections[0].colorbar
-    if bar is not None:
-        # The colour bar of a small matrix is too short for a one-line label.
-        about = "score / score of the own prompt" if whole.shape[0] > 6 else "score /\nthat of the\nown prompt"
-        bar.set_label(about, fontsize=8)
-        bar.ax.tick_params(labelsize=8)
+    texts = (whole * 100).map(lambda value: "\N{EN DASH}" if pd.isna(value) else f"{value:.0f}")
+    # The colour bar of a small matrix is too short for a one-line label.
+    about = "relative performance" if whole.shape[0] > 6 else "relative\nperformance\n"
+    shown, texts = (table.set_axis(names, axis=0).set_axis(titles, axis=1) for table in (colours, texts))
+    draw_cells(shown, ax, about, matrix.noise, texts)
     for row, target in enumerate(rows):
         if target in columns:
             ax.add_patch(Rectangle((columns.index(target), row), 1, 1, fill=False, edgecolor="black", linewidth=1.5))
@@ -65,11 +59,8 @@ def transfer_heatmap(matrix: Matrix, clustered: bool = False, ax: Axes | None = 
         _separate(ax, [matrix.types.get(name, "") for name in rows], horizontal=True)
         _separate(ax, [matrix.types.get(name, "") for name in columns], horizontal=False)
     ax.axvline(len(columns), color="black", linewidth=2)
-    ax.set_xticks(np.arange(whole.shape[1]) + 0.5, whole.columns, rotation=45, ha="right", rotation_mode="anchor")
-    ax.tick_params(axis="both", labelsize=8, length=0)
-    ax.tick_params(axis="y", rotation=0)
-    ax.set_xlabel("source of the prompt")
-    ax.set_ylabel("target task")
+    ax.set_xlabel("source of the prompt", fontsize=9)
+    ax.set_ylabel("target task", fontsize=9)
     return ax
 
 
@@ -122,14 +113,16 @@ def summary_figure(summary: pd.DataFrame, measure: str = "relative", ax: Axes | 
         if mine["mean"].isna().all():
             continue
         places = np.arange(len(types)) + (number - 1) * 0.22
-        spread = np.abs(mine[["low", "high"]].to_numpy().T - mine["mean"].to_numpy())
-        ax.errorbar(places, mine["mean"], yerr=np.nan_to_num(spread), fmt="os^"[number], markersize=4, capsize=2,
-                    label=label)  # fmt: skip
+        # NaN, no bar: fewer than three targets have no interval.
+        spread = np.abs(mine[["low", "high"]].to_numpy(float).T - mine["mean"].to_numpy(float))
+        ax.errorbar(places, mine["mean"], yerr=spread, fmt="os^"[number], markersize=4, capsize=2, elinewidth=1,
+                    color=KIND_COLOURS[number], label=label)  # fmt: skip
     ax.axhline(1, color="0.5", linewidth=0.8, linestyle="--")
     counts = table.groupby("type")["n_targets"].max()
-    ax.set_xticks(range(len(types)), [f"{name}\n({counts[name]})" for name in types], fontsize=8)
-    ax.set_xlabel("type of the target (number of targets)")
-    ax.set_ylabel(measure.replace("_", " ") + (" performance" if measure == "relative" else " score"))
+    ax.set_xticks(range(len(types)), [f"{type_label(name)}\n({counts[name]})" for name in types])
+    ax.set_xlabel("type of the target (number of targets)", fontsize=9)
+    ax.set_ylabel(measure.replace("_", "-") + (" performance" if measure == "relative" else " score"), fontsize=9)
+    ax.tick_params(labelsize=8)
     # Outside the axes: points can be in any corner.
     ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(ax=ax)

@@ -12,8 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from prompt_transfer.analysis.indicators import INDICATORS
+from prompt_transfer.analysis.statistics import MIN_PAIRS
+from prompt_transfer.analysis.style import cell_size, draw_cells, task_labels
 
-GROUP_COLOURS = {"embeddings": "C0", "neurons": "C2", "labels": "C1", "confounder": "0.45"}
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+# Same type, different type.
+PAIR_COLOURS = ("#0072B2", "0.6")
+GROUP_COLOURS = {"embeddings": "#0072B2", "neurons": "#009E73", "labels": "#E69F00", "confounder": "0.45"}
+# Shapes repeat the groups in black and white.
+GROUP_MARKERS = {"embeddings": "o", "neurons": "^", "labels": "s", "confounder": "D"}
 STATISTIC_LABELS = {
     "spearman_per_target": "Spearman, mean per target",
     "spearman_pooled": "Spearman, all pairs",
@@ -44,38 +51,34 @@ def _label(ax: Axes, x: str, y: str) -> None:
 def similarity_matrix(square: pd.DataFrame, types: Sequence[str], label: str, ax: Axes | None = None) -> Axes:
     """Draw a heat map of one indicator, with lines between task types; NaN cells are grey.
 
+    The axes are named target and source only if the indicator depends on the direction.
+
     Args:
         square: targets in rows, sources in columns, in the same order, grouped by type.
         types: types of the tasks.
-        label: label of the colour bar.
-        ax: axes to draw on; None: a new figure at least 3.5 inches wide.
+        label: label of the colour bar; the range of the colours is added.
+        ax: axes to draw on; None: a new figure with room for every number.
     """
     tasks = list(square.index)
+    names = task_labels(tasks)
     if ax is None:
-        side = max(3.5, 1.4 + 0.17 * len(tasks))
-        _, ax = plt.subplots(figsize=(side, side * 0.86), layout="constrained")
-    ax.set_facecolor("0.9")
-    sns.heatmap(
-        square.loc[:, tasks],
-        cmap="viridis",
-        square=True,
-        xticklabels=True,
-        yticklabels=True,
-        cbar_kws={"shrink": 0.75},
-        ax=ax,
-    )
+        _, ax = plt.subplots(figsize=cell_size(square.shape, names), layout="constrained")
+    values = square.loc[:, tasks]
+    draw_cells(values.set_axis(names, axis=0).set_axis(names, axis=1), ax, label)
     ends = [index for index in range(1, len(tasks)) if types[index] != types[index - 1]]
-    ax.hlines(ends, 0, len(tasks), colors="white", linewidth=1.5)
-    ax.vlines(ends, 0, len(tasks), colors="white", linewidth=1.5)
-    ax.tick_params(labelsize=7, length=0)
-    ax.tick_params(axis="y", rotation=0)
-    plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
-    _label(ax, "source", "target")
-    bar = ax.collections[0].colorbar
-    assert bar is not None
-    bar.set_label(label, fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    # White lines would be lost between the light cells of the scale, dark ones between the dark cells.
+    for colour, width in (("white", 3.0), ("black", 0.8)):
+        ax.hlines(ends, 0, len(tasks), colors=colour, linewidth=width)
+        ax.vlines(ends, 0, len(tasks), colors=colour, linewidth=width)
+    if not is_symmetric(values):
+        _label(ax, "source", "target")
     return ax
+
+
+def is_symmetric(square: pd.DataFrame) -> bool:
+    """Return whether a square table equals its transpose, up to rounding."""
+    values = square.to_numpy(dtype=float)
+    return bool(np.allclose(values, values.T, rtol=1e-5, atol=1e-7, equal_nan=True))
 
 
 def indicator_against_transfer(pairs: pd.DataFrame, rho: float | None = None, ax: Axes | None = None) -> Axes:
@@ -83,7 +86,7 @@ def indicator_against_transfer(pairs: pd.DataFrame, rho: float | None = None, ax
 
     Args:
         pairs: columns `value` (of one indicator), `transfer`, `target`, `source`, `target_type`, `source_type`.
-        rho: Spearman's rho over these pairs, for the title.
+        rho: Spearman's rho over these pairs, for the title; NaN, or rho of few pairs, is not printed.
         ax: axes to draw on; None: a new figure 3.5 inches wide.
     """
     if ax is None:
@@ -97,7 +100,7 @@ def indicator_against_transfer(pairs: pd.DataFrame, rho: float | None = None, ax
         style=same,
         hue_order=["same type", "different type"],
         style_order=["same type", "different type"],
-        palette=["C3", "0.55"],
+        palette=list(PAIR_COLOURS),
         s=18,
         linewidth=0.3,
         ax=ax,
@@ -106,7 +109,9 @@ def indicator_against_transfer(pairs: pd.DataFrame, rho: float | None = None, ax
     ax.locator_params(axis="x", nbins=4)
     _label(ax, "indicator", "transfer, relative")
     if rho is not None:
-        ax.set_title(f"Spearman {rho:.2f}, all pairs", fontsize=9)
+        few = len(shown) < MIN_PAIRS or np.isnan(rho)
+        text = f"Spearman {DASH}: {len(shown)} pairs" if few else f"Spearman {rho:.2f}, all pairs".replace("-", MINUS)
+        ax.set_title(text, fontsize=9)
     ax.legend(frameon=False, title=None, fontsize=7, handletextpad=0.2, loc="best")
     ax.tick_params(labelsize=8)
     sns.despine(ax=ax)
@@ -134,7 +139,7 @@ def indicator_ranking(
         if mine.any():
             part = rows[mine]
             ax.hlines(places[mine], part["low"], part["high"], colors=colour, linewidth=1.2)
-            ax.plot(part["value"], places[mine], "o", color=colour, markersize=4, label=group)
+            ax.plot(part["value"], places[mine], GROUP_MARKERS[group], color=colour, markersize=4, label=group)
     if statistic in CHANCE:
         ax.axvline(CHANCE[statistic], linestyle="--", color="0.5", linewidth=0.8)
     ax.tick_params(axis="x", labelsize=8)
@@ -176,7 +181,7 @@ def layer_curve(
     for index, name in enumerate(references):
         for value in of.loc[of["indicator"] == name, "value"]:
             label = "all layers" if name == "neuron_overlap" else readable_name(name)
-            ax.axhline(value, linestyle="--", color=f"C{index + 1}", linewidth=1, label=label)
+            ax.axhline(value, linestyle=("--", "-.", ":")[index % 3], color="0.2", linewidth=1, label=label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _label(ax, "layer, from the input", STATISTIC_LABELS.get(statistic, statistic))
     ax.legend(frameon=False, fontsize=7)

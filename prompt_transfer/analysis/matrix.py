@@ -8,6 +8,7 @@ are 95 % percentile bootstraps that resample targets (at least three) with all t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Matrix:
         baseline: score of the majority class (or lead) on each target, NaN if unknown.
         types: task -> type, of all targets and sources; columns of derived prompts have no type.
         learned: whether each target's own prompt significantly beats the baseline; None if unknown.
+        noise: median width of the 95 % intervals of relative scores; 0 if unknown.
     """
 
     scores: pd.DataFrame
@@ -43,6 +45,13 @@ class Matrix:
     baseline: pd.Series
     types: dict[str, str]
     learned: pd.Series | None = None
+    noise: float = 0.0
+
+    @property
+    def not_learned(self) -> set[str]:
+        """Targets whose own prompt does not significantly beat the baseline."""
+        known = {} if self.learned is None else self.learned.dropna().astype(bool).to_dict()
+        return {str(name) for name, learned in known.items() if not learned}
 
     @property
     def own(self) -> pd.Series:
@@ -83,12 +92,16 @@ def from_results(frame: pd.DataFrame, types: Mapping[str, str] | None = None) ->
     random = [source for source in sources if made_of[source] == "random"]
     baselines = [source for source in sources if made_of[source] in BASELINES]
     learned = frame.groupby("task")["learned"].first().reindex(targets) if "learned" in frame else None
+    noise = math.nan
+    if {"low", "high", "relative"} <= set(frame):
+        noise = float(((frame["high"] - frame["low"]) * frame["relative"] / frame["value"].replace(0, np.nan)).median())
     return Matrix(
         scores=means[[source for source in sources if source not in (*random, *baselines)]],
         random=means[random],
         baseline=means[baselines].mean(axis=1),
         types=known | dict(types or {}),
         learned=learned,
+        noise=0.0 if math.isnan(noise) else noise,
     )
 
 
@@ -134,7 +147,9 @@ def read_matrix(path: str | Path, types: Mapping[str, str] | None = None) -> Mat
     known = {name: get_task(name).type for name in names.values() if name in task_names()} | given
     baseline = table["majority"] if "majority" in table else pd.Series(np.nan, index=table.index)
     learned = study.learned.reindex(table.index) if study and study.learned is not None else None
-    return _checked(Matrix(table.drop(columns=others), table[random], baseline, known, learned), path)
+    return _checked(
+        Matrix(table.drop(columns=others), table[random], baseline, known, learned, study.noise if study else 0.0), path
+    )
 
 
 def _of_study(path: Path, types: Mapping[str, str] | None) -> Matrix:

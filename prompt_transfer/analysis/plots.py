@@ -9,8 +9,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from prompt_transfer.analysis.style import colour_range, range_label
 from prompt_transfer.utils.errors import UserError
-from prompt_transfer.utils.files import atomic_path
+from prompt_transfer.utils.figures import figure_formats
+from prompt_transfer.utils.files import atomic_path, write_text_atomic
 
 
 def read_curve(path: str | Path) -> pd.DataFrame:
@@ -57,6 +59,7 @@ def confusion(table: pd.DataFrame) -> Axes:
     """
     names = list(dict.fromkeys(table["prompt"]))
     words = list(dict.fromkeys(table["label"]))
+    low, high = colour_range(table["share"])
     side = 1.0 + 0.55 * len(words)
     figure, grid = plt.subplots(
         1, len(names), figsize=(0.8 + side * len(names), 0.4 + side), layout="constrained", squeeze=False, sharey=True
@@ -67,21 +70,40 @@ def confusion(table: pd.DataFrame) -> Axes:
             mine.pivot_table(index="label", columns="answer", values=values, aggfunc="first").reindex(words)[words]
             for values in ("share", "rows")
         )
-        sns.heatmap(shares, annot=rows, fmt="d", vmin=0, vmax=1, cmap="Blues", cbar=False, square=True, ax=ax)
+        sns.heatmap(shares, annot=rows, fmt="d", vmin=low, vmax=high, cmap="Blues", cbar=False, square=True, ax=ax)
         ax.set_title(name, fontsize=9)
         ax.set_xlabel("answer")
         ax.set_ylabel("label" if ax is grid.flat[0] else "")
         ax.tick_params(labelsize=8, length=0)
-    figure.colorbar(grid.flat[-1].collections[0], ax=grid.ravel().tolist(), label="share of the label", shrink=0.7)
+    label = range_label("share of the label", low, high)
+    figure.colorbar(grid.flat[-1].collections[0], ax=grid.ravel().tolist(), label=label, shrink=0.7)
     return grid.flat[0]
 
 
-def save(ax: Axes, path: str | Path) -> Path:
-    """Write the figure of `ax` atomically (`.png`, `.pdf` or `.svg`) and close it."""
+def save(ax: Axes, path: str | Path, caption: str = "") -> Path:
+    """Write the figure of `ax` atomically and close it.
+
+    Args:
+        ax: axes of the figure.
+        path: a name in `.png` is written in the formats of `--figures`; `.pdf` and `.svg` as they are.
+        caption: text for a `.txt` file of the same name: figures hold no captions.
+
+    Returns:
+        The path of the first file.
+    """
     path = Path(path)
     figure = ax.get_figure(root=True)
     assert figure is not None
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=200)
+    formats = figure_formats() if path.suffix == ".png" else (path.suffix[1:],)
+    # Text stays text in PDF and SVG files, and equal figures give equal files.
+    with plt.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": path.stem}):
+        for kind in formats:
+            with atomic_path(path.with_suffix(f".{kind}")) as temporary:
+                if kind == "png":
+                    figure.savefig(temporary, dpi=200, pil_kwargs={"optimize": True})
+                else:
+                    figure.savefig(temporary, metadata={"CreationDate" if kind == "pdf" else "Date": None})
     plt.close(figure)
-    return path
+    if caption:
+        write_text_atomic(path.with_suffix(".txt"), caption + "\n")
+    return path.with_suffix(f".{formats[0]}")

@@ -7,6 +7,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from prompt_transfer.analysis.style import task_labels
+
 # Markers and sizes: large for own and projected prompts, small for the controls.
 MARKS = {
     "own": ("D", 34),
@@ -34,7 +36,11 @@ def scores_figure(table: pd.DataFrame) -> Axes:
     order = {"trained": 0, "same_type": 1, "other_type": 2}
     tasks = list(dict.fromkeys(table.sort_values("group", key=lambda groups: groups.map(order), kind="stable")["task"]))
     groups = dict(zip(table["task"], table["group"], strict=True))
-    labels = [task if groups[task] == "other_type" else f"{task} ({groups[task].replace('_', ' ')})" for task in tasks]
+    names_of = dict(zip(tasks, task_labels(tasks), strict=True))
+    labels = [
+        names_of[task] if groups[task] == "other_type" else f"{names_of[task]} ({groups[task].replace('_', ' ')})"
+        for task in tasks
+    ]
     # Inches for labels, legend and panels.
     width = 0.085 * max(map(len, labels)) + 1.8 + 2.6 * len(names)
     figure, grid = plt.subplots(
@@ -47,22 +53,34 @@ def scores_figure(table: pd.DataFrame) -> Axes:
             some = mine[(mine["what"] == what) & mine["value"].notna()]
             if some.empty:
                 continue
-            places = [tasks.index(task) for task in some["task"]]
-            if what == "projected":
+            places = [float(tasks.index(task)) for task in some["task"]]
+            if what in ("projected", "own"):
+                # Own prompts below, so that the two intervals of a task are both visible.
+                places = [place + (0.18 if what == "own" else -0.08) for place in places]
                 ax.hlines(places, some["low"], some["high"], color=colours[what], linewidth=1)
             ax.scatter(
-                some["value"], places, marker=marker, s=size, color=[colours[what]], label=what.replace("_", " ")
+                some["value"],
+                places,
+                marker=marker,
+                s=size,
+                color=[colours[what]],
+                label=task_labels([what])[0].replace("_", " "),
             )
         chance = mine[mine["what"] == "baseline"]
         ax.scatter(chance["value"], [tasks.index(task) for task in chance["task"]], marker="|", s=90, color="0.4",
                    label="majority class")  # fmt: skip
-        ax.set_title(f"{name}\ncosine between projections {mine['cosine'].iloc[0]:.2f}", fontsize=9)
+        ax.set_title(f"{name}\ncosine between projections {_number(mine['cosine'].iloc[0])}", fontsize=9)
         ax.set_xlabel("score")
         ax.grid(axis="y", color="0.92")
         ax.set_axisbelow(True)
         sns.despine(ax=ax)
     grid.flat[0].set_yticks(range(len(tasks)), labels)
     grid.flat[0].invert_yaxis()
-    handles, names_of = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, names_of, loc="outside right upper", frameon=False, fontsize=8)
+    handles, titles = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, titles, loc="outside right upper", frameon=False, fontsize=8)
     return grid.flat[0]
+
+
+def _number(value: float) -> str:
+    """Format a cosine; a dash for one projection, which has none."""
+    return "\N{EN DASH}" if pd.isna(value) else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")

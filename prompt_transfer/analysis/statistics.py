@@ -18,6 +18,9 @@ import numpy as np
 from scipy.special import comb
 from scipy.stats import kendalltau, rankdata
 
+# A rank correlation of fewer values is not reported: that of two is always 1 or -1.
+MIN_SOURCES, MIN_PAIRS = 3, 4
+
 
 def relative(scores: np.ndarray) -> np.ndarray:
     """Divide scores `[N, N]` by the target's own prompt's, the diagonal; NaN in rows where it is 0 or missing."""
@@ -37,8 +40,11 @@ def spearman(
         per_target: average the rho of each row instead of computing one rho over all pairs.
         diagonal: include pairs of a task with itself, which raise the value: a prompt is most similar to itself and
             (almost) always transfers best to its own task.
+
+    Returns:
+        NaN for fewer than `MIN_PAIRS` pairs; targets with fewer than `MIN_SOURCES` sources do not count.
     """
-    first, second = _cells(indicator, transfer, per_target, diagonal)
+    first, second = _enough(*_cells(indicator, transfer, per_target, diagonal), per_target)
     return _mean(_pearson(_ranks(first), _ranks(second)), per_target)
 
 
@@ -47,9 +53,9 @@ def kendall(
 ) -> np.ndarray:
     """Return Kendall's tau-b, -1 to 1: concordant minus discordant pairs, corrected for ties.
 
-    Arguments as in `spearman`.
+    Arguments and result as in `spearman`.
     """
-    first, second = _cells(indicator, transfer, per_target, diagonal)
+    first, second = _enough(*_cells(indicator, transfer, per_target, diagonal), per_target)
     if not per_target:
         return np.array([_tau(*pair) for pair in zip(_flat(first), _flat(second), strict=True)]).reshape(
             first.shape[:-1]
@@ -184,6 +190,12 @@ def _cells(
         missing = missing | np.eye(first.shape[-1], dtype=bool)
     both = np.where(missing, np.nan, first), np.where(missing, np.nan, second)
     return both if per_target else (_flat_pairs(both[0]), _flat_pairs(both[1]))
+
+
+def _enough(first: np.ndarray, second: np.ndarray, per_target: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Replace rows with too few values for a rank correlation by NaN."""
+    few = (~np.isnan(first)).sum(axis=-1, keepdims=True) < (MIN_SOURCES if per_target else MIN_PAIRS)
+    return np.where(few, np.nan, first), np.where(few, np.nan, second)
 
 
 def _same(types: np.ndarray) -> np.ndarray:

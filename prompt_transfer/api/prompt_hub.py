@@ -11,6 +11,7 @@ import torch
 
 from prompt_transfer.analysis import neuron_plots, plots
 from prompt_transfer.analysis.indicators import neuron_overlap, neuron_overlap_per_layer
+from prompt_transfer.analysis.style import task_labels
 from prompt_transfer.api.arguments import PromptTrainingArguments
 from prompt_transfer.api.checked import load_projector, load_prompt, own_prompt_folder, projector_run, prompt_run
 from prompt_transfer.api.names import check_backbone, check_task
@@ -260,7 +261,7 @@ class PromptHub:
         with quiet_session():
             neurons = np.stack([self._neurons(backbone, name).after.numpy() for name in tasks])
             path = self.store.place("figures", backbone, f"neurons-{'+'.join(names)}.png")
-            plots.save(neuron_plots.activation_heatmap(neurons, names), path)
+            plots.save(neuron_plots.activation_heatmap(neurons, task_labels(names)), path)
         print(path)
         return Picture(path)
 

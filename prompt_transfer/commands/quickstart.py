@@ -53,7 +53,7 @@ def quickstart(
     """
     import pandas as pd
 
-    from prompt_transfer.analysis import plots
+    from prompt_transfer.analysis import captions, plots
     from prompt_transfer.utils import results
 
     started = time.monotonic()
@@ -74,7 +74,8 @@ def quickstart(
     results.write(pd.DataFrame(rows), folder / RESULT)
     majority = float(frame.loc[(frame.what == "majority class") & (frame.task == SOURCE), "value"].iloc[0])
     curve = plots.read_curve(folder / "logs" / "metrics.csv")
-    figure = plots.save(plots.learning_curve(curve, majority), folder / "learning_curve.png")
+    ax = plots.learning_curve(curve, majority)
+    figure = plots.save(ax, folder / "learning_curve.png", captions.LEARNING_CURVE)
     print()
     results.show(rows, title=f"accuracy on test sets, {backbone}, {time.monotonic() - started:.0f} s in all")
     print(f"prompt    {prompt}\ntable     {folder / RESULT}\nfigure    {figure}")

@@ -31,6 +31,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "prompt_transfer.commands.analyze",
         "convergence | indicators | matrix | projection | dashboard: summarize results in tables and figures",
     ),
+    "report": (
+        "prompt_transfer.commands.report",
+        "write one HTML page, PDF figures and LaTeX tables of a study or run",
+    ),
     "prompts": (
         "prompt_transfer.commands.prompts",
         "list | inspect | import | export | push | pull | recommend | project | fit-projector | add | scale | mean | "

@@ -35,6 +35,7 @@ def _task(short: str) -> Task:
         label_words=_WORDS[kind],
         builtin=True,
         cue=CUES[kind],
+        title="built-in " + short.replace("_", " "),
     )
 
 
@@ -51,6 +52,7 @@ def _text_task(short: str, kind: str, text_b: str | None, metrics: tuple[str, ..
         max_target_length=max_target_length,
         builtin=True,
         cue=CUES[kind],
+        title="built-in " + short.replace("_", " "),
     )
 
 

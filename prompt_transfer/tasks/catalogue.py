@@ -15,6 +15,7 @@ from typing import Any
 
 from prompt_transfer.tasks.superglue import SUPERGLUE, super_glue
 from prompt_transfer.tasks.task import CUES, HubSource, PaperWords, Task
+from prompt_transfer.tasks.titles import TITLES
 
 _ALL = {"train": "train", "validation": "validation", "test": "test"}
 _NO_TEST = {"train": "train", "validation": "validation"}
@@ -330,6 +331,6 @@ _SUMMARIZATION = (
 )
 
 ROWS: tuple[Task, ...] = tuple(
-    replace(row, cue=CUES[row.type])
+    replace(row, cue=CUES[row.type], title=TITLES.get(row.name, row.name))
     for row in _SENTIMENT + _NLI + _ETHICS + _PARAPHRASE + _QA + _SUMMARIZATION + SUPERGLUE
 )

@@ -54,7 +54,7 @@ from prompt_transfer.tasks.task import (
 )
 from prompt_transfer.utils.errors import UserError
 
-__all__ = ["HubSource", "PaperWords", "Task", "describe_tasks", "get_task", "register", "task_names"]
+__all__ = ["HubSource", "PaperWords", "Task", "describe_tasks", "display_name", "get_task", "register", "task_names"]
 
 LABEL_KEYS = ("label_column", "labels", "label_words", "label_words_policy", "drop_labels")
 TARGET_KEYS = ("target_column", "max_target_length")
@@ -110,6 +110,12 @@ def get_task(name: str | Path) -> Task:
     if "," in text:
         hint = f"several tasks are a list: --data.task '[{text}]'"
     raise UserError(f"unknown task {text!r} ({hint}); a task of your own is given as the path of its YAML file")
+
+
+def display_name(name: object) -> str:
+    """Return the name of a task in figures and reports; of several joined by "+" each; unknown names stay."""
+    tasks = _all_tasks()
+    return " + ".join(tasks[part].title or part if part in tasks else part for part in str(name).split("+"))
 
 
 def describe_tasks() -> list[dict[str, Any]]:

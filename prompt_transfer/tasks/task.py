@@ -118,6 +118,7 @@ class Task:
         token_ids: family -> one token id per class; takes precedence over ``label_words`` (paper variant only).
         seq2seq_frame: texts that a seq2seq model reads before the first text and between the two (paper variant only);
             None: nothing before, and the end token between.
+        title: name in figures and reports; "": ``name``.
     """
 
     name: str
@@ -149,6 +150,7 @@ class Task:
     choice_score: str = "sum"
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
     group: str | None = None
+    title: str = ""
 
     def __post_init__(self) -> None:
         if any(not isinstance(words, str) for words in self.label_words):

@@ -254,7 +254,7 @@ def interval(low: float, high: float, digits: int) -> str:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, float):
         return f"{value:.3f}".replace("-0.000", "0.000")

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prompt_transfer.analysis import indicator_plots, neuron_plots, plots
+from prompt_transfer.analysis import captions, indicator_plots, neuron_plots, plots
 from prompt_transfer.analysis.indicators import neuron_overlap, neuron_overlap_per_layer
+from prompt_transfer.analysis.style import task_labels
 from prompt_transfer.prompts.prompt import UNKNOWN
 from prompt_transfer.studies.inputs import PromptSet, load_prompts
 from prompt_transfer.studies.neuron_inputs import read_neurons
@@ -78,15 +79,28 @@ def report(
     results.write(square.reset_index(), folder / "overlap.csv")
     by_layer = layer_table(layers, found)
     drawn, kinds = square_of_tasks(whole, found.tasks), [types[task] for task in tasks]
-    plots.save(indicator_plots.similarity_matrix(drawn, kinds, "ON"), folder / "overlap.png")
-    plots.save(neuron_plots.overlap_dendrogram(drawn, kinds), folder / "overlap_clustered.png")
-    plots.save(neuron_plots.activation_heatmap(activations, short_names(found.names)), folder / "activations.png")
-    plots.save(neuron_plots.overlap_by_layer(by_layer), folder / "layers.png")
+    figures = {
+        "overlap": (indicator_plots.similarity_matrix(drawn, kinds, "ON"), captions.OVERLAP),
+        "overlap_clustered": (neuron_plots.overlap_dendrogram(drawn, kinds), captions.OVERLAP_CLUSTERED),
+        "activations": (neuron_plots.activation_heatmap(activations, prompt_labels(found)), captions.ACTIVATIONS),
+        "layers": (neuron_plots.overlap_by_layer(by_layer), captions.OVERLAP_LAYERS),
+    }
+    for name, (ax, caption) in figures.items():
+        plots.save(ax, folder / f"{name}.png", caption)
     starts = start_table(whole, found)
     if len(starts):
         results.write(starts, folder / "starts.csv")
     _print(folder, whole, by_layer, found, starts)
     return pairs
+
+
+def prompt_labels(prompts: PromptSet) -> list[str]:
+    """Return the task of each prompt, with its seed if a task has several; file names where these are not unique."""
+    labels = task_labels(prompts.tasks)
+    if len(set(labels)) < len(labels):
+        seeds = [prompt.metadata.get("seed", UNKNOWN) for prompt in prompts.prompts]
+        labels = [f"{label}, seed {seed}" for label, seed in zip(labels, seeds, strict=True)]
+    return labels if len(set(labels)) == len(labels) else short_names(prompts.names)
 
 
 def short_names(names: Sequence[str]) -> list[str]:

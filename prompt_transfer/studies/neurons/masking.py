@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 from torch import Tensor
 
-from prompt_transfer.analysis import neuron_plots, plots
+from prompt_transfer.analysis import captions, neuron_plots, plots
 from prompt_transfer.analysis.masking import summarize
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.neurons.mask import NeuronMask, layer_deviation
@@ -122,7 +122,8 @@ def report(study: MaskStudy, inputs: MaskInputs, frame: pd.DataFrame) -> pd.Data
     """Write summary, figure, settings and provenance; return `frame`."""
     summary = summarize(frame)
     results.write(summary, inputs.folder / "summary.csv")
-    plots.save(neuron_plots.masking_curve(summary), inputs.folder / "masking.png")
+    caption = captions.MASKING.format(tasks=summary["tasks"].max())
+    plots.save(neuron_plots.masking_curve(summary), inputs.folder / "masking.png", caption)
     config = asdict(study) | {key: list(getattr(study, key)) for key in ("tasks", "ratios", "methods", "masks")}
     write_text_atomic(inputs.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     write_provenance(inputs.folder, "neurons mask", config, digests_of(inputs.targets), goes_on=True)

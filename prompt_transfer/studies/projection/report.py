@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from prompt_transfer.analysis import plots
+from prompt_transfer.analysis import captions, plots
 from prompt_transfer.analysis.projection import scores_figure
 from prompt_transfer.studies.backbones import describe_backbone
 from prompt_transfer.studies.projection.load import ProjectionInputs
@@ -29,5 +29,5 @@ def report(inputs: ProjectionInputs, planned: ProjectionPlan, answers: Answers) 
     frame["learned"] = frame["learned"].astype("boolean")
     for suffix in ("parquet", "csv"):
         results.write(frame, inputs.folder / f"projection.{suffix}")
-    plots.save(scores_figure(frame), inputs.folder / "projection.png")
+    plots.save(scores_figure(frame), inputs.folder / "projection.png", captions.PROJECTION)
     return frame

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from prompt_transfer.analysis import curves
+from prompt_transfer.analysis import captions, curves
 from prompt_transfer.analysis.convergence import TOLERANCE, Curve, compare, summarise
 from prompt_transfer.analysis.plots import save
 from prompt_transfer.prompts.prompt import Prompt
@@ -38,7 +38,8 @@ def convergence(runs: Sequence[str | Path], output: str | Path, tolerance: float
     """Compare every transferred run with the vanilla run of the same options and seed.
 
     A run is transferred if its prompt was initialized with `FromPrompt`. Writes to `output`: `runs.csv` (one row per
-    prompt), `pairs.csv` (one row per pair, measure and unit), `speedups.csv` (over seeds) and `curves.png`.
+    prompt), `pairs.csv` (one row per pair, measure and unit), `speedups.csv` (over seeds), `curves.csv` (all
+    evaluations) and `curves.png`.
 
     Args:
         runs: folders of `fit --convergence`, or folders that contain such folders.
@@ -73,10 +74,29 @@ def report(pairs: Sequence[tuple[Curve, Curve]], found: pd.DataFrame, folder: Pa
         ("runs", pd.DataFrame([curve.facts(tolerance) for curve in used])),
         ("pairs", found),
         ("speedups", overview),
+        ("curves", curve_table(used)),
     ):
         results.write(frame, folder / f"{name}.csv")
-    save(curves.convergence(used, tolerance), folder / "curves.png")
+    save(curves.convergence(used, tolerance), folder / "curves.png", captions.convergence(tolerance))
     return overview
+
+
+def curve_table(used: Sequence[Curve]) -> pd.DataFrame:
+    """Return the evaluations of all runs, from which the figure can be drawn again.
+
+    Returns:
+        Columns task, source (missing for vanilla runs), seed, metric, step, samples, seconds, value, majority, run.
+    """
+    return pd.concat(
+        [
+            curve.evaluations.assign(
+                task=curve.task, source=curve.source, seed=curve.seed, metric=curve.metric, majority=curve.majority,
+                run=curve.name,
+            )
+            for curve in used
+        ],
+        ignore_index=True,
+    )[["task", "source", "seed", "metric", "step", "samples", "seconds", "value", "majority", "run"]]  # fmt: skip
 
 
 def _folders(runs: Sequence[str | Path]) -> list[Path]:

@@ -11,10 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from prompt_transfer.analysis import indicator_plots, plots
+from prompt_transfer.analysis import captions, indicator_plots, plots
 from prompt_transfer.analysis.correlation import MIN_TASKS, correlations
 from prompt_transfer.analysis.indicators import INDICATORS, compute
-from prompt_transfer.analysis.statistics import relative
+from prompt_transfer.analysis.statistics import MIN_PAIRS, MIN_SOURCES, relative
 from prompt_transfer.prompts.prompt import UNKNOWN
 from prompt_transfer.studies.inputs import PromptSet, load_prompts, read_matrix
 from prompt_transfer.studies.neuron_inputs import read_neurons
@@ -225,26 +225,39 @@ def _draw(
     matrices: Mapping[str, np.ndarray],
 ) -> None:
     types, transfer = inputs.types, inputs.transfer
-    by = "same_type_auc" if transfer is None else RANKED_BY
     whole = _whole(table)
-    ranked = whole[whole["statistic"] == by].sort_values("value", ascending=False)["indicator"]
-    best = {INDICATORS[name].group: name for name in reversed(list(ranked))}
-    shown = "neuron_overlap" if "neuron_overlap" in set(ranked) else best["embeddings"]
+    by = ranked_by(whole)
+    best = _best(whole, by)
+    shown = "neuron_overlap" if "neuron_overlap" in set(whole["indicator"]) else best["embeddings"]
     square = square_of_tasks(matrices[shown], inputs.found.tasks)
     label = indicator_plots.readable_name(shown)
     ax = indicator_plots.similarity_matrix(square, list(types.values()), label)
-    plots.save(ax, folder / "similarity.png")
-    plots.save(indicator_plots.indicator_ranking(whole, by), folder / "ranking.png")
+    plots.save(ax, folder / "similarity.png", captions.SIMILARITY.format(name=label))
+    plots.save(indicator_plots.indicator_ranking(whole, by), folder / "ranking.png", captions.RANKING)
     if table["indicator"].str.startswith("neuron_overlap_per_layer/").any():
-        plots.save(indicator_plots.layer_curve(table, by), folder / "layers.png")
+        plots.save(indicator_plots.layer_curve(table, by), folder / "layers.png", captions.INDICATOR_LAYERS)
     if transfer is not None:
-        # The best indicator of each group: embeddings, neurons, labelled examples, confounders.
-        chosen = [best[group] for group in ("embeddings", "neurons", "labels", "confounder") if group in best]
-        _scatter(folder, pairs, table, chosen, pd.DataFrame(transfer, index=list(types), columns=list(types)))
+        draw_scatter(folder, pairs, table, pd.DataFrame(transfer, index=list(types), columns=list(types)))
 
 
-def _scatter(folder: Path, pairs: pd.DataFrame, table: pd.DataFrame, chosen: list[str], transfer: pd.DataFrame) -> None:
-    """Draw one panel per indicator with one dot per pair of tasks."""
+def _best(whole: pd.DataFrame, by: str) -> dict[str, str]:
+    """Return the best indicator of each group by a statistic."""
+    ranked = whole[whole["statistic"] == by].sort_values("value", ascending=False)["indicator"]
+    return {INDICATORS[name].group: name for name in reversed(list(ranked))}
+
+
+def draw_scatter(folder: Path, pairs: pd.DataFrame, table: pd.DataFrame, transfer: pd.DataFrame) -> None:
+    """Draw `scatter.png`: the best indicator of each group, one panel each, with one mark per pair of tasks.
+
+    Args:
+        folder: folder of the figure.
+        pairs: table of `pair_table`.
+        table: statistics of the indicators.
+        transfer: relative scores, targets in rows and sources in columns.
+    """
+    whole = _whole(table)
+    best = _best(whole, ranked_by(whole))
+    chosen = [best[group] for group in ("embeddings", "neurons", "labels", "confounder") if group in best]
     size = (0.6 + 2.2 * len(chosen), 2.8)
     figure, axes = plt.subplots(1, len(chosen), figsize=size, layout="constrained", sharey=True, squeeze=False)
     scored = transfer.rename_axis("target").reset_index().melt("target", var_name="source", value_name="transfer")
@@ -259,7 +272,13 @@ def _scatter(folder: Path, pairs: pd.DataFrame, table: pd.DataFrame, chosen: lis
     # Above the panels, so the legend hides no dots.
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=8, handletextpad=0.2)
-    plots.save(axes[0][0], folder / "scatter.png")
+    plots.save(axes[0][0], folder / "scatter.png", captions.SCATTER)
+
+
+def ranked_by(table: pd.DataFrame) -> str:
+    """Return the statistic that ranks indicators: per target, else over all pairs, else AUC, whichever has a value."""
+    known = set(table.dropna(subset=["value"])["statistic"])
+    return next((name for name in (RANKED_BY, "spearman_pooled") if name in known), "same_type_auc")
 
 
 def _whole(table: pd.DataFrame) -> pd.DataFrame:
@@ -271,7 +290,7 @@ def _print(folder: Path, table: pd.DataFrame, prompts: PromptSet, notes: list[st
     whole = _whole(table)
     value = whole.pivot(index="indicator", columns="statistic", values="value")
     spread = whole.set_index(["indicator", "statistic"])
-    by = RANKED_BY if RANKED_BY in value else "same_type_auc"
+    by = ranked_by(whole)
     rows: list[dict[str, Any]] = []
     for name in value[by].sort_values(ascending=False, na_position="last").index:
         found: Any = spread.loc[(name, by), ["low", "high", "p_value"]]
@@ -288,9 +307,19 @@ def _print(folder: Path, table: pd.DataFrame, prompts: PromptSet, notes: list[st
     results.show(rows, title, data=everything, spare=("neighbour", "nDCG", "pooled"))
     print("* confounder: ignores the behaviour of prompts; an indicator must beat it")
     print("; ".join(f"{short}: {_MEANING[short]}" for label, short in _SHORT.items() if label in value))
-    for note in notes:
+    for note in [*notes, *_undefined(value)]:
         print(f"note: {note}")
     print(f"tables and figures in {folder}")
+
+
+def _undefined(value: pd.DataFrame) -> list[str]:
+    """Return why columns of the ranking have no value."""
+    empty = [name for name in _SHORT if name in value and value[name].isna().all()]
+    reasons = {
+        "spearman_per_target": f"fewer than {MIN_SOURCES} sources per target",
+        "spearman_pooled": f"fewer than {MIN_PAIRS} pairs",
+    }
+    return [f"no value for {_SHORT[name]}: {reasons.get(name, 'too few tasks or types')}" for name in empty]
 
 
 _SHORT = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from prompt_transfer.analysis import plots
+from prompt_transfer.analysis import captions, plots
 from prompt_transfer.analysis.heatmaps import summary_figure
 from prompt_transfer.analysis.matrix import Matrix, best_sources, read_matrix, summarize
 from prompt_transfer.utils import results
@@ -39,7 +39,7 @@ def write_summary(matrix: Matrix, folder: Path) -> pd.DataFrame:
     results.write(summary, folder / "summary.csv")
     results.write(best_sources(matrix), folder / "best_sources.csv")
     if len(summary):
-        plots.save(summary_figure(summary), folder / "summary.png")
+        plots.save(summary_figure(summary), folder / "summary.png", captions.SUMMARY)
     return summary
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from prompt_transfer.analysis import plots
+from prompt_transfer.analysis import captions, plots
 from prompt_transfer.analysis.heatmaps import transfer_heatmap
 from prompt_transfer.analysis.matrix import Matrix, from_results, to_table
 from prompt_transfer.backbones.deep import is_deep
@@ -103,10 +103,11 @@ def _merge_answers(inputs: TransferInputs) -> list[AnswerFile]:
 
 def draw(matrix: Matrix, folder: Path) -> None:
     """Draw `matrix.png`, ordered by type, and `matrix_clustered.png` for three or more targets."""
-    plots.save(transfer_heatmap(matrix), folder / "matrix.png")
+    plots.save(transfer_heatmap(matrix), folder / "matrix.png", captions.MATRIX)
     # Two rows can only be clustered one way.
     if len(matrix.scores) > 2:
-        plots.save(transfer_heatmap(matrix, clustered=True), folder / "matrix_clustered.png")
+        ax = transfer_heatmap(matrix, clustered=True)
+        plots.save(ax, folder / "matrix_clustered.png", captions.MATRIX_CLUSTERED)
 
 
 def _config(study: TransferStudy) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""Draw the figures in results/ again from the stored tables: python benchmarks/figures.py --results results.
+
+What needs runs that are not stored (learning curves, activations of single neurons) keeps its figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from prompt_transfer.analysis import captions, indicator_plots, neuron_plots, plots
+from prompt_transfer.analysis.matrix import from_results, read_matrix
+from prompt_transfer.analysis.projection import scores_figure
+from prompt_transfer.studies.transfer.indicators import draw_scatter, square_of_tasks
+from prompt_transfer.studies.transfer.matrix import write_summary
+from prompt_transfer.studies.transfer.report import draw
+from prompt_transfer.tasks.registry import get_task
+
+
+def transfer(folder: Path) -> None:
+    """Draw matrix and means of a transfer study."""
+    matrix = from_results(pd.read_parquet(folder / "results.parquet"))
+    draw(matrix, folder)
+    write_summary(matrix, folder)
+
+
+def neurons(folder: Path, transfer_folder: Path) -> None:
+    """Draw overlap, indicators and masks."""
+    pairs = pd.read_parquet(folder / "indicators.parquet")
+    pairs = pairs.astype({name: str for name in pairs if name != "value"})
+    mine = pairs[pairs["indicator"] == "neuron_overlap"]
+    names = list(dict.fromkeys(mine["target_prompt"]))
+    tasks = list(mine.drop_duplicates("target_prompt")["target"])
+    whole = mine.pivot(index="target_prompt", columns="source_prompt", values="value").loc[names, names].to_numpy()
+    square = square_of_tasks(np.asarray(whole, dtype=float), tasks)
+    types = [get_task(task).type for task in square.index]
+    plots.save(indicator_plots.similarity_matrix(square, types, "ON"), folder / "overlap.png", captions.OVERLAP)
+    correlations = pd.read_csv(folder / "correlations.csv")
+    rows = correlations[~correlations["indicator"].str.contains("/")]
+    plots.save(indicator_plots.indicator_ranking(rows), folder / "ranking.png", captions.RANKING)
+    plots.save(indicator_plots.layer_curve(correlations), folder / "layers.png", captions.INDICATOR_LAYERS)
+    matrix = read_matrix(transfer_folder / "matrix.csv")
+    order = list(square.index)
+    relative = matrix.measured(matrix.scores, "relative").loc[order, order]
+    draw_scatter(folder, pairs, correlations, relative)
+    summary = pd.read_csv(folder / "masking.csv")
+    caption = captions.MASKING.format(tasks=summary["tasks"].max())
+    plots.save(neuron_plots.masking_curve(summary), folder / "masking.png", caption)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    root = parser.parse_args().results
+    transfer(root / "cross_task")
+    neurons(root / "neurons", root / "cross_task")
+    for table in sorted(root.glob("projection/*/projection.csv")):
+        plots.save(scores_figure(pd.read_csv(table)), table.with_name("projection.png"), captions.PROJECTION)
+
+
+if __name__ == "__main__":
+    main()

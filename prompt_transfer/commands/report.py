@@ -1,0 +1,34 @@
+"""`report`: one page with everything about a study or run."""
+
+from __future__ import annotations
+
+from prompt_transfer.commands.parsing import call
+from prompt_transfer.utils import results
+
+
+def report(folder: str, output: str = "report.html", pdf: str | None = None, latex: str | None = None) -> None:
+    """write one self-contained HTML page about a study or run: report DIR --output FILE.html
+
+    Finds the results of transfer, analyze, neurons, sweep, fit and test below the folder, one section each. The page
+    needs no network. Needs the extra `report`.
+
+    Args:
+        folder: output folder of a command, or a folder of such folders.
+        output: the HTML file.
+        pdf: folder for the figures as PDF, each with its caption as a text file.
+        latex: folder for the tables as LaTeX (booktabs).
+    """
+    from prompt_transfer.studies.report.study import report as study
+
+    written = study(folder, output, pdf, latex)
+    rows = [{"sections": written.sections, "figures": len(written.figures), "tables": len(written.tables)}]
+    results.keep(rows, "report")
+    for path, what in ((pdf, f"{len(written.figures)} figures"), (latex, f"{len(written.tables)} tables")):
+        if path is not None and not results.keeping():
+            print(f"{what} in {path}")
+    print(written.page)
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`prompt-transfer report`."""
+    call(report, command, arguments, "DIR")
