@@ -12,6 +12,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from prompt_transfer.backbones.builtin import find_shipped
+from prompt_transfer.commands.parsing import find_value
 from prompt_transfer.commands.repeated import check_repeated, take_values
 from prompt_transfer.commands.table import COMMANDS, VERBS, find, listing
 from prompt_transfer.utils import results
