@@ -128,6 +128,13 @@ def test_the_first_screen_of_a_study(light: list[dict[str, object]]) -> None:
     assert "--data.cache_dir TEXT" in page(light, "transfer", "--help_data")
 
 
+def test_the_first_screen_of_test(light: list[dict[str, object]]) -> None:
+    text = page(light, "test", "--help")
+    assert text.startswith("usage: prompt-transfer test --prompt FILE [OPTIONS]")
+    assert "data options; default: those of the prompt (all: --help_data):" in text
+    assert "(required)" not in text
+
+
 def names(parser: object) -> set[str]:
     """Return a parser's options without its technical ones: lists' `+`, help of classes, files of groups."""
     found = {option for option in options_of(parser) if not option.endswith((".help", "+"))}  # type: ignore[arg-type]

@@ -145,6 +145,10 @@ def test_a_sweep_shows_score_best_and_time_left(tmp_path: Path, monkeypatch: pyt
         assert (whole.total, whole.completed, whole.fields["facts"]) == (2, 0, "best 0.900 (a)")
         assert (b.description, b.total, b.completed, b.fields["facts"]) == ("b", 40, 10, "score 0.600, best 0.600")
         began = time.monotonic()
+        assert view.left() is None
+        monkeypatch.setattr(time, "monotonic", lambda: began + 30)
+        # A quarter of the first of two runs.
+        assert view.left() == pytest.approx(210, rel=0.05)
         monkeypatch.setattr(time, "monotonic", lambda: began + 120)
         states[1].status, states[1].seconds = "done", 120.0
         line = view.report(runs[1], states[1])
@@ -177,6 +181,10 @@ def test_a_sweep_ends_with_its_scores(
     with results.kept() as tables:
         show_scores(runs, tmp_path)
     assert tables[0]["rows"][0]["learning_rate"] == 0.1
+    frame.assign(run=["0.10", "0.010", "7", "1e3"]).to_csv(tmp_path / "results.csv", index=False)
+    with results.kept() as tables:
+        show_scores(runs, tmp_path)
+    assert [row["run"] for row in tables[0]["rows"]] == ["0.10", "0.010", "7", "1e3"]
     assert tables[0]["rows"][0]["value"] == 0.5
 
 

@@ -123,4 +123,5 @@ def _options(page: Page) -> dict[str, list[str]]:
     }
     options = [entry for entry in page.entries if entry.name.startswith("--")]
     found = {entry.name: entry.choices or values.get(entry.name, []) for entry in options}
-    return found | {f"--help_{group.key}": [] for group in page.groups if group.key}
+    groups = [group.key for group in page.groups if group.key]
+    return found | {option: [] for key in groups for option in (f"--{key}", f"--help_{key}")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -144,11 +144,15 @@ def page(verb: str, model: str = "") -> Page:
         Entry("--seed_everything", "INT", "seed of the run", "0"),
         Entry("--print_config", "", "print the configuration and exit"),
     ]
-    classes = "" if pretrain or verb != "fit" else ", or --model CrossModelProjector"
+    scored = verb in ("validate", "test", "predict")
+    more = ", or --model CrossModelProjector" if verb == "fit" else "; default: those of the prompt" if scored else ""
+    options = _declared("data", sources.of_class(CLASSES[data]))
+    if scored:  # the prompt names its task
+        options = [replace(one, required=False) for one in options]
     groups = [
         Group("", "options", own),
-        Group("model", f"model options{classes}", _declared("model", sources.of_class(CLASSES[chosen]))),
-        Group("data", "data options", _declared("data", sources.of_class(CLASSES[data]))),
+        Group("model", f"model options{more}", _declared("model", sources.of_class(CLASSES[chosen]))),
+        Group("data", f"data options{more if scored else ''}", options),
         Group("trainer", "trainer options", _declared("trainer", sources.trainer(), trainer)),
     ]
     if not pretrain:

@@ -142,7 +142,7 @@ def show_scores(runs: list[Run], folder: Path) -> None:
     path = folder / "results.csv"
     if not path.is_file():
         return
-    frame = pd.read_csv(path)
+    frame = pd.read_csv(path, dtype={"run": str})
     grid = list(dict.fromkeys(name for run in runs for name in run.values))
     # Several prompts of one run.
     several = frame.duplicated(["run", "task"]).any()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -17,17 +17,25 @@ from prompt_transfer.utils.progress import duration, is_watched
 # Seconds between two looks at the runs' files.
 INTERVAL = 1.0
 DEFAULT_STEPS = 1000
+# No estimate of the time left before this much is done.
+LEAST_DONE, LEAST_SECONDS = 0.1, 5.0
 
 
 def latest(folder: Path) -> tuple[int, float, float] | None:
     """Return step, score and best score of a run folder by its convergence file; None before its first evaluation."""
-    with suppress(OSError, KeyError, ValueError):
+    with suppress(OSError, KeyError, TypeError, ValueError):
         with (folder / "convergence.csv").open(newline="", encoding="utf-8") as file:
             rows = [(int(row["step"]), float(row["value"])) for row in csv.DictReader(file)]
         if rows:
             last = max(step for step, _ in rows)
             return last, max(value for step, value in rows if step == last), max(value for _, value in rows)
     return None
+
+
+def _steps(run: Run) -> int | None:
+    """Return the budget of a run in steps; None if it has none."""
+    steps = run.options.get("trainer.max_steps", DEFAULT_STEPS)
+    return steps if isinstance(steps, int) and steps > 0 else None
 
 
 class SweepView:
@@ -79,10 +87,20 @@ class SweepView:
         return max(found, default=None)
 
     def left(self) -> float | None:
-        """Return the estimated seconds that are left; None before the first run has ended."""
-        if not self.finished or self.finished == self.open:
+        """Return the estimated seconds that are left; None while too little is done to tell."""
+        seconds = time.monotonic() - self._began
+        done = self.finished + sum(self._share(run) for run, state in self._pairs() if state.status == "open")
+        if self.finished == self.open or done < LEAST_DONE or seconds < LEAST_SECONDS:
             return None
-        return (time.monotonic() - self._began) / self.finished * (self.open - self.finished)
+        return seconds / done * max(self.open - done, 0.0)
+
+    def _pairs(self) -> Iterator[tuple[Run, State]]:
+        return zip(self.runs, self.states, strict=True)
+
+    def _share(self, run: Run) -> float:
+        """Return the share of its steps that a run has taken by its last evaluation."""
+        mine, steps = latest(self.folder / "runs" / run.name), _steps(run)
+        return min(mine[0] / steps, 1.0) if mine and steps else 0.0
 
     def report(self, run: Run, state: State) -> str:
         """Count a finished run and return its line."""
@@ -101,19 +119,19 @@ class SweepView:
 
     def update(self) -> None:
         """Read the runs' files and update the bars."""
-        for run, state in zip(self.runs, self.states, strict=True):
+        for run, state in self._pairs():
             mine = latest(self.folder / "runs" / run.name)
             if state.status != "open" or mine is None:
                 if run.name in self._tasks:
                     self.bars.remove_task(self._tasks.pop(run.name))
                 continue
-            steps = run.options.get("trainer.max_steps", DEFAULT_STEPS)
+            steps = _steps(run)
             if run.name not in self._tasks:
                 self._tasks[run.name] = self.bars.add_task(run.name, total=steps, facts="")
             facts = f"score {mine[1]:.3f}, best {mine[2]:.3f}"
             self.bars.update(self._tasks[run.name], completed=mine[0], facts=facts)
-        best, left = self.best, self.left()
-        parts = ([f"best {best[0]:.3f} ({best[1]})"] if best else []) + ([f"{duration(left)} left"] if left else [])
+        parts = [] if (best := self.best) is None else [f"best {best[0]:.3f} ({best[1]})"]
+        parts += [] if (left := self.left()) is None else [f"{duration(left)} left"]
         self.bars.update(self._whole, completed=self.finished, facts=", ".join(parts))
 
     def _follow(self) -> None:
