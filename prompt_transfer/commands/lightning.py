@@ -221,10 +221,8 @@ class Command(LightningCLI):
             parser.add_argument(
                 "--prompt", type=str | list[str] | None, default=None, help=f"prompt file, or folder of a run{several}"
             )
-            parser.add_argument(
-                "--random_prompts", type=int, default=1, help="number of random-prompt baselines (test and validate)"
-            )
         if self.verb in ("test", "validate"):
+            parser.add_argument("--random_prompts", type=int, default=1, help="number of random-prompt baselines")
             parser.add_argument(
                 "--metrics", type=str | list[str] | None, default=None,
                 help="further metrics of classification: per_class, confusion_matrix, calibration, separated by commas",
