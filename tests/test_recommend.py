@@ -405,7 +405,8 @@ def test_mistakes_on_the_command_line(
     assert "--k must be 1 or more" in error_of(capsys, main([*command, "--k", "0"]))
     assert "--rows must be 1 or more" in error_of(capsys, main([*command, "--rows", "0"]))
     assert "--use" in error_of(capsys, main([*command, "--use", "all"]))
-    assert "no such folder" in error_of(capsys, main([*command, "--prompts", str(tmp_path / "none")]))
+    elsewhere = [str(tmp_path / "none") if part == str(prompts) else part for part in command]
+    assert "no such folder" in error_of(capsys, main(elsewhere))
     assert not (tmp_path / "out").exists()
     assert main(["prompts", "--help"]) == 0
     assert "rank the prompts of a folder as initializations for a target task" in capsys.readouterr().out

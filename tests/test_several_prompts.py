@@ -246,6 +246,9 @@ def test_predict_takes_one_prompt(seeds: Path, tmp_path: Path, capsys: pytest.Ca
     given = ["--prompt", paths[0], "--prompt", paths[1], "--output", str(tmp_path / "out")]
     told = error_of(capsys, main(["predict", *given]))
     assert told.startswith(f"error: predict takes one prompt, not 2 ({paths[0]} and {paths[1]}")
+    # Baselines are scored by `test` alone: `predict` ignored the option.
+    told = error_of(capsys, main(["predict", *given[:2], "--random_prompts", "3", *given[4:]]))
+    assert told.startswith("error: unknown option --random_prompts")
     assert not (tmp_path / "out").exists()
 
 

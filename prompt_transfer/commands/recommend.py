@@ -113,6 +113,8 @@ def next_steps(study: RecommendStudy, found: Recommendation, use: str, k: int) -
             outputs = [str(Path(study.output) / f"{target}-from-{place}") for place in range(1, len(prompts) + 1)]
             runs = zip(best["path"], outputs, strict=True)
             lines += [f"{target}, {which}:", *(_fit(study, prompts[0], [task], path, output) for path, output in runs)]
+            if len(prompts) > 1:
+                lines.append(f"  select one of the {len(prompts)} by its validation score, and report its test score")
     return lines
 
 

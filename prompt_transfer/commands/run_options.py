@@ -93,12 +93,13 @@ def run_options(verb: str) -> list[RunOption]:
             LOGGER,
         ]  # fmt: skip
     calibration = "divide class probabilities by those on content-free texts (contextual calibration)"
-    random = RunOption("random_prompts", int, 1, "number of random-prompt baselines (test and validate)")
+    random = RunOption("random_prompts", int, 1, "number of random-prompt baselines")
     several = "; several (test and validate): repeat the option" if verb != "predict" else ""
     prompt = RunOption("prompt", str | list[str] | None, None, f"prompt file, or folder of a run{several}")
-    found = [prompt, OUTPUT, RunOption("calibrate", bool, False, calibration), random, LOGGER]
+    found = [prompt, OUTPUT, RunOption("calibrate", bool, False, calibration), LOGGER]
     if verb in ("test", "validate"):
         text = "further metrics of classification: per_class, confusion_matrix, calibration, separated by commas"
+        found.append(random)
         found.append(RunOption("metrics", str | list[str] | None, None, text))
     if verb == "predict":
         texts = (

@@ -77,4 +77,5 @@ def show_summary(summary: pd.DataFrame) -> None:
         if "different" not in set(table["kind"]):
             continue  # with a single type the best source always has it
         for row in table[(table["kind"] == best) & (table["type"] == "all")].to_dict("records"):
-            print(f"{best} for {round(row['mean'] * row['n_targets'])} of {row['n_targets']} targets")
+            same = f"{round(row['mean'] * row['n_targets'])} of {row['n_targets']} targets"
+            print(f"{best} for {same} (selected by the scores of this table)")
