@@ -317,10 +317,11 @@ def test_source_and_task_go_together(tmp_path: Path) -> None:
         UserError, match=r"sst2 is not built in; use --data.source hub, or --data.source local --data.root"
     ):
         TaskDataModule("sst2")
+    toy = _task(tmp_path)
     with pytest.raises(UserError, match=r"toy is not built in; use --data.source local$"):
-        TaskDataModule(_task(tmp_path), source="builtin")
+        TaskDataModule(toy, source="builtin")
     # The folder in its YAML file implies the source.
-    assert TaskDataModule(_task(tmp_path)).selection.source == "local"
+    assert TaskDataModule(toy).selection.source == "local"
 
 
 def test_trainer_options_that_would_change_what_batch_size_means(tmp_path: Path) -> None:

@@ -214,6 +214,8 @@ def test_the_columns_of_a_table_are_needed(tmp_path: Path, options: dict[str, An
 
 
 def test_columns_without_a_table_are_refused() -> None:
+    with pytest.raises(UserError, match=r"--data.task x.tsv: save the table as .jsonl, .csv or .parquet"):
+        TaskDataModule("x.tsv", text="review")
     with pytest.raises(UserError, match=r"--data.text review is for a table"):
         TaskDataModule("builtin_movies", text="review")
     with pytest.raises(UserError, match=r"--data.label_words a,b is for a table.*default or paper"):

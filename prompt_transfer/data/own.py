@@ -20,6 +20,7 @@ from prompt_transfer.data.table_files import (
     read_table,
     shown_names,
 )
+from prompt_transfer.data.texts import OTHER_TABLES
 from prompt_transfer.tasks.registry import get_task, task_names
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
@@ -249,17 +250,21 @@ def choose_tasks(given: object, options: Mapping[str, Any]) -> tuple[list[Task],
     """
     found: list[Task] = []
     own: dict[str, Mapping[str, RawSplit]] = {}
-    options = {name: value for name, value in options.items() if value is not None}
-    files = {name: options.pop(name) for name in ("validation", "test") if name in options}
+    set_options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    files: dict[str, Any] = {name: set_options.pop(name) for name in ("validation", "test") if name in set_options}
     everything = list(given) if isinstance(given, list | tuple) else [given]
-    if (options or files) and not any(map(is_table, everything)):
-        name, value = next(iter({**options, **files}.items()))
+    if (set_options or files) and not any(
+        is_table(one) or str(one).lower().endswith(OTHER_TABLES) for one in everything
+    ):
+        name, value = next(iter((set_options | files).items()))
         also = "; the words of other tasks are default or paper" if name == "label_words" else ""
         raise UserError(f"--data.{name} {value} is for a table: --data.task FILE.csv (or .jsonl, .parquet){also}")
     for one in everything:
         made = one
+        if isinstance(one, str) and one.lower().endswith(OTHER_TABLES):
+            raise UserError(f"--data.task {one}: save the table as {', '.join(SUFFIXES[1:])} or .parquet")
         if is_table(one):
-            made = from_table(str(one), Columns(**(_columns_of_defined() | options)), **files)
+            made = from_table(str(one), Columns(**(_columns_of_defined() | set_options)), **files)
         elif isinstance(one, str) and one in _DEFINED and one not in task_names():
             made = OwnTask(_DEFINED[one])
         if isinstance(made, OwnTask):

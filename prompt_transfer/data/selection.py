@@ -79,8 +79,11 @@ class Selection:
     def data(self) -> list[TaskData]:
         """Each task with all its rows."""
         if not self._data:
-            options: tuple[Any, ...] = (self.source, self.root, self.seed, self.label_words, self.revision)
-            self._data = [load_task(task, *options, self.own.get(task.name)) for task in self.registry]
+            options: dict[str, Any] = {
+                "label_words": self.label_words, "revision": self.revision, "root": self.root, "seed": self.seed
+            }  # fmt: skip
+            source: Any = self.source
+            self._data = [load_task(task, source, given=self.own.get(task.name), **options) for task in self.registry]
             self._warn_of_shared_rows()
         return self._data
 

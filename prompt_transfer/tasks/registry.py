@@ -109,7 +109,9 @@ def get_task(name: str | Path) -> Task:
     hint = f"did you mean {' or '.join(close)}?" if close else "see `prompt-transfer tasks list`"
     if "," in text:
         hint = f"several tasks are a list: --data.task '[{text}]'"
-    raise UserError(f"unknown task {text!r} ({hint}); a task of your own is given as the path of its YAML file")
+    raise UserError(
+        f"unknown task {text!r} ({hint}); a task of your own is given as the path of its YAML file or table"
+    )
 
 
 def display_name(name: object) -> str:
