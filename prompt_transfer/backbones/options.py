@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prompt_transfer.backbones.answers import IGNORED, Answers, PromptBank, Prompts
+from prompt_transfer.backbones.answers import IGNORED, Answers
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.backbones.prompt_inputs import expand_texts
+from prompt_transfer.backbones.prompt_inputs import PromptBank, Prompts, expand_texts
 
 
 def option_log_probs(backbone: FrozenBackbone, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.options import option_log_probs
+from prompt_transfer.backbones.prompt_inputs import PromptBank
 from prompt_transfer.modules.objective import Objective, References
 from prompt_transfer.tasks.registry import Task
 

@@ -11,8 +11,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
-from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.backbones.prompt_inputs import PromptBank
 from prompt_transfer.tasks.metrics import make_metrics
 from prompt_transfer.tasks.registry import Task
 
