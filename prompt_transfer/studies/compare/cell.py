@@ -203,7 +203,7 @@ def _fit(run: Run) -> tuple[Outcome, pd.DataFrame]:
     return outcome, records
 
 
-def _backbone(module: TrainedModule) -> dict[str, str]:
+def _backbone(module: TrainedModule) -> dict[str, Any]:
     backbone = module.backbone
     return {"layout": backbone.layout.name, "attention": backbone.attention, "dtype": backbone.dtype_name}
 

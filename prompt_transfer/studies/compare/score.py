@@ -82,6 +82,8 @@ def _in_new_process(study: CompareStudy, cell: Cell, prepare: Callable[[], None]
 
 def _work(study: CompareStudy, cell: Cell, prepare: Callable[[], None] | None, sender: Any) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    # Standard output belongs to the parent's tables (`--json`).
+    os.dup2(2, 1)
     if prepare is not None:
         prepare()
     try:
