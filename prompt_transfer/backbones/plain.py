@@ -176,6 +176,6 @@ def refuse_shared(name: str, family: Family, attention: str) -> None:
     """
     if family.plain and family.kind != "causal_lm" and attention == "shared":
         raise UserError(
-            f"{name} ({family.name}) does not support the attention mode 'shared', nor deep prompts: use "
-            "--model.attention full with --model.method prompt"
+            f"{name} ({family.name}) does not support the attention mode 'shared': use --model.attention full (and "
+            "--model.method prompt)"
         )

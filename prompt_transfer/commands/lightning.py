@@ -185,7 +185,7 @@ class Command(LightningCLI):
         self.make_paths_absolute()
         if config.model.get("method") == DEEP_PROMPT:
             if self.attention_given and config.model.attention == "full":
-                raise UserError("a deep prompt never sees the text: give --model.attention shared, or none")
+                raise UserError("a deep prompt never sees the text: give --model.attention shared, or leave it out")
             config.model.attention = "shared"
         trainer = config.trainer
         steps, interval = trainer.max_steps, trainer.val_check_interval
