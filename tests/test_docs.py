@@ -100,7 +100,18 @@ def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
     from prompt_transfer.commands.completion import tree
 
     known = {option for options in tree().values() for option in options}
-    known |= {"--help", "--version", "--json", "--debug", "--print_config", "--input", "--config", "--model", "--data"}
+    known |= {
+        "--help",
+        "--version",
+        "--json",
+        "--debug",
+        "--figures",
+        "--print_config",
+        "--input",
+        "--config",
+        "--model",
+        "--data",
+    }
     # Options of classes that an option selects.
     for initializer in (initializers.FromPrompt, initializers.Text):
         known |= {f"--model.init.{name}" for name in inspect.signature(initializer).parameters}
