@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 from fake_hub import connected
+from own_rows import write_reviews
 from tiny_models import prompt_facts
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
@@ -292,6 +293,7 @@ def test_make_targets_are_there() -> None:
 def test_the_python_blocks_run(tmp_path: Path) -> None:
     # In one process, to import torch once: each block imports what it uses.
     code = "\n".join(blocks("python"))
+    write_reviews(tmp_path)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "torch.Size([20, 256]) roberta-nano" in done.stdout
