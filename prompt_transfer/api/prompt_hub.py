@@ -30,7 +30,7 @@ from prompt_transfer.utils.errors import UserError
 # Metadata that a random prompt of the same backbone inherits from a prompt.
 SHARED = (
     *("backbone", "fingerprint", "family", "layout", "attention", "dtype", "head", "revision"),
-    *("label_words_policy", "data_label_words"),
+    *("label_words_policy", "data_label_words", "data_template", "data_chat_template"),
 )
 
 

@@ -22,7 +22,7 @@ from prompt_transfer.utils.errors import SettingsChangedError, UserError
 
 CONTROL = "constant"
 # Metadata that determine the label words of a score.
-WORDS = ("label_words_policy", "data_label_words")
+WORDS = ("label_words_policy", "data_label_words", "data_template", "data_chat_template")
 COLUMNS = ("what", "value", "low", "high", "n")
 Result = TypeVar("Result")
 

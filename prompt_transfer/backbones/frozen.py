@@ -16,6 +16,7 @@ from prompt_transfer.backbones.fingerprint import text_rules
 from prompt_transfer.backbones.gguf import SOURCE
 from prompt_transfer.backbones.kernels import frozen_linear, frozen_norm
 from prompt_transfer.backbones.layouts import get_layout
+from prompt_transfer.backbones.templates import Template, default_template
 from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, fuse_activations, path_of
 from prompt_transfer.backbones.tokenization import start_ids, tokens_beyond
 from prompt_transfer.utils.errors import UserError
@@ -163,6 +164,19 @@ class FrozenBackbone(nn.Module):
             self.tokenizer, family.kind, family.separators, prompt_length, self.max_positions, self._text_rules,
             self._start, self._beyond,
         )  # fmt: skip
+
+    def shown_format(self, template: Template | None, pairs: bool, cue: str) -> str:
+        """Return the words around the texts as a template string; "" for an encoder's or seq2seq model's own format.
+
+        Args:
+            template: the task's template; None for the default format.
+            pairs: whether there are two texts.
+            cue: the cue of the default format, which only causal models read.
+        """
+        if template is None:
+            return default_template(pairs, cue) if self.family.kind == "causal_lm" else ""
+        resolved = self.encoder(1).resolved(template)
+        return "" if resolved is None else resolved.text
 
     def ffn_sites(self) -> list[nn.Module]:
         """Return the module of each layer that holds the neurons [B, T', F], from the first layer on.

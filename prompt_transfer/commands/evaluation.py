@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, as_user_error
+from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.commands.parsing import find_value, program
 from prompt_transfer.data.baselines import majority_class, trivial_answers
 from prompt_transfer.data.datamodule import TaskDataModule
@@ -24,6 +25,7 @@ from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.prompts.reparameterizations import Plain
+from prompt_transfer.studies.entries import changed_format
 from prompt_transfer.tasks.metrics import bootstrap_mean_interval, bootstrap_metric_interval, example_scores
 from prompt_transfer.tasks.registry import Task
 from prompt_transfer.tracking.options import WandbOptions
@@ -61,7 +63,7 @@ def run(command: str, arguments: list[str]) -> None:
     model = parsed.model
     assert isinstance(model, PromptTuning)
     prompt.check(model.backbone, model.backbone.layout.name, model.backbone.attention)
-    _warn_changed_words(prompt, parsed.datamodule.tasks)
+    _warn_changed_words(prompt, parsed.datamodule.tasks, model.backbone)
     _warn_unfinished(prompt)
     if command == "predict":
         _predict(parsed, model)
@@ -69,17 +71,11 @@ def run(command: str, arguments: list[str]) -> None:
         _score(command, parsed, model, path)
 
 
-def _warn_changed_words(prompt: Prompt, tasks: list[Task]) -> None:
-    """Warn if a task's label words changed after the prompt's training."""
-    trained = _stored(prompt, "label_words", dict)
+def _warn_changed_words(prompt: Prompt, tasks: list[Task], backbone: FrozenBackbone) -> None:
+    """Warn if a task's label words or template changed after the prompt's training."""
     for task in tasks:
-        words = trained.get(task.name)
-        if words is not None and words != list(task.label_words):
-            warnings.warn(
-                f"the prompt was trained on {task.name} with the label words {', '.join(words)}, "
-                f"but is scored with {', '.join(task.label_words)}",
-                stacklevel=2,
-            )
+        if said := changed_format(prompt, task, backbone):
+            warnings.warn(f"the prompt was trained on {task.name} with {said}", stacklevel=2)
 
 
 def _warn_unfinished(prompt: Prompt) -> None:
@@ -106,9 +102,9 @@ def _with_prompt(arguments: list[str], prompt: Prompt, path: str) -> list[str]:
         raise UserError(f"{path} does not name the task of its training: give one with --data.task")
     if tasks:
         first += ["--data.task", tasks[0] if len(tasks) == 1 else json.dumps(tasks)]
-    for key in ("label_words", "max_length", "seed", "special_tokens"):
+    for key in ("label_words", "max_length", "seed", "special_tokens", "template", "chat_template"):
         if facts.get(f"data_{key}"):
-            first += [f"--data.{key}", facts[f"data_{key}"]]
+            first += [f"--data.{key}={facts[f'data_{key}']}"]
     if facts.get("revision"):
         first += ["--model.revision", facts["revision"]]
     if facts.get("data_source"):

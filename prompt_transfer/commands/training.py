@@ -140,6 +140,7 @@ class FitCommand(Command):
             "data_max_length": "" if config.data.max_length is None else str(config.data.max_length),
             "data_seed": str(config.data.seed),
             "data_special_tokens": config.data.special_tokens,
+            **self._formats(),
             "data_revision": config.data.revision or "",
         }
         callbacks: list[Callback] = [
@@ -167,6 +168,15 @@ class FitCommand(Command):
             one = EarlyStopping("validation/score", mode="max", patience=config.early_stopping)
             callbacks.append(StopEach(config.early_stopping) if several else one)
         return callbacks
+
+    def _formats(self) -> dict[str, str]:
+        """Return the template options, if given, as metadata of the prompt."""
+        data, found = self.config.data, {}
+        if data.get("template") not in (None, "", "default"):
+            found["data_template"] = data.template.replace("\\n", "\n")
+        if data.get("chat_template"):
+            found["data_chat_template"] = "true"
+        return found
 
     @cached_property
     def tracker(self) -> Tracker | None:

@@ -58,6 +58,8 @@ class TaskDataModule(L.LightningDataModule):
         revision: Commit, tag or branch of the hub repository. None is the registry's.
         special_tokens: Special tokens of the backbone inside texts, such as </s>: keep them, with a warning, or split
             them into ordinary tokens.
+        template: Words around the texts, such as "{text_a}\\nSentiment:" (pairs: also {text_b}). None is the task's own.
+        chat_template: Wrap the texts in the tokenizer's chat template (causal backbones). None is the task's own.
 
     Raises:
         UserError: an invalid option, or a source that does not have the task.
@@ -83,6 +85,8 @@ class TaskDataModule(L.LightningDataModule):
         held_out: list[str] | None = None,
         revision: str | None = None,
         special_tokens: SpecialTokens = "keep",
+        template: str | None = None,
+        chat_template: bool | None = None,
     ) -> None:
         super().__init__()
         limits = {"max_tokens": max_tokens, "limit_train": limit_train, "limit_eval": limit_eval}
@@ -92,7 +96,7 @@ class TaskDataModule(L.LightningDataModule):
         check_special_tokens(special_tokens)
         names = [task] if isinstance(task, str) else task
         per_split = {"train": limit_train, "validation": limit_eval, "test": limit_eval}
-        tasks = [get_task(name) for name in names]
+        tasks = [get_task(name).with_format(template, chat_template) for name in names]
         known = {task.name for task in tasks}
         without = frozenset(name if name in known else get_task(name).name for name in held_out or ())
         self.selection = Selection(tasks, source, root, seed, label_words, per_split, without, revision)
@@ -156,7 +160,8 @@ class TaskDataModule(L.LightningDataModule):
         return {
             "tasks": [task.name for task in self.tasks],
             "source": selection.source,
-            "label_words": {task.name: list(task.label_words) for task in self.tasks},
+            "label_words": {task.name: task.stored_words for task in self.tasks},
+            **({"templates": tables.shown_templates()} if any(tables.templates) else {}),
             "seed": self.seed,
             "batch_size": self.batch_size,
             "limit_train": selection.limits["train"],

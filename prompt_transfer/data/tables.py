@@ -57,6 +57,11 @@ class Tables:
         except UserError as error:
             raise UserError(f"task {task.name}: {error}") from error
 
+    def shown_templates(self) -> dict[str, str]:
+        """Return task -> template, as rendered for the encoder; "" for the default format."""
+        pairs = zip(self.selection.tasks, self.templates, strict=True)
+        return {task.name: "" if template is None else template.text for task, template in pairs}
+
     def _words(self, index: int) -> dict[str, Any]:
         """Return the options of the texts' format."""
         task, template = self.selection.tasks[index], self.templates[index]

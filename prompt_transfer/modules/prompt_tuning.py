@@ -136,7 +136,10 @@ class PromptTuning(TrainedModule):
             "dtype": self.backbone.dtype_name,
             "head": self.backbone.head,
             "task": ",".join(task.name for task in tasks),
-            "label_words": json.dumps({task.name: list(task.label_words) for task in tasks}),
+            "label_words": json.dumps({task.name: task.stored_words for task in tasks}),
+            "templates": json.dumps(
+                {task.name: self.backbone.shown_format(task.format, task.pairs, task.cue) for task in tasks}
+            ),
             "init": init.describe(),
             "reparameterization": reparameterization.describe(),
             "learning_rate": "" if self.optimization.optimizer else repr(self.hparams.learning_rate),

@@ -43,6 +43,7 @@ KEPT = (
         "data_source",
         "data_root",
         "data_label_words",
+        *("data_template", "data_chat_template"),
         "data_max_length",
         "data_seed",
         "data_special_tokens",

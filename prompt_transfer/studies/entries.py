@@ -6,8 +6,9 @@ import json
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -17,6 +18,9 @@ from prompt_transfer.prompts.random_prompts import DRAWS, random_prompt
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.digests import digest_of
 from prompt_transfer.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from prompt_transfer.studies.targets import TargetData
 
 # Options that choose between values when the prompts of a folder differ.
 OPTIONS = {
@@ -134,18 +138,64 @@ def check_all(prompts: dict[str, Prompt], backbone: FrozenBackbone) -> None:
         warnings.warn(f"{caught[0].message}{more}", stacklevel=2)
 
 
-def warn_of_other_words(prompts: dict[str, Prompt], tasks: Sequence[Task]) -> None:
-    """Warn if a task's label words differ from those its own prompt was trained with."""
+def with_formats(prompts: dict[str, Prompt], data: TargetData) -> TargetData:
+    """Return the data options with the template and chat template that the prompts were trained with, unless given.
+
+    Raises:
+        UserError: the prompts differ and nothing is given.
+    """
+    found: dict[str, Any] = {}
+    for key in ("template", "chat_template"):
+        if getattr(data, key) is not None:
+            continue
+        said = {prompt.metadata.get(f"data_{key}", ""): name for name, prompt in prompts.items()}
+        if len(said) > 1:
+            shown = ", ".join(f"{value or 'none'!r} ({name})" for value, name in said.items())
+            raise UserError(f"the prompts differ in data_{key}: {shown}; choose one with --data.{key}")
+        value = next(iter(said), "")
+        if value:
+            found[key] = value == "true" if key == "chat_template" else value
+    return replace(data, **found) if found else data
+
+
+def warn_of_other_words(
+    prompts: dict[str, Prompt], tasks: Sequence[Task], backbone: FrozenBackbone | None = None
+) -> None:
+    """Warn if a task's label words, or with a `backbone` its template, differ from those of its prompt's training."""
     for task in tasks:
         for name, prompt in prompts.items():
-            words = json.loads(prompt.metadata.get("label_words") or "{}").get(task.name)
-            if words is not None and words != list(task.label_words):
-                warnings.warn(
-                    f"prompt {name} was trained on {task.name} with the label words {', '.join(words)}, but this "
-                    f"study uses {', '.join(task.label_words)}",
-                    stacklevel=2,
-                )
+            if said := changed_format(prompt, task, backbone):
+                warnings.warn(f"prompt {name} was trained on {task.name} with {said}", stacklevel=2)
                 break
+
+
+def changed_format(prompt: Prompt, task: Task, backbone: FrozenBackbone | None = None) -> str:
+    """Describe how the label words or template of a task differ from those of a prompt's training; "" if they do not.
+
+    Raises:
+        UserError: the prompt's metadata are damaged.
+    """
+    here: dict[str, Any] = {"label_words": task.stored_words}
+    if backbone is not None:
+        here["templates"] = backbone.shown_format(task.format, task.pairs, task.cue)
+    for key, now in here.items():
+        try:
+            before = json.loads(prompt.metadata.get(key) or "{}").get(task.name)
+        except (ValueError, AttributeError):
+            raise UserError(
+                f"{prompt.path} is damaged: its metadata {key!r} is {prompt.metadata[key][:60]!r}"
+            ) from None
+        if before is None or before == now:
+            continue
+        if key == "templates":
+            return f"the template {before!r}, but is used with {now!r}"
+        words, others = (", ".join(map(_shown, found)) for found in (before, now))
+        return f"the label words {words}, but is scored with {others}"
+    return ""
+
+
+def _shown(words: str | list[str]) -> str:
+    return words if isinstance(words, str) else "/".join(map(str, words))
 
 
 def make_entries(prompts: dict[str, Prompt], backbone: FrozenBackbone, random_prompts: int) -> list[Entry]:

@@ -58,7 +58,7 @@ class PromptSet:
         for prompt, task in zip(self.prompts, self.tasks, strict=True):
             try:
                 words = json.loads(prompt.metadata.get("label_words") or "{}").get(task, [])
-                found.append([str(word) for word in words])
+                found.append([str(word) for own in words for word in (own if isinstance(own, list) else [own])])
             except (ValueError, AttributeError, TypeError):
                 raise UserError(f"{prompt.path} is damaged: its label_words are not a JSON object by task") from None
         return found if any(found) else None

@@ -19,7 +19,7 @@ from prompt_transfer.prompts.initializers import vocabulary_ids
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.studies.backbones import load_backbone
-from prompt_transfer.studies.entries import Entry, warn_of_other_words
+from prompt_transfer.studies.entries import Entry, warn_of_other_words, with_formats
 from prompt_transfer.studies.scoring import MAX_TOKENS, Scorer
 from prompt_transfer.studies.targets import EvaluationData, load_target
 from prompt_transfer.tasks.registry import get_task
@@ -113,7 +113,9 @@ def confusion(
     known = get_task(task or facts.get("task") or UNKNOWN).with_policy(facts.get("label_words_policy") or None)
     if known.is_generation:
         raise UserError(f"{known.name} has no classes, it is a generation task: choose a classification task")
-    warn_of_other_words({THIS: loaded}, [known])
+    data = with_formats({THIS: loaded}, data)
+    known = known.with_format(data.template, data.chat_template)
+    warn_of_other_words({THIS: loaded}, [known], frozen)
     # Built-in tasks have no release 1.0 label words.
     words = "default" if known.builtin else data.label_words or facts.get("data_label_words") or "default"
     target = load_target(known, data, words, split, frozen.encoder(len(loaded.embeddings)))

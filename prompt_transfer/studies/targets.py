@@ -40,6 +40,8 @@ class TargetData:
         cache_dir: folder for tokenized examples.
         revision: revision of the hub repository; null: the one in the registry.
         special_tokens: keep the backbone's special tokens in texts, such as </s>, or split them into ordinary tokens.
+        template: words around the texts; null: those given to the prompts' training, else the task's own.
+        chat_template: wrap the texts in the tokenizer's chat template; null: as in the prompts' training.
     """
 
     source: Literal["hub", "local", "builtin"] = "builtin"
@@ -51,6 +53,8 @@ class TargetData:
     cache_dir: str | None = None
     revision: str | None = None
     special_tokens: SpecialTokens = "keep"
+    template: str | None = None
+    chat_template: bool | None = None
 
     def check(self) -> None:
         """Raise UserError if a number is out of range."""
@@ -163,6 +167,7 @@ def load_target(
         UserError: the source does not have the task, or its data are invalid.
     """
     data.check()
+    task = task.with_format(data.template, data.chat_template)
     limits: dict[str, int | None] = dict.fromkeys(SPLITS, data.limit_eval)
     options = (data.source, data.root, data.seed, label_words, limits)
     selection = Selection([task], *options, revision=data.revision)
@@ -177,10 +182,12 @@ def load_target(
     facts = {
         **selection.facts(split, 0),
         "task": task.name,
-        "words": [list(task.label_words), task.label_words_policy],
+        "words": [task.stored_words, task.label_words_policy],
         "metric": task.metric,
         "max_length": tables.lengths[0],
     }
+    if tables.templates[0] is not None:
+        facts["template"] = tables.templates[0].text
     # Omitted for the default: answers written before the option existed stay valid.
     if data.special_tokens != "keep":
         facts["special_tokens"] = data.special_tokens

@@ -15,6 +15,13 @@ A user's task is a YAML file::
     chat_template: true              # optional, the texts are the user's turn of an instruct model's chat template
     local: folder                    # optional, relative to this file; wins over --data.root/<name>
 
+A multiple-choice task has options in every row instead of label words, and is scored by their log-likelihoods::
+
+    choices: [choice1, choice2]      # their columns, or one column that holds a list of texts
+    choice_score: sum                # or mean, over the tokens of an option
+    label_column: label              # number of the right option, its text, or a list of right texts
+    values: {question: {cause: "What was the cause?"}}  # optional, for any task: texts in place of a column's values
+
 A generation task has a target instead of labels and label words::
 
     target_column: summary           # a text, or a list of reference texts
@@ -31,11 +38,12 @@ from typing import Any
 
 import yaml
 
-from prompt_transfer.backbones.templates import Template
+from prompt_transfer.tasks import forms
 from prompt_transfer.tasks.builtin import BUILTIN_TASKS
 from prompt_transfer.tasks.catalogue import ROWS
 from prompt_transfer.tasks.labels import label_clash
 from prompt_transfer.tasks.task import (
+    CHOICE_METRICS,
     CLASSIFICATION_METRICS,
     DEFAULT_CUE,
     GENERATION_METRICS,
@@ -51,7 +59,9 @@ __all__ = ["HubSource", "PaperWords", "Task", "describe_tasks", "get_task", "reg
 LABEL_KEYS = ("label_column", "labels", "label_words", "label_words_policy", "drop_labels")
 TARGET_KEYS = ("target_column", "max_target_length")
 FORMAT_KEYS = ("max_length", "cue", "template", "chat_template")
-YAML_KEYS = ("name", "type", "columns", *LABEL_KEYS, *TARGET_KEYS, "metric", "metrics", *FORMAT_KEYS, "local")
+CHOICE_KEYS = ("choices", "choice_score")
+OTHER_KEYS = ("metric", "metrics", *FORMAT_KEYS, "local", "values", "group")
+YAML_KEYS = ("name", "type", "columns", *LABEL_KEYS, *CHOICE_KEYS, *TARGET_KEYS, *OTHER_KEYS)
 _REGISTRY: dict[str, Task] = {row.name: row for row in ROWS}
 _BUILTIN: dict[str, Task] = {row.name: row for row in BUILTIN_TASKS}
 
@@ -135,11 +145,6 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _word(value: Any) -> str:
-    # YAML parses true, false and numbers; as label words they are strings.
-    return (str(value).lower() if isinstance(value, bool) else str(value)).strip()
-
-
 def _load_yaml(path: Path) -> Task:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -161,8 +166,7 @@ class _Fields:
         self.values: dict[str, Any] = self._known(values, YAML_KEYS, "the file")
 
     def task(self) -> Task:
-        answers = self._target() if "target_column" in self.values else self._classes()
-        allowed = GENERATION_METRICS if "target_column" in self.values else CLASSIFICATION_METRICS
+        answers, allowed = self._answers()
         columns = self._known(self.values.get("columns"), ("text_a", "text_b"), "columns")
         metric = self._choice("metric", allowed)
         local = self._string("local", required=False)
@@ -177,23 +181,24 @@ class _Fields:
             local=None if local is None else self._folder(local),
             max_length=self._tokens("max_length", 64),
             cue="" if cue == "" else self._string("cue", default=DEFAULT_CUE),
-            **self._format(columns),
+            **forms.texts_format(self, columns),
+            values=forms.texts_of_values(self),
             **answers,
         )
 
-    def _format(self, columns: dict[str, Any]) -> dict[str, Any]:
-        """Return the checked template."""
-        template, chat = self._string("template", required=False), self.values.get("chat_template", False)
-        if not isinstance(chat, bool):
-            raise self._fail(f"chat_template must be true or false, not {chat!r}")
-        if template is not None:
-            if "cue" in self.values:
-                raise self._fail("a template replaces the cue: write the cue's words at its end, and leave out cue")
-            try:
-                Template.parse(template, columns.get("text_b") is not None)
-            except UserError as error:
-                raise self._fail(str(error)) from error
-        return {"template": template, "chat_template": chat}
+    def _answers(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Return the fields that depend on the form of the answer, and its metrics."""
+        if "target_column" in self.values:
+            return self._target(), GENERATION_METRICS
+        if "choices" in self.values:
+            return forms.multiple_choice(self), CHOICE_METRICS
+        if "choice_score" in self.values:
+            raise self._fail("choice_score is for tasks with choices")
+        group = self._string("group", required=False)
+        metrics = [self.values.get("metric"), *(self._list("metrics") or [])]
+        if "group_exact_match" in metrics and group is None:
+            raise self._fail("the metric group_exact_match needs the column of the groups: group")
+        return {**self._classes(), "group": group}, CLASSIFICATION_METRICS
 
     def _folder(self, local: str) -> str:
         try:
@@ -204,7 +209,7 @@ class _Fields:
     def _classes(self) -> dict[str, Any]:
         """Return the fields of a classification task."""
         if "max_target_length" in self.values:
-            raise self._fail("max_target_length is for tasks with a target_column")
+            raise self._fail("max_target_length is for tasks with a target_column or choices")
         sets = self._words()
         words = tuple(own[0] for own in sets)
         labels = self._labels(words)
@@ -223,7 +228,7 @@ class _Fields:
 
     def _target(self) -> dict[str, Any]:
         """Return the fields of a generation task."""
-        wrong = [key for key in LABEL_KEYS if key in self.values]
+        wrong = [key for key in (*LABEL_KEYS, *CHOICE_KEYS, "group") if key in self.values]
         if wrong:
             raise self._fail(f"a task with a target_column has no labels: leave out {', '.join(wrong)}")
         return {
@@ -274,7 +279,7 @@ class _Fields:
     def _words(self) -> list[tuple[str, ...]]:
         """Return the words of each class: one, or those of a list."""
         values = self._list("label_words") or []
-        sets = [tuple(map(_word, value if isinstance(value, list) else [value])) for value in values]
+        sets = [tuple(map(forms.word, value if isinstance(value, list) else [value])) for value in values]
         words = [word for own in sets for word in own]
         if len(sets) < 2 or len(set(words)) != len(words) or not all(words) or not all(sets):
             shown = [own[0] if len(own) == 1 else list(own) for own in sets]

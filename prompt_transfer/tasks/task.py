@@ -10,7 +10,9 @@ from prompt_transfer.backbones.templates import Template, default_template
 from prompt_transfer.tasks.labels import label_clash
 from prompt_transfer.utils.errors import UserError
 
-CLASSIFICATION_METRICS = ("accuracy", "f1", "matthews")
+CLASSIFICATION_METRICS = ("accuracy", "f1", "matthews", "group_exact_match")
+CHOICE_METRICS = ("accuracy", "exact_match", "squad_f1")
+CHOICE_SCORES = ("sum", "mean")
 GENERATION_METRICS = ("exact_match", "squad_f1", "rouge1", "rouge2", "rougeL")
 LABEL_WORDS_POLICIES = ("error", "first", "mean", "sequence")
 DEFAULT_CUE = "Answer:"
@@ -81,7 +83,8 @@ class Task:
     Attributes:
         name: name in options, files and tables.
         type: task type (sentiment, nli, ethics, paraphrase, qa, summarization, or a user's word).
-        text_a, text_b: source columns of the first and second text; ``text_b`` None for single texts.
+        text_a, text_b: source columns of the first and second text; ``text_b`` None for single texts. Several columns
+            make one text as a format string: ``{question} {answer}``.
         label_column: source column of the label; None for generation tasks.
         labels: values of that column in class order; None means the integers 0..C-1.
         label_words: one word per class, in class order; the class's name in tables. A list of words in place of a word
@@ -97,6 +100,12 @@ class Task:
             it; unused if there is a template.
         template: words around the texts, for every kind of backbone (`prompt_transfer.backbones.templates`); None: the
             default format of the kind.
+        choices: multiple choice, without label words: the columns of the options, or one column with a list of them. An
+            option's score is the log-likelihood of its tokens. ``label_column`` holds the number of the right option
+            (or its value in ``labels``), its text, or a list of right texts.
+        choice_score: ``sum`` or ``mean`` of the log-likelihoods of an option's tokens.
+        values: column -> its value -> the text in its place.
+        group: column (or format string) of the group of a row, for the metric ``group_exact_match``.
         chat_template: wrap the texts in the chat template of a causal model's tokenizer.
         hub, local, builtin: sources of the data; ``local`` is a folder that takes precedence over ``root/<name>``.
         paper: words and format of release 1.0, or None if it does not have the task.
@@ -133,6 +142,10 @@ class Task:
     other_words: tuple[tuple[str, ...], ...] = ()
     template: str | None = None
     chat_template: bool = False
+    choices: tuple[str, ...] = ()
+    choice_score: str = "sum"
+    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
+    group: str | None = None
 
     def __post_init__(self) -> None:
         if any(not isinstance(words, str) for words in self.label_words):
@@ -149,7 +162,7 @@ class Task:
             object.__setattr__(self, "metrics", (self.metric,))
         if self.metrics[0] != self.metric:
             raise ValueError(f"task {self.name}: the first of metrics {self.metrics} must be {self.metric}")
-        if self.labels is not None and len(self.labels) != len(self.label_words):
+        if self.labels is not None and not self.is_choice and len(self.labels) != len(self.label_words):
             raise ValueError(f"task {self.name}: {len(self.labels)} labels, {len(self.label_words)} label words")
         fault = label_clash(self.class_labels, self.drop_labels)
         if fault is not None:
@@ -162,8 +175,19 @@ class Task:
 
     @property
     def class_labels(self) -> tuple[Any, ...]:
-        """The label value of each class: `labels`, or 0..C-1."""
-        return tuple(range(self.num_classes)) if self.labels is None else self.labels
+        """The label value of each class, or of each column of options: `labels`, or 0..C-1."""
+        count = len(self.choices) if self.is_choice else self.num_classes
+        return tuple(range(count)) if self.labels is None else self.labels
+
+    @property
+    def is_choice(self) -> bool:
+        """True if every row has its own options (``choices``) instead of the task's classes."""
+        return bool(self.choices)
+
+    @property
+    def has_example_scores(self) -> bool:
+        """True if metrics are means over examples' scores: generation and multiple choice; else over classes."""
+        return self.is_generation or self.is_choice
 
     @property
     def is_generation(self) -> bool:
@@ -209,8 +233,8 @@ class Task:
         return replace(self, **given) if given else self
 
     def with_policy(self, policy: str | None) -> Task:
-        """Return the task with another `label_words_policy`; itself for None and for generation tasks."""
-        return self if policy is None or self.is_generation else replace(self, label_words_policy=policy)
+        """Return the task with another `label_words_policy`; itself for None and for tasks without label words."""
+        return self if policy is None or self.has_example_scores else replace(self, label_words_policy=policy)
 
     def paper_variant(self) -> Task:
         """Return the task with the words, token ids, classes and text order of release 1.0.

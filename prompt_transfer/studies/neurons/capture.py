@@ -18,7 +18,7 @@ from prompt_transfer.neurons import files
 from prompt_transfer.neurons.capture import NeuronCapture, capture_prompts
 from prompt_transfer.prompts.prompt import Prompt, readable_prompts
 from prompt_transfer.studies.backbones import describe_backbone, load_backbone
-from prompt_transfer.studies.entries import common_value
+from prompt_transfer.studies.entries import common_value, with_formats
 from prompt_transfer.studies.passes import batches_with_prompts
 from prompt_transfer.studies.targets import EvaluationData, Target, load_target
 from prompt_transfer.tasks.registry import get_task
@@ -242,5 +242,6 @@ def load_targets(
     if len({task.name for task in known}) < len(known):
         raise UserError("--tasks names a task twice")
     words = common_value(dict(prompts), "data_label_words", data.label_words) or "default"
+    data = with_formats(dict(prompts), data)
     encoder = backbone.encoder(max(len(prompt.embeddings) for prompt in prompts.values()))
     return [load_target(task, data, words, split, encoder) for task in known]

@@ -143,7 +143,7 @@ def load(study: MaskStudy) -> MaskInputs:
     targets = load_targets(study.tasks, study.data, study.split, backbone, prompts)
     if policy is not None:
         targets = [target if target.task.is_generation else _with_policy(target, policy) for target in targets]
-    warn_of_other_words(prompts, [target.task for target in targets])
+    warn_of_other_words(prompts, [target.task for target in targets], backbone)
     folder = check_writable_dir(study.output)
     neurons = neurons_of(backbone, prompts, study.neurons, study.by)
     answers = [AnswerFile.read(folder / ANSWERS, target, describe_backbone(backbone)) for target in targets]

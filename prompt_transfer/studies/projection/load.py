@@ -11,7 +11,7 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.projectors.file import ProjectorFile
 from prompt_transfer.projectors.pairs import PromptsByTask, load_by_task
 from prompt_transfer.prompts.prompt import UNKNOWN
-from prompt_transfer.studies.entries import common_value
+from prompt_transfer.studies.entries import common_value, with_formats
 from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
@@ -84,6 +84,7 @@ def load(study: ProjectionStudy) -> ProjectionInputs:
     if policy is not None:
         tasks = [task if task.is_generation else replace(task, label_words_policy=policy) for task in tasks]
     words = common_value(named, "data_label_words", study.data.label_words) or "default"
+    study.data = with_formats(named, study.data)
     return ProjectionInputs(folder, files, sources, own, source, backbone, tasks, words)
 
 

@@ -19,6 +19,7 @@ from prompt_transfer.studies.entries import (
     common_value,
     make_entries,
     warn_of_other_words,
+    with_formats,
 )
 from prompt_transfer.studies.inputs import PromptSet, load_prompts, read_matrix
 from prompt_transfer.tasks.registry import get_task
@@ -103,6 +104,8 @@ def load(study: RecommendStudy) -> RecommendInputs:
         )
     policy = common_value(named, "label_words_policy")
     words = study.data.label_words or common_value(named, "data_label_words") or "default"
+    study.data = with_formats(named, study.data)
+    tasks = [task.with_format(study.data.template, study.data.chat_template) for task in tasks]
     prove_writable_dir(study.output)
     module = PromptTuning(
         study.backbone,
@@ -118,5 +121,5 @@ def load(study: RecommendStudy) -> RecommendInputs:
         if mine.all():
             raise UserError(f"{study.prompts} holds only prompts of {name}: add prompts of other tasks")
     tasks = [task.paper_variant() if words == "paper" else task for task in tasks]
-    warn_of_other_words(named, tasks)
+    warn_of_other_words(named, tasks, module.backbone)
     return RecommendInputs(Path(study.output), found, entries, own, tasks, matrix, policy, words, module)

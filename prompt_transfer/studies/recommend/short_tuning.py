@@ -60,6 +60,7 @@ class ShortTuning:
             task, data.source, data.root, BATCH_SIZE, max_length=data.max_length, max_tokens=data.max_tokens,
             limit_train=rows, limit_eval=1, label_words=words,  # type: ignore[arg-type]
             seed=data.seed, cache_dir=data.cache_dir, special_tokens=data.special_tokens,
+            template=data.template, chat_template=data.chat_template,
         )  # fmt: skip
         module.connect(source.tasks)
         made, generator = module.start(module.init, self.seed)
@@ -70,6 +71,8 @@ class ShortTuning:
             "label_words_policy": module.hparams.label_words_policy or "",
             "data_max_length": "" if data.max_length is None else str(data.max_length),
             "data_special_tokens": data.special_tokens,
+            **({"data_template": data.template} if data.template not in (None, "default") else {}),
+            **({"data_chat_template": "true"} if data.chat_template else {}),
         }
         if (known := self._known(path, module, start, facts)) is not None:
             return known
@@ -105,7 +108,7 @@ class ShortTuning:
         same = facts | {
             **{"fingerprint": backbone.fingerprint, "layout": backbone.layout.name, "attention": backbone.attention},
             **{"dtype": backbone.dtype_name, "steps": str(self.steps)},
-            "label_words": json.dumps({task.name: list(task.label_words) for task in module.tasks}),
+            "label_words": json.dumps({task.name: task.stored_words for task in module.tasks}),
         }
         fits = all(prompt.metadata.get(key) == value for key, value in same.items())
         same_start = prompt.initial is not None and torch.equal(prompt.initial, start)

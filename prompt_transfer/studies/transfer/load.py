@@ -17,6 +17,7 @@ from prompt_transfer.studies.entries import (
     make_entries,
     read_folder,
     warn_of_other_words,
+    with_formats,
 )
 from prompt_transfer.studies.scoring import AnswerFile
 from prompt_transfer.studies.targets import Target, load_target, warn_of_shared_rows
@@ -80,13 +81,14 @@ def load(study: TransferStudy, rank: int = 0) -> TransferInputs:
     check_names(entries)
     policy = common_value(prompts, "label_words_policy", study.label_words_policy)
     words = common_value(prompts, "data_label_words", study.data.label_words) or "default"
+    study.data = with_formats(prompts, study.data)
     encoder = backbone.encoder(max(len(entry.embeddings) for entry in entries))
     with_keys = rank == 0 and len(tasks) > 1
     targets = [
         load_target(task.with_policy(policy), study.data, words, study.split, encoder, with_keys) for task in tasks
     ]
     if rank == 0:
-        warn_of_other_words(prompts, [target.task for target in targets])
+        warn_of_other_words(prompts, [target.task for target in targets], backbone)
         _warn_of_targets_without_own([target.task for target in targets], entries)
         warn_of_shared_rows(targets, {entry.source for entry in entries if entry.kind == "trained"})
     return TransferInputs(folder, backbone, entries, targets, read_answers(folder, targets, backbone, rank), rank)
