@@ -12,7 +12,7 @@ import pytest
 from prompt_transfer.tasks import registry
 from prompt_transfer.tasks.catalogue import ROWS
 from prompt_transfer.tasks.registry import Task, describe_tasks, get_task, register, task_names
-from prompt_transfer.tasks.task import CLASSIFICATION_METRICS, CUES, GENERATION_METRICS
+from prompt_transfer.tasks.task import CHOICE_METRICS, CLASSIFICATION_METRICS, CUES, GENERATION_METRICS
 from prompt_transfer.utils.errors import UserError
 
 NAMES = [
@@ -37,6 +37,11 @@ NAMES = [
     "rte",
     "cb",
     "boolq",
+    "wic",
+    "wsc",
+    "copa",
+    "multirc",
+    "record",
 ]
 NANO = Path(__file__).parents[2] / "shared" / "models" / "roberta-nano"
 
@@ -86,6 +91,10 @@ def test_a_row_is_consistent(row: Task) -> None:
     if row.is_generation:
         assert (row.num_classes, row.label_column) == (0, None)
         assert set(row.metrics) <= set(GENERATION_METRICS)
+        return
+    if row.is_choice:
+        assert (row.num_classes, row.label_words) == (0, ())
+        assert set(row.metrics) <= set(CHOICE_METRICS)
         return
     assert set(row.metrics) <= set(CLASSIFICATION_METRICS)
     assert row.labels is not None

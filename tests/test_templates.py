@@ -64,9 +64,7 @@ def test_parsing() -> None:
         ("see {text_b}\n\n{text_a}?", "the film", "the story"),
     ],
 )
-def test_ids_are_those_of_the_whole_string(
-    tiny: Tiny, family: str, template: str, a: str, b: str | None
-) -> None:
+def test_ids_are_those_of_the_whole_string(tiny: Tiny, family: str, template: str, a: str, b: str | None) -> None:
     backbone = FrozenBackbone(str(tiny(family)))
     encoder = backbone.encoder(3)
     parsed = Template.parse(template, b is not None)
@@ -190,7 +188,9 @@ def test_a_prompt_remembers_its_template(
     assert "template" not in said
     assert "Review: {text_a}\\nSentiment:" in config.read_text()
     said, _ = scores("--data.template", "default")
-    assert "trained on toy with the template 'Review: {text_a}\\nSentiment:', but is used with '{text_a} Answer:'" in said
+    assert (
+        "trained on toy with the template 'Review: {text_a}\\nSentiment:', but is used with '{text_a} Answer:'" in said
+    )
     pair = main(["test", "--prompt", str(output), *QUICK, "--data.template", "{text_b}"])
     assert "must have the field {text_a}" in error_of(capsys, pair)
     chat = main(["test", "--prompt", str(output), *QUICK, "--data.chat_template", "true"])
@@ -212,7 +212,7 @@ def test_a_transfer_study_uses_the_prompts_template(
     }  # fmt: skip
     inputs = load(TransferStudy(**options, output=str(tmp_path / "one"), data=EvaluationData("local")))
     assert inputs.targets[0].facts["template"] == "{text_a}\nSentiment:"
-    (first, *_) = inputs.targets[0].table.values[: inputs.targets[0].table.offsets[1]],
+    (first, *_) = (inputs.targets[0].table.values[: inputs.targets[0].table.offsets[1]],)
     assert first[-1] == inputs.backbone.tokenizer("Sentiment:")["input_ids"][-1]
     assert fit(toy, gpt2, runs / "b", "--seed_everything", "1") == 0
     with pytest.raises(UserError, match=r"differ in data_template: .*choose one with --data.template"):

@@ -79,8 +79,7 @@ def test_class_scores_are_means_over_words(tiny: Tiny, family: str, attention: s
     # The mean of log-probabilities gives the same class probabilities.
     logs = vocabulary.log_softmax(dim=1)
     means = [
-        torch.stack([logs[:, word_pieces(backbone.tokenizer, word)[0]] for word in words]).mean(dim=0)
-        for words in SETS
+        torch.stack([logs[:, word_pieces(backbone.tokenizer, word)[0]] for word in words]).mean(dim=0) for words in SETS
     ]
     expected = torch.stack(means, dim=1).softmax(dim=1)
     torch.testing.assert_close(objective.predict(prompt, batch)["probabilities"], expected, atol=1e-5, rtol=0)

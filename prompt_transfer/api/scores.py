@@ -194,7 +194,8 @@ def _row(label: str, row: pd.Series) -> dict[str, Any]:
 
 
 def _baseline(task: str) -> str:
-    return "lead of the text" if get_task(task).is_generation else "majority class"
+    known = get_task(task)
+    return "lead of the text" if known.is_generation else "best position" if known.is_choice else "majority class"
 
 
 def _number(value: Any) -> float | None:

@@ -217,9 +217,7 @@ class TextEncoder:
         ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, self.pad_token_id)
         return [next(token_id for token_id in ends if token_id is not None)]
 
-    def encode_targets(
-        self, texts: list[str], max_length: int, template: Template | None = None
-    ) -> list[list[int]]:
+    def encode_targets(self, texts: list[str], max_length: int, template: Template | None = None) -> list[list[int]]:
         """Return the token ids of target texts, each with the end token, at most `max_length`.
 
         Raises:

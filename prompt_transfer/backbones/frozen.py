@@ -16,8 +16,8 @@ from prompt_transfer.backbones.fingerprint import text_rules
 from prompt_transfer.backbones.gguf import SOURCE
 from prompt_transfer.backbones.kernels import frozen_linear, frozen_norm
 from prompt_transfer.backbones.layouts import get_layout
-from prompt_transfer.backbones.templates import Template, default_template
 from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, fuse_activations, path_of
+from prompt_transfer.backbones.templates import Template, default_template
 from prompt_transfer.backbones.tokenization import start_ids, tokens_beyond
 from prompt_transfer.utils.errors import UserError
 
@@ -281,7 +281,10 @@ class FrozenBackbone(nn.Module):
             UserError: the backbone cannot generate text.
         """
         states = self._answers.target_states(self._prompts(prompt, batch), _expand_texts(batch))
-        targets = batch["target_ids"]
+        return self.log_probs(states, batch["target_ids"])
+
+    def log_probs(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Compute the log-probabilities [B, S] of tokens [B, S] from hidden states [B, S, H]; 0 for padding (-100)."""
         is_target = targets != IGNORED
         # Padding skips the LM head, the model's largest matrix.
         logits = self._logits(states[is_target])

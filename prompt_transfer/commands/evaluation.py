@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, as_user_error
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, as_user_error
 from prompt_transfer.commands.parsing import find_value, program
 from prompt_transfer.data.baselines import majority_class, trivial_answers
 from prompt_transfer.data.datamodule import TaskDataModule
@@ -182,7 +182,8 @@ def _baseline(data: TaskDataModule, split: str, index: int, common: dict[str, An
     """Return rows of the trivial baseline: the majority class, or the lead of the text for generation tasks."""
     task = data.tasks[index]
     if not task.is_generation:
-        row = {**common, "what": "majority class", "n": sum(data.label_counts(split, index))}
+        what = "best position" if task.is_choice else "majority class"
+        row = {**common, "what": what, "n": len(data.selection.rows(split, index))}
         found = majority_class(data, split, index)
         return [{**row, "metric": name, "value": value} for name, value in found.items()]
     rows = data.selection.rows(split, index)
@@ -205,7 +206,9 @@ def _rows(parsed: Command, model: PromptTuning, split: str, what: str, path: str
     for index, task in enumerate(model.tasks):
         prefix = split if len(model.tasks) == 1 else f"{split}/{task.name}"
         mine = task_ids == index
-        answers = [column(name)[mine] for name in (("scores",) if task.is_generation else ("predictions", "labels"))]
+        kinds = ("scores",) if task.has_example_scores else ("predictions", "labels")
+        answers = [column(name)[mine] for name in kinds]
+        groups = column("groups")[mine] if task.group is not None else None
         for number, metric in enumerate(task.metrics):
             row = {
                 "task": task.name,
@@ -219,12 +222,12 @@ def _rows(parsed: Command, model: PromptTuning, split: str, what: str, path: str
                 "n": int(mine.sum()),
                 **_modes(model),
             }
-            if task.is_generation:
+            if task.has_example_scores:
                 row = _mean_row(row, answers[0][:, number])
             else:
                 predictions, labels = answers
                 row["low"], row["high"] = bootstrap_metric_interval(
-                    metric, predictions, labels, task.num_classes, seed=0
+                    metric, predictions, labels, task.num_classes, seed=0, groups=groups
                 )
             rows.append(row)
     return rows
@@ -319,6 +322,15 @@ def _predictions(model: PromptTuning, data: TaskDataModule) -> pd.DataFrame:
         if task.is_generation:
             written = np.array([text for output in model.records for text in output["texts"]], dtype=object)
             frame["text"] = written[order][mine]
+        elif task.is_choice:
+            given = np.array([None, *(row for output in model.records for row in output["options"])], dtype=object)[1:]
+            chosen = [int(np.argmax(row)) for row in given[order][mine]]
+            options = rows["choices"][:]
+            frame["label"] = chosen
+            frame["answer"] = [
+                options[place[number]][own] for number, own in zip(numbers.tolist(), chosen, strict=True)
+            ]
+            frame["p"] = [max(row) for row in given[order][mine]]
         else:
             probabilities = torch.cat([output["probabilities"] for output in model.records]).float().numpy()
             frame = frame.join(_answers(task, probabilities[order][mine]))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prompt_transfer.data.choices import constant_choice
 from prompt_transfer.data.sources import TaskData
 from prompt_transfer.tasks.metrics import class_metric, example_scores
 
@@ -53,7 +54,21 @@ def trivial_score(data: TaskDataModule, split: str, index: int = 0) -> float:
 
 
 def majority_class(data: TaskDataModule, split: str, index: int = 0) -> dict[str, float]:
-    """Return the score of always answering the split's majority class, for every metric; options as `trivial_score`."""
+    """Return the score of always answering the split's majority class, for every metric; options as `trivial_score`.
+
+    Multiple choice: of always choosing the option at the position that is best on the split (`constant_choice`).
+    """
+    task = data.tasks[index]
+    if task.is_choice:
+        table = data.tokens(split)
+        assert table.options is not None
+        scores = constant_choice(table.options, np.flatnonzero(table.task_ids == index)).mean(axis=0)
+        return {name: float(value) for name, value in zip(task.metrics, scores, strict=False)}
+    groups = data.selection.rows(split, index)["group"][:] if task.group is not None else None
+    if groups is not None:
+        true = np.asarray(data.selection.rows(split, index)["label"][:])
+        always = np.full_like(true, int(np.bincount(true).argmax()))
+        return {name: class_metric(name, always, true, task.num_classes, groups) for name in task.metrics}
     counts = np.array(data.label_counts(split, index))
     labels = np.arange(len(counts)).repeat(counts)
     answers = np.full_like(labels, int(counts.argmax()))

@@ -48,7 +48,7 @@ def collate(table: TokenTable, rows: np.ndarray, pad_token_id: int, pad_multiple
     Returns:
         ``input_ids [B, T]``, ``attention_mask [B, T]``, ``labels [B]``, ``task_ids [B]``, ``ids [B]``, and for a table
         with targets ``target_ids [B, S]``, padded with -100; all int64. S is at least 1; rows without a target are -100
-        throughout.
+        throughout. Tables with options or groups add those of `OptionTable.collate` and ``groups [B]``.
     """
     input_ids, mask = _padded(table.values, table.offsets, rows, pad_token_id, pad_multiple)
     batch = {
@@ -61,6 +61,10 @@ def collate(table: TokenTable, rows: np.ndarray, pad_token_id: int, pad_multiple
     if table.target_values is not None and table.target_offsets is not None:
         target_ids, _ = _padded(table.target_values, table.target_offsets, rows, IGNORED)
         batch["target_ids"] = torch.from_numpy(target_ids)
+    if table.options is not None:
+        batch |= table.options.collate(rows)
+    if table.groups is not None:
+        batch["groups"] = torch.from_numpy(table.groups[rows])
     return batch
 
 
@@ -202,6 +206,7 @@ class EvaluationBatchSampler(Sampler[BatchRows]):
         extra_positions: positions of each row besides its text: prompt and answer slot (P + 1), target.
         pad_multiple: as in `collate`.
         sort: longest rows first within each task, so a lack of memory shows at once; False keeps the order.
+        copies: ``[n]`` sequences of each row; None: one.
 
     Raises:
         UserError: a task with fewer rows than processes.
@@ -218,12 +223,13 @@ class EvaluationBatchSampler(Sampler[BatchRows]):
         extra_positions: int = 0,
         pad_multiple: int = 1,
         sort: bool = True,
+        copies: np.ndarray | None = None,
     ) -> None:
         self.rank = rank
         self.world_size = world_size
         self.batches: list[np.ndarray] = []
         tasks = np.zeros(len(lengths), dtype=np.int64) if task_ids is None else task_ids
-        positions = round_up(lengths, pad_multiple) + extra_positions
+        positions = (round_up(lengths, pad_multiple) + extra_positions) * (1 if copies is None else copies)
         for task in np.unique(tasks):
             rows = np.flatnonzero(tasks == task)
             _check_rows(len(rows), world_size, "examples to evaluate")
@@ -283,6 +289,7 @@ class BatchDataset(Dataset[dict[str, Any]]):
         longest_first = np.argsort(-lengths, kind="stable")
         rows = request.rows[longest_first]
         positions = round_up(lengths[longest_first], self.pad_multiple) + self.extra_positions
+        positions = positions * self.table.copies[rows]
         bounds = batch_bounds(positions, max(len(rows), 1), self.max_tokens)
         return {
             "micro_batches": [self._tensors(rows[start:end]) for start, end in pairwise(bounds)],

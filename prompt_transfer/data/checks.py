@@ -47,7 +47,7 @@ def check_rows(task: Task, made: Mapping[str, SplitRows]) -> None:
     Raises:
         UserError: all training rows are of one class.
     """
-    if not task.is_generation:
+    if not task.has_example_scores:
         _check_classes(task, made)
     for split, rows in made.items():
         warn_of_empty(task, f"the {split} split", rows.ids, rows.text_a, rows.text_b)

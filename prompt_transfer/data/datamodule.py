@@ -58,7 +58,7 @@ class TaskDataModule(L.LightningDataModule):
         revision: Commit, tag or branch of the hub repository. None is the registry's.
         special_tokens: Special tokens of the backbone inside texts, such as </s>: keep them, with a warning, or split
             them into ordinary tokens.
-        template: Words around the texts, such as "{text_a}\\nSentiment:" (pairs: also {text_b}). None is the task's own.
+        template: Words around the texts: "{text_a}\\nSentiment:" (pairs: also {text_b}). None is the task's own.
         chat_template: Wrap the texts in the tokenizer's chat template (causal backbones). None is the task's own.
 
     Raises:
@@ -222,7 +222,7 @@ class TaskDataModule(L.LightningDataModule):
             return
         splits = STAGE_SPLITS.get(stage or "", SPLITS)
         for split in splits:
-            self._table(split)
+            self.tokens(split)
         self._made_tables().warn_of_special_tokens(*splits)
 
     def _encoder(self) -> TextEncoder:
@@ -242,7 +242,8 @@ class TaskDataModule(L.LightningDataModule):
             self._tables = (key, Tables(self.selection, encoder, *options))
         return self._tables[1]
 
-    def _table(self, split: str) -> TokenTable:
+    def tokens(self, split: str) -> TokenTable:
+        """Return the token columns of a split, over all tasks."""
         return self._within_budget(self._made_tables().split(split))
 
     def _predict_table(self) -> TokenTable:
@@ -263,7 +264,7 @@ class TaskDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the loader of training batches, starting at `position`."""
-        table = self._table("train")
+        table = self.tokens("train")
         trainer = self.trainer
         sampler = LengthGroupedBatchSampler(
             table.lengths, self.batch_size, self.seed, *self._rank_and_world(), start_batch=self._start
@@ -279,7 +280,7 @@ class TaskDataModule(L.LightningDataModule):
     def trained_examples(self, position: int) -> list[int]:
         """Return the example ids of the training batch at `position`, over all processes."""
         assert self._sampler is not None
-        return self._table("train").ids[self._sampler.global_batch(position - 1)].tolist()
+        return self.tokens("train").ids[self._sampler.global_batch(position - 1)].tolist()
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the loader of all validation rows, task by task."""
@@ -294,7 +295,7 @@ class TaskDataModule(L.LightningDataModule):
         return self._evaluation("predict")
 
     def _evaluation(self, split: str) -> DataLoader[dict[str, Any]]:
-        table = self._predict_table() if split == "predict" else self._table(split)
+        table = self._predict_table() if split == "predict" else self.tokens(split)
         rank, world_size = self._rank_and_world()
         sampler = EvaluationBatchSampler(
             table.lengths,
@@ -306,6 +307,7 @@ class TaskDataModule(L.LightningDataModule):
             extra_positions=self._extra(table),
             pad_multiple=self.pad_multiple,
             sort=split != "predict",
+            copies=table.copies,
         )
         return self._loader(table, sampler, single=split == "predict")
 
@@ -335,7 +337,7 @@ class TaskDataModule(L.LightningDataModule):
 
     def _order(self) -> dict[str, Any]:
         """Return everything that determines the order of the training batches."""
-        table = self._table("train")
+        table = self.tokens("train")
         return {"seed": self.seed, "batch_size": self.batch_size, "rows": len(table), "examples": table.digest}
 
     def state_dict(self) -> dict[str, Any]:

@@ -53,6 +53,12 @@ def check_numbers(least: int, **options: int | None) -> None:
 def check_budget(table: TokenTable, extra: int, max_tokens: int | None, pad_multiple: int) -> None:
     """Raise UserError if the longest row, with `extra` positions besides its text, exceeds `max_tokens`."""
     longest = int(round_up(table.lengths.max(initial=0), pad_multiple)) + extra
+    options = int(((round_up(table.lengths, pad_multiple) + extra) * table.copies).max(initial=0))
+    if max_tokens is not None and table.options is not None and options > max_tokens:
+        raise UserError(
+            f"--data.max_tokens {max_tokens} does not hold one example, whose options take {options} positions "
+            f"together; use {options} or more"
+        )
     if max_tokens is not None and longest > max_tokens:
         targets = f", of them {table.longest_target} of target" if table.longest_target else ""
         raise UserError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_transfer.data.table_files import SUFFIXES, RawSplit, one_line, read_table
+from prompt_transfer.tasks.columns import all_columns
 from prompt_transfer.tasks.task import HubSource, Task
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.network import hub_reachable
@@ -26,7 +27,7 @@ _OFFLINE_ERRORS = ("OfflineModeIsEnabled", "LocalEntryNotFoundError")
 
 def used_columns(task: Task) -> list[str]:
     """Return the source columns that `task` reads."""
-    return [name for name in (task.text_a, task.text_b, task.label_column, task.target_column) if name is not None]
+    return all_columns((task.text_a, task.text_b, *task.choices, task.label_column, task.target_column, task.group))
 
 
 def data_root(root: str | Path | None) -> Path | None:

@@ -91,7 +91,12 @@ class Selection:
         check_split(split)
         limit = self._limit(split, task_index)
         chosen = self._limited(self.data[task_index].split(split), limit)
-        if limit and split == "train" and not self.tasks[task_index].is_generation and len(set(chosen["label"])) < 2:
+        if (
+            limit
+            and split == "train"
+            and not self.tasks[task_index].has_example_scores
+            and len(set(chosen["label"])) < 2
+        ):
             raise UserError(
                 f"task {self.tasks[task_index].name}: the {limit} training rows that are left are of one class; "
                 "nothing can be learnt from them, use more"
@@ -121,7 +126,7 @@ class Selection:
     def label_counts(self, split: str, task_index: int = 0) -> list[int]:
         """Return the number of rows of each class (C numbers) after limits; empty for generation."""
         task = self.tasks[task_index]
-        if task.is_generation:
+        if task.has_example_scores:
             return []
         labels = np.asarray(self.rows(split, task_index)["label"][:], dtype=np.int64)
         return np.bincount(labels, minlength=task.num_classes).tolist()

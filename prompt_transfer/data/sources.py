@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from prompt_transfer.data.checks import check_rows
+from prompt_transfer.data.choices import choices_of
 from prompt_transfer.data.readers import SPLITS, read_builtin, read_hub, read_local
 from prompt_transfer.data.table_files import RawSplit, shown_names, shown_value
 from prompt_transfer.data.texts import check_columns, texts_of, unlabelled_rows
+from prompt_transfer.tasks.columns import composed
 from prompt_transfer.tasks.labels import label_key
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
@@ -80,19 +82,24 @@ class TaskData:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Normalized rows of one split; `answers` is the int64 array of labels, or the list of targets."""
+    """Normalized rows of one split; `answers` is the int64 array of labels, or the list of targets or `Choices`.
+
+    `groups` are the numbers of the rows' groups, if the task has them.
+    """
 
     ids: np.ndarray
     text_a: list[str]
     text_b: list[str]
     answers: Any
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, rows: np.ndarray) -> _Rows:
         answers = self.answers[rows] if isinstance(self.answers, np.ndarray) else [self.answers[i] for i in rows]
-        return _Rows(self.ids[rows], [self.text_a[i] for i in rows], [self.text_b[i] for i in rows], answers)
+        groups = None if self.groups is None else self.groups[rows]
+        return _Rows(self.ids[rows], [self.text_a[i] for i in rows], [self.text_b[i] for i in rows], answers, groups)
 
 
 def load_task(
@@ -166,7 +173,7 @@ def _normalise(task: Task, split: str, raw: RawSplit) -> _Rows | None:
     answer_column = task.target_column or task.label_column
     if split != "train" and answer_column not in raw.columns:
         return None
-    check_columns(task, raw, (task.text_a, task.text_b, answer_column))
+    check_columns(task, raw, (task.text_a, task.text_b, *task.choices, answer_column, task.group))
     keep = np.arange(len(raw.frame))
     answers: Any
     if task.target_column is not None:
@@ -174,6 +181,12 @@ def _normalise(task: Task, split: str, raw: RawSplit) -> _Rows | None:
         keep = np.flatnonzero([len(texts) > 0 for texts in answers])
         if len(answers) and not len(keep):
             return None
+    elif task.is_choice:
+        answers = choices_of(task, split, raw)
+        if answers is None:
+            return None
+        if split == "train":
+            keep = np.flatnonzero([any(choices.right) for choices in answers])
     else:
         encoded = _labels(task, split, raw)
         if encoded is None:
@@ -181,7 +194,16 @@ def _normalise(task: Task, split: str, raw: RawSplit) -> _Rows | None:
         answers = encoded
         keep = keep[answers >= 0]
     text_a, text_b = texts_of(task, f"the {split} split", raw)
-    return _Rows(np.arange(len(text_a)), text_a, text_b, answers).take(keep)
+    return _Rows(np.arange(len(text_a)), text_a, text_b, answers, _groups(task, raw)).take(keep)
+
+
+def _groups(task: Task, raw: RawSplit) -> np.ndarray | None:
+    """Return the number of each row's group; None if the task has no groups."""
+    if task.group is None:
+        return None
+    names = [str(composed(task.group, row, {})) for row in raw.frame.to_dict("records")]
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
 
 
 def _targets(task: Task, split: str, raw: RawSplit) -> list[list[str]]:
@@ -276,10 +298,26 @@ def _cut(task: Task, train: _Rows, seed: int) -> tuple[_Rows, _Rows]:
 def _dataset(task: Task, rows: _Rows) -> Dataset:
     from datasets import Dataset, Features, List, Value
 
+    if task.is_choice:
+        return _choice_dataset(rows)
     answer = "target" if task.is_generation else "label"
     features = {"id": Value("int64"), "text_a": Value("string"), "text_b": Value("string")}
     features[answer] = List(Value("string")) if task.is_generation else Value("int64")
     values = {"id": rows.ids, "text_a": rows.text_a, "text_b": rows.text_b, answer: rows.answers}
+    if rows.groups is not None:
+        features["group"], values["group"] = Value("int64"), rows.groups
+    return Dataset.from_dict(values, features=Features(features))
+
+
+def _choice_dataset(rows: _Rows) -> Dataset:
+    from datasets import Dataset, Features, List, Value
+
+    features: dict[str, Any] = {"id": Value("int64"), "text_a": Value("string"), "text_b": Value("string")}
+    values: dict[str, Any] = {"id": rows.ids, "text_a": rows.text_a, "text_b": rows.text_b}
+    columns = (("choices", "texts", "string"), ("right", "right", "bool"), ("answers", "answers", "string"))
+    for name, attribute, kind in columns:
+        features[name] = List(Value(kind))
+        values[name] = [list(getattr(choices, attribute)) for choices in rows.answers]
     return Dataset.from_dict(values, features=Features(features))
 
 
@@ -288,6 +326,8 @@ def _fingerprint(made: Mapping[str, _Rows]) -> str:
     for name, rows in made.items():
         digest.update(f"{name} {len(rows)}\n".encode())
         digest.update(rows.ids.astype("<i8").tobytes())
+        if rows.groups is not None:
+            digest.update(rows.groups.astype("<i8").tobytes())
         for texts in (rows.text_a, rows.text_b):
             # The lengths distinguish ("ab", "c") from ("a", "bc").
             digest.update(np.array([len(text) for text in texts], dtype="<i8").tobytes())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from prompt_transfer.backbones.templates import Template
 from prompt_transfer.data.checks import SpecialTokens, warn_of_special_tokens
+from prompt_transfer.data.choices import option_table
 from prompt_transfer.data.selection import Selection
 from prompt_transfer.data.tokens import TextEncoder, TokenTable, cache_path, tokenise
 from prompt_transfer.tasks.task import Task
@@ -83,8 +86,9 @@ class Tables:
     def _length(self, task: Task) -> int:
         budget, extra = self.encoder.text_budget(), self.encoder.extra_positions
         positions, taken = budget + extra, f"prompt ({extra - 1}) and answer slot"
-        # Only causal models write the target into the positions of the text.
-        if task.is_generation and getattr(self.encoder, "targets_share_positions", False):
+        # Only causal models write the target into the positions of the text; encoders do so with options.
+        shared = getattr(self.encoder, "targets_share_positions", False)
+        if (task.is_generation and shared) or (task.is_choice and getattr(self.encoder, "kind", "") != "seq2seq_lm"):
             budget -= task.max_target_length
             taken = f"prompt ({extra - 1}), answer slot and target ({task.max_target_length})"
         room = f"the model has {positions} positions, {taken} leave {budget} for text"
@@ -134,7 +138,17 @@ class Tables:
         if self.templates[index] is not None:
             facts["template"] = asdict(self.templates[index])
         cache = cache_path(self.cache_dir, f"{task.name}-{split}", facts)
-        return tokenise(self.selection.rows(split, index), self.encoder, task_index=index, cache_file=cache, **options)
+        rows = self.selection.rows(split, index)
+        table = tokenise(rows, self.encoder, task_index=index, cache_file=cache, **options)
+        return self._with_answers(table, rows, index)
+
+    def _with_answers(self, table: TokenTable, rows: Dataset, index: int) -> TokenTable:
+        """Return the table with the rows' options and groups, if the task has them."""
+        task, template = self.selection.tasks[index], self.templates[index]
+        if task.is_choice:
+            words = {} if template is None else {"template": template}
+            return replace(table, options=option_table(rows, task, self.encoder, words))
+        return replace(table, groups=np.asarray(rows["group"][:])) if "group" in rows.column_names else table
 
     def texts(self, rows: Dataset) -> TokenTable:
         """Tokenize texts to predict, for the first task; not cached.
@@ -153,9 +167,12 @@ class Tables:
         return self._texts(rows, 0)
 
     def _texts(self, rows: Dataset, index: int) -> TokenTable:
-        return tokenise(
-            rows, self.encoder, self.lengths[index], pairs=self._pairs(index), task_index=index, **self._words(index)
-        )
+        words = self._words(index)
+        table = tokenise(rows, self.encoder, self.lengths[index], pairs=self._pairs(index), task_index=index, **words)
+        if self.selection.tasks[index].is_choice and "choices" not in rows.column_names:
+            name = self.selection.tasks[index].name
+            raise UserError(f"task {name} is multiple choice: give a table with the columns of texts and options")
+        return self._with_answers(table, rows, index)
 
     def to_predict(self, split: str) -> TokenTable:
         """Return all tasks' rows of a split as in the source; unlabelled rows are not cached."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prompt_transfer.data.choices import option_texts
 from prompt_transfer.data.table_files import (
     NO_CHARACTER,
     SUFFIXES,
@@ -20,6 +21,7 @@ from prompt_transfer.data.table_files import (
     shown_names,
     shown_value,
 )
+from prompt_transfer.tasks.columns import all_columns, columns_of, composed, is_composed
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
 
@@ -49,7 +51,7 @@ def load_texts(path: str | Path, task: Task) -> Dataset:
         )
     if suffix not in SUFFIXES:
         return _lines(path)
-    raw = read_table(path, [name for name in (task.text_a, task.text_b) if name is not None])
+    raw = read_table(path, all_columns((task.text_a, task.text_b, *task.choices)))
     if not len(raw.frame):
         raise UserError(f"{path} holds no row")
     return unlabelled_rows(task, "the file", raw)
@@ -78,17 +80,18 @@ def unlabelled_rows(task: Task, what: str, raw: RawSplit) -> Dataset:
     """
     from datasets import Dataset
 
-    check_columns(task, raw, (task.text_a, task.text_b))
-    raw = replace(raw, frame=raw.frame.fillna({name: "" for name in (task.text_a, task.text_b) if name is not None}))
+    check_columns(task, raw, (task.text_a, task.text_b, *task.choices))
+    raw = replace(raw, frame=raw.frame.fillna(dict.fromkeys(all_columns((task.text_a, task.text_b)), "")))
     text_a, text_b = texts_of(task, what, raw)
     warn_of_empty(task, what, range(len(text_a)), text_a, text_b)
-    return Dataset.from_dict({"id": list(range(len(text_a))), "text_a": text_a, "text_b": text_b})
+    choices = {"choices": option_texts(task, what, raw)} if task.is_choice else {}
+    return Dataset.from_dict({"id": list(range(len(text_a))), "text_a": text_a, "text_b": text_b, **choices})
 
 
 def check_columns(task: Task, raw: RawSplit, columns: Sequence[str | None]) -> None:
     """Raise UserError if the source lacks one of the columns."""
-    for column in columns:
-        if column is not None and column not in raw.columns:
+    for column in all_columns(columns):
+        if column not in raw.columns:
             there = shown_names(raw.columns)
             hint = "; separate the columns by commas" if len(raw.columns) == 1 and ";" in there else ""
             raise UserError(f"task {task.name}: {raw.where} has no column {column!r}; its columns are {there}{hint}")
@@ -129,7 +132,21 @@ def texts_of(task: Task, what: str, raw: RawSplit) -> tuple[list[str], list[str]
     return text_a, text_b
 
 
-def _column(task: Task, what: str, raw: RawSplit, column: str) -> list[str]:
+def _column(task: Task, what: str, raw: RawSplit, spec: str) -> list[str]:
+    """Return the texts of a column, or of several columns in a format string."""
+    if not is_composed(spec) and spec not in task.values:
+        return _plain_column(task, what, raw, spec)
+    names = columns_of(spec)
+    frame = raw.frame[names].astype(object).where(raw.frame[names].notna(), "")
+    try:
+        return [str(composed(spec, row, task.values)) for row in frame.to_dict("records")]
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"task {task.name}: the text {spec!r} cannot be made from {what} of {raw.where}: {error!r}"
+        ) from error
+
+
+def _plain_column(task: Task, what: str, raw: RawSplit, column: str) -> list[str]:
     values = raw.frame[column]
     missing = np.flatnonzero(values.isna().to_numpy())
     if len(missing):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 
 from prompt_transfer.backbones.templates import Template
+from prompt_transfer.data.choices import OptionTable
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import cache_folder
 
@@ -70,9 +71,7 @@ class TextEncoder(Protocol):
         """
         ...
 
-    def encode_targets(
-        self, texts: list[str], max_length: int, template: Template | None = None
-    ) -> list[list[int]]:
+    def encode_targets(self, texts: list[str], max_length: int, template: Template | None = None) -> list[list[int]]:
         """Return the token ids of target texts, at most `max_length` including the end token, which is always kept."""
         ...
 
@@ -89,6 +88,8 @@ class TokenTable:
         ids: ``[n]`` int64, ``task index * 2**32 + row number in the source split``: unique over tasks.
         target_values: int32 token ids of the rows' targets, end token included; None if no row has one.
         target_offsets: ``[n + 1]`` int64, into `target_values`; rows of classification tasks have empty targets.
+        options: the options of multiple-choice rows, else None.
+        groups: ``[n]`` int64, number of each row's group in its task's split; None without groups.
     """
 
     values: np.ndarray
@@ -98,6 +99,8 @@ class TokenTable:
     ids: np.ndarray
     target_values: np.ndarray | None = None
     target_offsets: np.ndarray | None = None
+    options: OptionTable | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -114,8 +117,13 @@ class TokenTable:
 
     @cached_property
     def longest_target(self) -> int:
-        """Tokens of the longest target; 0 without targets."""
-        return int(self.target_lengths.max(initial=0))
+        """Tokens of the longest target or option; 0 without them."""
+        return max(int(self.target_lengths.max(initial=0)), 0 if self.options is None else self.options.longest)
+
+    @property
+    def copies(self) -> np.ndarray:
+        """``[n]`` int64, sequences that each row takes in a forward pass: one, or one per option."""
+        return np.ones(len(self), dtype=np.int64) if self.options is None else self.options.counts
 
     @cached_property
     def digest(self) -> str:
@@ -131,6 +139,11 @@ class TokenTable:
         digest.update(self.values[self.offsets[first] : self.offsets[end]].tobytes())
         if self.target_values is not None and self.target_offsets is not None:
             digest.update(self.target_values[self.target_offsets[first] : self.target_offsets[end]].tobytes())
+        if self.options is not None:
+            options = self.options
+            low, high = options.rows[first], options.rows[end]
+            digest.update(options.values[options.offsets[low] : options.offsets[high]].tobytes())
+            digest.update(options.counts[first:end].tobytes() + options.right[low:high].tobytes())
         return digest.hexdigest()
 
     @classmethod
@@ -141,6 +154,9 @@ class TokenTable:
         lengths = np.concatenate([table.lengths for table in tables])
         targets = [table.target_values for table in tables if table.target_values is not None]
         target_lengths = np.concatenate([table.target_lengths for table in tables])
+        options = [table.options for table in tables if table.options is not None]
+        grouped = any(table.groups is not None for table in tables)
+        groups = [np.zeros(len(table), np.int64) if table.groups is None else table.groups for table in tables]
         return cls(
             values=np.concatenate([table.values for table in tables]),
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
@@ -149,6 +165,9 @@ class TokenTable:
             ids=np.concatenate([table.ids for table in tables]),
             target_values=np.concatenate(targets) if targets else None,
             target_offsets=np.concatenate([[0], np.cumsum(target_lengths)]) if targets else None,
+            # Other tasks in one run have options too, or none has.
+            options=OptionTable.concatenate(options) if len(options) == len(tables) else None,
+            groups=np.concatenate(groups) if grouped else None,
         )
 
 

@@ -5,83 +5,22 @@ Shape letters: B batch, T text tokens, P prompt tokens, S target tokens, C class
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
 
 from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.tasks.metrics import example_scores, make_metrics
+from prompt_transfer.modules.choices import ChoiceScoring
+from prompt_transfer.modules.objective import SPLITS, Objective, References
+from prompt_transfer.tasks.metrics import example_scores
 from prompt_transfer.tasks.registry import Task
 from prompt_transfer.tasks.verbalizers import Verbalizer, VerbalizerStack, label_sequences, sequence_weights, stack
 from prompt_transfer.utils.errors import UserError
 
-SPLITS = ("validation", "test")
-# (split, ids [B]) -> the reference texts of each example.
-References = Callable[[str, Tensor], list[list[str]]]
-
-
-class Objective(nn.Module):
-    """Loss, predictions and metrics of the tasks of a run, all of one kind.
-
-    Args:
-        backbone: the frozen backbone.
-        tasks: of the run; their order gives the task numbers.
-    """
-
-    def __init__(self, backbone: FrozenBackbone, tasks: list[Task]) -> None:
-        super().__init__()
-        self.tasks = tasks
-        # Not a submodule: the LightningModule owns the backbone.
-        self._backbone = [backbone]
-        self.metrics = nn.ModuleDict({split: nn.ModuleList([make_metrics(task) for task in tasks]) for split in SPLITS})
-        # Lightning's own mean would floor the number of examples per process.
-        # NaNs are reported elsewhere; checking here would synchronize the device.
-        self.mean_loss = MeanMetric(nan_strategy="disable")
-
-    @property
-    def backbone(self) -> FrozenBackbone:
-        """The frozen backbone."""
-        return self._backbone[0]
-
-    def losses(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Return the loss of each example [B] in nats."""
-        raise NotImplementedError
-
-    def predict(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """Return predictions for a batch: `ids`, `task_ids` [B], and the outputs of the kind of task."""
-        raise NotImplementedError
-
-    def outputs(self, prompt: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """Return the backbone's outputs for an evaluation: tensors [B, ...] or lists, one entry per example."""
-        raise NotImplementedError
-
-    def count(
-        self, outputs: dict[str, Any], batch: dict[str, Tensor], split: str, references: References, keep: bool = False
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Update the metrics of `split`; return the losses [B] and a record of the examples, complete with `keep`."""
-        raise NotImplementedError
-
-    def evaluate(
-        self, prompt: Tensor, batch: dict[str, Tensor], split: str, references: References, keep: bool = False
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Run the backbone with `prompt`, and `count` its outputs."""
-        return self.count(self.outputs(prompt, batch), batch, split, references, keep)
-
-    def task_metrics(self, split: str) -> list[MetricCollection]:
-        """Return the metrics of every task on `validation` or `test`."""
-        return [cast("MetricCollection", metrics) for metrics in cast("nn.ModuleList", self.metrics[split])]
-
-    def compute(self, split: str) -> list[dict[str, Tensor]]:
-        """Return every task's metrics since the last call, and reset them."""
-        found = []
-        for metrics in self.task_metrics(split):
-            found.append(metrics.compute())
-            metrics.reset()
-        return found
+__all__ = ["SPLITS", "ChoiceScoring", "Classification", "Generation", "Objective", "References", "make_objective"]
 
 
 class Classification(Objective):
@@ -184,12 +123,14 @@ class Classification(Objective):
         for index, metrics in enumerate(self.task_metrics(split)):
             rows = batch["task_ids"] == index
             if rows.any():  # torchmetrics rejects empty updates
-                metrics.update(predictions[rows], batch["labels"][rows])
+                groups = {"groups": batch["groups"][rows]} if "groups" in batch else {}
+                metrics.update(predictions[rows], batch["labels"][rows], **groups)
         counted = (batch["task_ids"], predictions)
         self.predicted.index_put_(counted, torch.ones_like(predictions), accumulate=True)
         losses = nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
         self.mean_loss.update(losses)
-        return losses, {**{name: batch[name] for name in ("ids", "task_ids", "labels")}, "predictions": predictions}
+        kept = ("ids", "task_ids", "labels", *(["groups"] if "groups" in batch else []))
+        return losses, {**{name: batch[name] for name in kept}, "predictions": predictions}
 
     def only_predictions(self, counts: Tensor) -> list[tuple[Task, str]]:
         """Return the tasks with a single predicted class and its label word; `counts` [K, C] covers all processes."""
@@ -260,7 +201,11 @@ def make_objective(backbone: FrozenBackbone, tasks: list[Task], num_beams: int =
     Raises:
         UserError: tasks of both kinds, or a backbone without the ability that they need.
     """
-    kinds = {task.is_generation for task in tasks}
-    if len(kinds) > 1:
-        raise UserError("classification and generation tasks cannot be mixed in one run: train them separately")
-    return Generation(backbone, tasks, num_beams) if kinds == {True} else Classification(backbone, tasks)
+    forms = {(task.is_generation, task.is_choice) for task in tasks}
+    if len(forms) > 1:
+        raise UserError(
+            "classification, multiple-choice and generation tasks cannot be mixed in one run: train them separately"
+        )
+    if tasks[0].is_choice:
+        return ChoiceScoring(backbone, tasks)
+    return Generation(backbone, tasks, num_beams) if tasks[0].is_generation else Classification(backbone, tasks)

@@ -155,7 +155,9 @@ class PromptEnsemble(PromptTuning):
             return limit
         rows, length = batch["input_ids"].shape
         target = batch["target_ids"].shape[1] if "target_ids" in batch else 0
-        return max(1, min(limit, budget // (rows * (length + self.encoder.extra_positions + target))))
+        copies, option = batch["option_ids"].shape[1:] if "option_ids" in batch else (1, 0)
+        positions = rows * copies * (length + self.encoder.extra_positions + max(target, option))
+        return max(1, min(limit, budget // positions))
 
     def repeated(self, batch: dict[str, Tensor], times: int) -> dict[str, Tensor]:
         """Return a batch [B, ...] repeated for N = `times` prompts, [N * B, ...]; texts are not copied."""

@@ -176,10 +176,12 @@ class PromptedModule(L.LightningModule):
         self.evaluation_end("test")
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """Return `ids`, `task_ids` [B] and `probabilities` [B, C], or `texts` for generation tasks."""
+        """Return `ids`, `task_ids` [B] and `probabilities` [B, C]; `texts` (generation) or `options` (choices)."""
         output = self.objective.predict(self.current_prompt(), batch)
         if "probabilities" in output:
             self.answered.observe_rows("answer", output["probabilities"].sum(dim=1), batch["ids"])
+        if "options" in output:
+            self.answered.observe_rows("answer", output.pop("answered"), batch["ids"])
         self._keep(output)
         return output
 

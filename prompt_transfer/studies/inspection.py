@@ -111,8 +111,9 @@ def confusion(
     loaded, frozen = _with_backbone(prompt, backbone, accelerator)
     facts = loaded.metadata
     known = get_task(task or facts.get("task") or UNKNOWN).with_policy(facts.get("label_words_policy") or None)
-    if known.is_generation:
-        raise UserError(f"{known.name} has no classes, it is a generation task: choose a classification task")
+    if known.has_example_scores:
+        form = "a generation" if known.is_generation else "a multiple-choice"
+        raise UserError(f"{known.name} has no classes, it is {form} task: choose a classification task")
     data = with_formats({THIS: loaded}, data)
     known = known.with_format(data.template, data.chat_template)
     warn_of_other_words({THIS: loaded}, [known], frozen)

@@ -22,7 +22,7 @@ from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.data.batches import batch_bounds, collate, cross_prompts
 from prompt_transfer.data.tokens import named_rows
-from prompt_transfer.modules.objectives import Classification, make_objective
+from prompt_transfer.modules.objectives import ChoiceScoring, Classification, make_objective
 from prompt_transfer.studies.entries import Entry
 from prompt_transfer.studies.targets import Target
 from prompt_transfer.tasks.metrics import text_scores
@@ -58,7 +58,7 @@ class Scorer:
 
     def extra(self, target: Target) -> int:
         """Return the positions that an example needs in addition to its text."""
-        written = target.task.max_target_length if target.task.is_generation else 0
+        written = target.task.max_target_length if target.task.has_example_scores else 0
         return self.backbone.encoder(self.longest).extra_positions + written
 
     def batches(self, target: Target, missing: NDArray[np.bool_], max_tokens: int) -> list[Batch]:
@@ -69,7 +69,7 @@ class Scorer:
         Args:
             missing: [N, n], True for answers to compute.
         """
-        positions = target.table.lengths + self.extra(target)
+        positions = (target.table.lengths + self.extra(target)) * target.table.copies
         found: list[Batch] = []
         patterns, pattern_of = np.unique(missing, axis=1, return_inverse=True)
         for number, pattern in enumerate(patterns.T):
@@ -100,9 +100,12 @@ class Scorer:
                 if not len(here):
                     continue
                 batch = cross_prompts(texts, torch.from_numpy(places).to(self.device))
-                if isinstance(objective, Classification):
-                    chosen = objective.choices(bank, batch).cpu().numpy()
+                if isinstance(objective, Classification | ChoiceScoring):
+                    choices = objective.choices(bank, batch)
+                    chosen = choices.cpu().numpy()
                     self._refuse_broken(target, prompts[here], rows, chosen.reshape(len(here), len(rows)) < 0)
+                    if isinstance(objective, ChoiceScoring):
+                        chosen = objective.scores_of(batch, choices)[:, 0].cpu().numpy()
                 else:
                     right = [target.references[row] for row in rows] * len(here)
                     chosen = text_scores(target.task.metric, objective.predict(bank, batch)["texts"], right)

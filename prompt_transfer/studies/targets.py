@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.data.baselines import trivial_answers
 from prompt_transfer.data.checks import SpecialTokens, check_special_tokens, shared_rows, text_keys
+from prompt_transfer.data.choices import constant_choice
 from prompt_transfer.data.selection import SPLITS, Selection
 from prompt_transfer.data.tables import Tables
 from prompt_transfer.data.tokens import TokenTable
@@ -82,14 +83,14 @@ class EvaluationData(TargetData):
 class Target:
     """A task with n examples to score.
 
-    An *answer* is one number per example: the predicted class, or the score of the generated text.
+    An *answer* is one number per example: the predicted class, or the score of the generated text or chosen option.
 
     Attributes:
         task: the task, with the label words in use.
         split: split and its origin, for the tables.
         table: token ids.
         references: reference texts of each example, for generation tasks.
-        baseline: answers [n] of the majority class, or of the lead of the text.
+        baseline: answers [n] of the majority class (or best position of an option), or of the lead of the text.
         facts: settings that affect the answers, except prompt and backbone, as plain values.
         keys, trained_keys: `text_keys` of these examples and of the task's training examples, if requested.
     """
@@ -108,23 +109,26 @@ class Target:
 
     def examples(self, answers: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return each example's contribution to the mean score [n]: correctness, or the score of its text."""
-        if self.task.is_generation:
+        if self.task.has_example_scores:
             return answers.astype(np.float64)
         return (answers.astype(np.int64) == self.table.labels).astype(np.float64)
 
     def score(self, answers: NDArray[np.float32], rows: NDArray[np.int64] | None = None) -> float:
         """Return the task's metric as a fraction, over some `rows` of the n examples or over all."""
         chosen = slice(None) if rows is None else rows
-        if self.task.is_generation:
+        if self.task.has_example_scores:
             return float(answers[chosen].mean(dtype=np.float64))
-        labels = self.table.labels[chosen]
-        return class_metric(self.task.metric, answers[chosen], labels, self.task.num_classes)
+        labels, groups = self.table.labels[chosen], self.table.groups
+        known = None if groups is None else groups[chosen]
+        return class_metric(self.task.metric, answers[chosen], labels, self.task.num_classes, known)
 
     def interval(self, answers: NDArray[np.float32]) -> tuple[float, float]:
         """Return the 95 % bootstrap interval of the metric over examples."""
-        if self.task.is_generation:
+        if self.task.has_example_scores:
             return bootstrap_mean_interval(answers, seed=0)
-        return bootstrap_metric_interval(self.task.metric, answers, self.table.labels, self.task.num_classes, seed=0)
+        return bootstrap_metric_interval(
+            self.task.metric, answers, self.table.labels, self.task.num_classes, seed=0, groups=self.table.groups
+        )
 
     def scored(self, answers: NDArray[np.float32]) -> dict[str, Any]:
         """Return the columns of a score table: split, metric, value, low and high (of `interval`), n."""
@@ -144,7 +148,7 @@ class Target:
         True if the 95 % interval of their mean score minus the baseline's over the same examples lies above 0. For
         metrics that are not a mean over examples: if the interval of every own prompt lies above the baseline.
         """
-        if self.task.is_generation or self.task.metric == "accuracy":
+        if self.task.has_example_scores or self.task.metric == "accuracy":
             ahead = np.mean([self.examples(answers) for answers in own], axis=0) - self.examples(self.baseline)
             return bootstrap_mean_interval(ahead, seed=0)[0] > 0
         return min(self.interval(answers)[0] for answers in own) > self.score(self.baseline)
@@ -177,6 +181,8 @@ def load_target(
     references = selection.targets(split, table.ids.tolist()) if task.is_generation else []
     if task.is_generation:
         baseline = text_scores(task.metric, trivial_answers(selection.data[0], rows), references)
+    elif table.options is not None:
+        baseline = constant_choice(table.options, np.arange(len(table)))[:, 0]
     else:
         baseline = np.full(len(table), int(np.argmax(selection.label_counts(split))))
     facts = {
@@ -186,6 +192,8 @@ def load_target(
         "metric": task.metric,
         "max_length": tables.lengths[0],
     }
+    if task.is_choice:
+        facts["choice_score"] = task.choice_score
     if tables.templates[0] is not None:
         facts["template"] = tables.templates[0].text
     # Omitted for the default: answers written before the option existed stay valid.

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from prompt_transfer.tasks.superglue import SUPERGLUE, super_glue
 from prompt_transfer.tasks.task import CUES, HubSource, PaperWords, Task
 
 _ALL = {"train": "train", "validation": "validation", "test": "test"}
 _NO_TEST = {"train": "train", "validation": "validation"}
 _PARQUET = "refs/convert/parquet"
 _GLUE = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
-_SUPER_GLUE = "3de24cf8022e94f4ee4b9d55a6f539891524d646"
 _UNLABELLED = "test labels are -1 on the hub: the split counts as missing"
 
 
@@ -31,10 +31,6 @@ def _hub(
 
 def _glue(config: str, splits: Mapping[str, str] = _ALL) -> HubSource:
     return _hub("nyu-mll/glue", config, _GLUE, splits, _UNLABELLED)
-
-
-def _super_glue(config: str) -> HubSource:
-    return _hub("aps/super_glue", config, _SUPER_GLUE, _ALL, _UNLABELLED)
 
 
 # The fourth class of SemEval-2014, conflict (label 3 in the local format), is dropped: it has few rows.
@@ -229,7 +225,7 @@ _NLI = (
         labels=(1, 2, 0),
         label_words=("no", "maybe", "yes"),
         metrics=("accuracy", "f1"),
-        hub=_super_glue("cb"),
+        hub=super_glue("cb"),
         max_length=128,
     ),
 )
@@ -272,7 +268,7 @@ _QA = (
         text_b="question",
         labels=(0, 1),
         label_words=("no", "yes"),
-        hub=_super_glue("boolq"),
+        hub=super_glue("boolq"),
         max_length=128,
     ),
     Task(
@@ -334,5 +330,6 @@ _SUMMARIZATION = (
 )
 
 ROWS: tuple[Task, ...] = tuple(
-    replace(row, cue=CUES[row.type]) for row in _SENTIMENT + _NLI + _ETHICS + _PARAPHRASE + _QA + _SUMMARIZATION
+    replace(row, cue=CUES[row.type])
+    for row in _SENTIMENT + _NLI + _ETHICS + _PARAPHRASE + _QA + _SUMMARIZATION + SUPERGLUE
 )

@@ -19,45 +19,11 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassF1Score
 from torchmetrics.functional.text import rouge_score, squad
 
+from prompt_transfer.tasks.example_metrics import GROUP_METRIC, GroupExactMatch, Matthews, MeanScore, exact_groups
 from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
     from prompt_transfer.tasks.registry import Task
-
-
-class Matthews(Metric):
-    """Matthews correlation (Gorodkin's R_K for more than two classes), 0 if predictions or labels are constant.
-
-    torchmetrics' version is non-zero for constant predictions of two classes, which would give the majority class a
-    score on CoLA.
-
-    Args:
-        num_classes: C.
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    confusion: Tensor
-
-    def __init__(self, num_classes: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.num_classes = num_classes
-        self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Count predicted and true classes, both int64 `[B]`."""
-        cells = torch.bincount(target * self.num_classes + preds, minlength=self.num_classes**2)
-        self.confusion += cells.reshape_as(self.confusion)
-
-    def compute(self) -> Tensor:
-        """Return the correlation, between -1 and 1, float32."""
-        counts = self.confusion.cpu().double()
-        total, right = counts.sum(), counts.trace()
-        true, predicted = counts.sum(1), counts.sum(0)
-        spread = (total**2 - (predicted**2).sum()) * (total**2 - (true**2).sum())
-        value = torch.zeros(()) if spread == 0 else (right * total - (predicted * true).sum()) / spread.sqrt()
-        return value.to(self.confusion.device, torch.float32)
 
 
 def _accuracy(num_classes: int) -> Metric:
@@ -73,7 +39,12 @@ def _f1(num_classes: int) -> Metric:
 # Minimum number of targets (or tasks, or runs) for a bootstrap interval.
 MIN_TARGETS = 3
 
-METRICS: dict[str, Callable[[int], Metric]] = {"accuracy": _accuracy, "f1": _f1, "matthews": Matthews}
+METRICS: dict[str, Callable[[int], Metric]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews": Matthews,
+    GROUP_METRIC: GroupExactMatch,
+}
 
 
 def _squad(key: str) -> Callable[[str, list[str]], float]:
@@ -188,6 +159,7 @@ def make_metrics(task: Task) -> MetricCollection:
     Classification: `accuracy`; `f1` of class 1 for two classes, else the mean over the classes that occur among labels
     or predictions; `matthews` correlation. `update` takes predictions and labels, int64 `[B]`. Generation: the scores
     of `example_scores`; `update(predictions, references)` takes B texts and a list of reference texts for each.
+    Multiple choice: means of the scores of the chosen options; `update(scores)` takes [B, M].
 
     Raises:
         UserError: an unknown metric, or one that does not apply to the task.
@@ -195,6 +167,9 @@ def make_metrics(task: Task) -> MetricCollection:
     if task.is_generation:
         _check_text_metrics(task)
         return MetricCollection({name: TextScore(name) for name in task.metrics}, compute_groups=False)
+    if task.is_choice:
+        columns = {name: MeanScore(column) for column, name in enumerate(task.metrics)}
+        return MetricCollection(columns, compute_groups=False)
     unknown = [name for name in task.metrics if name not in METRICS]
     if unknown or task.num_classes < 2:
         raise UserError(
@@ -273,7 +248,9 @@ def interval_over(values: Tensor | ArrayLike, seed: int = 0) -> tuple[float, flo
     return bootstrap_mean_interval(drawn, seed) if drawn.size >= MIN_TARGETS else (math.nan, math.nan)
 
 
-def class_metric(name: str, predictions: ArrayLike, labels: ArrayLike, num_classes: int) -> float:
+def class_metric(
+    name: str, predictions: ArrayLike, labels: ArrayLike, num_classes: int, groups: ArrayLike | None = None
+) -> float:
     """Compute a metric of `METRICS` from whole arrays; equals torchmetrics' value.
 
     Unlike metric objects, does not synchronize between processes.
@@ -282,7 +259,10 @@ def class_metric(name: str, predictions: ArrayLike, labels: ArrayLike, num_class
         name: one of `METRICS`.
         predictions, labels: int `[N]`.
         num_classes: C.
+        groups: int `[N]`, for `group_exact_match`.
     """
+    if name == GROUP_METRIC:
+        return float(exact_groups(np.equal(predictions, labels), _needed(groups)).mean())
     return float(_from_confusion(name, _confusion(predictions, labels, num_classes)[None])[0])
 
 
@@ -294,8 +274,9 @@ def bootstrap_metric_interval(
     seed: int,
     n: int = 1000,
     level: float = 0.95,
+    groups: ArrayLike | None = None,
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a classification metric, over examples.
+    """Return the percentile bootstrap interval of a classification metric, over examples (or groups, if it has them).
 
     Args:
         name: one of `METRICS`.
@@ -305,6 +286,8 @@ def bootstrap_metric_interval(
         n: number of resamples.
         level: share of resamples within the interval.
     """
+    if name == GROUP_METRIC:
+        return bootstrap_interval(exact_groups(np.equal(predictions, labels), _needed(groups)), seed, n, level)
     if name == "accuracy":
         return bootstrap_interval(np.equal(predictions, labels), seed, n, level)
     # The other metrics depend only on the counts of (true, predicted), and those of a resample are multinomial.
@@ -313,6 +296,12 @@ def bootstrap_metric_interval(
     values = _from_confusion(name, drawn.reshape(n, num_classes, num_classes).astype(np.float64))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _needed(groups: ArrayLike | None) -> ArrayLike:
+    if groups is None:
+        raise ValueError(f"{GROUP_METRIC} needs the group of each example")
+    return groups
 
 
 def _confusion(predictions: ArrayLike, labels: ArrayLike, num_classes: int) -> NDArray[np.float64]:

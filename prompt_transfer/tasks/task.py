@@ -23,6 +23,8 @@ CUES = {
     "paraphrase": "Same meaning:",
     "qa": DEFAULT_CUE,
     "summarization": "Summary:",
+    "word_sense": "Same meaning:",
+    "coreference": DEFAULT_CUE,
 }
 
 

@@ -142,7 +142,7 @@ def load(study: MaskStudy) -> MaskInputs:
     policy = common_value(prompts, "label_words_policy", study.label_words_policy)
     targets = load_targets(study.tasks, study.data, study.split, backbone, prompts)
     if policy is not None:
-        targets = [target if target.task.is_generation else _with_policy(target, policy) for target in targets]
+        targets = [target if target.task.has_example_scores else _with_policy(target, policy) for target in targets]
     warn_of_other_words(prompts, [target.task for target in targets], backbone)
     folder = check_writable_dir(study.output)
     neurons = neurons_of(backbone, prompts, study.neurons, study.by)

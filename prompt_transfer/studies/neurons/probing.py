@@ -84,7 +84,7 @@ class ProbingInputs:
         """Load the tasks with the examples of a split, one after the other."""
         for name in self.tasks.values():
             (target,) = load_targets([name], self.data, split, self.backbone, self.prompts)
-            if self.policy is not None and not target.task.is_generation:
+            if self.policy is not None and not target.task.has_example_scores:
                 target = replace(target, task=replace(target.task, label_words_policy=self.policy))
             yield target
 
@@ -137,7 +137,7 @@ def skill(study: ProbingStudy) -> list[Path]:
     inputs = load(study)
     paths = []
     for train, development in zip(inputs.targets("train"), inputs.targets("validation"), strict=True):
-        if train.task.is_generation:
+        if train.task.has_example_scores:
             continue
         for name, prompt in steps(inputs.own(train.task.name).items(), train.task.name):
             found = skill_of(inputs.backbone, prompt.embeddings, train, development, study.data.max_tokens)
@@ -217,13 +217,13 @@ def probe(study: ProbingStudy) -> list[Path]:
                 shared[length] = gradients(backbone, start[length], target, data.max_tokens).mean
             found = {"fisher": gradients(backbone, prompt.embeddings, target, data.max_tokens).squares}
             found["gradient"] = shared[length]
-            if not target.task.is_generation:
+            if not target.task.has_example_scores:
                 found |= {
                     f"leep/{other.task.name}": torch.tensor(
                         [leep(backbone, prompt.embeddings, by_name[target.task.name], other, data.max_tokens)]
                     )
                     for other in targets
-                    if not other.task.is_generation
+                    if not other.task.has_example_scores
                 }
             inputs.add(name, found, sample=f"{target.split}, {len(target)} rows")
     return [inputs.path(name) for task in by_name for name in inputs.own(task)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,8 +81,7 @@ def load(study: ProjectionStudy) -> ProjectionInputs:
     source = sources.backbone(None if first.source.backbone == UNKNOWN else first.source.backbone)
     named = {str(prompt.path): prompt for prompt in own.prompts}
     policy = common_value(named, "label_words_policy")
-    if policy is not None:
-        tasks = [task if task.is_generation else replace(task, label_words_policy=policy) for task in tasks]
+    tasks = [task.with_policy(policy) for task in tasks]
     words = common_value(named, "data_label_words", study.data.label_words) or "default"
     study.data = with_formats(named, study.data)
     return ProjectionInputs(folder, files, sources, own, source, backbone, tasks, words)

@@ -153,7 +153,7 @@ def check_controls(cells: Mapping[str, Cell], targets: Sequence[Target], notes: 
 def _interval(
     target: Target, answers: Sequence[NDArray[np.float32]], examples: NDArray[np.float64]
 ) -> tuple[float, float]:
-    if target.task.is_generation or target.task.metric == "accuracy":
+    if target.task.has_example_scores or target.task.metric == "accuracy":
         return bootstrap_mean_interval(examples, seed=0)
     ends = np.mean([target.interval(one) for one in answers], axis=0)
     return float(ends[0]), float(ends[1])

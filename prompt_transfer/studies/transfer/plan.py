@@ -57,4 +57,4 @@ def plan(study: TransferStudy, inputs: TransferInputs, world: int = 1) -> Transf
 
 def _positions(batch: Batch, target: Target, extra: int) -> int:
     prompts, rows = batch
-    return len(prompts) * len(rows) * (int(target.table.lengths[rows].max()) + extra)
+    return len(prompts) * int(target.table.copies[rows].sum()) * (int(target.table.lengths[rows].max()) + extra)
