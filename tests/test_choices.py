@@ -276,7 +276,7 @@ def test_a_choice_task_of_ones_own(tmp_path: Path) -> None:
     rows[4]["b"] = "dog"
     write(tmp_path / "mine", {"train": rows})
     path.write_text(base + "choices: [a, b, c]\nlabels: [A, B, C]\nlabel_column: key\n")
-    with pytest.raises(UserError, match="row 4 .* give two or more different texts"):
+    with pytest.raises(UserError, match=r"row 4 .* give two or more different texts"):
         load_task(get_task(path), "local")
 
 

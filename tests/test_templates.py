@@ -50,7 +50,7 @@ def test_parsing() -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match="template"):
             Template.parse(text, pairs)
-    with pytest.raises(UserError, match="^task t: the template"):
+    with pytest.raises(UserError, match=r"^task t: the template"):
         Task(name="t", type="x", text_a="a", label_words=("no", "yes"), template="{text_b}")
 
 
@@ -93,7 +93,7 @@ def test_only_the_texts_are_cut(tiny: Tiny, family: str) -> None:
     kept = cut[: len(cut) - (0 if family == "gpt2" else 1)]
     assert kept[-len(tail) :] == tail
     assert room < 40
-    with pytest.raises(UserError, match="the template and special tokens .* leave"):
+    with pytest.raises(UserError, match=r"the template and special tokens .* leave"):
         encoder.text_room(len(tail), True, template=parsed)
 
 
@@ -142,7 +142,7 @@ def test_a_chat_template_wraps_the_texts(tiny: Tiny) -> None:
     (split,) = encoder.splitting().encode(["<|endoftext|>"], None, 60, template=resolved)
     assert split.count(0) == plain_ids(backbone, rendered).count(0) == 3
     backbone.tokenizer.chat_template = "{{ raise_exception('no users') }}"
-    with pytest.raises(UserError, match="chat template fails .*no users") as caught:
+    with pytest.raises(UserError, match=r"chat template fails .*no users") as caught:
         encoder.resolved(chat)
     assert "\n" not in str(caught.value)
 

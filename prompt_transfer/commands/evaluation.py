@@ -18,6 +18,7 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.commands.lightning import CONFIG_FILE, RESULTS_FILE, Command, as_user_error
 from prompt_transfer.commands.parsing import find_value, program
 from prompt_transfer.data.baselines import majority_class, trivial_answers
+from prompt_transfer.data.choices import chosen_options
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.texts import load_texts
 from prompt_transfer.data.tokens import ID_BITS
@@ -62,6 +63,7 @@ def run(command: str, arguments: list[str]) -> None:
     _check_output(command, parsed)
     model = parsed.model
     assert isinstance(model, PromptTuning)
+    model.calibrate = bool(parsed.config.calibrate)
     prompt.check(model.backbone, model.backbone.layout.name, model.backbone.attention)
     _warn_changed_words(prompt, parsed.datamodule.tasks, model.backbone)
     _warn_unfinished(prompt)
@@ -233,10 +235,11 @@ def _rows(parsed: Command, model: PromptTuning, split: str, what: str, path: str
     return rows
 
 
-def _modes(model: PromptTuning) -> dict[str, str]:
-    """Return attention, layout and dtype, stored in every row for merged tables."""
+def _modes(model: PromptTuning) -> dict[str, Any]:
+    """Return attention, layout, dtype and, if it is on, calibration, stored in every row for merged tables."""
     backbone = model.backbone
-    return {"attention": backbone.attention, "layout": backbone.layout.name, "dtype": backbone.dtype_name}
+    modes = {"attention": backbone.attention, "layout": backbone.layout.name, "dtype": backbone.dtype_name}
+    return {**modes, "calibrated": True} if model.calibrate else modes
 
 
 def _check_records(model: PromptTuning) -> None:
@@ -323,14 +326,9 @@ def _predictions(model: PromptTuning, data: TaskDataModule) -> pd.DataFrame:
             written = np.array([text for output in model.records for text in output["texts"]], dtype=object)
             frame["text"] = written[order][mine]
         elif task.is_choice:
-            given = np.array([None, *(row for output in model.records for row in output["options"])], dtype=object)[1:]
-            chosen = [int(np.argmax(row)) for row in given[order][mine]]
-            options = rows["choices"][:]
-            frame["label"] = chosen
-            frame["answer"] = [
-                options[place[number]][own] for number, own in zip(numbers.tolist(), chosen, strict=True)
-            ]
-            frame["p"] = [max(row) for row in given[order][mine]]
+            given = [row for output in model.records for row in output["options"]]
+            mine_given = [given[number] for number in order[mine].tolist()]
+            frame = frame.assign(**chosen_options([rows["choices"][place[number]] for number in numbers], mine_given))
         else:
             probabilities = torch.cat([output["probabilities"] for output in model.records]).float().numpy()
             frame = frame.join(_answers(task, probabilities[order][mine]))

@@ -219,6 +219,10 @@ class Command(LightningCLI):
         else:
             parser.add_argument("--prompt", type=str | None, default=None, help="prompt file")
             parser.add_argument(
+                "--calibrate", type=bool, default=False, nargs="?", const=True,
+                help="divide class probabilities by those on content-free texts (contextual calibration)",
+            )  # fmt: skip
+            parser.add_argument(
                 "--random_prompts", type=int, default=1, help="number of random-prompt baselines (test and validate)"
             )
         if self.verb == "predict":

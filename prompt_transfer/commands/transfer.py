@@ -33,6 +33,7 @@ def transfer(
     label_words_policy: str | None = None,
     accelerator: str = "auto",
     devices: int = 1,
+    calibrate: bool = False,
 ) -> None:
     """score every prompt of a folder on every task
 
@@ -50,6 +51,7 @@ def transfer(
         label_words_policy: treatment of label words of several tokens; default: the prompts' policy.
         accelerator: auto, cpu or cuda.
         devices: number of processes; each takes a share of every task's examples.
+        calibrate: divide class probabilities by those on content-free texts (contextual calibration).
     """
 
     study = TransferStudy(
@@ -64,6 +66,7 @@ def transfer(
         layout=layout,
         dtype=dtype,
         label_words_policy=label_words_policy,
+        calibrate=calibrate,
         accelerator=accelerator,
         devices=devices,
     )

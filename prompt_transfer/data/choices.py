@@ -226,6 +226,16 @@ def option_table(rows: Dataset, task: Task, encoder: TextEncoder, template: dict
     )
 
 
+def chosen_options(options: Sequence[Sequence[str]], probabilities: Sequence[Sequence[float]]) -> dict[str, list[Any]]:
+    """Return columns of predictions: `label` (number of the option), `answer` (its text) and `p` (its probability)."""
+    chosen = [int(np.argmax(row)) for row in probabilities]
+    return {
+        "label": chosen,
+        "answer": [texts[number] for texts, number in zip(options, chosen, strict=True)],
+        "p": [max(row) for row in probabilities],
+    }
+
+
 def constant_choice(table: OptionTable, rows: np.ndarray) -> np.ndarray:
     """Return the scores [n, M] of always choosing the option at the position that is best on these `rows`.
 

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
+import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from prompt_transfer.data.batches import BatchDataset, EvaluationBatchSampler, LengthGroupedBatchSampler
+from prompt_transfer.data.batches import BatchDataset, EvaluationBatchSampler, LengthGroupedBatchSampler, collate
 from prompt_transfer.data.checks import SpecialTokens, check_special_tokens
+from prompt_transfer.data.description import describe
 from prompt_transfer.data.loaders import batch_loader, check_budget, check_numbers, check_order, check_trainer
 from prompt_transfer.data.selection import SPLITS, Selection, check_split
 from prompt_transfer.data.sources import TaskData
@@ -156,26 +158,16 @@ class TaskDataModule(L.LightningDataModule):
         ``at_max_length`` counts the rows that fill `max_length`, most of them truncated; ``at_max_target_length`` does
         the same for targets. Both exist for tokenized splits only.
         """
-        selection, tables = self.selection, self._made_tables()
-        return {
-            "tasks": [task.name for task in self.tasks],
-            "source": selection.source,
-            "label_words": {task.name: task.stored_words for task in self.tasks},
-            **({"templates": tables.shown_templates()} if any(tables.templates) else {}),
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "limit_train": selection.limits["train"],
-            "limit_eval": selection.limits["validation"],
-            "max_length": {task.name: length for task, length in zip(self.tasks, tables.lengths, strict=True)},
-            "special_tokens": self.special_tokens,
-            "max_target_length": {task.name: task.max_target_length for task in self.tasks if task.is_generation},
-            "splits": tables.facts(),
-            "fingerprints": {data.task.name: data.fingerprint for data in self.data},
-        }
+        return describe(self, self._made_tables())
 
     def digests(self) -> dict[str, dict[str, str]]:
         """Return task -> tokenized split -> SHA-256 of its token columns."""
         return self._made_tables().digests()
+
+    def content_free(self) -> dict[str, Tensor]:
+        """Return a batch of the content-free texts of every task, for calibration."""
+        table = self._made_tables().content_free()
+        return collate(table, np.arange(len(table)), self._encoder().pad_token_id)
 
     # Setup.
 

@@ -45,6 +45,7 @@ class Tables:
     _splits: dict[str, TokenTable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._unsplit = self.encoder
         if self.special_tokens == "split":
             self.encoder = self.encoder.splitting()
         self.templates = [self._template(task) for task in self.selection.tasks]
@@ -173,6 +174,20 @@ class Tables:
             name = self.selection.tasks[index].name
             raise UserError(f"task {name} is multiple choice: give a table with the columns of texts and options")
         return self._with_answers(table, rows, index)
+
+    def content_free(self) -> TokenTable:
+        """Tokenize the content-free texts of every task: "N/A", an empty text, and a mask (Zhao et al. 2021)."""
+        from datasets import Dataset
+
+        mask = getattr(getattr(self._unsplit, "tokenizer", None), "mask_token", None) or "[MASK]"
+        texts = ["N/A", "", mask]
+        parts = []
+        for index, length in enumerate(self.lengths):
+            second = texts if self._pairs(index) else [""] * len(texts)
+            rows = Dataset.from_dict({"id": list(range(len(texts))), "text_a": texts, "text_b": second})
+            options: dict[str, Any] = {"pairs": self._pairs(index), "task_index": index, **self._words(index)}
+            parts.append(tokenise(rows, self._unsplit, length, **options))
+        return TokenTable.concatenate(parts)
 
     def to_predict(self, split: str) -> TokenTable:
         """Return all tasks' rows of a split as in the source; unlabelled rows are not cached."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.data.batches import cross_prompts
 from prompt_transfer.modules.choices import ChoiceScoring
 from prompt_transfer.modules.objective import SPLITS, Objective, References
 from prompt_transfer.tasks.metrics import example_scores
@@ -32,6 +33,8 @@ class Classification(Objective):
     predicted: Tensor
     sequences: Tensor | None
     sequence_weights: Tensor | None
+    # Log-probabilities [N, K, C] of the classes on content-free texts (`prior_of`); None: no calibration.
+    prior: Tensor | None = None
 
     def __init__(self, backbone: FrozenBackbone, tasks: list[Task]) -> None:
         super().__init__(backbone, tasks)
@@ -66,7 +69,10 @@ class Classification(Objective):
         self.register_buffer("predicted", torch.zeros_like(class_mask, dtype=torch.long), persistent=False)
 
     def logits(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor]) -> Tensor:
-        """Return class logits [B, C], C the most classes of any task; -inf beyond a task's classes."""
+        """Return class logits [B, C], C the most classes of any task; -inf beyond a task's classes.
+
+        With a `prior` they are calibrated: its log-probabilities are subtracted, which divides the probabilities by it.
+        """
         if self.sequences is None:
             return self._class_logits(prompt, batch, [batch["task_ids"]])[0]
         targets = self.sequences[batch["task_ids"]]
@@ -80,7 +86,32 @@ class Classification(Objective):
         found = self.backbone.target_log_probs(prompt, repeated).sum(dim=1).view(size, words)
         if self.sequence_weights is not None:
             found = (found.unsqueeze(1) * self.sequence_weights[batch["task_ids"]]).sum(dim=2)
-        return found.masked_fill(~self.class_mask[batch["task_ids"]], float("-inf"))
+        found = found.masked_fill(~self.class_mask[batch["task_ids"]], float("-inf"))
+        return self._calibrated(found, batch, batch["task_ids"])
+
+    def _calibrated(self, logits: Tensor, batch: dict[str, Tensor], tasks: Tensor) -> Tensor:
+        if self.prior is None:
+            return logits
+        prompts = batch["prompt_ids"] if "prompt_ids" in batch else torch.zeros_like(tasks)
+        return logits - self.prior[prompts, tasks]
+
+    @torch.no_grad()
+    def prior_of(self, prompt: Tensor | PromptBank, free: dict[str, Tensor]) -> Tensor:
+        """Return the log of the mean class probabilities on content-free texts [N, K, C], one row per prompt.
+
+        Contextual calibration (Zhao et al. 2021) divides by these probabilities.
+
+        Args:
+            prompt: [P, H], [N, P, H] or a bank of N prompts.
+            free: a batch of content-free texts of every task.
+        """
+        self.prior = None
+        rows = prompt.rows if isinstance(prompt, PromptBank) else prompt
+        count = len(rows) if rows.ndim == 3 else 1
+        batch = cross_prompts(free, torch.arange(count, device=free["ids"].device))
+        probabilities = self.logits(prompt, batch).softmax(dim=1).view(count, len(free["ids"]), -1)
+        means = [probabilities[:, free["task_ids"] == index].mean(dim=1) for index in range(len(self.tasks))]
+        return torch.stack(means, dim=1).log().masked_fill(~self.class_mask, 0.0)
 
     def logits_of_tasks(
         self, prompt: Tensor | PromptBank, batch: dict[str, Tensor], asked: Sequence[int]
@@ -97,7 +128,7 @@ class Classification(Objective):
         """Return logits [B, C] at the answer slot for each of the task indices [B]."""
         words = self.backbone(prompt, batch, self.token_ids)
         stacked = VerbalizerStack(self.token_ids, self.word_weights, self.class_mask)
-        return [stacked.class_logits(words, task) for task in tasks]
+        return [self._calibrated(stacked.class_logits(words, task), batch, task) for task in tasks]
 
     def losses(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(self.logits(prompt, batch), batch["labels"], reduction="none")

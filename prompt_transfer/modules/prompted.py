@@ -26,6 +26,7 @@ class PromptedModule(L.LightningModule):
     Attributes:
         tasks: of the run, in the order of their numbers.
         objective: loss, predictions and metrics of the tasks.
+        calibrate: divide class probabilities by those on content-free texts, in `validate`, `test` and `predict`.
         keep_records: keep every prediction of an evaluation, not only the metrics.
         records: one dict per batch; those of all processes after the evaluation.
         answered: tracks the first non-finite answers of an evaluation; places are example ids.
@@ -38,6 +39,7 @@ class PromptedModule(L.LightningModule):
         super().__init__()
         self.tasks: list[Task] = []
         self.keep_records = False
+        self.calibrate = False
         self.records: list[dict[str, Any]] = []
         self.answered = FirstNonFinite()
 
@@ -53,6 +55,28 @@ class PromptedModule(L.LightningModule):
         self.tasks = tasks
         self.objective = make_objective(self.backbone, tasks, self.hparams.num_beams)
         self.objective.to(self.device)
+
+    def calibrate_answers(self) -> None:
+        """Calibrate the classes for the current prompt, if `calibrate` is on.
+
+        Raises:
+            UserError: the tasks have no label words.
+        """
+        if not self.calibrate:
+            return
+        if not isinstance(self.objective, Classification):
+            raise UserError(f"{self.tasks[0].name} has no label words to calibrate: leave out --calibrate")
+        free = {name: value.to(self.device) for name, value in self.trainer.datamodule.content_free().items()}
+        self.objective.prior = self.objective.prior_of(self.current_prompt(), free)
+
+    def on_validation_start(self) -> None:
+        self.calibrate_answers()
+
+    def on_test_start(self) -> None:
+        self.calibrate_answers()
+
+    def on_predict_start(self) -> None:
+        self.calibrate_answers()
 
     def evaluation_step(self, batch: dict[str, Tensor], split: str) -> None:
         """Update the metrics of `split`."""

@@ -207,6 +207,7 @@ class TrainedModule(PromptedModule):
             self.stop_nonfinite()
 
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         if self.trainer.state.fn == "fit":
             self.stop_nonfinite()
             for number in self.broken_prompts():

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.data.batches import batch_bounds, collate, cross_prompts
 from prompt_transfer.data.tokens import named_rows
-from prompt_transfer.modules.objectives import ChoiceScoring, Classification, make_objective
+from prompt_transfer.modules.objectives import ChoiceScoring, Classification, Objective, make_objective
 from prompt_transfer.studies.entries import Entry
 from prompt_transfer.studies.targets import Target
 from prompt_transfer.tasks.metrics import text_scores
@@ -92,14 +93,17 @@ class Scorer:
         """
         objective = make_objective(self.backbone, [target.task]).to(self.device)
         pad = self.backbone.encoder(self.longest).pad_token_id
+        priors = self._priors(target, objective, pad)
         for prompts, rows in batches:
             texts = {name: value.to(self.device) for name, value in collate(target.table, rows, pad).items()}
             found = np.empty((len(prompts), len(rows)), dtype=np.float32)
-            for mine, bank in self._banks:
+            for number, (mine, bank) in enumerate(self._banks):
                 here, places = _overlap(prompts, mine)
                 if not len(here):
                     continue
                 batch = cross_prompts(texts, torch.from_numpy(places).to(self.device))
+                if isinstance(objective, Classification):
+                    objective.prior = priors[number]
                 if isinstance(objective, Classification | ChoiceScoring):
                     choices = objective.choices(bank, batch)
                     chosen = choices.cpu().numpy()
@@ -111,6 +115,14 @@ class Scorer:
                     chosen = text_scores(target.task.metric, objective.predict(bank, batch)["texts"], right)
                 found[here] = chosen.reshape(len(here), len(rows))
             yield (prompts, rows), found
+
+    def _priors(self, target: Target, objective: Objective, pad: int) -> list[Tensor | None]:
+        """Return the prior of each bank's prompts (`Classification.prior_of`), None without calibration."""
+        if not target.calibrated or target.content_free is None or not isinstance(objective, Classification):
+            return [None] * len(self._banks)
+        table = target.content_free()
+        free = {name: value.to(self.device) for name, value in collate(table, np.arange(len(table)), pad).items()}
+        return [objective.prior_of(bank, free) for _, bank in self._banks]
 
     def _refuse_broken(
         self, target: Target, prompts: NDArray[np.int64], rows: NDArray[np.int64], broken: NDArray[np.bool_]

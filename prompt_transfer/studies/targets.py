@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -93,6 +93,8 @@ class Target:
         baseline: answers [n] of the majority class (or best position of an option), or of the lead of the text.
         facts: settings that affect the answers, except prompt and backbone, as plain values.
         keys, trained_keys: `text_keys` of these examples and of the task's training examples, if requested.
+        content_free: returns the token ids of content-free texts.
+        calibrated: divide class probabilities by those on content-free texts.
     """
 
     task: Task
@@ -103,6 +105,18 @@ class Target:
     facts: dict[str, Any] = field(repr=False)
     keys: NDArray[np.uint64] | None = field(default=None, repr=False)
     trained_keys: NDArray[np.uint64] | None = field(default=None, repr=False)
+    content_free: Callable[[], TokenTable] | None = field(default=None, repr=False)
+    calibrated: bool = False
+
+    def calibrate(self) -> Target:
+        """Return the target with contextual calibration.
+
+        Raises:
+            UserError: the task has no label words.
+        """
+        if self.task.has_example_scores:
+            raise UserError(f"{self.task.name} has no label words to calibrate: leave out --calibrate, or the task")
+        return replace(self, calibrated=True, facts={**self.facts, "calibrated": True})
 
     def __len__(self) -> int:
         return len(self.table)
@@ -200,8 +214,10 @@ def load_target(
     if data.special_tokens != "keep":
         facts["special_tokens"] = data.special_tokens
     origin = f"{split} ({selection.data[0].origin[split]})"
-    keys = (text_keys(rows), text_keys(selection.data[0].split("train"))) if with_keys else ()
-    return Target(task, origin, table, references, baseline.astype(np.float32), facts, *keys)
+    keys = (text_keys(rows), text_keys(selection.data[0].split("train"))) if with_keys else (None, None)
+    return Target(
+        task, origin, table, references, baseline.astype(np.float32), facts, *keys, content_free=tables.content_free
+    )
 
 
 def warn_of_shared_rows(targets: Sequence[Target], sources: Collection[str]) -> None:

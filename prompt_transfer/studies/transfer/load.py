@@ -87,6 +87,8 @@ def load(study: TransferStudy, rank: int = 0) -> TransferInputs:
     targets = [
         load_target(task.with_policy(policy), study.data, words, study.split, encoder, with_keys) for task in tasks
     ]
+    if study.calibrate:
+        targets = [target.calibrate() for target in targets]
     if rank == 0:
         warn_of_other_words(prompts, [target.task for target in targets], backbone)
         _warn_of_targets_without_own([target.task for target in targets], entries)

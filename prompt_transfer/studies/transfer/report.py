@@ -45,8 +45,9 @@ class ResultsTable:
         common = {"backbone": self.backbone, **{key: settings[key] for key in LAST_COLUMNS}}
         for target, file in zip(inputs.targets, answers, strict=True):
             values = file.matrix(inputs.entries)
+            more = {"calibrated": True} if target.calibrated else {}
             if target.task.name not in self.rows and not np.isnan(values).any():
-                self.rows[target.task.name] = target_rows(target, inputs.entries, values, common)
+                self.rows[target.task.name] = target_rows(target, inputs.entries, values, {**common, **more})
         tasks = [target.task for target in inputs.targets if target.task.name in self.rows]
         frame = tidy([row for task in tasks for row in self.rows[task.name]], {task.name: task.type for task in tasks})
         results.write(frame, inputs.folder / "results.parquet")

@@ -39,6 +39,7 @@ class TransferStudy:
         label_words_policy: policy for label words of several tokens; None: that of the prompts, or of the tasks.
         accelerator: auto, cpu or cuda.
         devices: number of processes; each computes a share of every task's examples.
+        calibrate: divide class probabilities by those on content-free texts (contextual calibration).
 
     Raises:
         UserError: a value is invalid.
@@ -57,6 +58,7 @@ class TransferStudy:
     label_words_policy: str | None = None
     accelerator: str = "auto"
     devices: int = 1
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
         if self.split not in ("test", "validation"):
