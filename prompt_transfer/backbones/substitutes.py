@@ -26,9 +26,10 @@ class OptionalEmbedding(nn.Embedding):
 
 
 class SelectedRows(nn.Linear):
-    """The output layer of an LM head, restricted to some token ids inside `only(...)`."""
+    """The output layer of an LM head, restricted to some token ids inside `only(...)`, or to rows in `given(...)`."""
 
     token_ids: Tensor | None = None
+    rows: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def sharing(cls, layer: nn.Linear) -> SelectedRows:
@@ -47,7 +48,19 @@ class SelectedRows(nn.Linear):
         finally:
             self.token_ids = None
 
+    @contextmanager
+    def given(self, rows: Tensor, bias: Tensor) -> Iterator[None]:
+        """Compute the logits [B, C] of given rows [B, C, H] with biases [B, C] in place of those of the layer."""
+        self.rows = (rows, bias)
+        try:
+            yield
+        finally:
+            self.rows = None
+
     def forward(self, input: Tensor) -> Tensor:
+        if self.rows is not None:
+            rows, bias = self.rows
+            return (rows @ input.unsqueeze(-1)).squeeze(-1) + bias
         if self.token_ids is None:
             return functional.linear(input, self.weight, self.bias)
         bias = None if self.bias is None else self.bias[self.token_ids]

@@ -136,7 +136,8 @@ class PromptExport(BestExport):
     def make(self, module: PromptTuning, name: str, facts: dict[str, str]) -> Prompt:
         prompt = module.prompt(name)
         # The module's metadata (the seed of an ensemble's prompt) overrides that of the run.
-        return Prompt(prompt.embeddings, {**self.metadata, **prompt.metadata, **facts}, prompt.initial)
+        facts = {**self.metadata, **prompt.metadata, **facts}
+        return Prompt(prompt.embeddings, facts, prompt.initial, label_embeddings=prompt.label_embeddings)
 
 
 class ProjectorExport(BestExport):

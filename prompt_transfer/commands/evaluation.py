@@ -63,7 +63,7 @@ def run(command: str, arguments: list[str]) -> None:
     _check_output(command, parsed)
     model = parsed.model
     assert isinstance(model, PromptTuning)
-    model.calibrate = bool(parsed.config.calibrate)
+    model.calibrate, model.label_source = bool(parsed.config.calibrate), prompt
     prompt.check(model.backbone, model.backbone.layout.name, model.backbone.attention)
     _warn_changed_words(prompt, parsed.datamodule.tasks, model.backbone)
     _warn_unfinished(prompt)
@@ -155,6 +155,7 @@ def _score(command: str, parsed: Command, model: PromptTuning, path: str) -> Non
             shape = (model.prompt_length, model.backbone.hidden_size)
             model.reparameterization = Plain()
             model.build(random_prompt(model.backbone, shape, number), torch.Generator())
+            model.use_label_words()
         model.records = []
         with as_user_error(command):
             verb(model, datamodule=data, verbose=False)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.backbones.label_rows import head_rows, score_rows
 from prompt_transfer.data.batches import cross_prompts
 from prompt_transfer.modules.choices import ChoiceScoring
 from prompt_transfer.modules.objective import SPLITS, Objective, References
@@ -35,6 +36,8 @@ class Classification(Objective):
     sequence_weights: Tensor | None
     # Log-probabilities [N, K, C] of the classes on content-free texts (`prior_of`); None: no calibration.
     prior: Tensor | None = None
+    # Trained rows of the LM head and where they apply (`use_label_rows`); None: label words.
+    _label_rows: tuple[Tensor, Tensor | None] | None = None
 
     def __init__(self, backbone: FrozenBackbone, tasks: list[Task]) -> None:
         super().__init__(backbone, tasks)
@@ -126,9 +129,36 @@ class Classification(Objective):
         self, prompt: Tensor | PromptBank, batch: dict[str, Tensor], tasks: Sequence[Tensor]
     ) -> list[Tensor]:
         """Return logits [B, C] at the answer slot for each of the task indices [B]."""
-        words = self.backbone(prompt, batch, self.token_ids)
         stacked = VerbalizerStack(self.token_ids, self.word_weights, self.class_mask)
-        return [self._calibrated(stacked.class_logits(words, task), batch, task) for task in tasks]
+        if self._label_rows is None:
+            words = self.backbone(prompt, batch, self.token_ids)
+            return [self._calibrated(stacked.class_logits(words, task), batch, task) for task in tasks]
+        states = self.backbone.answer_states(prompt, batch)
+        words = self.backbone.score(states, self.token_ids)
+        found = [self._with_label_rows(stacked.class_logits(words, task), states, batch, task) for task in tasks]
+        return [self._calibrated(logits, batch, task) for logits, task in zip(found, tasks, strict=True)]
+
+    def use_label_rows(self, rows: Tensor | None, known: Tensor | None = None) -> None:
+        """Score classes by trained rows of the LM head instead of the label words.
+
+        Args:
+            rows: [N, K, C, H'], one entry per prompt, or a parameter [K, C, H'] of the only prompt; None: use the label
+                words.
+            known: [N, K], where the rows apply; None: everywhere.
+        """
+        # In a tuple: a parameter belongs to the LightningModule.
+        self._label_rows = None if rows is None else (rows, known)
+
+    def _with_label_rows(self, logits: Tensor, states: Tensor, batch: dict[str, Tensor], tasks: Tensor) -> Tensor:
+        assert self._label_rows is not None
+        rows, known = self._label_rows
+        rows = (rows if rows.ndim == 4 else rows.unsqueeze(0)).to(states.device)
+        bias = self.word_weights @ head_rows(self.backbone, self.token_ids)[1]
+        prompts = batch["prompt_ids"] if "prompt_ids" in batch else torch.zeros_like(tasks)
+        found = score_rows(self.backbone, states, rows[prompts, tasks], bias[tasks])
+        if known is not None:
+            found = torch.where(known.to(states.device)[prompts, tasks].unsqueeze(1), found, logits)
+        return found.masked_fill(~self.class_mask[tasks], float("-inf"))
 
     def losses(self, prompt: Tensor, batch: dict[str, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(self.logits(prompt, batch), batch["labels"], reduction="none")

@@ -327,6 +327,8 @@ def _name(seed: int | None, rate: float | None) -> str:
 def _check(
     seeds: list[int] | None, rates: list[float] | None, prompts_at_once: int | None, options: dict[str, Any]
 ) -> None:
+    if options.get("label_embeddings"):
+        raise UserError("--model.label_embeddings trains one prompt at a time: leave out seeds and learning_rates")
     if not seeds and not rates:
         raise UserError("PromptEnsemble trains several prompts: give --model.seeds [0,1,2] or --model.learning_rates")
     if seeds is not None and (len(set(seeds)) != len(seeds) or not all(0 <= seed < 2**32 for seed in seeds)):

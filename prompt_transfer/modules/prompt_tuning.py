@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prompt_transfer.modules.label_embeddings import flat_rows, initial_rows, stored_rows, warn_of_unused
 from prompt_transfer.modules.objectives import Classification
 from prompt_transfer.modules.trained import TrainedModule
 from prompt_transfer.prompts.initializers import FromPrompt, Initializer, Vocabulary
 from prompt_transfer.prompts.prompt import Prompt, library_versions
 from prompt_transfer.prompts.reparameterizations import Plain, Reparameterization
+from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
 
 
@@ -24,6 +26,8 @@ class PromptTuning(TrainedModule):
         prompt_length: P, number of prompt tokens.
         init: initializer of the prompt; default: embeddings of random vocabulary tokens.
         reparameterization: trained instead of the prompt itself; folded into a plain prompt on export.
+        label_embeddings: also train a row of the LM head for each class, in place of its label words' rows, which it
+            starts from; stored in the prompt file.
         options: those of `TrainedModule`.
     """
 
@@ -33,6 +37,7 @@ class PromptTuning(TrainedModule):
         prompt_length: int = 20,
         init: Initializer | None = None,
         reparameterization: Reparameterization | None = None,
+        label_embeddings: bool = False,
         **options: Any,
     ) -> None:
         if prompt_length < 1:
@@ -48,6 +53,13 @@ class PromptTuning(TrainedModule):
             }
         )
         self.prompt_length = prompt_length
+        self.trains_labels = label_embeddings
+        # Trained rows of the LM head [K, C, H']; None without label embeddings.
+        self.label_rows: torch.nn.Parameter | None = None
+        # The prompt file whose label embeddings are used in evaluation.
+        self.label_source: Prompt | None = None
+        if label_embeddings:
+            self.save_hyperparameters({"label_embeddings": True})
 
     # Set-up ----------------------------------------------------------------------------------------------------
 
@@ -59,6 +71,30 @@ class PromptTuning(TrainedModule):
         """Initialize the prompt with the seed of the run."""
         self.init = self.init.for_seed(seed)
         self.build(*self.start(self.init, seed))
+        if self.trains_labels:
+            self._own_labels(initial_rows(self.objective, self.backbone))
+
+    def _own_labels(self, rows: Tensor) -> None:
+        self.label_rows = torch.nn.Parameter(rows.detach().clone().float().to(self.device))
+        if self.tasks and isinstance(self.objective, Classification):
+            self.objective.use_label_rows(self.label_rows)
+
+    def connect(self, tasks: list[Task]) -> None:
+        """Build the objective and metrics of `tasks`."""
+        super().connect(tasks)
+        if self.label_source is None or self.label_source.label_embeddings is None:
+            return
+        warn_of_unused(self.label_source, "the prompt", self.tasks)
+        if any(self.label_source.labels_for(task.name, task.stored_words) is not None for task in self.tasks):
+            like = initial_rows(self.objective, self.backbone)
+            assert isinstance(self.objective, Classification)
+            self.objective.use_label_rows(*stored_rows([self.label_source], self.tasks, like))
+
+    def use_label_words(self) -> None:
+        """Score by the label words' own rows of the LM head, without label embeddings of a prompt file."""
+        self.label_source = None
+        if isinstance(self.objective, Classification):
+            self.objective.use_label_rows(None)
 
     def start(self, init: Initializer, seed: int) -> tuple[Tensor, torch.Generator]:
         """Return an initial prompt [P, H] and the generator for further random numbers."""
@@ -77,6 +113,8 @@ class PromptTuning(TrainedModule):
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self.build(state["initial_prompt"])
+        if "label_rows" in state:
+            self._own_labels(torch.zeros_like(state["label_rows"]))
 
     # The forward pass ------------------------------------------------------------------------------------------
 
@@ -104,7 +142,8 @@ class PromptTuning(TrainedModule):
         return ["prompt"]
 
     def trained(self) -> list[torch.nn.Parameter]:
-        return [p for p in self.reparameterization.parameters() if p.requires_grad]
+        own = [] if self.label_rows is None else [self.label_rows]
+        return [*(p for p in self.reparameterization.parameters() if p.requires_grad), *own]
 
     def summed_losses(self, batch: dict[str, Tensor], members: list[int]) -> Tensor:
         return self.objective.losses(self.current_prompt(), batch).sum()[None]
@@ -122,7 +161,10 @@ class PromptTuning(TrainedModule):
         Args:
             name: a key of `named_scores`.
         """
-        return self.packed(self.reparameterization, self.init, self.initial_prompt)
+        prompt = self.packed(self.reparameterization, self.init, self.initial_prompt)
+        if self.label_rows is not None:
+            prompt.label_embeddings = flat_rows(self.label_rows.detach().float().cpu(), self.tasks)
+        return prompt
 
     def packed(self, reparameterization: Reparameterization, init: Initializer, initial: Tensor) -> Prompt:
         """Return a prompt of this module with the metadata that all its prompts share."""

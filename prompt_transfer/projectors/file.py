@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -252,6 +253,8 @@ class ProjectorFile:
             UserError: see `check`.
         """
         self.check(prompt)
+        if prompt.label_embeddings is not None:
+            warnings.warn("label embeddings belong to their backbone and are not projected", stacklevel=2)
         target = asdict(self.target)
         metadata = {key: prompt.metadata[key] for key in KEPT if prompt.metadata.get(key)}
         for key in ("backbone", "fingerprint", "family", "layout", "attention", "dtype", "head", "revision"):

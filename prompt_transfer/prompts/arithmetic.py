@@ -10,6 +10,7 @@ Values are combined in float64 and rounded once. Terms are sorted before summati
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,7 @@ from prompt_transfer.utils.errors import UserError
 KEPT = (
     *("backbone", "fingerprint", "family", "layout", "attention", "dtype", "head", "revision", "seed", "random"),
     *("label_words_policy", "data_source", "data_root", "data_label_words", "data_max_length", "data_seed"),
-    "data_special_tokens",
+    *("data_special_tokens", "data_template", "data_chat_template"),
 )
 SAME = ("layout", "attention")
 
@@ -197,6 +198,8 @@ def _sum(terms: Tensor) -> Tensor:
 
 
 def _metadata(prompts: Sequence[Prompt], operation: str) -> dict[str, str]:
+    if any(prompt.label_embeddings is not None for prompt in prompts):
+        warnings.warn("label embeddings are left out: the result is scored by the label words", stacklevel=3)
     facts = [prompt.metadata for prompt in prompts]
     kept = {key: facts[0][key] for key in KEPT if key in facts[0] and len({one.get(key) for one in facts}) == 1}
     tasks = list(dict.fromkeys(name for one in facts for name in one.get("task", "").split(",") if name))

@@ -58,6 +58,8 @@ class Prompt:
             gave this one. All but the sizes may be missing.
         initial: the prompt before training, float32 `[P, H]`, or None; the difference is the task vector.
         path: the file it was loaded from or saved to, for messages.
+        label_embeddings: trained LM-head rows of the classes of its tasks, float32 `[classes, H']`, in the order of the
+            metadata `label_words`; None: the label words' own.
 
     Raises:
         UserError: a tensor is not float32 `[P, H]`, is empty, too large or has non-finite values.
@@ -67,6 +69,7 @@ class Prompt:
     metadata: dict[str, str] = field(default_factory=dict)
     initial: Tensor | None = field(default=None, repr=False)
     path: Path | None = None
+    label_embeddings: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.embeddings = _checked("embeddings", self.embeddings)
@@ -77,6 +80,8 @@ class Prompt:
                     f"the initial prompt is {sizes(self.initial.shape)}, the prompt {sizes(self.embeddings.shape)}; "
                     "their shapes must be equal"
                 )
+        if self.label_embeddings is not None:
+            self.label_embeddings = _checked("label_embeddings", self.label_embeddings)
         for key, value in self.metadata.items():
             if not isinstance(key, str) or not isinstance(value, str):
                 raise TypeError(f"prompt metadata must be strings, but {key!r} is {value!r}")
@@ -109,14 +114,14 @@ class Prompt:
                 "import prompts of other tools with `prompt-transfer prompts import`"
             )
         _check_version(header.metadata, path)
-        tensors = {
-            name: read_tensor(file, header, name, path) for name in ("embeddings", "initial") if name in header.tensors
-        }
+        names = ("embeddings", "initial", "label_embeddings")
+        tensors = {name: read_tensor(file, header, name, path) for name in names if name in header.tensors}
         for key, size in zip(("prompt_length", "hidden_size"), tensors["embeddings"].shape, strict=True):
             if header.metadata.get(key, str(size)) != str(size):
                 raise UserError(f"{path} is damaged: its {key} is {header.metadata[key]!r}, its tensor has {size}")
         try:
-            return cls(tensors["embeddings"], header.metadata, tensors.get("initial"), path)
+            labels = tensors.get("label_embeddings")
+            return cls(tensors["embeddings"], header.metadata, tensors.get("initial"), path, labels)
         except UserError as error:
             raise UserError(f"{path} is not a usable prompt: {error}") from error
 
@@ -132,9 +137,32 @@ class Prompt:
         tensors = {"embeddings": _checked("embeddings", self.embeddings)}
         if self.initial is not None:
             tensors["initial"] = _checked("initial", self.initial)
+        if self.label_embeddings is not None:
+            tensors["label_embeddings"] = _checked("label_embeddings", self.label_embeddings)
         write(path, tensors, self.metadata)
         self.path = path
         return path
+
+    def labels_for(self, task: str, words: list[Any]) -> Tensor | None:
+        """Return the label embeddings [C, H'] for a task with these label words; None if they do not apply.
+
+        They apply to the task of their training with the same words, and to any task with the same words.
+
+        Raises:
+            UserError: the metadata do not name as many classes as there are label embeddings.
+        """
+        if self.label_embeddings is None:
+            return None
+        try:
+            stored: dict[str, list[Any]] = json.loads(self.metadata.get("label_words") or "{}")
+            counts = [len(own) for own in stored.values()]
+        except (ValueError, AttributeError, TypeError):
+            counts = []
+        if sum(counts) != len(self.label_embeddings):
+            raise UserError(f"{self._name()} is damaged: its label_words do not fit its label embeddings")
+        parts = dict(zip(stored, self.label_embeddings.split(counts), strict=True))
+        fitting = [name for name, own in stored.items() if own == words]
+        return None if not fitting else parts[task if task in fitting else fitting[0]]
 
     def check(self, backbone: Backbone, layout: Any = None, attention: str | None = None) -> None:
         """Check that the prompt fits a backbone, layout and attention mode.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.modules.label_embeddings import warn_of_unused
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, readable_prompts, run_name
 from prompt_transfer.prompts.random_prompts import DRAWS, random_prompt
 from prompt_transfer.tasks.task import Task
@@ -43,7 +44,8 @@ class Entry:
         start: `shared` if a prompt of another task has the same initialization, else `separate`; None if unknown.
             A shared initialization makes prompts similar regardless of training.
         embeddings: float32 [P, H] on the CPU.
-        digest: SHA-256 of the embeddings; the key of the prompt's answers.
+        digest: SHA-256 of the embeddings and label embeddings; the key of the prompt's answers.
+        file: the prompt file, for its label embeddings; None without one.
     """
 
     name: str
@@ -53,9 +55,13 @@ class Entry:
     embeddings: Tensor = field(repr=False)
     digest: str = ""
     start: str | None = None
+    file: Prompt | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "digest", digest_of(self.embeddings))
+        digest = digest_of(self.embeddings)
+        if self.file is not None and self.file.label_embeddings is not None:
+            digest = f"{digest}-{digest_of(self.file.label_embeddings)}"
+        object.__setattr__(self, "digest", digest)
 
 
 def read_folder(
@@ -162,6 +168,8 @@ def warn_of_other_words(
     prompts: dict[str, Prompt], tasks: Sequence[Task], backbone: FrozenBackbone | None = None
 ) -> None:
     """Warn if a task's label words, or with a `backbone` its template, differ from those of its prompt's training."""
+    for name, prompt in prompts.items():
+        warn_of_unused(prompt, f"prompt {name}", tasks)
     for task in tasks:
         for name, prompt in prompts.items():
             if said := changed_format(prompt, task, backbone):
@@ -226,4 +234,6 @@ def _entry(name: str, prompt: Prompt, starts: dict[str, set[str]]) -> Entry:
     start = None
     if prompt.initial is not None and kind == "trained":
         start = "shared" if len(starts[digest_of(prompt.initial)]) > 1 else "separate"
-    return Entry(name, kind, source, int(seed) if seed.isdecimal() else None, prompt.embeddings, start=start)
+    number = int(seed) if seed.isdecimal() else None
+    file = prompt if prompt.label_embeddings is not None else None
+    return Entry(name, kind, source, number, prompt.embeddings, start=start, file=file)

@@ -120,7 +120,7 @@ def confusion(
     # Built-in tasks have no release 1.0 label words.
     words = "default" if known.builtin else data.label_words or facts.get("data_label_words") or "default"
     target = load_target(known, data, words, split, frozen.encoder(len(loaded.embeddings)))
-    entries = [Entry(THIS, "trained", known.name, None, loaded.embeddings)]
+    entries = [Entry(THIS, "trained", known.name, None, loaded.embeddings, file=loaded)]
     shape = (len(loaded.embeddings), frozen.hidden_size)
     for number in range(1, random_prompts + 1):
         drawn = random_prompt(frozen, shape, number)

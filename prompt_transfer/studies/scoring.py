@@ -23,6 +23,7 @@ from prompt_transfer.backbones.answers import PromptBank
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.data.batches import batch_bounds, collate, cross_prompts
 from prompt_transfer.data.tokens import named_rows
+from prompt_transfer.modules.label_embeddings import initial_rows, stored_rows
 from prompt_transfer.modules.objectives import ChoiceScoring, Classification, Objective, make_objective
 from prompt_transfer.studies.entries import Entry
 from prompt_transfer.studies.targets import Target
@@ -104,6 +105,7 @@ class Scorer:
                 batch = cross_prompts(texts, torch.from_numpy(places).to(self.device))
                 if isinstance(objective, Classification):
                     objective.prior = priors[number]
+                    self._use_label_rows(objective, mine)
                 if isinstance(objective, Classification | ChoiceScoring):
                     choices = objective.choices(bank, batch)
                     chosen = choices.cpu().numpy()
@@ -122,7 +124,22 @@ class Scorer:
             return [None] * len(self._banks)
         table = target.content_free()
         free = {name: value.to(self.device) for name, value in collate(table, np.arange(len(table)), pad).items()}
-        return [objective.prior_of(bank, free) for _, bank in self._banks]
+        found: list[Tensor | None] = []
+        for mine, bank in self._banks:
+            self._use_label_rows(objective, mine)
+            found.append(objective.prior_of(bank, free))
+        return found
+
+    def _use_label_rows(self, objective: Classification, mine: NDArray[np.int64]) -> None:
+        """Score by the label embeddings of the prompts `mine` where they apply to the task."""
+        files = [self.entries[number].file for number in mine.tolist()]
+        used = [None if file is None else file.labels_for(task.name, task.stored_words) for file in files
+                for task in objective.tasks]  # fmt: skip
+        if all(rows is None for rows in used):
+            objective.use_label_rows(None)
+        else:
+            like = initial_rows(objective, self.backbone)
+            objective.use_label_rows(*stored_rows(files, objective.tasks, like))
 
     def _refuse_broken(
         self, target: Target, prompts: NDArray[np.int64], rows: NDArray[np.int64], broken: NDArray[np.bool_]

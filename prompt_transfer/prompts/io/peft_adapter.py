@@ -63,6 +63,8 @@ def check_exportable(prompt: Prompt) -> str:
             f"{name} was trained with attention {facts['attention'][:40]}: in PEFT the prompt always sees the text, "
             "which is another function in an encoder; train with --model.attention full"
         )
+    if prompt.label_embeddings is not None:
+        raise UserError(f"{name} has trained label embeddings, which PEFT's prompt tuning lacks: train without them")
     if facts.get("head", "lm") != "lm":
         raise UserError(f"{name} was trained with head {facts['head'][:40]}: PEFT scores only with the LM head")
     return TASK_TYPES[layout]

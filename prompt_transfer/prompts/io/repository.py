@@ -242,7 +242,8 @@ def _public(prompt: Prompt, backbone: str | None, builtin: frozenset[str]) -> Pr
                 "that backbone with --backbone"
             )
     facts = {key: _LOCAL_PATH.sub(r"\1", value) for key, value in facts.items()}
-    return Prompt(prompt.embeddings, facts | ({"backbone": name} if name else {}), prompt.initial)
+    facts = facts | ({"backbone": name} if name else {})
+    return Prompt(prompt.embeddings, facts, prompt.initial, label_embeddings=prompt.label_embeddings)
 
 
 def _check_repo(repo: str) -> None:

@@ -128,7 +128,8 @@ def masked_entries(
         facts = prompts[name].metadata
         seed = int(facts["seed"]) if facts.get("seed", "").isdecimal() else None
         about = (name, "trained", task.name, seed, prompts[name].embeddings)
-        entries.append(MaskedEntry(*about, mask=torch.zeros_like(values[name], dtype=torch.bool)))
+        unmasked = torch.zeros_like(values[name], dtype=torch.bool)
+        entries.append(MaskedEntry(*about, mask=unmasked, file=prompts[name]))
         others = _other_sources(plan, task, prompts, seed, types)
         for ratio in plan.ratios:
             mine = most_activated(values[name], ratio, plan.scope)
@@ -144,7 +145,7 @@ def masked_entries(
             entries += [
                 MaskedEntry(
                     *about, mask=where, kind_of_mask=kind, mask_source=source, mask_seed=number, ratio=ratio,
-                    method=method, effect=effects[method],
+                    method=method, effect=effects[method], file=prompts[name],
                 )
                 for method in plan.methods
                 for kind, source, number, where in chosen

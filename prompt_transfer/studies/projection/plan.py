@@ -115,7 +115,7 @@ def _common_cells(study: ProjectionStudy, inputs: ProjectionInputs, notes: dict[
 def _entries_of(prompts: PromptsByTask, task: str, kind: str) -> list[Entry]:
     chosen = [prompts.prompts[number] for number in prompts.numbers[task]]
     return [
-        Entry(str(prompt.path), kind, task, _seed(prompt.metadata.get("seed", "")), prompt.embeddings)
+        Entry(str(prompt.path), kind, task, _seed(prompt.metadata.get("seed", "")), prompt.embeddings, file=prompt)
         for prompt in chosen
     ]
 
