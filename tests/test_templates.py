@@ -13,6 +13,7 @@ from test_cli import error_of, fit
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.templates import Template
 from prompt_transfer.cli import main
+from prompt_transfer.modules.objectives import make_objective
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.tasks.task import Task
@@ -221,3 +222,25 @@ def test_a_transfer_study_uses_the_prompts_template(
     inputs = load(TransferStudy(**options, output=str(tmp_path / "two"), data=data))
     assert "template" not in inputs.targets[0].facts
     assert torch.tensor(inputs.targets[0].table.lengths).min() > 0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_an_adapters_card_has_template_and_words(tiny: Tiny, family: str, toy: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is in the extra `bench`, not in `dev`")
+    from test_peft_adapter import run_card
+
+    toy.write_text(toy.read_text().replace("[terrible, great]", "[[terrible, awful], [great, good]]"))
+    backbone, output = FrozenBackbone(str(tiny(family))), tmp_path / "run"
+    assert (
+        fit(toy, tiny(family), output, "--data.template", "see: {text_a}\\nIt was", "--model.learning_rate", "1") == 0
+    )
+    prompt = Prompt.load(output)
+    task = get_task(toy).with_format(prompt.metadata["data_template"])
+    space, printed = run_card(tmp_path / "card", prompt, str(tiny(family)))
+    (ids,) = backbone.encoder(3).encode(["the film is good"], None, 60, template=task.format)
+    assert space["tokens"].tolist() == [ids]
+    batch = {"input_ids": space["tokens"], "attention_mask": torch.ones_like(space["tokens"])}
+    objective = make_objective(backbone, [task])
+    logits = objective.logits(prompt.embeddings, {**batch, "task_ids": torch.zeros(1, dtype=torch.long)})[0]
+    torch.testing.assert_close(space["scores"], logits.detach(), atol=1e-4, rtol=0)
+    assert printed.strip() == task.label_words[int(logits.argmax())]

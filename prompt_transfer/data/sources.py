@@ -201,7 +201,12 @@ def _groups(task: Task, raw: RawSplit) -> np.ndarray | None:
     """Return the number of each row's group; None if the task has no groups."""
     if task.group is None:
         return None
-    names = [str(composed(task.group, row, {})) for row in raw.frame.to_dict("records")]
+    try:
+        names = [str(composed(task.group, row, {})) for row in raw.frame.to_dict("records")]
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"task {task.name}: the group {task.group!r} of a row cannot be made from {raw.where}: {error!r}"
+        ) from error
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
 

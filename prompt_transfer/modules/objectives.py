@@ -5,6 +5,7 @@ Shape letters: B batch, T text tokens, P prompt tokens, S target tokens, C class
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,9 +113,10 @@ class Classification(Objective):
         rows = prompt.rows if isinstance(prompt, PromptBank) else prompt
         count = len(rows) if rows.ndim == 3 else 1
         batch = cross_prompts(free, torch.arange(count, device=free["ids"].device))
-        probabilities = self.logits(prompt, batch).softmax(dim=1).view(count, len(free["ids"]), -1)
-        means = [probabilities[:, free["task_ids"] == index].mean(dim=1) for index in range(len(self.tasks))]
-        return torch.stack(means, dim=1).log().masked_fill(~self.class_mask, 0.0)
+        logs = self.logits(prompt, batch).log_softmax(dim=1).view(count, len(free["ids"]), -1)
+        parts = [logs[:, free["task_ids"] == index] for index in range(len(self.tasks))]
+        means = [part.logsumexp(dim=1) - math.log(part.shape[1]) for part in parts]
+        return torch.stack(means, dim=1).masked_fill(~self.class_mask, 0.0)
 
     def logits_of_tasks(
         self, prompt: Tensor | PromptBank, batch: dict[str, Tensor], asked: Sequence[int]

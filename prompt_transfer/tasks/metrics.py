@@ -167,7 +167,7 @@ def make_metrics(task: Task) -> MetricCollection:
     if task.is_generation:
         _check_text_metrics(task)
         return MetricCollection({name: TextScore(name) for name in task.metrics}, compute_groups=False)
-    if not task.num_classes and task.is_choice:
+    if getattr(task, "is_choice", False):
         columns = {name: MeanScore(column) for column, name in enumerate(task.metrics)}
         return MetricCollection(columns, compute_groups=False)
     unknown = [name for name in task.metrics if name not in METRICS]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prompt_transfer.backbones.templates import Template, default_template
+from prompt_transfer.tasks.columns import columns_of
 from prompt_transfer.tasks.labels import label_clash
 from prompt_transfer.utils.errors import UserError
 
@@ -160,6 +161,11 @@ class Task:
         if self.other_words and len(self.other_words) != len(self.label_words):
             raise ValueError(f"task {self.name}: {len(self.other_words)} sets of other words")
         _ = self.format  # checks the template
+        for spec in (self.text_a, self.text_b, self.group, *self.choices):
+            try:
+                columns_of(spec)
+            except ValueError as error:
+                raise UserError(f"task {self.name}: the columns {spec!r} cannot be read: {error}") from error
         if not self.metrics:
             object.__setattr__(self, "metrics", (self.metric,))
         if self.metrics[0] != self.metric:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from huggingface_hub import ModelCardData
 
+from prompt_transfer.backbones.templates import Template
 from prompt_transfer.prompts.io.peft_adapter import check_exportable
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.tasks.registry import get_task
@@ -83,9 +84,14 @@ def tasks_of(metadata: Mapping[str, str]) -> tuple[list[Task], list[str]]:
             continue
         task = task.with_policy(metadata.get("label_words_policy") or None)
         own = words.get(task.name)
-        if isinstance(own, list) and own and list(task.label_words) != own:
-            task = replace(task, label_words=tuple(map(str, own)), labels=None, token_ids={})
-        tasks.append(task)
+        if isinstance(own, list) and own and task.stored_words != own:
+            sets = tuple(tuple(map(str, word)) if isinstance(word, list) else str(word) for word in own)
+            task = replace(task, label_words=sets, other_words=(), labels=None, token_ids={})
+        try:
+            chat = True if metadata.get("data_chat_template") == "true" else None
+            tasks.append(task.with_format(metadata.get("data_template"), chat))
+        except UserError:  # the template of another task
+            unknown.append(name)
     return tasks, unknown
 
 
@@ -100,7 +106,12 @@ def _reading(task: Task, causal: bool, facts: Mapping[str, str]) -> str:
     # Column names show which text comes first: the paper puts the hypothesis first.
     columns = [f"`{inline(column)}`" for column in (task.text_a, task.text_b) if column is not None]
     first = " and ".join(columns) + " separated by a space" if task.join_texts else columns[0]
-    if causal:
+    template = _template(task, facts)
+    if template:
+        start = f"{_start(facts)}, " if causal and _start(facts) else ""
+        end = "" if causal else ", and the end token"
+        form = f"{start}the text `{inline(repr(template))}` with {' and '.join(columns)} in its fields{end}"
+    elif causal:
         texts = f"{first}, a line feed, a space and {columns[1]}" if pair else first
         cue = f", then the cue ` {task.cue.strip()}` (with its space)" if task.cue else ", without a cue"
         start = f"{_start(facts)}, " if _start(facts) else ""
@@ -116,22 +127,35 @@ def _reading(task: Task, causal: bool, facts: Mapping[str, str]) -> str:
         texts = f"{first}, the end token, {columns[1]}, the end token" if pair else f"{first}, the end token"
         form = f"{texts}. Each part is tokenised separately"
     lines = [f"**{inline(task.name)}**", f"- Input after the virtual tokens: {form}."]
+    if task.is_choice:
+        lines.append(f"- The answer is the option with the highest {task.choice_score} of its tokens' log-likelihoods.")
+        return "\n".join(lines)
     if task.is_generation:
         lines.append(f"- The answer is a text of at most {task.max_target_length} tokens: `model.generate`.")
         return "\n".join(lines)
     if not causal:
         lines.append("- The answer is the output of the first decoder step.")
     ids = task.token_ids.get(facts.get("family", ""))
-    words = ", ".join(f"`{inline(word)}`" for word in task.label_words)
+    words = ", ".join(" or ".join(f"`{inline(word)}`" for word in own) for own in task.class_words)
     how = {
         "sequence": "the label with the most likely token sequence",
         "first": "the label word whose first token has the highest logit",
         "mean": "the label word whose tokens have the highest mean logit",
     }.get(task.label_words_policy, "the label word whose token has the highest logit")
+    if task.other_words:
+        how = f"{how}, where a class of several words has the mean of their scores"
     lines.append(f"- Label words, in the order of the classes: {words}; the answer is {how}.")
     if ids:
         lines.append(f"- Token ids to use instead of the words' own: {list(ids)}.")
     return "\n".join(lines)
+
+
+def _template(task: Task | None, facts: Mapping[str, str]) -> str:
+    """Return the template of a prompt's training, as rendered; "" for the default format."""
+    given = facts.get("data_template") or facts.get("data_chat_template")
+    if task is None or (task.format is None and not given):
+        return ""
+    return json.loads(facts.get("templates") or "{}").get(task.name, "")
 
 
 def _start(facts: Mapping[str, str]) -> str:
@@ -177,7 +201,7 @@ def _code(task: Task | None, prompt: Prompt, backbone: str, is_builtin: bool) ->
         "",
         *([*_CONTINUED.splitlines(), "", ""] if causal else []),
         *(_START.splitlines() if causal and _start(facts) else []),
-        *_input(task, causal, bool(_start(facts))),
+        *_input(task, causal, bool(_start(facts)), _template(task, facts)),
     ]
     if task is None or not task.is_generation:
         step = "" if causal else ", decoder_input_ids=torch.tensor([[model.config.decoder_start_token_id]])"
@@ -197,10 +221,16 @@ def _code(task: Task | None, prompt: Prompt, backbone: str, is_builtin: bool) ->
     return "```python\n" + "\n".join(lines) + "\n```"
 
 
-def _input(task: Task | None, causal: bool, start: bool) -> list[str]:
+def _input(task: Task | None, causal: bool, start: bool, template: str) -> list[str]:
     pair = task is not None and task.text_b is not None and not task.join_texts
     lines = ['text = "the film is good"', *(['second = "the story is good"'] if pair else [])]
-    if causal:
+    if template:
+        fields = "text_a=text, text_b=second" if pair else "text_a=text"
+        lines.append(f"whole = ids({template.rstrip(' ')!r}.format({fields}))")
+        # A chat template may begin with the start token.
+        parts = ["(whole if whole[: len(start)] == start else start + whole)" if causal and start else "whole"]
+        parts += [] if causal else ["[tokenizer.eos_token_id]"]
+    elif causal:
         parts = [*(["start"] if start else []), "ids(text)"]
         lines += _LINE_FEED.splitlines() if pair else []
         parts += ["line", 'continued(" " + second)'] if pair else []
@@ -215,13 +245,21 @@ def _input(task: Task | None, causal: bool, start: bool) -> list[str]:
 
 
 def _answer(task: Task | None, facts: Mapping[str, str], causal: bool) -> list[str]:
-    if task is None or task.label_words_policy == "sequence":
+    if task is None or task.is_choice or task.label_words_policy == "sequence":
         return ["print(logits.topk(5))  # of the next token"]
     chosen = task.token_ids.get(facts.get("family", ""))
     if chosen:
         scores = f"scores = logits[torch.tensor({list(chosen)})]"
     else:
         which = "[:1]" if task.label_words_policy == "first" else ""
-        encode = "continued" if causal else "ids"
-        scores = f'scores = torch.stack([logits[{encode}(f" {{word}}"){which}].mean() for word in words])'
+        template = _template(task, facts)
+        bare = causal and template and not Template.parse(template, task.pairs).answer_is_spaced
+        ids = '(f"\\n{word}")[len(ids("\\n")) :]' if bare else '(f" {word}")'
+        encode = f"ids{ids}" if bare or not causal else f"continued{ids}"
+        one = f"logits[{encode}{which}].mean()"
+        if task.other_words:
+            one = f"torch.stack([{one} for word in own]).mean() for own in words"
+            return [f"words = {task.class_words!r}", f"scores = torch.stack([{one}])",
+                    "print(words[int(scores.argmax())][0])"]  # fmt: skip
+        scores = f"scores = torch.stack([{one} for word in words])"
     return [f"words = {list(task.label_words)!r}", scores, "print(words[int(scores.argmax())])"]

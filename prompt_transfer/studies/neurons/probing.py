@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -115,6 +116,8 @@ def load(study: ProbingStudy) -> ProbingInputs:
         raise UserError(
             f"no prompt in {study.prompts} was trained on a known task (tasks of your own: --tasks FILE.yaml)"
         )
+    if any(prompt.label_embeddings is not None for prompt in prompts.values()):
+        warnings.warn("label embeddings of prompts are not used here: classes are scored by label words", stacklevel=2)
     policy = common_value(prompts, "label_words_policy", study.label_words_policy)
     inputs = ProbingInputs(check_writable_dir(study.output), study.data, prompts, backbone, tasks, policy)
     for name in prompts:

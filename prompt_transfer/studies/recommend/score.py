@@ -109,8 +109,9 @@ def _add_metadata_rankings(inputs: RecommendInputs, rankings: Rankings) -> None:
     found, targets = inputs.found, inputs.tasks
     size = (len(targets), 1, inputs.number)
     began = time.perf_counter()
-    if found.label_words is not None and any(task.label_words for task in targets):
-        words = label_word_overlap([*found.label_words, *(task.label_words for task in targets)])
+    of_targets = [[word for own in task.class_words for word in own] for task in targets]
+    if found.label_words is not None and any(of_targets):
+        words = label_word_overlap([*found.label_words, *of_targets])
         rankings.values["label_word_overlap"] = words[inputs.number :, None, : inputs.number].copy()
         rankings.costs["label_word_overlap"] = (time.perf_counter() - began) / len(targets), "label words"
     else:
