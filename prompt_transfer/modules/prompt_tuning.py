@@ -82,6 +82,8 @@ class PromptTuning(TrainedModule):
     def connect(self, tasks: list[Task]) -> None:
         """Build the objective and metrics of `tasks`."""
         super().connect(tasks)
+        if self.label_rows is not None and isinstance(self.objective, Classification):
+            self.objective.use_label_rows(self.label_rows)
         if self.label_source is None or self.label_source.label_embeddings is None:
             return
         warn_of_unused(self.label_source, "the prompt", self.tasks)
