@@ -24,7 +24,7 @@ from prompt_transfer.utils.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from prompt_transfer.data.tokens import TextEncoder
+    from prompt_transfer.data.text_encoder import TextEncoder
 
 IGNORED = -100
 
@@ -202,10 +202,9 @@ def option_table(rows: Dataset, task: Task, encoder: TextEncoder, template: dict
     """
     options: list[list[str]] = rows["choices"][:]
     texts = [text for own in options for text in own]
-    known = dict.fromkeys(texts)
-    if known:
-        encoded = encoder.answer_ids(list(known), **template)
-        known = dict(zip(known, (ids[: task.max_target_length] for ids in encoded), strict=True))
+    distinct = list(dict.fromkeys(texts))
+    encoded = encoder.answer_ids(distinct, **template) if distinct else []
+    known = {text: ids[: task.max_target_length] for text, ids in zip(distinct, encoded, strict=True)}
     empty = next((text for text, ids in known.items() if not ids), None)
     if empty is not None:
         raise UserError(f"task {task.name}: the option {empty!r} has no tokens in this backbone; change or remove it")

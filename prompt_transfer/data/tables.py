@@ -136,8 +136,8 @@ class Tables:
         }
         # The targets are part of the data's fingerprint, the end token of the encoder's.
         facts = {"encoder": self.encoder.fingerprint, **options, **self.selection.facts(split, index)}
-        if self.templates[index] is not None:
-            facts["template"] = asdict(self.templates[index])
+        if (template := self.templates[index]) is not None:
+            facts["template"] = asdict(template)
         cache = cache_path(self.cache_dir, f"{task.name}-{split}", facts)
         rows = self.selection.rows(split, index)
         table = tokenise(rows, self.encoder, task_index=index, cache_file=cache, **options)

@@ -22,6 +22,8 @@ IGNORED = -100
 class ChoiceScoring(Objective):
     """Cross-entropy over the options of each row, scored by the sum or mean of their tokens' log-probabilities."""
 
+    means: Tensor
+
     def __init__(self, backbone: FrozenBackbone, tasks: list[Task]) -> None:
         super().__init__(backbone, tasks)
         means = torch.tensor([task.choice_score == "mean" for task in tasks])

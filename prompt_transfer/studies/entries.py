@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -22,6 +22,8 @@ from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
     from prompt_transfer.studies.targets import TargetData
+
+Data = TypeVar("Data", bound="TargetData")
 
 # Options that choose between values when the prompts of a folder differ.
 OPTIONS = {
@@ -144,7 +146,7 @@ def check_all(prompts: dict[str, Prompt], backbone: FrozenBackbone) -> None:
         warnings.warn(f"{caught[0].message}{more}", stacklevel=2)
 
 
-def with_formats(prompts: dict[str, Prompt], data: TargetData) -> TargetData:
+def with_formats(prompts: dict[str, Prompt], data: Data) -> Data:
     """Return the data options with the template and chat template that the prompts were trained with, unless given.
 
     Raises:

@@ -215,9 +215,8 @@ def load_target(
         facts["special_tokens"] = data.special_tokens
     origin = f"{split} ({selection.data[0].origin[split]})"
     keys = (text_keys(rows), text_keys(selection.data[0].split("train"))) if with_keys else (None, None)
-    return Target(
-        task, origin, table, references, baseline.astype(np.float32), facts, *keys, content_free=tables.content_free
-    )
+    answers = baseline.astype(np.float32)
+    return Target(task, origin, table, references, answers, facts, keys[0], keys[1], tables.content_free)
 
 
 def warn_of_shared_rows(targets: Sequence[Target], sources: Collection[str]) -> None:

@@ -31,7 +31,7 @@ def is_composed(spec: str) -> bool:
     return "{" in spec
 
 
-def composed(spec: str, row: Mapping[str, Any], values: Mapping[str, Mapping[str, str]]) -> str:
+def composed(spec: str, row: Mapping[Any, Any], values: Mapping[str, Mapping[str, str]]) -> str:
     """Return the text of a row.
 
     Args:

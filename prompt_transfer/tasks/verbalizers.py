@@ -115,7 +115,7 @@ class Verbalizer:
         return cls.build(task.name, class_words(task), tokenizer, task.label_words_policy, spaced)
 
     @classmethod
-    def _make(cls, name: str, classes: Sequence[dict[str, Sequence[int]]], tokenizer: Any, policy: str) -> Verbalizer:
+    def _make(cls, name: str, classes: Sequence[dict[Any, list[int]]], tokenizer: Any, policy: str) -> Verbalizer:
         if len(classes) < 2:
             raise UserError(f"task {name}: {len(classes)} label words; a classification task has two or more")
         seen: dict[frozenset[int], str] = {}

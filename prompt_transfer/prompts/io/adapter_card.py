@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from huggingface_hub import ModelCardData
 
@@ -85,7 +86,7 @@ def tasks_of(metadata: Mapping[str, str]) -> tuple[list[Task], list[str]]:
         task = task.with_policy(metadata.get("label_words_policy") or None)
         own = words.get(task.name)
         if isinstance(own, list) and own and task.stored_words != own:
-            sets = tuple(tuple(map(str, word)) if isinstance(word, list) else str(word) for word in own)
+            sets: Any = tuple(tuple(map(str, word)) if isinstance(word, list) else str(word) for word in own)
             task = replace(task, label_words=sets, other_words=(), labels=None, token_ids={})
         try:
             chat = True if metadata.get("data_chat_template") == "true" else None
