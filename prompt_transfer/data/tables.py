@@ -13,6 +13,7 @@ from prompt_transfer.data.checks import SpecialTokens, warn_of_special_tokens
 from prompt_transfer.data.choices import option_table
 from prompt_transfer.data.selection import Selection
 from prompt_transfer.data.tokens import TextEncoder, TokenTable, cache_path, tokenise
+from prompt_transfer.tasks.columns import all_columns
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
 
@@ -160,7 +161,7 @@ class Tables:
         pairs, task = self._pairs(0), self.selection.tasks[0]
         wrong = next((row for row, text in enumerate(rows["text_b"]) if bool(text) != pairs), None)
         if wrong is not None:
-            columns = f"{task.text_a},{task.text_b}"
+            columns = ",".join(all_columns((task.text_a, task.text_b, *task.choices)))
             about = f"pairs and this text has no second one: give a table with the columns {columns}"
             about = about if pairs else "single texts and this is a pair"
             raise UserError(f"text {wrong} (counted from 0): task {task.name} is about {about}")
