@@ -14,6 +14,7 @@ from prompt_transfer.data.batches import BatchDataset, EvaluationBatchSampler, L
 from prompt_transfer.data.description import describe
 from prompt_transfer.data.loaders import batch_loader, check_budget, check_numbers, check_order, check_trainer
 from prompt_transfer.data.own import FromRows, choose_tasks, name_of
+from prompt_transfer.data.run_position import RunPosition
 from prompt_transfer.data.selection import SPLITS, Selection, check_split
 from prompt_transfer.data.shots import ValidationShots, parse_shots
 from prompt_transfer.data.sources import TaskData
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 STAGE_SPLITS = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
 
 
-class TaskDataModule(FromRows, L.LightningDataModule):
+class TaskDataModule(FromRows, RunPosition, L.LightningDataModule):
     """Batches of one or several tasks, grouped by length.
 
     Training batches mix the tasks in proportion to their rows; evaluation runs the tasks one after the other. A
@@ -341,31 +342,3 @@ class TaskDataModule(FromRows, L.LightningDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         trainer = self.trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-
-    # Position in the run.
-
-    def batch_done(self, position: int) -> None:
-        """Record that the training batch at `position` is trained; call it before a checkpoint can be written."""
-        self.position = int(position)
-
-    def _start(self) -> int:
-        if self.position == 0 and self.trainer is not None and self.trainer.global_step > 0:
-            raise RuntimeError(
-                f"{self.trainer.global_step} steps are done and no position is known: training_step must call "
-                "datamodule.batch_done(batch['position']), and a checkpoint must come from such a run"
-            )
-        return self.position
-
-    def _order(self) -> dict[str, Any]:
-        """Return everything that determines the order of the training batches."""
-        table = self.tokens("train")
-        return {"seed": self.seed, "batch_size": self.batch_size, "rows": len(table), "examples": table.digest}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position (number of trained batches) and everything that determines the batches' order."""
-        return {"position": self.position, "order": self._saved_order}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume after the batch at which `state_dict` was taken; the order is checked when training starts."""
-        self.position = int(state_dict["position"])
-        self._saved_order = state_dict["order"]

@@ -82,10 +82,7 @@ class TaskData:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Normalized rows of one split; `answers` is the int64 array of labels, or the list of targets or `Choices`.
-
-    `groups` are the numbers of the rows' groups, if the task has them.
-    """
+    """Normalized rows of one split: `answers` are int64 labels, targets or `Choices`; `groups` numbers, if any."""
 
     ids: np.ndarray
     text_a: list[str]
