@@ -22,7 +22,8 @@ from prompt_transfer.prompts import arithmetic
 from prompt_transfer.prompts.initializers import ClassLabels, FromPrompt, Normal, Text, Vocabulary
 from prompt_transfer.prompts.io.interchange import write_numpy
 from prompt_transfer.prompts.io.peft_adapter import read_adapter, write_adapter
-from prompt_transfer.prompts.prompt import Prompt, describe, list_prompts
+from prompt_transfer.prompts.listing import describe, list_prompts
+from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.prompts.reparameterizations import LowRank, ResidualMLP, Superposition
 from prompt_transfer.studies.inspection import nearest_words
 from prompt_transfer.utils.errors import UserError

@@ -22,7 +22,8 @@ from prompt_transfer.cli import main
 from prompt_transfer.prompts.io import torch_file
 from prompt_transfer.prompts.io.interchange import import_sources, read_published
 from prompt_transfer.prompts.io.published import BACKBONES, TASKS, parse_name
-from prompt_transfer.prompts.prompt import Prompt, list_prompts
+from prompt_transfer.prompts.listing import list_prompts
+from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.tasks.registry import get_task, task_names
 from prompt_transfer.utils.errors import UserError
 

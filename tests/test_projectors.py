@@ -20,7 +20,8 @@ from prompt_transfer.projectors.projector import MLP, AffineMap, Linear, Project
 from prompt_transfer.projectors.task_vector import TaskVector
 from prompt_transfer.projectors.vocabulary import fit_ridge, shared_tokens
 from prompt_transfer.prompts import tensor_file
-from prompt_transfer.prompts.prompt import Prompt, list_prompts
+from prompt_transfer.prompts.listing import list_prompts
+from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.utils.errors import UserError
 
 Tiny = Callable[[str], Path]

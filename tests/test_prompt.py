@@ -13,7 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from prompt_transfer.prompts.prompt import Prompt, describe, library_versions, list_prompts
+from prompt_transfer.prompts.listing import describe, list_prompts
+from prompt_transfer.prompts.prompt import Prompt, library_versions
 from prompt_transfer.utils.errors import UserError
 
 METADATA = {

@@ -22,7 +22,8 @@ from prompt_transfer.api.store import Store
 from prompt_transfer.neurons import files
 from prompt_transfer.neurons.mask import SCOPES, most_activated
 from prompt_transfer.projectors.file import ProjectorFile
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, run_name
+from prompt_transfer.prompts.listing import run_name
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.studies.backbones import load_backbone
 from prompt_transfer.studies.neurons.capture import CaptureStudy, capture

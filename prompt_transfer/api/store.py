@@ -25,7 +25,8 @@ from prompt_transfer.backbones.loading import resolve
 from prompt_transfer.commands.lightning import CONFIG_FILE
 from prompt_transfer.commands.run_folders import PROJECTOR_FILE, PROMPT_FILE
 from prompt_transfer.projectors.file import ProjectorFile
-from prompt_transfer.prompts.prompt import Prompt, run_name
+from prompt_transfer.prompts.listing import run_name
+from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.utils.errors import UserError
 

@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from prompt_transfer.commands.parsing import find_value, program
-from prompt_transfer.prompts.prompt import Prompt, readable_prompts, run_name
+from prompt_transfer.prompts.listing import readable_prompts, run_name
+from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.utils.errors import SEE_PROMPTS, UserError, no_such_file
 
 # Metadata that the scoring of a prompt depends on -> option, and the value of files without it.

@@ -24,7 +24,7 @@ def list_prompts(folder: str = "runs") -> None:
     Args:
         folder: folder with prompt files, at any depth.
     """
-    from prompt_transfer.prompts.prompt import list_prompts as find
+    from prompt_transfer.prompts.listing import list_prompts as find
 
     if not Path(folder).is_dir():
         raise UserError(f"no such folder: {folder}; give a folder with prompt files: prompt-transfer prompts list DIR")
@@ -100,7 +100,8 @@ def inspect(prompt: str, nearest: int = 0) -> None:
         prompt: prompt file, or the folder of a run.
         nearest: number of words with the nearest embeddings to show for each prompt token; loads the backbone.
     """
-    from prompt_transfer.prompts.prompt import Prompt, describe
+    from prompt_transfer.prompts.listing import describe
+    from prompt_transfer.prompts.prompt import Prompt
 
     facts = describe(Prompt.load(prompt))
     facts |= facts.pop("metadata")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, readable_prompts
+from prompt_transfer.prompts.listing import readable_prompts
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.prompts.tensor_file import sizes
 from prompt_transfer.utils.errors import UserError
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from prompt_transfer.backbones.deep import prompt_length
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.modules.label_embeddings import warn_of_unused
+from prompt_transfer.prompts.listing import readable_prompts, run_name
 from prompt_transfer.prompts.methods import METHODS
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, readable_prompts, run_name
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.prompts.random_prompts import DRAWS
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.digests import digest_of

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.prompts.io.published import TASKS
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, readable_prompts, vectors_of
+from prompt_transfer.prompts.listing import readable_prompts
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, vectors_of
 from prompt_transfer.prompts.tensor_file import sizes
 from prompt_transfer.tasks.definition import stored_tasks
 from prompt_transfer.tasks.registry import get_task, task_names

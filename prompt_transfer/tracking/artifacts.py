@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from prompt_transfer.projectors.file import ProjectorFile
-from prompt_transfer.prompts.prompt import UNKNOWN, Prompt, list_prompts, run_name
+from prompt_transfer.prompts.listing import list_prompts, run_name
+from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.prompts.tensor_file import sizes
 from prompt_transfer.tracking.options import clean
 

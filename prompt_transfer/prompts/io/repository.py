@@ -30,7 +30,8 @@ from huggingface_hub.utils import (
 
 from prompt_transfer.prompts.io import peft_adapter
 from prompt_transfer.prompts.io.hub_card import MARK, Entry, hub_card, scores_of
-from prompt_transfer.prompts.prompt import Prompt, run_name
+from prompt_transfer.prompts.listing import run_name
+from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import check_writable_dir
 from prompt_transfer.utils.network import hub_reachable

@@ -16,7 +16,8 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.data.tokens import named_rows
 from prompt_transfer.neurons import files
 from prompt_transfer.neurons.capture import NeuronCapture, capture_prompts
-from prompt_transfer.prompts.prompt import Prompt, readable_prompts
+from prompt_transfer.prompts.listing import readable_prompts
+from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.backbones import describe_backbone, load_backbone
 from prompt_transfer.studies.entries import common_value, with_formats
 from prompt_transfer.studies.neurons.settings import CaptureStudy
