@@ -326,7 +326,7 @@ def test_the_quick_start_has_a_budget_for_every_backbone(
         raise UserError("stop")
 
     monkeypatch.setattr(quickstart, "_run", noted)
-    monkeypatch.setattr("prompt_transfer.backbones.frozen.is_emulated", lambda *_: False)
+    monkeypatch.setattr("prompt_transfer.backbones.config.is_emulated", lambda *_: False)
     with pytest.raises(UserError, match="stop"):
         quickstart.quickstart(str(tmp_path / "quick"), backbone=backbone)
     (command,) = commands

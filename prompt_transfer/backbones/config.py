@@ -84,3 +84,13 @@ class BackboneConfig:
     def torch_dtype(self) -> torch.dtype:
         """The dtype of the weights."""
         return DTYPES[self.dtype]
+
+
+def is_emulated(dtype: str, device: torch.device) -> bool:
+    """Return whether `device` is an x86 CPU without instructions for `dtype`, which is slower than float32 there."""
+    dtype = dtype.partition("+")[0]
+    if device.type != "cpu" or dtype == "float32":
+        return False
+    has = torch.cpu.get_capabilities()
+    names = {"bfloat16": ("amx_bf16", "avx512_bf16"), "float16": ("amx_fp16", "avx512_fp16")}[dtype]
+    return has.get("architecture") == "x86_64" and not any(has.get(name) for name in names)

@@ -33,16 +33,6 @@ from prompt_transfer.backbones.tokenization import start_ids, tokens_beyond
 from prompt_transfer.utils.errors import UserError
 
 
-def is_emulated(dtype: str, device: torch.device) -> bool:
-    """Return whether `device` is an x86 CPU without instructions for `dtype`, which is slower than float32 there."""
-    dtype = dtype.partition("+")[0]
-    if device.type != "cpu" or dtype == "float32":
-        return False
-    has = torch.cpu.get_capabilities()
-    names = {"bfloat16": ("amx_bf16", "avx512_bf16"), "float16": ("amx_fp16", "avx512_fp16")}[dtype]
-    return has.get("architecture") == "x86_64" and not any(has.get(name) for name in names)
-
-
 class FrozenBackbone(nn.Module):
     """A frozen language model that scores the answer slot given a soft prompt.
 
@@ -132,8 +122,6 @@ class FrozenBackbone(nn.Module):
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stay in evaluation mode; with `dropout` follow `mode`."""
         return super().train(mode and self.dropout)
-
-    # Properties of the model -----------------------------------------------------------------------------------
 
     @property
     def hidden_size(self) -> int:
@@ -227,8 +215,6 @@ class FrozenBackbone(nn.Module):
 
     def _modules_per_layer(self, path: str) -> list[nn.Module]:
         return [self.model.get_submodule(path.format(i=layer)) for layer in range(self.family.layers(self.config))]
-
-    # The forward pass ------------------------------------------------------------------------------------------
 
     def forward(self, prompt: Tensor | PromptBank, batch: dict[str, Tensor], token_ids: Tensor) -> Tensor:
         """Compute the logits of some tokens at the answer slot.

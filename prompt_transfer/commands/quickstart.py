@@ -111,7 +111,7 @@ def _backbone_options(name: str) -> list[str]:
         return options
     import torch
 
-    from prompt_transfer.backbones.frozen import is_emulated
+    from prompt_transfer.backbones.config import is_emulated
 
     fast = not is_emulated("bfloat16", torch.device("cpu"))
     return [*options, *(["--model.dtype", "bfloat16"] if fast else [])]

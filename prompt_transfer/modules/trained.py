@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from prompt_transfer.backbones.config import BackboneConfig
+from prompt_transfer.backbones.config import BackboneConfig, is_emulated
 from prompt_transfer.backbones.encoder import TextEncoder
-from prompt_transfer.backbones.frozen import FrozenBackbone, is_emulated
+from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.data.description import prompt_facts
 from prompt_transfer.modules.optimization import OptimizationConfig
 from prompt_transfer.modules.prompted import PromptedModule
