@@ -144,6 +144,7 @@ def test_options(tiny: Tiny) -> None:
     module = PromptTuning(str(tiny("roberta")), method="deep_prompt")
     assert module.hparams.attention == module.backbone.attention == "shared"
     assert (module.hparams.method, module.hparams.learning_rate) == ("deep_prompt", 0.03)
+    assert PromptTuning(str(tiny("t5")), method="deep_prompt").hparams.learning_rate == 0.1
     with pytest.raises(UserError, match="unknown method 'deep': choose one of prompt, deep_prompt"):
         PromptTuning(str(tiny("roberta")), method="deep")
     for family in ("bloom", "mpnet"):

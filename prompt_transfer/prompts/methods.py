@@ -22,9 +22,8 @@ from prompt_transfer.utils.errors import UserError
 if TYPE_CHECKING:
     from prompt_transfer.prompts.reparameterizations import Reparameterization
 
-# One rate for all families: keys and values of the built-in backbones have standard deviations of 0.65 to 1.1.
-# docs/pages/guide/deep_prompts.md has the accuracies on SST-2 that it was chosen by.
-DEEP_LEARNING_RATE = 0.03
+# Measured on SST-2: docs/pages/guide/deep_prompts.md.
+DEEP_LEARNING_RATES = {"masked_lm": 0.03, "causal_lm": 0.03, "seq2seq_lm": 0.1}
 
 
 class PromptMethod:
@@ -84,7 +83,7 @@ class DeepPromptMethod(PromptMethod):
             )
 
     def learning_rate(self, backbone: Backbone) -> float:
-        return DEEP_LEARNING_RATE
+        return DEEP_LEARNING_RATES[backbone.family.kind]
 
     def initial(
         self, init: Initializer, backbone: Backbone, length: int, generator: torch.Generator, words: Sequence[str]
