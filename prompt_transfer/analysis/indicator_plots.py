@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from prompt_transfer.analysis.indicators import INDICATORS
@@ -66,10 +68,14 @@ def similarity_matrix(square: pd.DataFrame, types: Sequence[str], label: str, ax
     values = square.loc[:, tasks]
     draw_cells(values.set_axis(names, axis=0).set_axis(names, axis=1), ax, label)
     ends = [index for index in range(1, len(tasks)) if types[index] != types[index - 1]]
-    # White lines would be lost between the light cells of the scale, dark ones between the dark cells.
-    for colour, width in (("white", 3.0), ("black", 0.8)):
-        ax.hlines(ends, 0, len(tasks), colors=colour, linewidth=width)
-        ax.vlines(ends, 0, len(tasks), colors=colour, linewidth=width)
+    # Black with a white edge: visible between light cells and between dark ones.
+    line: dict[str, Any] = {
+        "colors": "black",
+        "linewidth": 0.8,
+        "path_effects": [withStroke(linewidth=3, foreground="white")],
+    }
+    ax.hlines(ends, 0, len(tasks), **line)
+    ax.vlines(ends, 0, len(tasks), **line)
     if not is_symmetric(values):
         _label(ax, "source", "target")
     return ax
