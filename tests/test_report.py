@@ -99,6 +99,27 @@ def test_a_sweep_covers_its_runs(tmp_path: Path) -> None:
     assert starts == ["prompt-seed0", "prompt-seed0", "prompt-seed1", "prompt-seed1"]
 
 
+def test_a_comparison_shows_methods_and_paired_differences(tmp_path: Path) -> None:
+    facts = {"task": "sst2", "backbone": "roberta-nano", "split": "test (official)", "metric": "accuracy", "n": 1821}
+    own = {**facts, "seeds": 3, "value": 0.7, "low": 0.68, "high": 0.72, "trained_parameters": 5120}
+    pd.DataFrame([{**own, "method": "prompt"}, {**own, "method": "lora", "value": 0.75}]).to_csv(
+        tmp_path / "summary.csv", index=False
+    )
+    pair = {**facts, "method": "lora", "reference": "prompt", "seeds": 3, "difference": 0.05, "low": 0.03, "high": 0.07}
+    pd.DataFrame([pair]).to_csv(tmp_path / "differences.csv", index=False)
+    (section,) = kinds.sections(tmp_path)
+    scores, differences = section.tables
+    assert [[column.text(row) for column in scores.columns[:4]] for row in scores.rows] == [
+        ["prompt", "0.700 [0.680, 0.720]", "3", "5,120"],
+        ["LoRA", "0.750 [0.680, 0.720]", "3", "5,120"],
+    ]
+    assert [column.text(differences.rows[0]) for column in differences.columns] == [
+        "LoRA",
+        "0.050 [0.030, 0.070]",
+        "prompt",
+    ]
+
+
 def test_captured_neurons_are_counted_by_layer(tmp_path: Path) -> None:
     activations = np.array([[1.0, -1.0, 2.0, 0.0], [1.0, 1.0, 1.0, -1.0]], dtype=np.float32)
     (tmp_path / "sst2").mkdir()

@@ -210,7 +210,7 @@ class Prompt:
         except (ValueError, AttributeError, TypeError):
             counts = []
         if sum(counts) != len(self.label_embeddings):
-            raise UserError(f"{self._name()} is damaged: its label_words do not fit its label embeddings")
+            raise UserError(f"{self.label} is damaged: its label_words do not fit its label embeddings")
         parts = dict(zip(stored, self.label_embeddings.split(counts), strict=True))
         fitting = [name for name, own in stored.items() if own == words]
         return None if not fitting else parts[task if task in fitting else fitting[0]]

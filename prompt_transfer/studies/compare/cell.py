@@ -228,7 +228,7 @@ def _facts(run: Run) -> dict[str, str]:
     return {
         "seed": str(run.cell.seed),
         "data_task": json.dumps([task]),
-        "data_source": data.source,
+        "data_source": str(data.source or ""),
         "data_root": "" if root is None else str(root.resolve()),
         "label_words_policy": run.study.label_words_policy or "",
         "data_label_words": data.label_words or "default",

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow import ArrowInvalid
 
-from prompt_transfer.studies.report import analysis, masking, neurons, projections, runs, scores, transfer
+from prompt_transfer.studies.report import analysis, compare, masking, neurons, projections, runs, scores, transfer
 from prompt_transfer.studies.report.content import Section
 from prompt_transfer.utils.errors import UserError
 
@@ -53,6 +53,7 @@ KINDS: tuple[Kind, ...] = (
     _kind("masks", "task prompt mask ratio method drop unmasked", masking.masking),
     _kind("convergence", "task source measure unit n value result", analysis.convergence),
     _kind("projection", "task projector what value ahead backbone", projections.projections),
+    _kind("compare", "task backbone split metric n method seeds value low high", compare.comparison, ("summary",)),
     _kind("sweep", "run status attempts seconds error", runs.sweep, ("sweep",), inner=True),
     _kind("fit", "epoch step", runs.fit, ("metrics",)),
     _kind("test", "task prompt what value low high n split", scores.scores),
