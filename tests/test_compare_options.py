@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -81,18 +79,6 @@ def test_mistakes_are_one_line(
     assert told in error_of(capsys, main(command))
 
 
-def test_deep_prompts_need_a_version_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without(self: Any, backbone: str) -> None: ...
-
-    monkeypatch.setattr(methods.PromptTuning, "__init__", without)
-    with pytest.raises(UserError, match="leave deep_prompt out of --methods"):
-        methods.check_methods(["prompt", "deep_prompt"])
-
-
-@pytest.mark.skipif(
-    "method" not in inspect.signature(methods.PromptTuning.__init__).parameters,
-    reason="no deep prompts in this version",
-)
 def test_deep_prompts(toy: Path, tiny_roberta: Path, tmp_path: Path) -> None:
     compare(study(toy, tiny_roberta, tmp_path / "out", methods="prompt,deep_prompt"))
     frame = pd.read_csv(tmp_path / "out" / "results.csv").set_index("method")

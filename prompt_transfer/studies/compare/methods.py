@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -58,11 +57,6 @@ def _fine_tuning(study: CompareStudy, rate: float | None) -> TrainedModule:
     return FineTuning(study.backbone, study.prompt_length, learning_rate=rate, **study.module_options)
 
 
-def _require_deep_prompts() -> None:
-    if "method" not in inspect.signature(PromptTuning.__init__).parameters:
-        raise UserError("this version has no deep prompts: leave deep_prompt out of --methods")
-
-
 def _require_sklearn() -> None:
     if find_spec("sklearn") is None:
         raise UserError('linear_probe needs the package scikit-learn: pip install "prompt_transfer[compare]"')
@@ -70,7 +64,7 @@ def _require_sklearn() -> None:
 
 METHODS: dict[str, Method] = {
     "prompt": Method("prompt", _prompt, lambda family: family.learning_rate),
-    "deep_prompt": Method("deep prompt", _deep_prompt, check=_require_deep_prompts),
+    "deep_prompt": Method("deep prompt", _deep_prompt),
     "lora": Method("LoRA", _lora, lambda family: LoraTuning.default_rate, require_peft),
     "fine_tuning": Method("fine-tuning", _fine_tuning, lambda family: FineTuning.default_rate),
     "linear_probe": Method("linear probe", None, check=_require_sklearn),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from prompt_transfer.data.datamodule import TaskDataModule
 
-DEFAULT_METHODS = "prompt,lora,fine_tuning,linear_probe"
+DEFAULT_METHODS = "prompt,deep_prompt,lora,fine_tuning,linear_probe"
 
 
 @dataclass
