@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from prompt_transfer.projectors.closed_form import LeastSquares
     from prompt_transfer.projectors.file import fit_closed_form
     from prompt_transfer.prompts.prompt import Prompt
+    from prompt_transfer.studies.data import EvaluationData
     from prompt_transfer.studies.inspection import confusion, nearest_words
-    from prompt_transfer.studies.neurons.capture import CaptureStudy, capture
+    from prompt_transfer.studies.neurons.capture import capture
     from prompt_transfer.studies.neurons.comparison import compare_neurons
-    from prompt_transfer.studies.neurons.masking import MaskStudy, mask
+    from prompt_transfer.studies.neurons.masking import mask
+    from prompt_transfer.studies.neurons.settings import CaptureStudy, MaskStudy
     from prompt_transfer.studies.projection.study import ProjectionStudy, projection
-    from prompt_transfer.studies.targets import EvaluationData
     from prompt_transfer.studies.transfer.convergence import convergence
     from prompt_transfer.studies.transfer.study import TransferStudy, transfer
     from prompt_transfer.tasks.task import Task
@@ -73,13 +74,13 @@ __all__ = [
 
 # Public name -> module that defines it.
 _HOMES = {
-    "CaptureStudy": "prompt_transfer.studies.neurons.capture",
+    "CaptureStudy": "prompt_transfer.studies.neurons.settings",
     "CrossModelProjector": "prompt_transfer.modules.cross_model_projector",
-    "EvaluationData": "prompt_transfer.studies.targets",
+    "EvaluationData": "prompt_transfer.studies.data",
     "FrozenBackbone": "prompt_transfer.backbones.frozen",
     "Prediction": "prompt_transfer.api.classification",
     "LeastSquares": "prompt_transfer.projectors.closed_form",
-    "MaskStudy": "prompt_transfer.studies.neurons.masking",
+    "MaskStudy": "prompt_transfer.studies.neurons.settings",
     "ProjectionStudy": "prompt_transfer.studies.projection.study",
     "Prompt": "prompt_transfer.prompts.prompt",
     "PromptHub": "prompt_transfer.api.prompt_hub",

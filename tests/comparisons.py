@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ P, H = 4, 32
 
 
 def options(toy: Path, backbone: Path, output: Path, *more: str) -> list[str]:
-    """Return a command of few steps; later options win."""
-    base = ["compare", "--task", str(toy), "--backbone", str(backbone), "--data.source", "local"]
-    base += ["--seeds", "0,1", "--max_steps", "4", "--val_check_interval", "2", "--prompt_length", str(P)]
-    base += ["--data.batch_size", "8", "--accelerator", "cpu", "--same_process", "--output", str(output)]
-    return [*base, *more]
+    """Return a command of few steps; the last value of an option in `more` replaces earlier ones."""
+    values = {"--task": str(toy), "--backbone": str(backbone), "--data.source": "local"}
+    values |= {"--seeds": "0,1", "--max_steps": "4", "--val_check_interval": "2", "--prompt_length": str(P)}
+    values |= {"--data.batch_size": "8", "--accelerator": "cpu", "--output": str(output)}
+    flags = [word for word, value in pairwise([*more, "--"]) if word.startswith("--") and value.startswith("--")]
+    values |= {word: value for word, value in pairwise(more) if word.startswith("--") and word not in flags}
+    return ["compare", *chain.from_iterable(values.items()), "--same_process", *flags]
 
 
 def study(toy: Path, backbone: Path, output: Path, **more: Any) -> CompareStudy:

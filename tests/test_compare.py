@@ -33,7 +33,7 @@ from prompt_transfer.utils.errors import SettingsChangedError, UserError
 from prompt_transfer.utils.memory import peak_memory
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ["prompt", "lora", "fine_tuning", "linear_probe"]
+METHODS = ["prompt", "deep_prompt", "lora", "fine_tuning", "linear_probe"]
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +60,15 @@ def test_all_methods_end_to_end(
     assert set(frame["split"]) == {"test (official)"}
     whole = sum(value.numel() for value in FrozenBackbone(str(tiny_roberta)).model.parameters())
     parameters = frame.groupby("method")["trained_parameters"].first()
-    assert parameters[METHODS].tolist() == [P * H, 2 * 2 * 2 * 8 * H, whole, H + 1]
+    assert parameters[METHODS].tolist() == [P * H, 2 * 2 * P * H, 2 * 2 * 2 * 8 * H, whole, H + 1]
     stored = frame.groupby("method")["stored_bytes"].first()
-    assert stored[METHODS].tolist() == [4 * P * H, 4 * 2 * 2 * 2 * 8 * H, 4 * whole, 4 * (2 * H + 2 * H + 2)]
+    assert stored[METHODS].tolist() == [
+        4 * P * H,
+        16 * P * H,
+        4 * 2 * 2 * 2 * 8 * H,
+        4 * whole,
+        4 * (2 * H + 2 * H + 2),
+    ]
     assert (
         frame[frame["method"].isin(METHODS)]["seconds"] >= frame[frame["method"].isin(METHODS)]["seconds_to_best"]
     ).all()

@@ -21,7 +21,7 @@ from prompt_transfer.studies.inspection import confusion, nearest_words
 from prompt_transfer.studies.neurons.comparison import short_names, start_table
 from prompt_transfer.studies.targets import EvaluationData
 from prompt_transfer.studies.transfer.study import TransferStudy, transfer
-from prompt_transfer.utils.progress import _is_watched
+from prompt_transfer.utils.progress import is_watched
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +158,7 @@ def test_a_notebook_without_widgets_gets_no_bars(monkeypatch: pytest.MonkeyPatch
     console = Console(force_jupyter=True)
     for installed in (None, object()):
         monkeypatch.setattr(module, "find_spec", lambda name, found=installed: found)
-        assert _is_watched(console) == (installed is not None)
+        assert is_watched(console) == (installed is not None)
 
 
 def test_inspect_shows_the_nearest_words(backbone: FrozenBackbone, tmp_path: Path, capsys: Any) -> None:

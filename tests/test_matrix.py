@@ -167,7 +167,7 @@ def test_heatmaps_are_ordered(clustered: bool, order: str, tmp_path: Path) -> No
 
 def test_the_summary_figure_shows_every_type(tmp_path: Path) -> None:
     ax = summary_figure(summarize(matrix()))
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["all\n(3)", "sentiment\n(2)", "nli\n(1)"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["all targets\n(3)", "sentiment\n(2)", "NLI\n(1)"]
     plots.save(ax, tmp_path / "s.png")
 
 

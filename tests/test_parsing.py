@@ -43,7 +43,7 @@ INITS = "ClassLabels, FromPrompt, Normal, Text, Vocabulary"
             "option --model.reparameterization.bottleneck: expected int, not x",
         ),
         ("--model.optimizer Adm", "option --model.optimizer: expected a name that can be imported or null, not Adm"),
-        ("--model.optimizer AdamW --model.optimizer.lrr 3", "unknown option --model.optimizer.lrr"),
+        ("--model.optimizer torch.optim.AdamW --model.optimizer.lrr 3", "unknown option --model.optimizer.lrr"),
         ("--model.init Normal --model.init.std 0", "error: init Normal: std is 0.0; give a number above 0"),
         ("--model.init Text --model.init.text ''", "error: init Text: the text is empty"),
         ("--model.init FromPrompt --model.init.prompt ''", "error: init FromPrompt: an empty path"),

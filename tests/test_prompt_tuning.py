@@ -275,7 +275,7 @@ def test_hyperparameters_hold_the_options_but_not_the_leave_to_run_remote_code(t
         "layout": "prefix", "attention": "shared",
         "learning_rate": module.backbone.family.learning_rate, "schedule": "linear", "warmup_steps": 0,
         "dtype": "float32", "head": "lm", "label_words_policy": None, "num_beams": 1, "backbone_dropout": True,
-        "gradient_checkpointing": False, "compile": False, "revision": None,
+        "gradient_checkpointing": False, "compile": False, "revision": None, "quantization": None,
     }  # fmt: skip
 
 

@@ -251,7 +251,10 @@ def test_yaml_words_that_look_like_booleans_and_numbers_stay_words(tmp_path: Pat
             TREC.replace("labels: [0, 1]\n", "") + "drop_labels: [0]\n",
             "drop_labels has 0, which is read as the label 0",
         ),
-        (TREC.replace("metric: f1", "metric: bleu"), "metric must be one of accuracy, f1, matthews, not 'bleu'"),
+        (
+            TREC.replace("metric: f1", "metric: bleu"),
+            "metric must be one of accuracy, f1, matthews, group_exact_match, not 'bleu'",
+        ),
         (TREC.replace("policy: first", "policy: last"), "label_words_policy must be one of error, first, mean"),
         (TREC.replace("{text_a: text, text_b: null}", "text"), "columns must be a mapping"),
         (TREC + "max_length: 0\n", "max_length must be"),

@@ -13,7 +13,7 @@ import yaml
 from prompt_transfer.commands.arguments import find_configs
 from prompt_transfer.commands.messages import quiet, show_warning
 from prompt_transfer.commands.parsing import call
-from prompt_transfer.studies.compare.study import CompareStudy
+from prompt_transfer.studies.compare.settings import CompareStudy
 from prompt_transfer.studies.compare.study import compare as run_study
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
