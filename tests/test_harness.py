@@ -118,6 +118,18 @@ def test_text_is_generated_as_by_the_backbone(model: Path, tmp_path: Path) -> No
     assert any(expected)
 
 
+def test_deep_prompts_score_as_the_prompts_they_come_from(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    backbone = FrozenBackbone(str(tiny("llama")))
+    path = made(tmp_path, backbone)
+    keys_values = backbone.keys_values(Prompt.load(path).values)
+    deep = Prompt(keys_values, prompt_facts(backbone) | {"attention": "shared"})
+    scorers = PromptedScorer(path), PromptedScorer(deep)
+    pairs = [scorers[0].encode_pair(text, word) for text in TEXTS for word in WORDS]
+    scores = [[value for value, _ in scorer.log_likelihoods(pairs)] for scorer in scorers]
+    assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+    assert scorers[1].write(TEXTS, 4) == scorers[0].write(TEXTS, 4)
+
+
 def test_long_contexts_lose_their_beginning(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     scorer = PromptedScorer(made(tmp_path, FrozenBackbone(str(tiny("gpt2")))))
     context, own = scorer.encode_pair(" ".join(["the dog was a good dog and"] * 20), " great")
