@@ -144,6 +144,17 @@ def test_long_contexts_lose_their_beginning(tiny: Callable[[str], Path], tmp_pat
     assert len(scorer.log_likelihoods([([5], [7] * 58)])) == 1
 
 
+def test_long_contexts_and_long_continuations_share_no_batch(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    scorer = PromptedScorer(made(tmp_path, FrozenBackbone(str(tiny("gpt2")))))
+    pairs = [([5] * 50, [7] * 2), ([5] * 2, [7] * 50), ([5] * 49, [7])]
+    alone = [scorer.log_likelihoods([pair])[0][0] for pair in pairs]
+    assert [value for value, _ in scorer.log_likelihoods(pairs)] == pytest.approx(alone, abs=1e-4)
+    assert list(scorer._batches([(50, 2), (2, 50), (49, 1)])) == [[0], [1], [2]]
+    assert list(scorer._batches([(1, 2), (9, 2), (5, 1)])) == [[1, 2, 0]]
+    scorer.batch_size = 2
+    assert list(scorer._batches([(1, 2), (9, 2), (5, 1)])) == [[1, 2], [0]]
+
+
 def test_requests_without_text_or_answer(model: Path, tmp_path: Path) -> None:
     scorer = PromptedScorer(made(tmp_path, FrozenBackbone(str(model))))
     (found,) = scorer.log_likelihoods([scorer.encode_pair("", "great")])
@@ -175,6 +186,18 @@ def test_wrong_models_and_options_are_refused(tiny: Callable[[str], Path], tiny_
         PromptedScorer(labels)
     with pytest.raises(UserError, match="does not name its backbone"):
         PromptedScorer(Prompt(torch.ones(2, 32)))
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert harness._device("cpu") == harness._device(None) == torch.device("cpu")
+    # The harness passes cuda:0 by default.
+    with pytest.warns(UserWarning, match="cpu instead of cuda:0"):
+        assert harness._device("cuda:0") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert harness._device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="device is 'gpu': give cpu, cuda or cuda:N"):
+        harness._device("gpu")
 
 
 def test_stop_sequences() -> None:
@@ -286,6 +309,7 @@ def test_whole_texts_are_scored_once_per_token(lm_eval: Any, tiny: Callable[[str
         seq2seq.loglikelihood_rolling(requests(("the dog",)))
 
 
+@pytest.mark.slow  # the harness reads the files of all its tasks
 @pytest.mark.filterwarnings("ignore")
 def test_the_command_line_of_the_harness(
     lm_eval: Any, tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

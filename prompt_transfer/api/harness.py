@@ -69,7 +69,7 @@ class PromptedScorer:
             raise UserError(f"{loaded.label} does not name its backbone: give backbone=NAME")
         if loaded.label_embeddings is not None:
             raise UserError(f"{loaded.label} has trained label embeddings, which log-likelihoods of text do not use")
-        place = choose_device("auto") if device is None else torch.device(device)
+        place = _device(device)
         self.prompt, self.max_gen_toks = loaded, int(max_gen_toks)
         self.batch_size = _batch_size(batch_size)
         options = backbone_options({loaded.label: loaded})
@@ -116,7 +116,7 @@ class PromptedScorer:
         """
         ready = [self._fitted(context, continuation) for context, continuation in pairs]
         found: list[tuple[float, bool]] = [(0.0, False)] * len(ready)
-        for rows in self._batches([len(context) + len(target) for context, target in ready]):
+        for rows in self._batches([(len(context), len(target)) for context, target in ready]):
             batch = self._batch([ready[row][0] for row in rows], [ready[row][1] for row in rows])
             with torch.inference_mode():
                 sums, greedy = greedy_log_probs(self.backbone, self._bank, batch)
@@ -135,7 +135,7 @@ class PromptedScorer:
         room = self.room - (max_new_tokens if self.causal else 0)
         ready = [self._framed(self.ids(context), room, f"max_gen_toks {max_new_tokens}") for context in contexts]
         found = [""] * len(ready)
-        for rows in self._batches([len(ids) + max_new_tokens for ids in ready]):
+        for rows in self._batches([(len(ids), max_new_tokens) for ids in ready]):
             batch = self._batch([ready[row] for row in rows])
             ids = self.backbone.generate(self._bank, batch, max_new_tokens, num_beams)
             texts = self.encoder.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -164,14 +164,26 @@ class PromptedScorer:
             warnings.warn(f"contexts of more than {left} tokens lose their beginning", stacklevel=2)
         return self.encoder._readable([[*start, *ids[max(len(ids) - left, 0) :], *end]])[0]
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Yield row numbers in batches of similar lengths, the longest first."""
-        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        while order:
-            longest = lengths[order[0]] + self.prompt.length
-            size = self.batch_size or max(AUTO_POSITIONS // longest, 1)
-            yield order[:size]
-            order = order[size:]
+    def _batches(self, sizes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+        """Yield row numbers in batches of similar lengths, the longest first.
+
+        Args:
+            sizes: tokens of each context and of its continuation.
+        """
+        rows: list[int] = []
+        longest = (0, 0)
+        for row in sorted(range(len(sizes)), key=lambda row: -sum(sizes[row])):
+            wider = (max(longest[0], sizes[row][0]), max(longest[1], sizes[row][1]))
+            count, width = len(rows) + 1, sum(wider)
+            full = count > self.batch_size if self.batch_size else count * (width + self.prompt.length) > AUTO_POSITIONS
+            # A causal batch is as wide as its longest context and its longest continuation together.
+            if rows and (full or (self.causal and width > self.room)):
+                yield rows
+                rows, wider = [], sizes[row]
+            rows.append(row)
+            longest = wider
+        if rows:
+            yield rows
 
     def _batch(self, texts: list[list[int]], targets: list[list[int]] | None = None) -> dict[str, Tensor]:
         batch = {
@@ -186,6 +198,20 @@ class PromptedScorer:
 def _padded(rows: list[list[int]], value: int) -> Tensor:
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
+
+
+def _device(given: str | None) -> torch.device:
+    """Return the device to use; the harness's own default is cuda:0, also on machines without CUDA."""
+    if given is None:
+        return choose_device("auto")
+    try:
+        device = torch.device(given)
+    except RuntimeError as error:
+        raise UserError(f"device is {given!r}: give cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        warnings.warn(f"no CUDA device is available: cpu instead of {given}", stacklevel=3)
+        return torch.device("cpu")
+    return device
 
 
 def _batch_size(given: int | str | None) -> int:
