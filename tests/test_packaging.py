@@ -28,6 +28,8 @@ DISTRIBUTIONS = {
     "mlflow": "mlflow-skinny",
     "vl_convert": "vl-convert-python",
 }
+# Extras whose packages some module imports.
+OPTIONAL = ("ray", "dashboard", "gguf", "mlflow", "compare", "quantization", "report", "lm_eval")
 HEAVY = ("torch", "transformers", "lightning", "datasets", "pandas", "numpy", "matplotlib", "wandb")
 
 
@@ -244,9 +246,7 @@ def test_a_wheel_would_hold_every_shipped_file(folder: str) -> None:
 def test_every_import_is_declared() -> None:
     declared = _requirements(_setup()["options"]["install_requires"])
     extras = _setup()["options.extras_require"]
-    optional = _requirements(
-        "\n".join(extras[name] for name in ("ray", "dashboard", "gguf", "mlflow", "compare", "quantization", "report"))
-    )
+    optional = _requirements("\n".join(extras[name] for name in OPTIONAL))
     used = {name.split(".")[0] for path in FILES for name in _imports(path)}
     used -= {"prompt_transfer", *sys.stdlib_module_names}
     undeclared = {DISTRIBUTIONS.get(name, name).replace("_", "-") for name in used} - set(declared) - set(optional)

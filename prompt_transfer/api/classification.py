@@ -12,14 +12,11 @@ import torch
 
 from prompt_transfer.backbones.builtin import find_shipped
 from prompt_transfer.backbones.frozen import FrozenBackbone
-from prompt_transfer.data.datamodule import TaskDataModule
-from prompt_transfer.data.own import OwnTask
+from prompt_transfer.data.of_prompt import data_of_prompt, task_of_prompt
 from prompt_transfer.modules.label_embeddings import initial_rows, stored_rows
 from prompt_transfer.modules.objectives import Classification, make_objective
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.backbones import backbone_options, choose_device
-from prompt_transfer.tasks.definition import stored_tasks
-from prompt_transfer.tasks.registry import get_task, task_names
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
 
@@ -75,8 +72,7 @@ def classify(
         raise UserError("classify takes a list of texts, not one string: classify([text], ...)")
     loaded = prompt if isinstance(prompt, Prompt) else Prompt.load(find_shipped(str(prompt)))
     facts = loaded.metadata
-    chosen = _task(loaded, task)
-    data = _data(chosen, facts, batch_size)
+    data = data_of_prompt(loaded, task_of_prompt(loaded, task), batch_size)
     (known,) = data.tasks
     if known.has_example_scores:
         raise UserError(f"task {known.name} has no classes: use `prompt-transfer predict`")
@@ -114,38 +110,3 @@ def _prediction(task: Task, text: str | tuple[str, str], shares: list[float]) ->
 @lru_cache(maxsize=2)
 def _backbone(name: str, options: tuple[tuple[str, Any], ...], device: str) -> FrozenBackbone:
     return FrozenBackbone(name, **dict(options)).to(torch.device(device))
-
-
-def _task(prompt: Prompt, name: str | None) -> Task | OwnTask:
-    """Return the task of a prompt: as the prompt defines it, else a known one."""
-    defined = stored_tasks(prompt.metadata, prompt.path or "the prompt")
-    names = [one for one in prompt.metadata.get("task", "").split(",") if one]
-    if name is None and len(names) != 1:
-        raise UserError(f"{prompt.path or 'the prompt'} has {len(names)} tasks ({', '.join(names)}): give task=")
-    name = name or names[0]
-    if name in defined:
-        return OwnTask(defined[name])
-    if name in names and name not in task_names():
-        raise UserError(
-            f"{prompt.path or 'the prompt'} was trained on {name}, which this package does not know: give the path of "
-            "its YAML file as task="
-        )
-    return get_task(name)
-
-
-def _data(task: Task | OwnTask, facts: dict[str, str], batch_size: int) -> TaskDataModule:
-    """Return a data module of texts to predict; the rows of the task are not read."""
-    words = facts.get("data_label_words") or "default"
-    source = "builtin" if isinstance(task, Task) and task.builtin else None if isinstance(task, OwnTask) else "hub"
-    if isinstance(task, Task) and task.paper is None:
-        words = "default"
-    return TaskDataModule(
-        task,  # type: ignore[arg-type]  # options of the command line are names
-        cast("Any", source),
-        label_words=words,
-        max_length=int(facts["data_max_length"]) if facts.get("data_max_length") else None,
-        special_tokens=cast("Any", facts.get("data_special_tokens") or "keep"),
-        eval_batch_size=batch_size,
-        template=facts.get("data_template") or None,
-        chat_template={"true": True, "false": False}.get(facts.get("data_chat_template", "")),
-    )

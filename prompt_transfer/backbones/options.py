@@ -33,6 +33,30 @@ def option_log_probs(backbone: FrozenBackbone, prompt: Tensor | PromptBank, batc
     return backbone.log_probs(states, batch["target_ids"])
 
 
+def greedy_log_probs(
+    backbone: FrozenBackbone, prompt: Tensor | PromptBank, batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Compute each target's log-probability, and whether it is the greedy continuation.
+
+    Args:
+        backbone: a causal or seq2seq backbone.
+        prompt: as in `FrozenBackbone.forward`.
+        batch: as there, and `target_ids` [B, S], padded with -100.
+
+    Returns:
+        Sums over the tokens in nats, float32 [B], and bool [B].
+    """
+    targets = batch["target_ids"]
+    is_target = targets != IGNORED
+    states = backbone._answers.target_states(backbone._prompts(prompt, batch), expand_texts(batch))
+    logits = backbone._logits(states[is_target])
+    found = torch.zeros(targets.shape, device=logits.device)
+    found[is_target] = -torch.nn.functional.cross_entropy(logits, targets[is_target], reduction="none")
+    missed = torch.zeros_like(is_target)
+    missed[is_target] = logits.argmax(dim=1) != targets[is_target]
+    return found.sum(dim=1), ~missed.any(dim=1)
+
+
 def _masked_states(answers: Answers, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
     """Compute the hidden states [B, S, H] of a masked option between a text and its last separator."""
     ids, mask, targets = batch["input_ids"], batch["attention_mask"], batch["target_ids"]

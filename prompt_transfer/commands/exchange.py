@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prompt_transfer.commands.parsing import program
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
 
+if TYPE_CHECKING:
+    from prompt_transfer.prompts.prompt import Prompt
+
 
 def export(
     sources: list[str],
     output: str,
-    format: Literal["peft", "numpy"] = "peft",
+    format: Literal["peft", "numpy", "embeddings"] = "peft",
     backbone: str | None = None,
     license: str | None = None,
     overwrite: bool = False,
@@ -22,13 +25,15 @@ def export(
     """convert a prompt for other tools: export PROMPT --format peft --output DIR
 
     peft: a prompt-tuning adapter for PeftModel.from_pretrained, with a README that documents the input format; causal
-    and sequence-to-sequence prompts only. numpy: the matrix as prompt.npy and its metadata as prompt.json.
+    and sequence-to-sequence prompts only. embeddings: prompt_embeds.safetensors, as the model's inputs_embeds takes it,
+    and serving.json with the input's layout, template and label words as token ids; loads the backbone. numpy: the
+    matrix as prompt.npy and its metadata as prompt.json.
 
     Args:
         sources: prompt file.
         output: folder for the files.
-        format: peft or numpy.
-        backbone: name of the adapter's base model; default: the prompt's backbone.
+        format: peft, embeddings or numpy.
+        backbone: name of the base model to record (peft) or to load (embeddings); default: the prompt's backbone.
         license: licence identifier of the Hub for the README (apache-2.0).
         overwrite: replace existing files.
     """
@@ -45,12 +50,25 @@ def export(
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
         raise UserError(f"{folder} already exists and is not empty: give another --output, or --overwrite")
     name = backbone or prompt.metadata.get("backbone", "unknown")
-    if format == "numpy":
+    if format == "embeddings":
+        _export_embeddings(prompt, name, folder)
+    elif format == "numpy":
         write_numpy(prompt, folder)
     else:
         check_exportable(prompt)
         write_adapter(prompt, folder, adapter_card(prompt, name, name in builtin_backbones(), license), name)
     print(f"{folder}: {sizes(prompt.values.shape)} for {name}, format {format}")
+
+
+def _export_embeddings(prompt: Prompt, name: str, folder: Path) -> None:
+    from prompt_transfer.data.serving import write_embeddings
+    from prompt_transfer.studies.backbones import load_backbone
+
+    if name == "unknown":
+        raise UserError(f"{prompt.label} does not name its backbone, which the embeddings need: give --backbone")
+    facts = write_embeddings(prompt, load_backbone(name, {prompt.label: prompt}, accelerator="cpu"), folder)
+    if facts["unknown_tasks"]:
+        print(f"note: {', '.join(facts['unknown_tasks'])}: unknown here, so {folder} has no text format for it")
 
 
 def push(

@@ -75,6 +75,10 @@ class Tables:
             return {"template": template}
         return {"cue": task.cue, "seq2seq_frame": task.seq2seq_frame}
 
+    def input_format(self, index: int) -> dict[str, Any]:
+        """Return the options of a task's `TextEncoder.encode`, with `pairs` for the second texts."""
+        return {"max_length": self.lengths[index], "pairs": self._pairs(index), **self._words(index)}
+
     def _check(self, index: int) -> None:
         """Check, also for tokens in the cache, that cue and frame leave room for text, and that targets can end."""
         task, text_room = self.selection.tasks[index], getattr(self.encoder, "text_room", None)
@@ -131,9 +135,7 @@ class Tables:
     def _tokens(self, split: str, index: int) -> TokenTable:
         task = self.selection.tasks[index]
         options: dict[str, Any] = {
-            "max_length": self.lengths[index],
-            "pairs": self._pairs(index),
-            **self._words(index),
+            **self.input_format(index),
             "max_target_length": task.max_target_length if task.is_generation else None,
         }
         # The targets are part of the data's fingerprint, the end token of the encoder's.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from prompt_transfer.data.baselines import trivial_answers
 from prompt_transfer.data.checks import shared_rows, text_keys
 from prompt_transfer.data.choices import constant_choice
 from prompt_transfer.data.selection import SPLITS, Selection
+from prompt_transfer.data.table_files import RawSplit
 from prompt_transfer.data.tables import Tables
 from prompt_transfer.data.tokens import TokenTable
 from prompt_transfer.studies.data import EvaluationData as EvaluationData
@@ -124,12 +125,19 @@ def digests_of(targets: Sequence[Target]) -> dict[str, dict[str, str]]:
 
 
 def load_target(
-    task: Task, data: EvaluationData, label_words: str, split: str, encoder: TextEncoder, with_keys: bool = False
+    task: Task,
+    data: EvaluationData,
+    label_words: str,
+    split: str,
+    encoder: TextEncoder,
+    with_keys: bool = False,
+    own: Mapping[str, Mapping[str, RawSplit]] | None = None,
 ) -> Target:
     """Read and tokenize the examples of a split.
 
     Args:
         with_keys: compute the text keys needed by `warn_of_shared_rows`.
+        own: task -> rows that were read already (`choose_tasks`).
 
     Raises:
         UserError: the source does not have the task, or its data are invalid.
@@ -138,7 +146,7 @@ def load_target(
     task = task.with_format(data.template, data.chat_template)
     limits: dict[str, int | None] = dict.fromkeys(SPLITS, data.limit_eval)
     options = (data.source, data.root, data.seed, label_words, limits)
-    selection = Selection([task], *options, revision=data.revision)
+    selection = Selection([task], *options, revision=data.revision, own=own or {})
     tables = Tables(selection, encoder, data.max_length, data.cache_dir, data.special_tokens)
     tables.warn_of_special_tokens(split)
     table, task, rows = tables.split(split), selection.tasks[0], selection.rows(split)

@@ -23,6 +23,7 @@ from prompt_transfer.callbacks.convergence import ConvergenceSpeed
 from prompt_transfer.callbacks.export import PromptExport
 from prompt_transfer.callbacks.progress import StepProgress
 from prompt_transfer.data.datamodule import TaskDataModule
+from prompt_transfer.data.own import is_table
 from prompt_transfer.data.readers import data_root
 from prompt_transfer.data.tokens import ID_BITS
 from prompt_transfer.modules.prompt_tuning import PromptTuning
@@ -223,7 +224,11 @@ def _facts(run: Run) -> dict[str, str]:
     """Return the metadata from which `test` and `predict` read a prompt's options."""
     data, task = run.study.data, run.study.task
     # Absolute, for use from other working directories.
-    task = str(Path(task).expanduser().resolve()) if task.endswith((".yaml", ".yml")) else task
+    is_file = is_table(task) or task.endswith((".yaml", ".yml"))
+    task = str(Path(task).expanduser().resolve()) if is_file else task
+    files = {name: str(Path(file).expanduser().resolve()) for name in ("validation", "test")
+             if (file := getattr(data, name)) is not None}  # fmt: skip
+    shots = {f"data_{name}": str(getattr(data, name)) for name in ("shots", "validation_shots")}
     root = data_root(data.root) if data.source == "local" else None
     return {
         "seed": str(run.cell.seed),
@@ -231,7 +236,11 @@ def _facts(run: Run) -> dict[str, str]:
         "data_source": str(data.source or ""),
         "data_root": "" if root is None else str(root.resolve()),
         "label_words_policy": run.study.label_words_policy or "",
-        "data_label_words": data.label_words or "default",
+        "data_label_words": data.word_set,
+        **{f"data_{name}": file for name, file in files.items()},
+        **(shots if data.shots is not None else {}),
+        **({"data_template": data.template.replace("\\n", "\n")} if data.template not in (None, "default") else {}),
+        **({"data_chat_template": "true"} if data.chat_template else {}),
         "data_max_length": "" if data.max_length is None else str(data.max_length),
         "data_seed": str(data.seed),
         "data_special_tokens": data.special_tokens,

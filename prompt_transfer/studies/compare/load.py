@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.lora import LoraAdapter
+from prompt_transfer.data.own import choose_tasks
 from prompt_transfer.modules.objectives import make_objective
 from prompt_transfer.modules.optimization import OptimizationConfig
 from prompt_transfer.studies.backbones import choose_device, describe_backbone
 from prompt_transfer.studies.compare.methods import METHODS
 from prompt_transfer.studies.targets import Target, load_target
-from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.utils.errors import SettingsChangedError, UserError
 from prompt_transfer.utils.files import write_text_atomic
 from prompt_transfer.utils.provenance import write_provenance
@@ -48,7 +48,8 @@ def load(study: CompareStudy) -> CompareInputs:
         UserError: backbone, task, data or options are invalid or do not fit together.
         SettingsChangedError: the folder has results of other settings.
     """
-    folder, task = Path(study.output), get_task(study.task).with_policy(study.label_words_policy)
+    folder, (tasks, own_rows) = Path(study.output), choose_tasks(study.task, study.data.columns)
+    task = tasks[0].with_policy(study.label_words_policy)
     OptimizationConfig(schedule=study.schedule, warmup_steps=study.warmup_steps)
     device = choose_device(study.accelerator)
     backbone = FrozenBackbone(study.backbone, **study.backbone_options)
@@ -60,7 +61,7 @@ def load(study: CompareStudy) -> CompareInputs:
     make_objective(backbone, [one.with_policy(study.label_words_policy) for one in data.tasks])
     data.prepare_data()
     data.setup("fit")
-    target = load_target(task, study.data, study.data.label_words or "default", "test", encoder)
+    target = load_target(task, study.data, study.data.word_set, "test", encoder, own=own_rows)
     described = describe_backbone(backbone)
     if "lora" in names:
         # Last, since it changes the backbone, which is not needed any more.

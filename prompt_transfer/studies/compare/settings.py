@@ -20,19 +20,52 @@ class CompareData(EvaluationData):
         limit_train: training examples, a random subset by seed; null for all.
         batch_size: examples of one optimizer step.
         eval_batch_size: examples of one evaluation batch.
+        label_words: default or paper; for a table one word per class, as bad,good in the order of the sorted labels.
+        shots: few-shot comparison: training examples of each class, or in all for generation tasks, drawn by seed.
+        validation_shots: the same for validation: a number, same, or all.
+        text: column of the text, if the task is a table.
+        text_b: column of the second text, for pairs.
+        label: column of the label.
+        target: column of the text to generate, instead of a label.
+        validation: table with the validation split; null cuts it from the training rows.
+        test: table with the test split; null cuts it from the training rows.
     """
 
     limit_train: int | None = None
     batch_size: int = 32
     eval_batch_size: int = 128
+    label_words: str | None = None  # type: ignore[assignment]  # tables have words of their own
+    shots: int | None = None
+    validation_shots: int | Literal["same", "all"] = "same"
+    text: str | None = None
+    text_b: str | None = None
+    label: str | None = None
+    target: str | None = None
+    validation: str | None = None
+    test: str | None = None
 
     def check(self) -> None:
         """Raise UserError if a number is out of range."""
+        from prompt_transfer.data.shots import parse_shots
+
         super().check()
         for name in ("limit_train", "batch_size", "eval_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--data.{name} must be 1 or more, not {value}")
+        parse_shots(self.shots, self.validation_shots, self.limit_train)
+
+    @property
+    def word_set(self) -> str:
+        """`default` or `paper`; the words of a table are part of its task."""
+        return self.label_words if self.label_words == "paper" else "default"
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The options of a table (`data.own.choose_tasks`)."""
+        names = ("text", "text_b", "label", "target", "validation", "test")
+        words = None if self.label_words in ("default", "paper") else self.label_words
+        return {name: getattr(self, name) for name in names} | {"label_words": words}
 
     # jsonargparse would import the class of an annotation, and with it torch.
     def module(self, task: str, seed: int) -> Any:
@@ -43,7 +76,8 @@ class CompareData(EvaluationData):
             task, self.source, self.root, self.batch_size, self.eval_batch_size, self.max_length, self.max_tokens,
             self.limit_train, self.limit_eval, self.label_words or "default", seed=self.seed, cache_dir=self.cache_dir,
             revision=self.revision, special_tokens=self.special_tokens, template=self.template,
-            chat_template=self.chat_template,
+            chat_template=self.chat_template, shots=self.shots, validation_shots=self.validation_shots, text=self.text,
+            text_b=self.text_b, label=self.label, target=self.target, validation=self.validation, test=self.test,
         )  # fmt: skip
         module.seed = seed
         return module
@@ -59,7 +93,7 @@ class CompareStudy:
     run again; further methods and seeds can be added later.
 
     Args:
-        task: a task name, or the path of a YAML file.
+        task: a task name, or the path of a task's YAML file or of a table (.csv, .jsonl, .parquet).
         backbone: a built-in backbone, the folder of a Hugging Face model, or a Hub id.
         output: folder for summary.csv, differences.csv, results.parquet, figures, and a folder per method and seed.
         methods: comma-separated: prompt, deep_prompt, lora, fine_tuning, linear_probe.
