@@ -17,6 +17,7 @@ from prompt_transfer.backbones import (
     plain,
     proof,
     quantization,
+    sharding,
     substitutes,
 )
 from prompt_transfer.backbones.answers import IGNORED, AnswerSlot
@@ -85,6 +86,7 @@ class FrozenBackbone(nn.Module):
         if config.quantization is not None:
             quantization.quantize(name, self.model, self.family, config.quantization)
         self._keys_values_shape: tuple[int, int, int] | None = None
+        self.is_sharded = False
         self._substitute()
         self.model.requires_grad_(False)
         # Lightning keeps the mode that it finds, so dropout must be on from the start.
@@ -118,6 +120,25 @@ class FrozenBackbone(nn.Module):
         substitutes.replace(model, path_of(model, output), self._output)
         frozen_norm.substitute(model)
         frozen_linear.substitute(model)
+
+    def shard(self, device: torch.device) -> None:
+        """Shard the layers over the processes of `torch.distributed`; no change if they are sharded.
+
+        Args:
+            device: of this process.
+
+        Raises:
+            UserError: the model has no separate layers, or they are compiled.
+        """
+        if self.is_sharded:
+            return
+        if self._answers.stack.compiled:
+            raise UserError("sharded layers cannot be compiled: remove --model.compile, or use --trainer.strategy ddp")
+        roots = [self._answers.stack.body]
+        if self.family.kind == "seq2seq_lm":
+            roots.append(self.model.get_decoder())
+        sharding.shard(self.model, self.id, roots, sharding.processes(device))
+        self.is_sharded = True
 
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stay in evaluation mode; with `dropout` follow `mode`."""
@@ -324,8 +345,13 @@ class FrozenBackbone(nn.Module):
             Token ids [B, S], S at most `max_new_tokens`, padded after the end token.
 
         Raises:
-            UserError: the backbone cannot generate text.
+            UserError: the backbone cannot generate text, or not with sharded layers.
         """
+        if self.is_sharded and self.family.plain and self.family.kind == "causal_lm":
+            raise UserError(
+                f"{self.id} ({self.family.name}) generates the texts of each length apart, which sharded layers do not "
+                "allow: use --trainer.strategy ddp"
+            )
         return self._answers.generate(self._prompts(prompt, batch), expand_texts(batch), max_new_tokens, num_beams)
 
     def decode(self, ids: Tensor) -> list[str]:

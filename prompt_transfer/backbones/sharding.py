@@ -1,0 +1,143 @@
+"""Backbones whose layers are sharded over processes: PyTorch's FSDP2 (`fully_shard`) on frozen weights.
+
+Each process holds a share of the rows of every weight in the layers. A layer's weights are gathered for its forward and
+again for its backward pass, and dropped after each. Embeddings, norms after the last layer and the LM head are
+replicated: prompts and label words read their rows directly.
+
+FSDP gathers a layer for the backward pass when the gradient of its output arrives. The keys and values of a recorded
+prompt are outputs of a layer too, but reach the texts through `PromptStates`; `_gather_for_prompt` gathers for those.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from prompt_transfer.backbones.attention import CachedKV, PromptStates
+from prompt_transfer.backbones.kernels.frozen_linear import LinearForward
+from prompt_transfer.backbones.layer_files import FILES, LayerFiles, is_shardable, layers_of
+from prompt_transfer.utils.errors import UserError
+
+_deferred: ContextVar[bool] = ContextVar("deferred", default=False)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Load backbones without their layers' weights, until `FrozenBackbone.shard` reads this process's share."""
+    token = _deferred.set(True)
+    try:
+        yield
+    finally:
+        _deferred.reset(token)
+
+
+def is_deferred() -> bool:
+    """Return whether backbones are loaded without their layers' weights."""
+    return _deferred.get()
+
+
+def warn_whole(name: str, reason: str) -> None:
+    """Warn once per machine that every process holds the whole model while loading."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        warnings.warn(
+            f"every process loads the whole of {name} before it is sharded, since {reason}: this needs the memory of "
+            "the whole model for each process of a machine",
+            stacklevel=3,
+        )
+
+
+def processes(device: torch.device) -> DeviceMesh:
+    """Return all processes as a mesh of one dimension, for devices of the type of `device`."""
+    return init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+
+
+def local_bytes(model: nn.Module) -> tuple[int, int]:
+    """Return the bytes of this process's share of the sharded weights, and those of the replicated weights."""
+    sharded = replicated = 0
+    for parameter in model.parameters():
+        if isinstance(parameter, DTensor):
+            sharded += parameter.to_local().nbytes
+        else:
+            replicated += parameter.nbytes
+    return sharded, replicated
+
+
+def shard(model: PreTrainedModel, name: str, roots: Sequence[nn.Module], mesh: DeviceMesh) -> None:
+    """Shard the layers of a frozen model, and read this process's share of the weights that were not loaded.
+
+    Args:
+        model: a model with its LM head, with or without its layers' weights.
+        name: the backbone, for messages.
+        roots: the modules whose forward passes run the layers: body, and decoder if there is one.
+        mesh: the processes, in one dimension.
+
+    Raises:
+        UserError: the model has no separate layers.
+    """
+    layers = layers_of(model)
+    if not layers:
+        raise UserError(f"{name} has no separate layers to shard: use --trainer.strategy ddp")
+    for module in model.modules():
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, LinearForward):
+            # It would keep a second copy of the gathered weights.
+            forward.transposed.enabled = False
+    for layer in layers:
+        kept = {
+            parameter
+            for module in layer.modules()
+            for parameter in module.parameters(recurse=False)
+            if not is_shardable(module, parameter)
+        }
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
+        layer.register_forward_hook(_gather_for_prompt, with_kwargs=True)
+    # No layer's output is changed in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
+    for root in roots:
+        # Without weights of its own, a root lets FSDP gather the next layer early.
+        kept = {parameter for parameter in root.parameters() if not isinstance(parameter, DTensor)}
+        fully_shard(root, mesh=mesh, ignored_params=kept)
+    files: LayerFiles | None = getattr(model, FILES, None)
+    if files is not None:
+        _fill(files, torch.device(mesh.device_type, torch.cuda.current_device() if mesh.device_type == "cuda" else None))
+        delattr(model, FILES)
+    # `generate` then runs the same number of steps in all processes.
+    model._is_fsdp_managed_module = True
+
+
+def _fill(layers: LayerFiles, device: torch.device) -> None:
+    """Read this process's rows of every sharded weight, from the meta device to `device`."""
+    with layers.files.opened():
+        for module, name, key in layers.places:
+            empty: Any = module._parameters[name]
+            part = -(-empty.shape[0] // empty.device_mesh.size())
+            start = min(part * empty.device_mesh.get_local_rank(), empty.shape[0])
+            end = min(start + part, empty.shape[0])
+            rows = layers.files.read(key, empty.dtype, start, end).to(device)
+            whole = DTensor.from_local(
+                rows, empty.device_mesh, empty.placements, run_check=False, shape=empty.shape, stride=empty.stride()
+            )
+            module._parameters[name] = nn.Parameter(whole, requires_grad=False)
+
+
+def _gather_for_prompt(layer: FSDPModule, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    """Gather the layer again when the gradient of keys and values arrives that it recorded for a prompt."""
+    states = kwargs.get("prompt_states")
+    if isinstance(states, CachedKV):
+        states = states.states
+    if not isinstance(states, PromptStates):
+        return
+    for tensor in states.take_new():
+        if tensor.requires_grad:
+            tensor.register_hook(lambda gradient: layer.unshard())
