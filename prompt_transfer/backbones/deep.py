@@ -71,6 +71,21 @@ def require_recorded_path(backbone: FrozenBackbone) -> None:
         )
 
 
+def shape_by_configuration(backbone: FrozenBackbone) -> tuple[int, int, int]:
+    """Return (L, K, D) as the configuration states them, for a backbone whose layers are not loaded yet.
+
+    Raises:
+        UserError: the backbone has no recorded path.
+    """
+    require_recorded_path(backbone)
+    config = backbone.config
+    if not backbone.family.position_ids:  # T5
+        return config.num_layers, config.num_heads, config.d_kv
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, width
+
+
 @torch.no_grad()
 def compute(backbone: FrozenBackbone, embeddings: Tensor) -> Tensor:
     """Return the keys and values that a backbone computes for a prompt [P, H] that sees only itself.

@@ -13,6 +13,7 @@ from prompt_transfer.backbones import (
     deep,
     generic,
     layer_calls,
+    layer_files,
     loading,
     plain,
     proof,
@@ -83,6 +84,7 @@ class FrozenBackbone(nn.Module):
         self.commit: str | None = getattr(self.config, "_commit_hash", None)
         # For GGUF files: file, sha256, quantization and, if given, license; else empty.
         self.gguf: dict[str, str] = getattr(self.config, SOURCE, None) or {}
+        self._quantization = config.quantization
         if config.quantization is not None:
             quantization.quantize(name, self.model, self.family, config.quantization)
         self._keys_values_shape: tuple[int, int, int] | None = None
@@ -101,6 +103,8 @@ class FrozenBackbone(nn.Module):
         if not self.family.has_row:
             with loading.quiet_transformers():
                 proof.prove(self)
+        if config.compile and sharding.is_deferred():
+            raise UserError("sharded layers cannot be compiled: remove --model.compile, or use --trainer.strategy ddp")
         if config.compile:
             layer_calls.compile_layers(self._answers.stack, name)
         if config.gradient_checkpointing:
@@ -132,12 +136,14 @@ class FrozenBackbone(nn.Module):
         """
         if self.is_sharded:
             return
+        layer_files.check_layers(self.model, self.id)
         if self._answers.stack.compiled:
             raise UserError("sharded layers cannot be compiled: remove --model.compile, or use --trainer.strategy ddp")
         roots = [self._answers.stack.body]
         if self.family.kind == "seq2seq_lm":
             roots.append(self.model.get_decoder())
-        sharding.shard(self.model, self.id, roots, sharding.processes(device))
+        plan = sharding.ShardPlan(roots, sharding.processes(device), device, self._quantization)
+        sharding.shard(self.model, plan)
         self.is_sharded = True
 
     def train(self, mode: bool = True) -> FrozenBackbone:
@@ -276,6 +282,8 @@ class FrozenBackbone(nn.Module):
         Raises:
             UserError: the backbone has no separate keys and values of a prompt (see `deep.compute`).
         """
+        if self._keys_values_shape is None and hasattr(self.model, layer_files.FILES):
+            self._keys_values_shape = deep.shape_by_configuration(self)
         if self._keys_values_shape is None:
             found = deep.compute(self, torch.zeros(1, self.hidden_size))
             self._keys_values_shape = (found.shape[0], found.shape[3], found.shape[4])

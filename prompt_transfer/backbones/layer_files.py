@@ -18,6 +18,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import LoadStateDictConfig, _get_resolved_checkpoint_files
 from transformers.utils.loading_report import LoadStateDictInfo
 
+from prompt_transfer.utils.errors import UserError
+
 # Attribute of a loaded model: its `LayerFiles`.
 FILES = "prompt_transfer_layer_files"
 
@@ -80,12 +82,17 @@ class LayerFiles:
     """The places of the weights that were not loaded.
 
     Attributes:
-        files: the checkpoint's tensors.
+        tensors: the checkpoint's tensors.
         places: module, name of its parameter, and name in the files.
     """
 
-    files: TensorFiles
+    tensors: TensorFiles
     places: list[tuple[nn.Module, str, str]]
+
+    def places_in(self, layer: nn.Module) -> list[tuple[nn.Module, str, str]]:
+        """Return the places of the weights inside a layer."""
+        inside = {id(module) for module in layer.modules()}
+        return [place for place in self.places if id(place[0]) in inside]
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
@@ -118,6 +125,7 @@ def load(
 
     Raises:
         WholeLoadError: the layers cannot be read share by share.
+        UserError: there are no separate layers.
     """
     config = AutoConfig.from_pretrained(source, return_dict=True, chunk_size_feed_forward=0, **options)
     attention = {} if implementation is None else {"attn_implementation": implementation}
@@ -125,6 +133,7 @@ def load(
         model = auto_class.from_config(
             config, dtype=dtype, trust_remote_code=options.get("trust_remote_code", False), **attention
         )
+    check_layers(model, source)
     model.generation_config = GenerationConfig()
     tensors = TensorFiles.of(_safetensors(source, options))
     names = _names(model, tensors)
@@ -133,7 +142,7 @@ def load(
         missing_keys={*meta} - {*names}, unexpected_keys=set(), mismatched_keys=set(), error_msgs=[],
         conversion_errors={}, skipped_pp_keys=set(),
     )  # fmt: skip
-    owners = _owners(model)
+    owners = {id(module) for layer in layers_of(model) for module in layer.modules()}
     places = []
     with tensors.opened():
         for name, key in names.items():
@@ -182,12 +191,13 @@ def _names(model: PreTrainedModel, tensors: TensorFiles) -> dict[str, str]:
     return found
 
 
-def _owners(model: nn.Module) -> set[int]:
-    """Return the ids of all modules inside the layers."""
-    layers = layers_of(model)
-    if not layers:
-        raise WholeLoadError("it has no separate layers")
-    return {id(module) for layer in layers for module in layer.modules()}
+def check_layers(model: nn.Module, name: str) -> None:
+    """Raise UserError if a model has no layers that can be gathered one by one."""
+    if not layers_of(model):
+        raise UserError(
+            f"{name} has no layers that can be gathered one by one (transformers' GradientCheckpointingLayer), so it "
+            "cannot be sharded: use --trainer.strategy ddp"
+        )
 
 
 def _set(module: nn.Module, name: str, value: Tensor) -> None:

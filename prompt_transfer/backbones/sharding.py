@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ from transformers import PreTrainedModel
 
 from prompt_transfer.backbones.attention import CachedKV, PromptStates
 from prompt_transfer.backbones.kernels.frozen_linear import LinearForward
-from prompt_transfer.backbones.layer_files import FILES, LayerFiles, is_shardable, layers_of
-from prompt_transfer.utils.errors import UserError
+from prompt_transfer.backbones.layer_files import FILES, LayerFiles, TensorFiles, is_shardable, layers_of
+from prompt_transfer.backbones.quantization import quantize_part
 
 _deferred: ContextVar[bool] = ContextVar("deferred", default=False)
 
@@ -73,62 +74,83 @@ def local_bytes(model: nn.Module) -> tuple[int, int]:
     return sharded, replicated
 
 
-def shard(model: PreTrainedModel, name: str, roots: Sequence[nn.Module], mesh: DeviceMesh) -> None:
-    """Shard the layers of a frozen model, and read this process's share of the weights that were not loaded.
+@dataclass(frozen=True)
+class ShardPlan:
+    """How a model is sharded.
 
-    Args:
-        model: a model with its LM head, with or without its layers' weights.
-        name: the backbone, for messages.
+    Attributes:
         roots: the modules whose forward passes run the layers: body, and decoder if there is one.
         mesh: the processes, in one dimension.
-
-    Raises:
-        UserError: the model has no separate layers.
+        device: of this process.
+        quantization: of layers that were not loaded, a key of `quantization.METHODS`; None for none.
     """
-    layers = layers_of(model)
-    if not layers:
-        raise UserError(f"{name} has no separate layers to shard: use --trainer.strategy ddp")
+
+    roots: Sequence[nn.Module]
+    mesh: DeviceMesh
+    device: torch.device
+    quantization: str | None = None
+
+
+def shard(model: PreTrainedModel, plan: ShardPlan) -> None:
+    """Shard the layers of a frozen model, and read this process's share of the weights that were not loaded.
+
+    Quantized layers are read whole, quantized and sharded one after the other.
+    """
     for module in model.modules():
         forward = module.__dict__.get("forward")
         if isinstance(forward, LinearForward):
             # It would keep a second copy of the gathered weights.
             forward.transposed.enabled = False
-    for layer in layers:
-        kept = {
-            parameter
-            for module in layer.modules()
-            for parameter in module.parameters(recurse=False)
-            if not is_shardable(module, parameter)
-        }
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
-        layer.register_forward_hook(_gather_for_prompt, with_kwargs=True)
-    # No layer's output is changed in place.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
-    for root in roots:
-        # Without weights of its own, a root lets FSDP gather the next layer early.
-        kept = {parameter for parameter in root.parameters() if not isinstance(parameter, DTensor)}
-        fully_shard(root, mesh=mesh, ignored_params=kept)
     files: LayerFiles | None = getattr(model, FILES, None)
+    with nullcontext() if files is None else files.tensors.opened():
+        for layer in layers_of(model):
+            places = [] if files is None else files.places_in(layer)
+            if places and plan.quantization is not None:
+                assert files is not None
+                for module, name, key in places:
+                    weight = files.tensors.read(key, module._parameters[name].dtype)  # type: ignore[union-attr]
+                    module._parameters[name] = nn.Parameter(weight, requires_grad=False)
+                quantize_part(layer, plan.quantization)
+                places = []
+            _shard_layer(layer, plan.mesh)
+            for module, name, key in places:
+                assert files is not None
+                _read_share(files.tensors, module, name, key, plan.device)
+            layer.register_forward_hook(_gather_for_prompt, with_kwargs=True)
     if files is not None:
-        _fill(files, torch.device(mesh.device_type, torch.cuda.current_device() if mesh.device_type == "cuda" else None))
         delattr(model, FILES)
+    # No output of a layer is changed in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
+    for root in plan.roots:
+        # A root has no weights of its own; it lets FSDP gather the next layer early.
+        kept = {parameter for parameter in root.parameters() if not isinstance(parameter, DTensor)}
+        fully_shard(root, mesh=plan.mesh, ignored_params=kept)
     # `generate` then runs the same number of steps in all processes.
     model._is_fsdp_managed_module = True
 
 
-def _fill(layers: LayerFiles, device: torch.device) -> None:
-    """Read this process's rows of every sharded weight, from the meta device to `device`."""
-    with layers.files.opened():
-        for module, name, key in layers.places:
-            empty: Any = module._parameters[name]
-            part = -(-empty.shape[0] // empty.device_mesh.size())
-            start = min(part * empty.device_mesh.get_local_rank(), empty.shape[0])
-            end = min(start + part, empty.shape[0])
-            rows = layers.files.read(key, empty.dtype, start, end).to(device)
-            whole = DTensor.from_local(
-                rows, empty.device_mesh, empty.placements, run_check=False, shape=empty.shape, stride=empty.stride()
-            )
-            module._parameters[name] = nn.Parameter(whole, requires_grad=False)
+def _shard_layer(layer: nn.Module, mesh: DeviceMesh) -> None:
+    kept = set()
+    for module in layer.modules():
+        for parameter in module.parameters(recurse=False):
+            if not is_shardable(module, parameter):
+                kept.add(parameter)
+            elif not parameter.is_contiguous():
+                # A quantized weight of GPT-2's `Conv1D` is a transposed matrix.
+                parameter.data = parameter.data.contiguous()
+    fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
+
+
+def _read_share(tensors: TensorFiles, module: nn.Module, name: str, key: str, device: torch.device) -> None:
+    """Replace a sharded parameter on the meta device by this process's rows of the tensor `key`."""
+    empty: Any = module._parameters[name]
+    part = -(-empty.shape[0] // empty.device_mesh.size())
+    start = min(part * empty.device_mesh.get_local_rank(), empty.shape[0])
+    rows = tensors.read(key, empty.dtype, start, min(start + part, empty.shape[0])).to(device)
+    whole = DTensor.from_local(
+        rows, empty.device_mesh, empty.placements, run_check=False, shape=empty.shape, stride=empty.stride()
+    )
+    module._parameters[name] = nn.Parameter(whole, requires_grad=False)
 
 
 def _gather_for_prompt(layer: FSDPModule, args: Any, kwargs: dict[str, Any], output: Any) -> None:
