@@ -61,6 +61,7 @@ class FrozenBackbone(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        self.is_sharded = False
         config = replace(name, **options) if isinstance(name, BackboneConfig) else BackboneConfig(name, **options)
         name, attention = config.name, config.attention
         self.id = name
@@ -88,7 +89,6 @@ class FrozenBackbone(nn.Module):
         if config.quantization is not None:
             quantization.quantize(name, self.model, self.family, config.quantization)
         self._keys_values_shape: tuple[int, int, int] | None = None
-        self.is_sharded = False
         self._substitute()
         self.model.requires_grad_(False)
         # Lightning keeps the mode that it finds, so dropout must be on from the start.
@@ -144,7 +144,14 @@ class FrozenBackbone(nn.Module):
             roots.append(self.model.get_decoder())
         plan = sharding.ShardPlan(roots, sharding.processes(device), device, self._quantization)
         sharding.shard(self.model, plan)
+        self.model.to(device)
         self.is_sharded = True
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FrozenBackbone:
+        """Move or cast the weights, except on a model that is sharded, which stays on its device, or not loaded."""
+        if self.is_sharded or hasattr(self.model, layer_files.FILES):
+            return self
+        return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stay in evaluation mode; with `dropout` follow `mode`."""
