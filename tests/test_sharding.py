@@ -192,8 +192,10 @@ def test_four_processes_equal_one(task: str, tiny: Tiny, tmp_path: Path, family:
 
 
 def test_processes_with_different_numbers_of_micro_batches(task: str, tiny: Tiny, tmp_path: Path) -> None:
+    rows = [f"{'very ' * (2 * i)}{('bad', 'good')[i % 2]},{i % 2}" for i in range(24)]
+    (tmp_path / "data" / "toy" / "train.csv").write_text("\n".join(["text,label", *rows]))
     expected = fit(make(task, tiny("gpt2"), tmp_path, **RATE), tmp_path / "one", "auto", devices=1)
-    made = make_sharded(task, tiny("gpt2"), tmp_path, max_tokens=36, **RATE)
+    made = make_sharded(task, tiny("gpt2"), tmp_path, max_tokens=88, **RATE)
     counts = Counts(tmp_path)
     same(expected, fit(made, tmp_path / "two", Forked(), [counts]))
     first, second = (json.loads((tmp_path / f"counts{rank}.json").read_text()) for rank in range(2))
@@ -273,3 +275,52 @@ def test_a_checkpoint_that_is_not_read_in_parts_is_loaded_whole(tiny: Tiny, tmp_
     with sharding.deferred(), pytest.warns(UserWarning, match="has no safetensors files"):
         backbone = FrozenBackbone(str(folder))
     assert not any(p.is_meta for p in backbone.model.parameters())
+
+
+# Commands --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(task: str, tiny: Tiny, tmp_path: Path) -> list[str]:
+    """Return a run of `fit` with the shipped options file."""
+    return [
+        "fit", "--trainer", "trainer/fsdp.yaml", "--data.task", task, "--data.source", "local", "--model.backbone",
+        str(tiny("t5")), "--model.prompt_length", "3", "--data.batch_size", "8", "--trainer.max_steps", "2",
+        "--output", str(tmp_path / "run"),
+    ]  # fmt: skip
+
+
+def test_the_shipped_options_run(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "ShardedStrategy", Forked)
+    assert main(command) == 0
+    assert Prompt.load(tmp_path / "run").metadata["steps"] == "2"
+    assert "strategy: fsdp" in (tmp_path / "run" / "config.yaml").read_text()
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["processes"][0]["processes"] == 2
+
+
+def test_strategies_that_would_shard_the_prompt(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("FSDPStrategy", "ModelParallelStrategy"):
+        chosen = json.dumps({"class_path": f"lightning.pytorch.strategies.{name}"})
+        assert main([*command, "--trainer.strategy", chosen]) == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"--trainer.strategy {name} would shard the prompt too: use --trainer.strategy fsdp" in line
+
+
+@pytest.mark.slow
+def test_processes_of_their_own_evaluate_as_one(command: list[str], tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    options = ["--trainer", "trainer/fsdp.yaml"]
+    for arguments in (
+        command,
+        ["fit", "--output", run, "--resume", "--trainer.max_steps", "4"],
+        ["test", "--prompt", run, "--output", str(tmp_path / "two"), *options],
+        ["predict", "--prompt", run, "--output", str(tmp_path / "two"), *options],
+    ):
+        subprocess.run([sys.executable, "-m", "prompt_transfer", *arguments], check=True, cwd=ROOT, timeout=170)
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert main(["test", "--prompt", run, "--output", str(tmp_path / "one")]) == 0
+    assert main(["predict", "--prompt", run, "--output", str(tmp_path / "one")]) == 0
+    one, two = (pd.read_csv(tmp_path / name / "results.csv") for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two)
+    one, two = (pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two)
