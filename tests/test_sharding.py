@@ -256,14 +256,14 @@ def test_shapes_of_deep_prompts_are_known_before_the_layers_are_loaded(tiny: Tin
 
 def test_backbones_that_are_not_sharded(tiny: Tiny, tmp_path: Path) -> None:
     for family in ("albert", "mpnet"):
-        with sharding.deferred(), pytest.raises(UserError, match="cannot be sharded: use --trainer.strategy ddp"):
+        with sharding.deferred(), pytest.raises(UserError, match=r"cannot be sharded: use --trainer\.strategy ddp"):
             FrozenBackbone(str(tiny(family)))
     with sharding.deferred(), pytest.raises(UserError, match="sharded layers cannot be compiled"):
         FrozenBackbone(str(tiny("llama")), compile=True)
     ensemble = PromptEnsemble(seeds=[0, 1], backbone=str(tiny("roberta")))
     ensemble.backbone.is_sharded = True
     ensemble.trainer = SimpleNamespace(datamodule=SimpleNamespace(max_tokens=100))  # type: ignore[assignment]
-    with pytest.raises(UserError, match="give --model.prompts_at_once instead"):
+    with pytest.raises(UserError, match=r"give --model\.prompts_at_once instead"):
         ensemble._at_once({"input_ids": torch.zeros(2, 3)})
 
 
@@ -307,17 +307,16 @@ def test_strategies_that_would_shard_the_prompt(command: list[str], capsys: pyte
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_processes_of_their_own_evaluate_as_one(command: list[str], tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     options = ["--trainer", "trainer/fsdp.yaml"]
     for arguments in (
         command,
-        ["fit", "--output", run, "--resume", "--trainer.max_steps", "4"],
         ["test", "--prompt", run, "--output", str(tmp_path / "two"), *options],
         ["predict", "--prompt", run, "--output", str(tmp_path / "two"), *options],
     ):
         subprocess.run([sys.executable, "-m", "prompt_transfer", *arguments], check=True, cwd=ROOT, timeout=170)
-    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
     assert main(["test", "--prompt", run, "--output", str(tmp_path / "one")]) == 0
     assert main(["predict", "--prompt", run, "--output", str(tmp_path / "one")]) == 0
     one, two = (pd.read_csv(tmp_path / name / "results.csv") for name in ("one", "two"))

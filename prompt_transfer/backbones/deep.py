@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.backbones.attention import PromptStates
+from prompt_transfer.backbones.layer_files import FILES
 from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,12 +72,16 @@ def require_recorded_path(backbone: FrozenBackbone) -> None:
         )
 
 
-def shape_by_configuration(backbone: FrozenBackbone) -> tuple[int, int, int]:
-    """Return (L, K, D) as the configuration states them, for a backbone whose layers are not loaded yet.
+def shape(backbone: FrozenBackbone) -> tuple[int, int, int]:
+    """Return (L, K, D) of the backbone's keys and values.
 
     Raises:
-        UserError: the backbone has no recorded path.
+        UserError: the backbone has no recorded path, or its layers differ in the shape of keys and values.
     """
+    if not hasattr(backbone.model, FILES):
+        found = compute(backbone, torch.zeros(1, backbone.hidden_size))
+        return found.shape[0], found.shape[3], found.shape[4]
+    # The layers are not loaded yet.
     require_recorded_path(backbone)
     config = backbone.config
     if not backbone.family.position_ids:  # T5

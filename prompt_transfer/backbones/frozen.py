@@ -13,12 +13,10 @@ from prompt_transfer.backbones import (
     deep,
     generic,
     layer_calls,
-    layer_files,
     loading,
     plain,
     proof,
     quantization,
-    sharding,
     substitutes,
 )
 from prompt_transfer.backbones.answers import IGNORED, AnswerSlot
@@ -29,13 +27,14 @@ from prompt_transfer.backbones.gguf import SOURCE
 from prompt_transfer.backbones.kernels import frozen_linear, frozen_norm
 from prompt_transfer.backbones.layouts import get_layout
 from prompt_transfer.backbones.prompt_inputs import PromptBank, Prompts, expand_texts
+from prompt_transfer.backbones.sharding import Shardable
 from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, fuse_activations, path_of
 from prompt_transfer.backbones.templates import Template, default_template
 from prompt_transfer.backbones.tokenization import start_ids, tokens_beyond
 from prompt_transfer.utils.errors import UserError
 
 
-class FrozenBackbone(nn.Module):
+class FrozenBackbone(Shardable):
     """A frozen language model that scores the answer slot given a soft prompt.
 
     The weights never get a gradient and stay in `eval()` through `train()`; gradients flow only to the prompt.
@@ -61,12 +60,11 @@ class FrozenBackbone(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.is_sharded = False
         config = replace(name, **options) if isinstance(name, BackboneConfig) else BackboneConfig(name, **options)
         name, attention = config.name, config.attention
         self.id = name
         self.attention, self.dtype_name, self.head = attention, config.dtype_name, config.head
-        self.dropout = config.dropout
+        self.dropout, self.quantization = config.dropout, config.quantization
         loaded = loading.load(name, config.head, config.torch_dtype, config.revision, config.trust_remote_code)
         self.model, self.tokenizer, self.family, self.fingerprint = loaded
         if ffn_site is not None:
@@ -85,7 +83,6 @@ class FrozenBackbone(nn.Module):
         self.commit: str | None = getattr(self.config, "_commit_hash", None)
         # For GGUF files: file, sha256, quantization and, if given, license; else empty.
         self.gguf: dict[str, str] = getattr(self.config, SOURCE, None) or {}
-        self._quantization = config.quantization
         if config.quantization is not None:
             quantization.quantize(name, self.model, self.family, config.quantization)
         self._keys_values_shape: tuple[int, int, int] | None = None
@@ -103,8 +100,6 @@ class FrozenBackbone(nn.Module):
         if not self.family.has_row:
             with loading.quiet_transformers():
                 proof.prove(self)
-        if config.compile and sharding.is_deferred():
-            raise UserError("sharded layers cannot be compiled: remove --model.compile, or use --trainer.strategy ddp")
         if config.compile:
             layer_calls.compile_layers(self._answers.stack, name)
         if config.gradient_checkpointing:
@@ -124,34 +119,6 @@ class FrozenBackbone(nn.Module):
         substitutes.replace(model, path_of(model, output), self._output)
         frozen_norm.substitute(model)
         frozen_linear.substitute(model)
-
-    def shard(self, device: torch.device) -> None:
-        """Shard the layers over the processes of `torch.distributed`; no change if they are sharded.
-
-        Args:
-            device: of this process.
-
-        Raises:
-            UserError: the model has no separate layers, or they are compiled.
-        """
-        if self.is_sharded:
-            return
-        layer_files.check_layers(self.model, self.id)
-        if self._answers.stack.compiled:
-            raise UserError("sharded layers cannot be compiled: remove --model.compile, or use --trainer.strategy ddp")
-        roots = [self._answers.stack.body]
-        if self.family.kind == "seq2seq_lm":
-            roots.append(self.model.get_decoder())
-        plan = sharding.ShardPlan(roots, sharding.processes(device), device, self._quantization)
-        sharding.shard(self.model, plan)
-        self.model.to(device)
-        self.is_sharded = True
-
-    def _apply(self, fn: Any, recurse: bool = True) -> FrozenBackbone:
-        """Move or cast the weights, except on a model that is sharded, which stays on its device, or not loaded."""
-        if self.is_sharded or hasattr(self.model, layer_files.FILES):
-            return self
-        return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stay in evaluation mode; with `dropout` follow `mode`."""
@@ -289,11 +256,8 @@ class FrozenBackbone(nn.Module):
         Raises:
             UserError: the backbone has no separate keys and values of a prompt (see `deep.compute`).
         """
-        if self._keys_values_shape is None and hasattr(self.model, layer_files.FILES):
-            self._keys_values_shape = deep.shape_by_configuration(self)
         if self._keys_values_shape is None:
-            found = deep.compute(self, torch.zeros(1, self.hidden_size))
-            self._keys_values_shape = (found.shape[0], found.shape[3], found.shape[4])
+            self._keys_values_shape = deep.shape(self)
         layers, heads, width = self._keys_values_shape
         return layers, 2, length, heads, width
 
@@ -360,13 +324,8 @@ class FrozenBackbone(nn.Module):
             Token ids [B, S], S at most `max_new_tokens`, padded after the end token.
 
         Raises:
-            UserError: the backbone cannot generate text, or not with sharded layers.
+            UserError: the backbone cannot generate text.
         """
-        if self.is_sharded and self.family.plain and self.family.kind == "causal_lm":
-            raise UserError(
-                f"{self.id} ({self.family.name}) generates the texts of each length apart, which sharded layers do not "
-                "allow: use --trainer.strategy ddp"
-            )
         return self._answers.generate(self._prompts(prompt, batch), expand_texts(batch), max_new_tokens, num_beams)
 
     def decode(self, ids: Tensor) -> list[str]:

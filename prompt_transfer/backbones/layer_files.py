@@ -151,7 +151,7 @@ def load(
                 continue
             module, _, last = (model.get_submodule(name.rpartition(".")[0]), *name.rpartition(".")[1:])
             if id(module) in owners and last in module._parameters and is_shardable(module, meta[name]):
-                module._parameters[last]._is_hf_initialized = True  # type: ignore[union-attr]
+                module._parameters[last]._is_hf_initialized = True
                 places.append((module, last, key))
             else:
                 _set(module, last, tensors.read(key, meta[name].dtype))

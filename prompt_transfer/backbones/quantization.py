@@ -212,9 +212,7 @@ def quantize(name: str, model: nn.Module, family: Family, method: str) -> None:
     output = model.get_output_embeddings()  # type: ignore[operator]
     head = tuple(f"{path}." for path in family.head)
     layers = {
-        path: layer
-        for path, layer in _linear(model).items()
-        if layer is not output and not f"{path}.".startswith(head)
+        path: layer for path, layer in _linear(model).items() if layer is not output and not f"{path}.".startswith(head)
     }
     if not layers:
         raise UserError(f"{name} has no linear layers to quantize: remove --model.quantization")

@@ -12,30 +12,32 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
 from prompt_transfer.backbones.attention import CachedKV, PromptStates
 from prompt_transfer.backbones.kernels.frozen_linear import LinearForward
-from prompt_transfer.backbones.layer_files import FILES, LayerFiles, TensorFiles, is_shardable, layers_of
+from prompt_transfer.backbones.layer_files import FILES, LayerFiles, TensorFiles, check_layers, is_shardable, layers_of
 from prompt_transfer.backbones.quantization import quantize_part
+from prompt_transfer.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from prompt_transfer.backbones.frozen import FrozenBackbone
 
 _deferred: ContextVar[bool] = ContextVar("deferred", default=False)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Load backbones without their layers' weights, until `FrozenBackbone.shard` reads this process's share."""
+    """Load backbones without their layers' weights, until `shard` reads this process's share."""
     token = _deferred.set(True)
     try:
         yield
@@ -58,11 +60,6 @@ def warn_whole(name: str, reason: str) -> None:
         )
 
 
-def processes(device: torch.device) -> DeviceMesh:
-    """Return all processes as a mesh of one dimension, for devices of the type of `device`."""
-    return init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-
-
 def local_bytes(model: nn.Module) -> tuple[int, int]:
     """Return the bytes of this process's share of the sharded weights, and those of the replicated weights."""
     sharded = replicated = 0
@@ -74,28 +71,49 @@ def local_bytes(model: nn.Module) -> tuple[int, int]:
     return sharded, replicated
 
 
-@dataclass(frozen=True)
-class ShardPlan:
-    """How a model is sharded.
+def refuse_compiled(compiled: bool) -> None:
+    """Raise UserError if layers to be sharded are compiled."""
+    if compiled:
+        raise UserError("sharded layers cannot be compiled: remove --model.compile, or use --trainer.strategy ddp")
+
+
+class Shardable(nn.Module):
+    """A module with a `model` that `shard` can shard.
 
     Attributes:
-        roots: the modules whose forward passes run the layers: body, and decoder if there is one.
-        mesh: the processes, in one dimension.
+        is_sharded: whether its layers are sharded.
+    """
+
+    model: Any
+    is_sharded = False
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move or cast the weights, except of a sharded model, which stays on its device, or one not loaded yet."""
+        if self.is_sharded or hasattr(self.model, FILES):
+            return self
+        return super()._apply(fn, recurse)
+
+
+def shard(backbone: FrozenBackbone, device: torch.device) -> None:
+    """Shard a backbone's layers over the processes of `torch.distributed`; no change if they are sharded.
+
+    Each process reads its share of the weights that were not loaded (`deferred`). Quantized layers are read whole,
+    quantized and sharded one after the other.
+
+    Args:
+        backbone: the backbone.
         device: of this process.
-        quantization: of layers that were not loaded, a key of `quantization.METHODS`; None for none.
+
+    Raises:
+        UserError: the model has no separate layers, or they are compiled.
     """
-
-    roots: Sequence[nn.Module]
-    mesh: DeviceMesh
-    device: torch.device
-    quantization: str | None = None
-
-
-def shard(model: PreTrainedModel, plan: ShardPlan) -> None:
-    """Shard the layers of a frozen model, and read this process's share of the weights that were not loaded.
-
-    Quantized layers are read whole, quantized and sharded one after the other.
-    """
+    if backbone.is_sharded:
+        return
+    model: Any = backbone.model
+    stack = backbone._answers.stack
+    check_layers(model, backbone.id)
+    refuse_compiled(stack.compiled)
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for module in model.modules():
         forward = module.__dict__.get("forward")
         if isinstance(forward, LinearForward):
@@ -105,28 +123,30 @@ def shard(model: PreTrainedModel, plan: ShardPlan) -> None:
     with nullcontext() if files is None else files.tensors.opened():
         for layer in layers_of(model):
             places = [] if files is None else files.places_in(layer)
-            if places and plan.quantization is not None:
+            if places and backbone.quantization is not None:
                 assert files is not None
                 for module, name, key in places:
                     weight = files.tensors.read(key, module._parameters[name].dtype)  # type: ignore[union-attr]
                     module._parameters[name] = nn.Parameter(weight, requires_grad=False)
-                quantize_part(layer, plan.quantization)
+                quantize_part(layer, backbone.quantization)
                 places = []
-            _shard_layer(layer, plan.mesh)
+            _shard_layer(layer, mesh)
             for module, name, key in places:
                 assert files is not None
-                _read_share(files.tensors, module, name, key, plan.device)
+                _read_share(files.tensors, module, name, key, device)
             layer.register_forward_hook(_gather_for_prompt, with_kwargs=True)
     if files is not None:
         delattr(model, FILES)
     # No output of a layer is changed in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
-    for root in plan.roots:
+    for root in [stack.body, *([model.get_decoder()] if backbone.family.kind == "seq2seq_lm" else [])]:
         # A root has no weights of its own; it lets FSDP gather the next layer early.
         kept = {parameter for parameter in root.parameters() if not isinstance(parameter, DTensor)}
-        fully_shard(root, mesh=plan.mesh, ignored_params=kept)
+        fully_shard(root, mesh=mesh, ignored_params=kept)
     # `generate` then runs the same number of steps in all processes.
     model._is_fsdp_managed_module = True
+    model.to(device)
+    backbone.is_sharded = True
 
 
 def _shard_layer(layer: nn.Module, mesh: DeviceMesh) -> None:
@@ -153,13 +173,14 @@ def _read_share(tensors: TensorFiles, module: nn.Module, name: str, key: str, de
     module._parameters[name] = nn.Parameter(whole, requires_grad=False)
 
 
-def _gather_for_prompt(layer: FSDPModule, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+def _gather_for_prompt(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
     """Gather the layer again when the gradient of keys and values arrives that it recorded for a prompt."""
     states = kwargs.get("prompt_states")
     if isinstance(states, CachedKV):
         states = states.states
     if not isinstance(states, PromptStates):
         return
+    assert isinstance(layer, FSDPModule)
     for tensor in states.take_new():
         if tensor.requires_grad:
             tensor.register_hook(lambda gradient: layer.unshard())

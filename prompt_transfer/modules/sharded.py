@@ -26,7 +26,7 @@ class ShardedStrategy(DDPStrategy):
     def setup_environment(self) -> None:
         super().setup_environment()
         for _, backbone in self._backbones():
-            backbone.shard(self.root_device)
+            sharding.shard(backbone, self.root_device)
 
     def setup(self, trainer: L.Trainer) -> None:
         # DDP would broadcast the backbone, whose shares differ.

@@ -54,7 +54,7 @@ class Run:
         given = self.options.get("trainer.devices")
         if isinstance(given, list):
             return max(1, len(given))
-        return max(1, int(given)) if str(given).isdecimal() else 1
+        return max(1, int(str(given))) if str(given).isdecimal() else 1
 
     @property
     def digest(self) -> str:
