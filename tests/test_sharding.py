@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -20,23 +19,21 @@ import torch
 from conftest import ROOT
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from safetensors.torch import load_file
+from test_distributed_generation import ROWS, Keep, write
 from test_prompt_tuning import make
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing import ProcessExitedException
 
 from prompt_transfer.backbones import sharding
-from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.layer_files import FILES, layers_of
 from prompt_transfer.callbacks.export import PromptExport
 from prompt_transfer.cli import main
 from prompt_transfer.commands import lightning as commands
 from prompt_transfer.data.datamodule import TaskDataModule
-from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.modules.sharded import ShardedStrategy
+from prompt_transfer.prompts.initializers import Normal
 from prompt_transfer.prompts.prompt import Prompt
-from prompt_transfer.utils.errors import UserError
 
 Tiny = Callable[[str], Path]
 RATE = {"learning_rate": 0.01}
@@ -226,55 +223,27 @@ def test_a_killed_run_resumes_with_the_same_result(
     same(whole, resumed, atol=0)
 
 
-# Models ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_model_without_its_layers_is_otherwise_whole(tiny: Tiny) -> None:
-    for family in ("bert", "modernbert", "gemma3_text", "mt5", "opt", "gemma2"):
-        whole = FrozenBackbone(str(tiny(family)))
-        with sharding.deferred():
-            part = FrozenBackbone(str(tiny(family)))
-        assert part.fingerprint == whole.fingerprint
-        expected = dict(whole.model.named_buffers()) | dict(whole.model.named_parameters())
-        found = dict(part.model.named_buffers()) | dict(part.model.named_parameters())
-        assert found.keys() == expected.keys()
-        for name, tensor in found.items():
-            assert tensor.shape == expected[name].shape
-            assert tensor.is_meta or torch.equal(tensor, expected[name]), name
-        places = {f"{id(module)}.{name}" for module, name, _ in getattr(part.model, FILES).places}
-        unloaded = [p for p in part.model.parameters() if p.is_meta]
-        assert len(unloaded) == len(places) > 0
-
-
-def test_shapes_of_deep_prompts_are_known_before_the_layers_are_loaded(tiny: Tiny) -> None:
-    for family in ("llama", "gemma", "qwen3", "roberta", "distilbert", "gpt2", "opt", "t5_v1_1", "mt5", "modernbert"):
-        whole = FrozenBackbone(str(tiny(family)), attention="shared")
-        with sharding.deferred():
-            part = FrozenBackbone(str(tiny(family)), attention="shared")
-        assert part.keys_values_shape(3) == whole.keys_values_shape(3)
-
-
-def test_backbones_that_are_not_sharded(tiny: Tiny, tmp_path: Path) -> None:
-    for family in ("albert", "mpnet"):
-        with sharding.deferred(), pytest.raises(UserError, match=r"cannot be sharded: use --trainer\.strategy ddp"):
-            FrozenBackbone(str(tiny(family)))
-    with sharding.deferred(), pytest.raises(UserError, match="sharded layers cannot be compiled"):
-        FrozenBackbone(str(tiny("llama")), compile=True)
-    ensemble = PromptEnsemble(seeds=[0, 1], backbone=str(tiny("roberta")))
-    ensemble.backbone.is_sharded = True
-    ensemble.trainer = SimpleNamespace(datamodule=SimpleNamespace(max_tokens=100))  # type: ignore[assignment]
-    with pytest.raises(UserError, match=r"give --model\.prompts_at_once instead"):
-        ensemble._at_once({"input_ids": torch.zeros(2, 3)})
-
-
-def test_a_checkpoint_that_is_not_read_in_parts_is_loaded_whole(tiny: Tiny, tmp_path: Path) -> None:
-    folder = tmp_path / "old"
-    shutil.copytree(tiny("gpt2"), folder)
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    with sharding.deferred(), pytest.warns(UserWarning, match="has no safetensors files"):
-        backbone = FrozenBackbone(str(folder))
-    assert not any(p.is_meta for p in backbone.model.parameters())
+@pytest.mark.filterwarnings("ignore:.*have texts that are in train too")
+def test_two_processes_write_what_one_writes(tiny: Tiny, tmp_path: Path) -> None:
+    task, found = write(tmp_path, ["nothing"] * ROWS), []
+    for name, strategy, devices in (("one", "auto", 1), ("two", Forked(), 2)):
+        L.seed_everything(3)
+        with sharding.deferred() if devices > 1 else nullcontext():
+            module = PromptTuning(str(tiny("t5")), prompt_length=3, init=Normal(0.5))
+        module.keep_records = True
+        trainer = L.Trainer(
+            accelerator="cpu", devices=devices, strategy=strategy, logger=False, enable_progress_bar=False,
+            enable_model_summary=False, enable_checkpointing=False, use_distributed_sampler=False,
+            callbacks=[Keep(tmp_path / name)], default_root_dir=tmp_path,
+        )  # fmt: skip
+        data = TaskDataModule(task, "local", eval_batch_size=2, cache_dir=str(tmp_path / "cache"))
+        trainer.test(module, datamodule=data, verbose=False)
+        kept = torch.load(tmp_path / name, weights_only=True)
+        found.append((sorted(kept["records"]), float(kept["metrics"]["test/loss"])))
+    assert found[1][0] == found[0][0]
+    # The processes write texts of different lengths, and so need different numbers of steps.
+    assert len({len(text) for _, text in found[0][0]}) > 1
+    assert found[1][1] == pytest.approx(found[0][1], abs=1e-5)
 
 
 # Commands --------------------------------------------------------------------------------------------------------

@@ -116,12 +116,7 @@ class PlainCausalAnswers(PlainAnswers, CausalAnswers):
             return self.stack.run_alone(whole, places)
 
     def generate(self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int) -> Tensor:
-        if getattr(self.model, "_is_fsdp_managed_module", False):
-            # The number of lengths, and so of calls, would differ between processes.
-            raise UserError(
-                f"a {self.family.name} model generates the texts of each length apart, which sharded layers do not "
-                "allow: use --trainer.strategy ddp"
-            )
+        self.refuse_calls_per_length()
         text = self.text_part(batch, prompts.length)
         whole = self.prompt_part(prompts.per_example(len(text.mask))).joined(text)
 
