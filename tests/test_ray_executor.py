@@ -154,6 +154,21 @@ def test_what_a_run_asks_for(
     assert (ray.asked["num_cpus"], ray.asked["num_gpus"]) == asked
 
 
+def test_a_run_asks_for_each_of_its_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run("a", {"trainer.devices": 2, "trainer.strategy": "fsdp"}, {})
+    for machine, options, asked in (
+        ({"CPU": 8.0, "GPU": 4.0}, {}, (2.0, 2.0)),
+        ({"CPU": 8.0}, {}, (2.0, 0.0)),
+        ({"CPU": 8.0, "GPU": 4.0}, {"cpus": 6.0}, (6.0, 2.0)),
+    ):
+        ray = fake(monkeypatch, {"a": [Outcome(0)]}, machine)
+        RayExecutor(tmp_path, 0, **options).execute([run], [State(run.digest)], lambda run, state: None)
+        assert (ray.asked["num_cpus"], ray.asked["num_gpus"]) == asked
+    fake(monkeypatch, {"a": [Outcome(0)]}, {"CPU": 8.0, "GPU": 1.0})
+    with pytest.raises(UserError, match="no machine of the cluster has 2 CPUs and 2 GPUs for a run"):
+        RayExecutor(tmp_path, 0).execute([run], [State(run.digest)], lambda run, state: None)
+
+
 def test_more_than_any_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def execute(address: str | None) -> None:
         executor = RayExecutor(tmp_path, 0, cpus=8.0, address=address)

@@ -164,6 +164,20 @@ def test_each_slot_has_a_device_or_a_share_of_the_cores(
         assert [one[name] for one in made if name in one] == expected.get(name, [])
 
 
+def test_runs_of_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    for options, devices in (
+        ({}, 1), ({"trainer.devices": 4}, 4), ({"trainer.devices": "2"}, 2), ({"trainer.devices": [3, 5]}, 2),
+        ({"trainer.devices": "auto"}, 1), ({"trainer.devices": -1}, 1),
+    ):  # fmt: skip
+        assert Run("a", options, {}).devices == devices
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    executor = LocalExecutor(Path("sweep"), 2, 0, 4)
+    assert [executor.environment(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4,5", "6,7"]
+    assert executor.environment(1, 8)["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert LocalExecutor(Path("sweep"), 2, 0).environment(0, 2)["OMP_NUM_THREADS"] == str(max(1, cores() // 4))
+
+
 def test_a_run_of_other_options_is_not_taken_for_done(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     State(RUNS[0].digest, "done", 1).write(path)

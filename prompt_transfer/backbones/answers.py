@@ -95,6 +95,14 @@ class Answers:
         """Replace tokens after the end token of generated ids [B, S] by pads; beam search may leave others there."""
         return writing.padded(ids, self.model.generation_config.eos_token_id, self.pad_token_id)
 
+    def refuse_calls_per_length(self) -> None:
+        """Raise UserError if sharded processes would differ in their calls, since texts of each length go apart."""
+        if getattr(self.model, "_is_fsdp_managed_module", False):
+            raise UserError(
+                f"a {self.family.name} model generates the texts of each length apart here, which sharded layers do "
+                "not allow: use --trainer.strategy ddp"
+            )
+
     def _cannot_generate(self) -> UserError:
         return UserError(
             f"a {self.family.name} backbone predicts one word and cannot generate text: for this task use a causal or "
@@ -210,6 +218,8 @@ class CausalAnswers(Answers):
             return self._generate_after(prompts, batch, max_new_tokens, num_beams)
         mask = batch["attention_mask"]
         if prompts.deep:
+            self.refuse_calls_per_length()
+
             # The prompt is in the cache, so no pads can go before it: generate without pads, per length.
             def alone(rows: Tensor, length: int) -> Tensor:
                 own = {"input_ids": batch["input_ids"][rows, :length], "attention_mask": mask[rows, :length]}

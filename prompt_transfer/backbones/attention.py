@@ -64,7 +64,7 @@ class PromptStates:
         self.reading = False
         self.prompt_ids: Tensor | None = None
         self.position_bias: Tensor | None = None
-        self._next = 0
+        self._next = self._taken = 0
 
     def read(self, prompt_ids: Tensor | None, position_bias: Tensor | None = None) -> PromptStates:
         """Start reading at the first layer.
@@ -101,6 +101,14 @@ class PromptStates:
         """Append the keys and values that the layer recorded, if any."""
         if layer.kept is not None:
             self.layers.append(layer.kept)
+
+    def take_new(self) -> list[Tensor]:
+        """Return the keys and values recorded since the last call; none while reading."""
+        if self.reading:
+            return []
+        new = self.layers[self._taken :]
+        self._taken = len(self.layers)
+        return [tensor for pair in new for tensor in pair]
 
 
 class LayerPromptKV:

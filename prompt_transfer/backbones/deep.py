@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.backbones.attention import PromptStates
+from prompt_transfer.backbones.layer_files import FILES
 from prompt_transfer.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,6 +70,25 @@ def require_recorded_path(backbone: FrozenBackbone) -> None:
             f"{backbone.id} ({backbone.family.name}) runs prompt and text only together, so no keys and values can be "
             "put before its layers: use --model.method prompt, or a backbone of another family"
         )
+
+
+def shape(backbone: FrozenBackbone) -> tuple[int, int, int]:
+    """Return (L, K, D) of the backbone's keys and values.
+
+    Raises:
+        UserError: the backbone has no recorded path, or its layers differ in the shape of keys and values.
+    """
+    if not hasattr(backbone.model, FILES):
+        found = compute(backbone, torch.zeros(1, backbone.hidden_size))
+        return found.shape[0], found.shape[3], found.shape[4]
+    # The layers are not loaded yet.
+    require_recorded_path(backbone)
+    config = backbone.config
+    if not backbone.family.position_ids:  # T5
+        return config.num_layers, config.num_heads, config.d_kv
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, width
 
 
 @torch.no_grad()

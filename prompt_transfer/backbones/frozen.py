@@ -27,13 +27,14 @@ from prompt_transfer.backbones.gguf import SOURCE
 from prompt_transfer.backbones.kernels import frozen_linear, frozen_norm
 from prompt_transfer.backbones.layouts import get_layout
 from prompt_transfer.backbones.prompt_inputs import PromptBank, Prompts, expand_texts
+from prompt_transfer.backbones.sharding import Shardable
 from prompt_transfer.backbones.substitutes import OptionalEmbedding, SelectedRows, fuse_activations, path_of
 from prompt_transfer.backbones.templates import Template, default_template
 from prompt_transfer.backbones.tokenization import start_ids, tokens_beyond
 from prompt_transfer.utils.errors import UserError
 
 
-class FrozenBackbone(nn.Module):
+class FrozenBackbone(Shardable):
     """A frozen language model that scores the answer slot given a soft prompt.
 
     The weights never get a gradient and stay in `eval()` through `train()`; gradients flow only to the prompt.
@@ -63,7 +64,7 @@ class FrozenBackbone(nn.Module):
         name, attention = config.name, config.attention
         self.id = name
         self.attention, self.dtype_name, self.head = attention, config.dtype_name, config.head
-        self.dropout = config.dropout
+        self.dropout, self.quantization = config.dropout, config.quantization
         loaded = loading.load(name, config.head, config.torch_dtype, config.revision, config.trust_remote_code)
         self.model, self.tokenizer, self.family, self.fingerprint = loaded
         if ffn_site is not None:
@@ -256,8 +257,7 @@ class FrozenBackbone(nn.Module):
             UserError: the backbone has no separate keys and values of a prompt (see `deep.compute`).
         """
         if self._keys_values_shape is None:
-            found = deep.compute(self, torch.zeros(1, self.hidden_size))
-            self._keys_values_shape = (found.shape[0], found.shape[3], found.shape[4])
+            self._keys_values_shape = deep.shape(self)
         layers, heads, width = self._keys_values_shape
         return layers, 2, length, heads, width
 

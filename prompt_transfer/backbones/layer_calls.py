@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from prompt_transfer.backbones import sharding
 from prompt_transfer.backbones.attention import PromptStates
 from prompt_transfer.backbones.stack import Stack
 from prompt_transfer.utils.errors import UserError
@@ -71,7 +72,12 @@ def recompute(stack: Stack, name: str) -> None:
 
 
 def compile_layers(stack: Stack, name: str) -> None:
-    """Compile the layers with `torch.compile` and dynamic shapes: one graph for all layers and lengths."""
+    """Compile the layers with `torch.compile` and dynamic shapes: one graph for all layers and lengths.
+
+    Raises:
+        UserError: the layers are to be sharded, or the model has none.
+    """
+    sharding.refuse_compiled(sharding.is_deferred())
     for layer in layers_of(stack, name):
         layer.forward = LayerCall(torch.compile(layer.forward, dynamic=True), _plain)
     stack.compiled = True

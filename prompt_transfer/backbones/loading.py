@@ -14,7 +14,7 @@ import transformers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from prompt_transfer.backbones import attention, generic, gguf, writing
+from prompt_transfer.backbones import attention, generic, gguf, layer_files, sharding, writing
 from prompt_transfer.backbones.builtin import builtin_backbones
 from prompt_transfer.backbones.catalogue import NAMED, check_fetched, named_source
 from prompt_transfer.backbones.families import FAMILIES
@@ -128,18 +128,8 @@ def load(
             implementation = _attention(row, facts)
             # The dtype in config.json may be narrower than that of the tensors, and float16 would change the
             # fingerprint.
-            model, info = auto_class.from_pretrained(
-                source,
-                dtype=torch.bfloat16 if dtype is torch.bfloat16 else torch.float32,
-                output_loading_info=True,
-                attn_implementation=implementation,
-                # The checkpoint's own generation config may be invalid.
-                generation_config=GenerationConfig(),
-                # Override calling conventions set in config.json.
-                return_dict=True,
-                chunk_size_feed_forward=0,
-                **options,
-            )
+            wide = torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
+            model, info = _weights(name, auto_class, source, wide, implementation, options, row is not None)
             if implementation is not None:
                 # An implementation named in config.json overrides the argument, and would ignore `prompt_states`.
                 model.set_attn_implementation(implementation)
@@ -159,6 +149,38 @@ def load(
         # `model.to` would round the rotary frequencies too, which changes distant positions.
         parameter.data = parameter.data.to(dtype)
     return model, tokenizer, family, mark
+
+
+def _weights(
+    name: str,
+    auto_class: Any,
+    source: str,
+    dtype: torch.dtype,
+    implementation: str | None,
+    options: dict[str, Any],
+    has_row: bool,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load a model with its loading information; without the weights of its layers if they are to be sharded."""
+    if sharding.is_deferred():
+        try:
+            if not has_row:
+                raise layer_files.WholeLoadError("its family is checked on the whole model")
+            return layer_files.load(auto_class, source, dtype, implementation, options)
+        except layer_files.WholeLoadError as reason:
+            sharding.warn_whole(name, str(reason))
+    model, info = auto_class.from_pretrained(
+        source,
+        dtype=dtype,
+        output_loading_info=True,
+        attn_implementation=implementation,
+        # The checkpoint's own generation config may be invalid.
+        generation_config=GenerationConfig(),
+        # Override calling conventions set in config.json.
+        return_dict=True,
+        chunk_size_feed_forward=0,
+        **options,
+    )
+    return model, info
 
 
 def _row(facts: dict[str, Any], name: str) -> Family | None:

@@ -116,6 +116,7 @@ class PlainCausalAnswers(PlainAnswers, CausalAnswers):
             return self.stack.run_alone(whole, places)
 
     def generate(self, prompts: Prompts, batch: dict[str, Tensor], max_new_tokens: int, num_beams: int) -> Tensor:
+        self.refuse_calls_per_length()
         text = self.text_part(batch, prompts.length)
         whole = self.prompt_part(prompts.per_example(len(text.mask))).joined(text)
 

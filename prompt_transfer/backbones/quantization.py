@@ -197,6 +197,8 @@ class QuantizedLinear(nn.Module):
 def quantize(name: str, model: nn.Module, family: Family, method: str) -> None:
     """Replace the linear layers of a model, except those of its LM head, one after the other.
 
+    Layers without weights, which are read later (`layer_files.py`), are only checked: see `quantize_part`.
+
     Args:
         name: the backbone, for messages.
         model: a model with its LM head.
@@ -210,9 +212,7 @@ def quantize(name: str, model: nn.Module, family: Family, method: str) -> None:
     output = model.get_output_embeddings()  # type: ignore[operator]
     head = tuple(f"{path}." for path in family.head)
     layers = {
-        path: layer
-        for path, layer in model.named_modules()
-        if type(layer) in (nn.Linear, Conv1D) and layer is not output and not f"{path}.".startswith(head)
+        path: layer for path, layer in _linear(model).items() if layer is not output and not f"{path}.".startswith(head)
     }
     if not layers:
         raise UserError(f"{name} has no linear layers to quantize: remove --model.quantization")
@@ -223,8 +223,22 @@ def quantize(name: str, model: nn.Module, family: Family, method: str) -> None:
     # Loaded tensors are views of their files; a file is unmapped once none of its tensors is left.
     replaced = {id(layer.weight) for layer in layers.values()}
     for parameter in model.parameters():
-        if id(parameter) not in replaced:
+        if id(parameter) not in replaced and not parameter.is_meta:
             parameter.data = parameter.data.clone()
+    _replace(model, {path: layer for path, layer in layers.items() if not layer.weight.is_meta}, kind)
+
+
+@torch.no_grad()
+def quantize_part(part: nn.Module, method: str) -> None:
+    """Replace all linear layers of a part of a model that `quantize` has checked."""
+    _replace(part, _linear(part), METHODS[method])
+
+
+def _linear(model: nn.Module) -> dict[str, Any]:
+    return {path: layer for path, layer in model.named_modules() if type(layer) in (nn.Linear, Conv1D)}
+
+
+def _replace(model: nn.Module, layers: dict[str, Any], kind: type[QuantizedWeight]) -> None:
     for path, layer in layers.items():
         weight = _matrix(layer)
         quantized = QuantizedLinear(kind.from_weight(weight), layer.bias, weight.shape[1], weight.shape[0])

@@ -7,7 +7,7 @@ import logging
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from prompt_transfer.backbones import sharding
 from prompt_transfer.backbones.loading import resolve
 from prompt_transfer.callbacks.checkpoints import AtomicCheckpointIO
 from prompt_transfer.callbacks.logs import RunLog
@@ -34,6 +35,7 @@ from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
 from prompt_transfer.modules.prompt_tuning import PromptTuning
+from prompt_transfer.modules.sharded import ShardedStrategy
 from prompt_transfer.prompts.initializers import FromPrompt
 from prompt_transfer.prompts.prompt import DEEP_PROMPT
 from prompt_transfer.tracking.mlflow_run import check_installed
@@ -48,6 +50,8 @@ MODELS: dict[str, type[L.LightningModule]] = {
 }
 DATA: dict[str, type[L.LightningDataModule]] = {"TaskDataModule": TaskDataModule}
 
+# The value of --trainer.strategy for `ShardedStrategy`.
+SHARDED = ShardedStrategy.strategy_name
 # Files in a run folder.
 CONFIG_FILE, RESULTS_FILE = "config.yaml", "results.csv"
 
@@ -109,6 +113,18 @@ def resolve_prompts(options: Namespace) -> None:
     files = [given] if isinstance(given, str) and Path(given).exists() else given
     files = files.split(",") if isinstance(files, str) else files
     options.prompt = [absolute_path(str(file).strip()) if str(file).strip() else "" for file in files]
+
+
+def is_sharded(strategy: Any) -> bool:
+    """Return whether a value of --trainer.strategy shards the backbone.
+
+    Raises:
+        UserError: it is a strategy of Lightning that would shard the prompt.
+    """
+    name = strategy if isinstance(strategy, str) else str((strategy or {}).get("class_path", "")).rpartition(".")[2]
+    if name in ("FSDPStrategy", "ModelParallelStrategy", "fsdp_cpu_offload"):
+        raise UserError(f"--trainer.strategy {name} would shard the prompt too: use --trainer.strategy {SHARDED}")
+    return name in (SHARDED, ShardedStrategy.__name__)
 
 
 class Command(LightningCLI):
@@ -221,6 +237,11 @@ class Command(LightningCLI):
         if model.get("init") is not None and "prompt" in (model.init.get("init_args") or {}):
             resolve_prompts(model.init.init_args)
 
+    def instantiate_classes(self) -> None:
+        """Create data, model and trainer; a backbone that is to be sharded is loaded without its layers' weights."""
+        with sharding.deferred() if is_sharded(self.config.trainer.strategy) else nullcontext():
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Return the trainer with our callbacks and logger."""
         callbacks: list[Callback] = list(self.extra_callbacks())
@@ -231,6 +252,9 @@ class Command(LightningCLI):
         if "default_root_dir" not in kwargs and self.config.trainer.default_root_dir is None:
             kwargs["default_root_dir"] = str(self.output or Path("runs"))
         init = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        if init.get("strategy") == SHARDED:
+            # Lightning's strategy of this name would shard the prompt too.
+            init["strategy"] = ShardedStrategy()
         trainer = self._instantiate_trainer(init, callbacks)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()

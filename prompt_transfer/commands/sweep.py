@@ -46,11 +46,12 @@ class SweepOptions:
         config: file with `fit`, `grid`, `cases`, `name` and `then`; see configs/study.
         output: folder for the runs, their logs, sweep.csv (one row per run) and results.parquet (their scores).
         executor: local (this machine) or ray (a Ray cluster with a shared file system; extra `ray`).
-        at_once: number of parallel runs; default: one per GPU, or one on a CPU; with ray as many as fit.
+        at_once: number of parallel runs; default: as many as there are GPUs for (--trainer.devices, one), or one on a
+            CPU; with ray as many as fit.
         retries: number of restarts of a failed or killed run.
         address: address of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; default: start Ray on this machine.
-        cpus: CPUs per run, with ray; default: 1.
-        gpus: GPUs per run, with ray; default: 1 if the cluster has GPUs.
+        cpus: CPUs per run, with ray; default: one per device (--trainer.devices).
+        gpus: GPUs per run, with ray; default: one per device if the cluster has GPUs.
         dry_run: print the runs and follow-up commands without starting them.
     """
 
@@ -70,14 +71,14 @@ class SweepOptions:
         if self.executor == "local" and (self.address, self.cpus, self.gpus) != (None, None, None):
             raise UserError("--address, --cpus and --gpus belong to --executor ray")
 
-    def make_executor(self) -> Executor:
-        """Return the executor that the options select."""
+    def make_executor(self, runs: list[Run]) -> Executor:
+        """Return the executor that the options select, for some runs."""
         folder = Path(self.output)
         if self.executor == "ray":
-            cpus = 1.0 if self.cpus is None else self.cpus
-            return RayExecutor(folder, self.retries, cpus, self.gpus, self.address, self.at_once)
+            return RayExecutor(folder, self.retries, self.cpus, self.gpus, self.address, self.at_once)
         devices = _gpus()
-        return LocalExecutor(folder, self.at_once or max(1, devices), self.retries, devices)
+        at_once = self.at_once or max(1, devices // max(run.devices for run in runs))
+        return LocalExecutor(folder, at_once, self.retries, devices)
 
 
 def sweep(options: SweepOptions, given: dict[str, Any]) -> None:
@@ -103,7 +104,7 @@ def sweep(options: SweepOptions, given: dict[str, Any]) -> None:
         for command in plan.then:
             print(f"$ prompt-transfer {shlex.join(command)}")
         return
-    executor = options.make_executor()
+    executor = options.make_executor(plan.runs)
     # A separate lock: a follow-up command may write to the same folder.
     with exclusive_lock(folder, ".sweep.lock"):
         states = [State.read(state_file(folder, run), run) for run in plan.runs]

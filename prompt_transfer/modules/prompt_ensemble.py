@@ -153,6 +153,12 @@ class PromptEnsemble(PromptTuning):
         budget = getattr(self.trainer.datamodule, "max_tokens", None)
         if budget is None:
             return limit
+        if self.backbone.is_sharded:
+            # It would depend on the lengths in the batch of each process.
+            raise UserError(
+                "sharded layers are gathered by all processes at once, so --data.max_tokens cannot group several "
+                "prompts: give --model.prompts_at_once instead"
+            )
         rows, length = batch["input_ids"].shape
         target = batch["target_ids"].shape[1] if "target_ids" in batch else 0
         copies, option = batch["option_ids"].shape[1:] if "option_ids" in batch else (1, 0)

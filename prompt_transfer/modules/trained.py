@@ -159,11 +159,15 @@ class TrainedModule(PromptedModule):
         """Return the mean loss over the examples of all ranks; several forward passes only save memory."""
         parameters, batch = self.trained(), self.complete(batch)
         count = batch["global_count"] / self.trainer.world_size
-        *early, last = self.passes(batch["micro_batches"])
+        passes = self.passes(batch["micro_batches"])
+        *early, last = passes
+        # Repetitions without effect: sharded layers are gathered by all processes at once.
+        repeats = self._most_passes(len(passes)) - len(passes)
+        early = [passes[0]] * repeats + early
         gradients = [torch.zeros_like(p) for p in parameters] if early else []
         totals: list[Tensor] = []
-        for part in early:
-            losses = self.summed_losses(*part) / count
+        for number, part in enumerate(early):
+            losses = self.summed_losses(*part) / count * (number >= repeats)
             found = torch.autograd.grad(losses.sum(), parameters, materialize_grads=True)
             for sum_, gradient in zip(gradients, found, strict=True):
                 sum_ += gradient
@@ -182,6 +186,12 @@ class TrainedModule(PromptedModule):
         self.watched.observe("loss", whole, self._position)
         self.log_losses(whole, batch["global_count"])
         return loss
+
+    def _most_passes(self, own: int) -> int:
+        """Return the largest number of passes of any process if the backbone is sharded, else this process's `own`."""
+        if self.gather is None or not self.backbone.is_sharded:
+            return own
+        return int(self.gather(torch.tensor(own, device=self.device)).max())
 
     def log_losses(self, losses: Tensor, count: int) -> None:
         """Log the losses [N] of a step over `count` examples."""

@@ -83,8 +83,11 @@ class NormForward:
 
 def substitute(model: nn.Module) -> None:
     """Patch every RMS norm that computes the same function as T5's and Llama's to use the frozen kernel."""
+    kinds = {type(module) for module in model.modules() if is_rms_norm(module)}
     for module in model.modules():
-        if is_rms_norm(module):
+        # Weights of sharded layers are not loaded yet; norms outside the layers are of the same class.
+        unloaded = type(module) in kinds and any(weight.is_meta for weight in module.parameters())
+        if unloaded or is_rms_norm(module):
             module.forward = NormForward(module)
 
 

@@ -86,7 +86,7 @@ class LocalExecutor:
 
     def _attempt(self, run: Run, slot: int) -> Outcome:
         started = time.monotonic()
-        child = start(self.folder, run.name, self.environment(slot))
+        child = start(self.folder, run.name, self.environment(slot, run.devices))
         self._children.add(child)
         try:
             code = child.wait()
@@ -94,16 +94,23 @@ class LocalExecutor:
             self._children.discard(child)
         return read_outcome(self.folder, run.name, code, time.monotonic() - started)
 
-    def environment(self, slot: int) -> dict[str, str]:
-        """Return the environment of a slot's runs: one GPU (shared in turn if there are fewer), or a share of cores."""
+    def environment(self, slot: int, wanted: int = 1) -> dict[str, str]:
+        """Return the environment of a run: its GPUs (shared in turn if there are fewer), or a share of cores.
+
+        Args:
+            slot: number of the parallel run.
+            wanted: devices of the run.
+        """
         own = dict(os.environ)
         if self.devices:
             visible = own.get("CUDA_VISIBLE_DEVICES")
             devices = visible.split(",") if visible else [str(number) for number in range(self.devices)]
-            own["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)].strip()
+            wanted = min(wanted, len(devices))
+            mine = [devices[(slot * wanted + number) % len(devices)].strip() for number in range(wanted)]
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
         elif self.at_once > 1:
             # Parallel processes with one thread per core each would oversubscribe the cores and be many times slower.
-            own.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.at_once)))
+            own.setdefault("OMP_NUM_THREADS", str(max(1, cores() // (self.at_once * wanted))))
         return own
 
 

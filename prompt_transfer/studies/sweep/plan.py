@@ -49,6 +49,14 @@ class Run:
         return yaml.safe_dump(nested, sort_keys=False)
 
     @property
+    def devices(self) -> int:
+        """The number of devices, each with a process of its own (`trainer.devices`, `trainer.num_nodes` is 1)."""
+        given = self.options.get("trainer.devices")
+        if isinstance(given, list):
+            return max(1, len(given))
+        return max(1, int(str(given))) if str(given).isdecimal() else 1
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the options that affect training; logger options are excluded."""
         deciding = {

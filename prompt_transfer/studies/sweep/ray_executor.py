@@ -46,8 +46,8 @@ class RayExecutor:
     Args:
         folder: sweep folder on a shared file system.
         retries: number of restarts of a run that failed or whose worker was killed.
-        cpus: CPUs per run, and its threads unless OMP_NUM_THREADS is set.
-        gpus: GPUs per run, fractions allowed; None: one if the cluster has any.
+        cpus: CPUs per run, and its threads unless OMP_NUM_THREADS is set; None: one per device of the run.
+        gpus: GPUs per run, fractions allowed; None: one per device of the run if the cluster has any.
         address: cluster address (`auto`, `HOST:PORT`, `ray://HOST:PORT`); None: RAY_ADDRESS if set, else start Ray on
             this machine for the duration of the sweep.
         at_once: maximum number of parallel runs.
@@ -60,12 +60,12 @@ class RayExecutor:
         self,
         folder: Path,
         retries: int,
-        cpus: float = 1.0,
+        cpus: float | None = None,
         gpus: float | None = None,
         address: str | None = None,
         at_once: int | None = None,
     ) -> None:
-        if cpus <= 0 or (gpus is not None and gpus < 0):
+        if (cpus is not None and cpus <= 0) or (gpus is not None and gpus < 0):
             raise UserError("--cpus must be above 0, --gpus 0 or more")
         if importlib.util.find_spec("ray") is None:
             raise UserError("--executor ray needs an extra: pip install -e '.[ray]'")
@@ -84,15 +84,18 @@ class RayExecutor:
         common = environment, str(Path.cwd())
         with self._cluster() as ray:
             # Ray's own retries do not distinguish invalid options from a crash.
-            remote = ray.remote(attempt).options(
-                max_retries=0, runtime_env={"env_vars": code_path(os.environ)}, **self._resources(ray)
-            )
+            remote, path = ray.remote(attempt), {"env_vars": code_path(os.environ)}
+            resources = {
+                devices: self._resources(ray, devices) for devices in {runs[number].devices for number, _ in waiting}
+            }
             running: dict[Any, tuple[int, int]] = {}
             try:
                 while waiting or running:
                     while waiting and len(running) < (self.at_once or len(runs)):
                         number, tries = waiting.popleft()
-                        running[remote.remote(str(self.folder), runs[number].name, *common)] = number, tries
+                        needed = resources[runs[number].devices]
+                        job = remote.options(max_retries=0, runtime_env=path, **needed)
+                        running[job.remote(str(self.folder), runs[number].name, *common)] = number, tries
                     # Short timeouts let Ctrl-C through.
                     for job in ray.wait(list(running), num_returns=1, timeout=0.5)[0]:
                         number, tries = running.pop(job)
@@ -130,18 +133,18 @@ class RayExecutor:
         finally:
             ray.shutdown()
 
-    def _resources(self, ray: Any) -> dict[str, float]:
-        """Return the resources that a run requests."""
+    def _resources(self, ray: Any, devices: int) -> dict[str, float]:
+        """Return the resources that a run on `devices` devices of one machine requests."""
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = self.gpus
+        cpus, gpus = self.cpus or float(devices), self.gpus
         if gpus is None:
-            gpus = 1.0 if any(machine.get("GPU") for machine in machines) else 0.0
-        if not any(machine.get("CPU", 0) >= self.cpus and machine.get("GPU", 0) >= gpus for machine in machines):
-            problem = f"no machine of the cluster has {self.cpus:g} CPUs and {gpus:g} GPUs for a run"
+            gpus = float(devices) if any(machine.get("GPU") for machine in machines) else 0.0
+        if not any(machine.get("CPU", 0) >= cpus and machine.get("GPU", 0) >= gpus for machine in machines):
+            problem = f"no machine of the cluster has {cpus:g} CPUs and {gpus:g} GPUs for a run"
             if self.address is None:
                 raise UserError(f"{problem}: give fewer with --cpus and --gpus")
             warnings.warn(f"{problem} now: runs wait for one", stacklevel=3)
-        return {"num_cpus": self.cpus, "num_gpus": gpus}
+        return {"num_cpus": cpus, "num_gpus": gpus}
 
 
 def shared_environment(environment: Mapping[str, str]) -> dict[str, str]:
