@@ -1,4 +1,3 @@
-
 import logging
 
 # With the extra `quantization`, transformers and PEFT import these libraries, which then report missing GPU extensions.
