@@ -278,6 +278,9 @@ def test_prompts_of_different_options_are_not_scored_as_one(
     assert told.startswith(
         f"error: the prompts differ in attention: {tmp_path / 'a'} has full, {tmp_path / 'b'} shared;"
     )
+    assert fit(toy, tiny_roberta, tmp_path / "t", "--data.template", "Film: {text_a}") == 0
+    told = error_of(capsys, main(["test", both[0], both[1], "--prompt", str(tmp_path / "t")]))
+    assert told.startswith(f"error: the prompts differ in template: {tmp_path / 'a'} has none, {tmp_path / 't'} Film:")
     # Prompts of different lengths are compared on the same examples.
     assert fit(toy, tiny_roberta, tmp_path / "c", "--model.prompt_length", "5", "--seed_everything", "1") == 0
     both[-1] = str(tmp_path / "c")
