@@ -17,6 +17,7 @@ from prompt_transfer.cli import main
 from prompt_transfer.data.batches import collate, cross_prompts
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.modules.objectives import Classification, make_objective
+from prompt_transfer.prompts.methods import DeepPromptMethod
 from prompt_transfer.studies.targets import EvaluationData
 from prompt_transfer.studies.transfer.study import TransferStudy, transfer
 from prompt_transfer.tasks.task import Task
@@ -63,6 +64,17 @@ def test_probabilities_are_divided(tiny: Tiny, family: str, attention: str, poli
     assert found[:, 0, 2].tolist() == [0, 0]
     (other,) = objective.logits_of_tasks(prompts[0], batch, [0])
     torch.testing.assert_close(other[0].softmax(dim=0)[:2], found[0, 0, :2], atol=1e-5, rtol=0)
+
+
+def test_every_deep_prompt_has_a_prior(tiny: Tiny) -> None:
+    backbone = FrozenBackbone(str(tiny("gpt2")), attention="shared")
+    objective = make_objective(backbone, [Task(name="a", type="x", text_a="t", label_words=("bad", "good"))])
+    assert isinstance(objective, Classification)
+    prompts = torch.stack([DeepPromptMethod().random(backbone, P, seed) for seed in range(2)])
+    free = batch_of(backbone, ["N/A", "the"])
+    alone = [objective.prior_of(prompt, free) for prompt in prompts]
+    assert not torch.allclose(alone[0], alone[1])
+    torch.testing.assert_close(objective.prior_of(backbone.record(prompts), free), torch.cat(alone))
 
 
 def test_content_free_texts(tiny_roberta: Path, toy: Path, tmp_path: Path) -> None:

@@ -134,3 +134,9 @@ def test_a_paired_interval_of_three_classes() -> None:
     exact = class_metric("f1", first, labels, 3) - class_metric("f1", second, labels, 3)
     assert exact == pytest.approx(2 / 9)
     assert 0 < low < exact < high < 1
+
+
+def test_multiple_choice_has_no_classes() -> None:
+    task = Task(name="copa", type="qa", text_a="a", choices=("one", "two"))
+    with pytest.raises(UserError, match="copa is multiple choice"):
+        parse("per_class", [task])

@@ -90,6 +90,12 @@ def test_the_commands_of_a_page_are_understood(page: str, capsys: pytest.Capture
 
 
 @pytest.mark.usefixtures("parses_only")
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")])
+def test_yaml_of_a_page_can_be_read(page: str) -> None:
+    for block in blocks(page, "yaml"):
+        assert yaml.safe_load(block) is not None
+
+
 def test_a_wrong_option_would_be_seen() -> None:
     assert main(["transfer", "--backbone", "roberta-nano", "--promts", "x", "--tasks", "a", "--output", "o"]) == 2
     assert main(["fit", "--data.tsk", "builtin_movies"]) == 2

@@ -127,6 +127,29 @@ def test_training_and_evaluation(tiny: Tiny, toy: Path, tmp_path: Path, capsys: 
     assert "trained for other label words than those of toy: they are not used there" in capsys.readouterr().err
 
 
+def test_each_of_several_prompts_uses_its_own(tiny: Tiny, toy: Path, tmp_path: Path) -> None:
+    for seed, options in enumerate((LABELS, LABELS, [])):
+        assert fit(toy, tiny("gpt2"), tmp_path / f"run{seed}", *options, "--seed_everything", str(seed)) == 0
+    # Rows that reverse every answer: they would be noticed anywhere else.
+    prompt = Prompt.load(tmp_path / "run0")
+    assert prompt.label_embeddings is not None
+    prompt.label_embeddings = 100 * prompt.label_embeddings.flip(0)
+    prompt.save(tmp_path / "run0" / "prompt.safetensors")
+    paths = [str(tmp_path / f"run{number}") for number in range(3)]
+
+    def confidences(*prompts: str) -> list[float]:
+        given = [word for path in prompts for word in ("--prompt", path)]
+        output = tmp_path / "-".join(path[-1] for path in prompts)
+        more = ["--metrics", "calibration", "--random_prompts", "0", "--output", str(output)]
+        assert main(["test", *given, *QUICK, *more]) == 0
+        frame = pd.read_csv(output / "calibration.csv")
+        return frame.loc[frame["metric"] == "calibration_error", "confidence"].tolist()
+
+    alone = [confidences(path)[0] for path in paths]
+    assert len({round(value, 6) for value in alone}) == 3
+    assert confidences(*paths) == pytest.approx(alone, abs=1e-6)
+
+
 def test_a_run_resumes_with_them(tiny: Tiny, toy: Path, tmp_path: Path) -> None:
     gpt2 = tiny("gpt2")
     long = ["--trainer.max_steps", "8", "--model.schedule", "constant"]

@@ -266,6 +266,21 @@ def test_a_table_takes_missing_columns_from_the_definition(tmp_path: Path) -> No
         TaskDataModule(str(path))
 
 
+def test_a_table_takes_template_and_all_words_from_the_definition(tmp_path: Path) -> None:
+    path = tmp_path / "new.csv"
+    pd.DataFrame(rows(20, ("neg", "pos"), "review")).to_csv(path, index=False)
+    words = (("great", "good"), ("terrible", "bad"))
+    defined = Task("own", "topic", "review", labels=("pos", "neg"), label_words=words, template="{text_a}\nSo:")
+    with defined_tasks({"own": defined}):
+        task = TaskDataModule(str(path)).tasks[0]
+        assert (task.class_words, task.template) == (words, "{text_a}\nSo:")
+        task = TaskDataModule(str(path), label_words="pos=fine,neg=awful").tasks[0]
+        assert task.class_words == (("fine",), ("awful",))
+    choice = Task("copa", "qa", "review", choices=("one", "two"))
+    with defined_tasks({"copa": choice}), pytest.raises(UserError, match="copa is multiple choice"):
+        TaskDataModule(str(path))
+
+
 def test_definitions_survive_arithmetic_and_projection() -> None:
     defined = {name: definitions([Task(name, "topic", "text", label_words=("a", "b"))]) for name in ("one", "two")}
     start = torch.zeros(2, 4)

@@ -231,3 +231,30 @@ def test_page_tables_and_figures_of_a_study(tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "pdf" / "transfer-matrix.txt").read_text().startswith("Transfer matrix")
     table = (tmp_path / "tex" / "transfer-means.tex").read_text()
     assert "0.869 [0.799, 0.939]" in table
+
+
+def test_several_prompts_keep_their_names(tmp_path: Path) -> None:
+    common = {"task": "sst2", "split": "test", "metric": "accuracy", "low": 0.4, "high": 0.8, "n": 10}
+    given = (("this prompt", "runs/a", 0.7), ("this prompt", "runs/b", 0.6), ("mean of 2 prompts", None, 0.65))
+    pd.DataFrame([{**common, "what": what, "prompt": prompt, "value": value} for what, prompt, value in given]).to_csv(
+        tmp_path / "results.csv", index=False
+    )
+    (section,) = kinds.sections(tmp_path)
+    assert section.lead.startswith("2 prompts on SST-2 next to their baselines")
+    assert [row["what"] for row in section.tables[0].rows] == ["runs/a", "runs/b", "mean of 2 prompts"]
+    assert [(tile.value, tile.note) for tile in section.tiles] == [("0.700", "runs/a"), ("0.600", "runs/b")]
+
+
+def test_a_run_without_a_log_shows_its_results(tmp_path: Path) -> None:
+    row = {"task": "sst2", "backbone": "b", "prompt": "p", "seed": 0, "split": "validation (official)",
+           "metric": "accuracy", "value": 0.7, "n": 10, "majority": 0.5, "best_step": 3}  # fmt: skip
+    pd.DataFrame([row]).to_csv(tmp_path / "results.csv", index=False)
+    (section,) = kinds.sections(tmp_path)
+    assert (section.title, section.tables[0].rows[0]["value"]) == ("Training: SST-2", 0.7)
+    # The section of a log has that table, too.
+    (tmp_path / "logs").mkdir()
+    pd.DataFrame([{"epoch": 0, "step": 2, "validation/score": 0.7}]).to_csv(
+        tmp_path / "logs" / "metrics.csv", index=False
+    )
+    (section,) = kinds.sections(tmp_path)
+    assert "learning curves" not in section.lead

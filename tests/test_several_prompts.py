@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from prompt_transfer.commands.fit_report import over_seeds
 from prompt_transfer.commands.prompt_files import NamedPrompt, best_on_validation, check_different, load_prompts
 from prompt_transfer.commands.scoring import Answers
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.tasks.paired import paired_mean_interval
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
 
@@ -89,6 +91,20 @@ def test_differences_by_hand() -> None:
     assert (rows[0]["low"], rows[0]["high"]) == (0.0, 0.75)
     assert (rows[1]["low"], rows[1]["high"]) == (0.0, 0.0)
     assert (rows[2]["low"], rows[2]["high"]) == (-0.75, 0.0)
+
+
+def test_differences_of_exact_groups_resample_groups() -> None:
+    task = replace(TASK, metric="group_exact_match", metrics=("group_exact_match",), group="g")
+    found = [answers("a", [0, 1, 1, 0], 1.0), answers("b", [1, 1, 1, 0], 0.5)]
+    for one in found:
+        one.records["groups"] = np.array([0, 0, 1, 1])
+    (row,) = difference_rows([task], found)
+    # Both groups are right against one of two: a resample of two groups has the difference 0, 0.5 or 1.
+    assert (row["value"], row["low"], row["high"]) == (0.5, 0.0, 1.0)
+    for one in found:
+        one.records["groups"] = np.array([0, 1, 2, 3])
+    (row,) = difference_rows([task], found)
+    assert (row["low"], row["high"]) == paired_mean_interval([1, 1, 1, 1], [0, 1, 1, 1])
 
 
 def test_the_best_is_selected_by_the_validation_score_of_training() -> None:
@@ -262,6 +278,9 @@ def test_prompts_of_different_options_are_not_scored_as_one(
     assert told.startswith(
         f"error: the prompts differ in attention: {tmp_path / 'a'} has full, {tmp_path / 'b'} shared;"
     )
+    assert fit(toy, tiny_roberta, tmp_path / "t", "--data.template", "Film: {text_a}") == 0
+    told = error_of(capsys, main(["test", both[0], both[1], "--prompt", str(tmp_path / "t")]))
+    assert told.startswith(f"error: the prompts differ in template: {tmp_path / 'a'} has none, {tmp_path / 't'} Film:")
     # Prompts of different lengths are compared on the same examples.
     assert fit(toy, tiny_roberta, tmp_path / "c", "--model.prompt_length", "5", "--seed_everything", "1") == 0
     both[-1] = str(tmp_path / "c")

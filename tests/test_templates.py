@@ -13,6 +13,7 @@ from test_cli import error_of, fit
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.templates import Template
 from prompt_transfer.cli import main
+from prompt_transfer.data.sources import load_task
 from prompt_transfer.modules.objectives import make_objective
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.tasks.registry import get_task
@@ -96,6 +97,14 @@ def test_only_the_texts_are_cut(tiny: Tiny, family: str) -> None:
     assert room < 40
     with pytest.raises(UserError, match=r"the template and special tokens .* leave"):
         encoder.text_room(len(tail), True, template=parsed)
+
+
+@pytest.mark.parametrize(
+    ("name", "template"), [("builtin_movies", "Film: {text_a}\n"), ("builtin_nli_people", "{text_b} {text_a}")]
+)
+def test_builtin_tasks_take_templates(name: str, template: str) -> None:
+    task = get_task(name).with_format(template)
+    assert load_task(task, "builtin").task.template == template
 
 
 def test_the_cue_is_the_end_of_the_default_template(tiny: Tiny) -> None:

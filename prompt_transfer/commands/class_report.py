@@ -35,9 +35,10 @@ def parse(given: str | Sequence[str] | None, tasks: Sequence[Task]) -> list[str]
     for name in names:
         if name not in CLASS_METRICS:
             raise UserError(f"unknown metric {name!r} in --metrics: {hint(name, CLASS_METRICS)}")
-    writing = [task.name for task in tasks if task.has_example_scores]
-    if names and writing:
-        raise UserError(f"--metrics {','.join(names)} is for tasks with classes: {writing[0]} generates text")
+    others = [task for task in tasks if task.has_example_scores]
+    if names and others:
+        what = "is multiple choice" if others[0].is_choice else "generates text"
+        raise UserError(f"--metrics {','.join(names)} is for tasks with classes: {others[0].name} {what}")
     return list(dict.fromkeys(names))
 
 

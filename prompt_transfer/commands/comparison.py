@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from prompt_transfer.tasks.example_metrics import GROUP_METRIC, exact_groups
 from prompt_transfer.tasks.paired import paired_mean_interval, paired_metric_interval, spread
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils import results
@@ -79,7 +80,11 @@ def _interval(task: Task, index: int, number: int, pair: tuple[Scored, Scored]) 
         first, second = (one.of(index, "scores")[:, number] for one in pair)
         return paired_mean_interval(first, second)
     first, second = (one.of(index, "predictions") for one in pair)
-    return paired_metric_interval(task.metrics[number], first, second, pair[0].of(index, "labels"), task.num_classes)
+    labels = pair[0].of(index, "labels")
+    if task.metrics[number] == GROUP_METRIC:
+        groups = pair[0].of(index, "groups")
+        return paired_mean_interval(exact_groups(first == labels, groups), exact_groups(second == labels, groups))
+    return paired_metric_interval(task.metrics[number], first, second, labels, task.num_classes)
 
 
 def show_differences(rows: Sequence[dict[str, Any]], names: Mapping[str, str], tasks: Sequence[Task]) -> None:

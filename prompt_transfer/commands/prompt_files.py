@@ -33,6 +33,8 @@ OPTIONS: Mapping[str, tuple[str, str]] = {
     "data_max_length": ("--data.max_length", ""),
     "data_special_tokens": ("--data.special_tokens", "keep"),
     "data_revision": ("--data.revision", ""),
+    "data_template": ("--data.template", ""),
+    "data_chat_template": ("--data.chat_template", ""),
 }
 RUN_FILE = "prompt.safetensors"
 

@@ -6,13 +6,19 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prompt_transfer.data.table_files import shown_names, shown_value
 from prompt_transfer.tasks.labels import label_key
 from prompt_transfer.tasks.registry import task_names
-from prompt_transfer.tasks.task import CLASSIFICATION_METRICS, DEFAULT_CUE, GENERATION_METRICS, LABEL_WORDS_POLICIES
+from prompt_transfer.tasks.task import (
+    CLASSIFICATION_METRICS,
+    DEFAULT_CUE,
+    GENERATION_METRICS,
+    LABEL_WORDS_POLICIES,
+    Task,
+)
 from prompt_transfer.utils.errors import UserError
 
 # With more distinct values, or more than half as many as rows, a label column is most likely another column.
@@ -227,3 +233,38 @@ def _is_number(value: Any) -> bool:
 def _order(value: Any) -> tuple[int, float, str]:
     """Return a sort key: numbers by value, before words by letter."""
     return (0, float(value), "") if _is_number(value) else (1, 0.0, str(value))
+
+
+def fields_of(defined: Task | None) -> dict[str, Any]:
+    """Return fields of `Columns` for a table of the task that a prompt file defines; nothing without one.
+
+    Raises:
+        UserError: `Columns` cannot describe such a task.
+    """
+    if defined is None:
+        return {}
+    if defined.is_choice:
+        raise UserError(f"{defined.name} is multiple choice: give --data.task a task's YAML file instead of a table")
+    same = ("type", "metric", "cue", "label_words_policy", "max_length", "max_target_length", "text_b")
+    answers: dict[str, Any] = {"label": defined.label_column, "target": defined.target_column}
+    if not defined.is_generation:
+        answers["label_words"] = dict(zip(defined.class_labels, defined.label_words, strict=True))
+    return {"text": defined.text_a, **answers, **{name: getattr(defined, name) for name in same}}
+
+
+def with_format_of(defined: Task | None, task: Task, given: Mapping[str, Any]) -> Task:
+    """Return a table's task with the template and the further label words of the task that a prompt file defines.
+
+    Args:
+        defined: that task, if there is one.
+        task: the table's task.
+        given: the user's options, whose label words replace all of the defined task's.
+    """
+    if defined is None:
+        return task
+    changed: dict[str, Any] = {}
+    if "label_words" not in given and task.label_words == defined.label_words:
+        changed = {"other_words": defined.other_words}
+    if task.pairs == defined.pairs:
+        changed |= {"template": defined.template, "chat_template": defined.chat_template}
+    return replace(task, **changed)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from prompt_transfer.data.columns import Columns, LabelWords, classes
+from prompt_transfer.data.columns import Columns, LabelWords, classes, fields_of, with_format_of
 from prompt_transfer.data.table_files import (
     NO_CHARACTER,
     SUFFIXES,
@@ -264,7 +264,9 @@ def choose_tasks(given: object, options: Mapping[str, Any]) -> tuple[list[Task],
         if isinstance(one, str) and one.lower().endswith(OTHER_TABLES):
             raise UserError(f"--data.task {one}: save the table as {', '.join(SUFFIXES[1:])} or .parquet")
         if is_table(one):
-            made = from_table(str(one), Columns(**(_columns_of_defined() | set_options)), **files)
+            defined = next(iter(_DEFINED.values())) if len(_DEFINED) == 1 else None
+            made = from_table(str(one), Columns(**(fields_of(defined) | set_options)), **files)
+            made = replace(made, task=with_format_of(defined, made.task, set_options))
         elif isinstance(one, str) and one in _DEFINED and one not in task_names():
             made = OwnTask(_DEFINED[one])
         if isinstance(made, OwnTask):
@@ -272,18 +274,6 @@ def choose_tasks(given: object, options: Mapping[str, Any]) -> tuple[list[Task],
             made = made.task
         found.append(made if isinstance(made, Task) else get_task(str(made)))
     return found, own
-
-
-def _columns_of_defined() -> dict[str, Any]:
-    """Return fields of `Columns` from the task that the prompt file defines; nothing if there is not one."""
-    if len(_DEFINED) != 1:
-        return {}
-    (task,) = _DEFINED.values()
-    same = ("type", "metric", "cue", "label_words_policy", "max_length", "max_target_length", "text_b")
-    answers: dict[str, Any] = {"label": task.label_column, "target": task.target_column}
-    if not task.is_generation:
-        answers["label_words"] = dict(zip(task.class_labels, task.label_words, strict=True))
-    return {"text": task.text_a, **answers, **{name: getattr(task, name) for name in same}}
 
 
 def name_of(given: str, tasks: Iterable[Task]) -> str:

@@ -139,7 +139,8 @@ def load_task(
     elif source == "builtin":
         raw = read_builtin(task)
         answers: dict[str, Any] = {"target_column": "target"} if task.is_generation else {"label_column": "label"}
-        reading = replace(task, text_a="text_a", text_b="text_b", **answers)
+        # Without the template, which has the fields of the task's own columns.
+        reading = replace(task, text_a="text_a", text_b="text_b", template=None, chat_template=False, **answers)
     elif source == "hub":
         raw = read_hub(task, revision)
         reading = _with_hub_labels(task)

@@ -110,8 +110,9 @@ class Classification(Objective):
             free: a batch of content-free texts of every task.
         """
         self.prior = None
-        rows = prompt.rows if isinstance(prompt, PromptBank) else prompt
-        count = len(rows) if rows.ndim == 3 else 1
+        # [N, P, H] or, of deep prompts, [N, L, 2, P, kv_heads, head_dim].
+        several = isinstance(prompt, PromptBank) or prompt.ndim in (3, 6)
+        count = len(prompt) if several else 1
         batch = cross_prompts(free, torch.arange(count, device=free["ids"].device))
         logs = self.logits(prompt, batch).log_softmax(dim=1).view(count, len(free["ids"]), -1)
         parts = [logs[:, free["task_ids"] == index] for index in range(len(self.tasks))]

@@ -145,7 +145,8 @@ class PromptTuning(TrainedModule):
     def connect(self, tasks: list[Task]) -> None:
         """Build the objective and metrics of `tasks`."""
         super().connect(tasks)
-        if self.label_rows is not None and isinstance(self.objective, Classification):
+        if isinstance(self.objective, Classification):
+            # Without rows of its own a prompt must not keep those of the prompt scored before it.
             self.objective.use_label_rows(self.label_rows)
         if self.label_source is None or self.label_source.label_embeddings is None:
             return

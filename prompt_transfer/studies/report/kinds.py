@@ -56,6 +56,7 @@ KINDS: tuple[Kind, ...] = (
     _kind("compare", "task backbone split metric n method seeds value low high", compare.comparison, ("summary",)),
     _kind("sweep", "run status attempts seconds error", runs.sweep, ("sweep",), inner=True),
     _kind("fit", "epoch step", runs.fit, ("metrics",)),
+    _kind("fit", "task prompt seed split metric value best_step", runs.fit_results, ("results",)),
     _kind("test", "task prompt what value low high n split", scores.scores),
 )
 
@@ -93,9 +94,9 @@ def sections(root: Path) -> list[Section]:
         place = [kind.name for kind in KINDS].index("neurons")
         found.append((place, str(folder), lambda folder=folder: neurons.captured(folder)))  # type: ignore[misc]
     if not found:
+        names = ", ".join(dict.fromkeys(kind.name for kind in KINDS))
         raise UserError(
-            f"{root} has no results that a report knows ({', '.join(kind.name for kind in KINDS)}); give the output "
-            "folder of one of these commands"
+            f"{root} has no results that a report knows ({names}); give the output folder of one of these commands"
         )
     return [make() for _, _, make in sorted(found, key=lambda entry: entry[:2])]
 
@@ -127,6 +128,9 @@ def _tables(folder: Path) -> dict[Kind, Path]:
             if kind is not None:
                 found.setdefault(kind, path)
     names = {kind.name: kind for kind in found}
+    # The section of a log has the results, too, and those of other studies may have the same columns.
+    if len(found) > 1 or (folder / "logs" / "metrics.csv").is_file():
+        found = {kind: path for kind, path in found.items() if kind.section is not runs.fit_results}
     # The matrix repeats the table of results.
     if "transfer" in names and "transfer matrix" in names:
         del found[names["transfer matrix"]]

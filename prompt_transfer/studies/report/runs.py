@@ -62,6 +62,16 @@ def fit(path: Path) -> Section:
     return found
 
 
+def fit_results(path: Path) -> Section:
+    """Return the section of a run of `fit` without a log (`--logger none`), from its `results.csv`."""
+    rows = records(pd.read_csv(path))
+    trained = ", ".join(dict.fromkeys(display_name(row["task"]) for row in rows))
+    lead = "The run has no log: --logger csv adds learning curves."
+    found = Section(f"Training: {trained}", lead, "fit", path.parent)
+    found.tables.append(_results_table(rows))
+    return found
+
+
 def _score_chart(log: pd.DataFrame, majority: float | None) -> Chart:
     rows = [
         {"x": int(row["step"]) + 1, "y": row[SCORE], "series": "prompt", "text": number(float(row[SCORE]), 3)}
