@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import inspect
 import os
 import re
@@ -200,6 +201,23 @@ def test_links_of_the_repository_become_links_of_the_site(tmp_path: Path, monkey
 def load_hooks() -> ModuleType:
     pytest.importorskip("mkdocs", reason="mkdocs is missing: pip install -e .[docs]")
     return load_script("docs/hooks.py")
+
+
+def test_the_site_loads_nothing_from_the_network() -> None:
+    """Without a script of its own, the plugin `offline` loads one from the network, and the search fails."""
+    site = yaml.safe_load((ROOT / "docs/mkdocs.yml").read_text(encoding="utf-8"))
+    assert "offline" in site["plugins"]
+    own = [*site["extra"]["polyfills"], *site["extra_css"]]
+    assert any("iframe-worker" in name for name in own)
+    for name in own:
+        assert (ROOT / "docs/pages" / name).is_file(), name
+
+
+def test_every_extra_is_explained() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    rows = set(re.findall(r"^\| `(\w+)` \|", text_of("start.md"), flags=re.M))
+    assert rows == set(setup["options.extras_require"])
 
 
 @pytest.mark.slow
