@@ -10,50 +10,30 @@ import lightning as L
 import pandas as pd
 
 from prompt_transfer.callbacks.convergence import ConvergenceSpeed
-from prompt_transfer.callbacks.tracking import RunTracking, evaluation_values, finish_fit
+from prompt_transfer.callbacks.tracking import RunTracking, finish_fit
 from prompt_transfer.tracking.artifacts import find_prompt_files
 from prompt_transfer.tracking.mlflow_run import MlflowTracker, source_facts
 from prompt_transfer.tracking.run import Tracker
 
 
-class MlflowTracking(L.Callback):
-    """Callback that starts the MLflow run with training, and logs every evaluation as `RunTracking` does for W&B.
+class MlflowTracking(RunTracking):
+    """`RunTracking` for MLflow: the input prompts are a tag."""
 
-    Args:
-        tracker: not started yet.
-        convergence: the callback whose rows are logged; it must come before this one.
-        sources: prompt files, or folders of them, that the run is initialized from.
-        resume: continue the MLflow run of the folder.
-    """
+    tracker: Any  # MlflowTracker
 
-    def __init__(
-        self, tracker: MlflowTracker, convergence: ConvergenceSpeed, sources: Sequence[str | Path], resume: bool = False
-    ) -> None:
-        self.tracker, self.convergence, self.sources, self.resume = tracker, convergence, sources, resume
-        self._logged = 0
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._logged = len(self.convergence.rows)
-        if not trainer.is_global_zero:
-            return
-        self.tracker.start(keep_id=True, resume=self.resume)
+    def record_inputs(self) -> None:
+        """Name the input prompts in a tag."""
         with self.tracker.shielded("the input prompts were not recorded"):
             if found := source_facts(list(find_prompt_files(self.sources))):
                 self.tracker.set_tag("source_prompts", found)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        values, step = evaluation_values(self.convergence, self._logged)
-        self._logged = len(self.convergence.rows)
-        if values and trainer.state.fn == "fit":
-            self.tracker.log(values, step)
 
 
 def track(
     tracker: Tracker | MlflowTracker, convergence: ConvergenceSpeed, sources: Sequence[str | Path], resume: bool
 ) -> L.Callback:
-    """Return the callback that tracks a run on W&B or MLflow; see `MlflowTracking`."""
+    """Return the callback that tracks a run on W&B or MLflow; see `RunTracking`."""
     if isinstance(tracker, MlflowTracker):
-        return MlflowTracking(tracker, convergence, sources, resume)
+        return MlflowTracking(tracker, convergence, sources, resume)  # type: ignore[arg-type]
     return RunTracking(tracker, convergence, sources, resume)
 
 

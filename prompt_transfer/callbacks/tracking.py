@@ -73,6 +73,10 @@ class RunTracking(Callback):
         if not trainer.is_global_zero:
             return
         self.tracker.start(keep_id=True, resume=self.resume)
+        self.record_inputs()
+
+    def record_inputs(self) -> None:
+        """Set the axes of the charts and link the input prompts."""
         if self.tracker.run is not None:
             with self.tracker.shielded("the axes were not set"):
                 self.tracker.run.define_metric(STEP)
