@@ -10,6 +10,7 @@ DATA ?= ../shared/data
 MODELS ?= $(or $(PROMPT_TRANSFER_CACHE),$(HOME)/.cache/prompt_transfer)
 # Processes that share the tests, one thread each.
 WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not real_models"
 BENCH := results/benchmarks
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
@@ -19,7 +20,7 @@ NOTEBOOKS_STAMP := $(VENV)/.installed-notebooks
 INSTALL_INPUTS := setup.cfg pyproject.toml requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help environment quickstart test test-real lint format wheel docs test-notebooks notebooks bench clean
+.PHONY: help environment quickstart test coverage test-real lint format wheel docs test-notebooks notebooks bench clean
 # Two goals of one `make -j` would install into one environment at the same time.
 .NOTPARALLEL:
 
@@ -31,8 +32,11 @@ environment: $(DEV_STAMP) $(NOTEBOOKS_STAMP) ## install what the checks need
 quickstart: $(RUN_STAMP) ## five minutes, offline: train a prompt and use it on a second task
 	$(BIN)/prompt-transfer quickstart
 
-test: $(DEV_STAMP) ## the tests with coverage, without the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not real_models" --cov --cov-report=term
+test: $(DEV_STAMP) ## the tests without the slow ones
+	$(PYTEST)
+
+coverage: $(DEV_STAMP) ## the same tests, with the share of lines and branches that they run; two thirds more time
+	$(PYTEST) --cov --cov-report=term
 
 test-real: export PROMPT_TRANSFER_CACHE := $(MODELS)
 test-real: $(DEV_STAMP) ## fetch SmolLM2 and MiniLM (190 MB) and test on them, in less than ten minutes

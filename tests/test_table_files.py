@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -108,9 +109,16 @@ def test_a_long_field_is_read(tmp_path: Path) -> None:
 def test_67_thousand_records_are_read_in_a_second_or_two(tmp_path: Path) -> None:
     texts = 'a gorgeous and \\"witty\\" movie,1\n"as long as those of the real task, or nearly",0\n'
     path = _write(tmp_path, "t.csv", "text,label\n" + texts * 33_500)
-    started = time.process_time()
-    assert len(load_texts(path, SINGLE)) == 67_000
-    assert time.process_time() - started < 3
+    tracer = sys.gettrace()
+    # The tracer of a coverage run takes longer than the reading.
+    sys.settrace(None)
+    try:
+        started = time.process_time()
+        assert len(load_texts(path, SINGLE)) == 67_000
+        seconds = time.process_time() - started
+    finally:
+        sys.settrace(tracer)
+    assert seconds < 3
 
 
 @pytest.mark.parametrize("name", ["train.csv", "train.jsonl", "train.parquet"])
