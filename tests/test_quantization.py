@@ -175,5 +175,5 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"remove --model\.compile or --model\.quantization"):
         BackboneConfig("x", quantization="int8", compile=True)
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(UserError, match=r"needs torchao .*: pip install prompt_transfer\[quantization\]"):
+    with pytest.raises(UserError, match=r"needs torchao .*: pip install 'prompt_transfer\[quantization\]'"):
         FrozenBackbone("roberta-nano", quantization="int8")

@@ -1,6 +1,6 @@
 """Class probabilities of a typed text, for any prompt file: python docs/examples/gradio_demo.py [FILE or FOLDER ...]
 
-Needs Gradio: pip install "prompt_transfer[demo]"
+Needs Gradio: pip install 'prompt_transfer[demo]'
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from prompt_transfer.backbones.builtin import find_shipped
 from prompt_transfer.prompts.listing import list_prompts
 
 DEFAULT = "checkpoints/prompts/roberta-nano"
-INSTALL = 'the demo needs Gradio: pip install "prompt_transfer[demo]"'
+INSTALL = "the demo needs Gradio: pip install 'prompt_transfer[demo]'"
 
 
 def find_prompts(sources: list[str]) -> list[str]:
