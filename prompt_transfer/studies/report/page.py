@@ -20,7 +20,7 @@ MOST_ROWS = 2000
 
 @dataclass(frozen=True)
 class Page:
-    """Everything on the page.
+    """Content of the page.
 
     Attributes:
         title: heading of the page.
