@@ -41,11 +41,13 @@ class BaseTracker(Generic[Options]):
         options: Options,
         tags: Sequence[str] = (),
     ) -> None:
-        self.job_type, self.name, self.folder = job_type, name, Path(folder)
-        self.config = clean(config)
+        self.job_type: str = job_type
+        self.name: str = name
+        self.folder: Path = Path(folder)
+        self.config: dict[str, Any] = clean(config)
         self.options: Options = options.resolved()
-        given = [tag.strip() for tag in (self.options.tags or "").split(",")]
-        self.tags = list(dict.fromkeys(tag[: self.longest_tag] for tag in (*tags, *given) if tag))
+        given: list[str] = [tag.strip() for tag in (self.options.tags or "").split(",")]
+        self.tags: list[str] = list(dict.fromkeys(tag[: self.longest_tag] for tag in (*tags, *given) if tag))
         self.run: Any = None
 
     @contextmanager
