@@ -16,6 +16,7 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
 from prompt_transfer.commands import class_report
 from prompt_transfer.commands.comparison import show_differences
+from prompt_transfer.commands.transfer import show as show_matrix
 from prompt_transfer.data.batches import collate, cross_prompts
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.modules.objectives import Classification, make_objective
@@ -103,7 +104,10 @@ def test_titles_of_further_tables_say_that_scores_are_calibrated(capsys: pytest.
     show_differences([row], {"a": "a", "b": "b"}, [task], "calibrated")
     whole = {"class": "bad", "precision": 1.0, "recall": 1.0, "f1": 1.0, "n": 5, "predicted": 5}
     class_report.show({"per_class": [{"task": "toy", "prompt": "a", "name": "a", **whole}]}, "calibrated")
+    frame = pd.DataFrame({"task": "toy", "kind": ["trained", "majority"], "source": "toy", "value": [0.7, 0.5]})
+    show_matrix(frame.assign(learned=True, calibrated=True))
     said = capsys.readouterr().out
+    assert "\ncalibrated scores; vocabulary, uniform" in said
     assert "differences on the same examples, calibrated" in said
     assert "toy, calibrated: each class" in said
 
