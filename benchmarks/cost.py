@@ -3,8 +3,7 @@
     python benchmarks/cost.py --output results/benchmarks/cost.json
 
 The model has the size of RoBERTa-base and random weights; texts are random tokens of equal length, without padding. One
-quantity is varied at a time. `expected` is the growth of the required operations over the base point (`floor.py`), the
-slope that time should have.
+quantity is varied at a time. `expected` is the number of required operations relative to the base point (`floor.py`).
 """
 
 from __future__ import annotations
@@ -66,9 +65,9 @@ def run(
 
     Args:
         output: the file.
-        prompt_lengths: P to try; the others stay as in BASE.
-        batch_sizes: B to try.
-        text_lengths: T to try, without the answer slot.
+        prompt_lengths: values of P; all other quantities stay as in BASE.
+        batch_sizes: values of B.
+        text_lengths: values of T, without the answer slot.
         prompts: numbers N of prompts trained together, each on all B texts.
         dtype: dtype of the weights; default bfloat16 if the machine computes in it, else float32.
         repeats: measurements per point, after a warm-up; the points of one quantity alternate.
@@ -83,7 +82,7 @@ def run(
         config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     )
     report = facts(
-        "cost of a training step, one number varied at a time", dtype=dtype, repeats=repeats, threads=threads,
+        "cost of a training step, one quantity varied at a time", dtype=dtype, repeats=repeats, threads=threads,
         device=device, size=size, base=BASE,
     )  # fmt: skip
     varied = {

@@ -1,10 +1,10 @@
-"""Where the seconds go between the command `fit` and the end of its first training step.
+"""Time from starting `fit` to the end of its first training step, by phase.
 
     python benchmarks/start_up.py --output results/benchmarks/start_up.json
 
-Runs `fit` some times in processes of its own, of which the first fills the cache of tokenised rows and is not
-counted, and reports medians: Python and imports, parsing of options, loading of the backbone, data, first step; `rest`
-is what lies between (trainer, callbacks, files).
+Each run of `fit` is a process of its own; the first one fills the cache of tokenized rows and is not counted. The
+report has medians of imports, option parsing, backbone loading, data and the first step; `rest` is everything else
+(trainer, callbacks, files).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 PARTS = ("import", "parse", "load", "data", "first_step", "rest")
-# The child tells its seconds on a line that begins with this.
+# Prefix of the line on which a run prints its times.
 MARK = "start-up: "
 
 
 def child(started: float, arguments: list[str]) -> None:
-    """`fit` with clocks around its parts."""
+    """Run `fit` and time its phases."""
     from prompt_transfer.commands.table import find
 
     find("fit")
@@ -42,7 +42,7 @@ def child(started: float, arguments: list[str]) -> None:
     imported = time.time()
     seconds["import"] = imported - started
 
-    def clocked(owner: Any, name: str, part: str) -> None:
+    def measure(owner: Any, name: str, part: str) -> None:
         original = getattr(owner, name)
 
         @functools.wraps(original)
@@ -55,14 +55,14 @@ def child(started: float, arguments: list[str]) -> None:
 
         setattr(owner, name, measured)
 
-    clocked(FrozenBackbone, "__init__", "load")
-    clocked(TaskDataModule, "setup", "data")
-    # The parser is made of the signatures of all classes before it reads anything.
-    clocked(training.FitCommand, "setup_parser", "parse")
-    clocked(training.FitCommand, "parse_arguments", "parse")
+    measure(FrozenBackbone, "__init__", "load")
+    measure(TaskDataModule, "setup", "data")
+    # The parser is built from the signatures of all classes before it parses anything.
+    measure(training.FitCommand, "setup_parser", "parse")
+    measure(training.FitCommand, "parse_arguments", "parse")
 
     class FirstStep(L.Callback):
-        """Ends the process after the first step; it is put in where the trainer is made."""
+        """A callback that ends the process after the first step."""
 
         began = 0.0
 
@@ -97,11 +97,11 @@ def run(
 
     Args:
         output: the file.
-        backbone: a built-in one, a folder or a hub id.
-        task: name of a task; built-in sentences where the folder does not hold it.
+        backbone: name, folder or hub id.
+        task: name of a task; builtin_movies if the folder does not contain it.
         data_root: folder with the task's data.
-        repeats: runs that count, after one that does not.
-        threads: of torch.
+        repeats: number of measured runs, after a warm-up.
+        threads: number of torch threads.
     """
     from common import facts, write
 
@@ -111,7 +111,7 @@ def run(
     name = task if real else "builtin_movies"
     source = ["--data.source", "local", "--data.root", data_root] if real else []
     report = facts(
-        "fit from the command to the end of its first step, data in the cache", backbone=backbone, task=name,
+        "time from starting fit to the end of its first step, tokens cached", backbone=backbone, task=name,
         repeats=repeats, threads=threads,
     )  # fmt: skip
     taken: list[dict[str, float]] = []
@@ -128,7 +128,7 @@ def run(
             )  # fmt: skip
             lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
             if not lines:
-                raise RuntimeError(f"fit has ended before its first step:\n{done.stderr[-2000:]}")
+                raise RuntimeError(f"fit ended before its first step:\n{done.stderr[-2000:]}")
             if index:
                 taken.append(json.loads(lines[-1].removeprefix(MARK)))
     row = {part: statistics.median(each[part] for each in taken) for part in ("total", *PARTS)}

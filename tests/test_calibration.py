@@ -14,6 +14,9 @@ from test_words import batch_of
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.cli import main
+from prompt_transfer.commands import class_report
+from prompt_transfer.commands.comparison import show_differences
+from prompt_transfer.commands.transfer import show as show_matrix
 from prompt_transfer.data.batches import collate, cross_prompts
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.modules.objectives import Classification, make_objective
@@ -86,18 +89,43 @@ def test_content_free_texts(tiny_roberta: Path, toy: Path, tmp_path: Path) -> No
     assert rows == [backbone.tokenizer("N/A")["input_ids"], [0, 2], [0, mask, 2]]
 
 
+def test_titles_of_further_tables_say_that_scores_are_calibrated(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {
+        "task": "toy",
+        "metric": "accuracy",
+        "prompt": "a",
+        "other": "b",
+        "value": 0.1,
+        "low": 0.0,
+        "high": 0.2,
+        "n": 5,
+    }
+    task = Task(name="toy", type="x", text_a="t", label_words=("bad", "good"))
+    show_differences([row], {"a": "a", "b": "b"}, [task], "calibrated")
+    whole = {"class": "bad", "precision": 1.0, "recall": 1.0, "f1": 1.0, "n": 5, "predicted": 5}
+    class_report.show({"per_class": [{"task": "toy", "prompt": "a", "name": "a", **whole}]}, "calibrated")
+    frame = pd.DataFrame({"task": "toy", "kind": ["trained", "majority"], "source": "toy", "value": [0.7, 0.5]})
+    show_matrix(frame.assign(learned=True, calibrated=True))
+    said = capsys.readouterr().out
+    assert "\ncalibrated scores; vocabulary, uniform" in said
+    assert "differences on the same examples, calibrated" in said
+    assert "toy, calibrated: each class" in said
+
+
 def test_commands_calibrate_and_say_so(
     tiny: Tiny, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gpt2, output = tiny("gpt2"), tmp_path / "run"
     assert fit(toy, gpt2, output) == 0
-    tables, frames = {}, {}
+    tables, frames, titles = {}, {}, {}
     for name, options in (("plain", []), ("calibrated", ["--calibrate"])):
         assert main(["test", "--prompt", str(output), *QUICK, *options, "--output", str(tmp_path / name)]) == 0
         tables[name] = pd.read_csv(tmp_path / name / "results.csv")
+        titles[name] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("toy, ")][-1]
         folder = tmp_path / f"{name}-p"
         assert main(["predict", "--prompt", str(output), *QUICK, *options, "--output", str(folder)]) == 0
         frames[name] = pd.read_parquet(folder / "predictions.parquet")
+    assert titles["calibrated"] == f"{titles['plain']}, calibrated"
     assert "calibrated" not in tables["plain"]
     assert tables["calibrated"]["calibrated"].all()
     plain, calibrated = (frames[name][["p_terrible", "p_great"]].to_numpy() for name in ("plain", "calibrated"))

@@ -25,7 +25,7 @@ def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def table(tiny_roberta: Path, tmp_path: Path, *more: str) -> list[str]:
-    """Return a comparison on a table with columns and labels of its own."""
+    """Return the command of a comparison on a table with custom columns and labels."""
     files = {}
     for split, count in (("train", 40), ("other", 12)):
         files[split] = tmp_path / f"{split}_reviews.csv"
@@ -41,7 +41,7 @@ def test_own_tables_are_compared(tiny_roberta: Path, tmp_path: Path, monkeypatch
     assert {"prompt", "linear_probe"} <= set(frame["method"])
     assert set(frame["task"]) == {"train_reviews"}
     assert set(frame["n"]) == {12}
-    # The prompt knows its task: the same command elsewhere, and new texts.
+    # The prompt stores its task: `classify`, and `test` from another folder.
     path = cell(tmp_path / "out", "prompt") / "prompt.safetensors"
     facts = Prompt.load(path).metadata
     assert json.loads(facts["data_task"]) == [str(tmp_path / "train_reviews.csv")]
@@ -68,7 +68,7 @@ def test_all_methods_see_the_same_shots(tiny_roberta: Path, tmp_path: Path) -> N
     made = data.module(str(tmp_path / "train_reviews.csv"), 0)
     assert made.label_counts("train") == [3, 3]
     assert made.label_counts("validation") == [2, 2]
-    # Other examples are another comparison.
+    # A comparison on other examples is refused.
     before = settings["common"]["examples"]["train"]
     assert main(table(tiny_roberta, tmp_path, *shots, "--data.shots", "4")) == 2
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["common"]["examples"]["train"] == before
@@ -81,7 +81,7 @@ def test_the_template_is_stored_with_the_prompt(tiny_roberta: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "expected"),
     [
         (["--data.shots", "0"], "--data.shots must be 1 or more"),
         (["--data.shots", "2", "--data.limit_train", "9"], "exclude each other"),
@@ -91,12 +91,12 @@ def test_the_template_is_stored_with_the_prompt(tiny_roberta: Path, tmp_path: Pa
     ],
 )
 def test_mistakes_are_one_line(
-    more: list[str], told: str, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: list[str], expected: str, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert told in error_of(capsys, main(table(tiny_roberta, tmp_path, "--methods", "prompt", *more)))
+    assert expected in error_of(capsys, main(table(tiny_roberta, tmp_path, "--methods", "prompt", *more)))
 
 
-def test_the_words_of_named_tasks() -> None:
+def test_label_words_of_named_tasks() -> None:
     assert CompareData(label_words="paper").word_set == "paper"
     assert CompareData(label_words="bad,good").word_set == "default"
     with pytest.raises(UserError, match="must be 1 or more"):

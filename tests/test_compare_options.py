@@ -95,7 +95,7 @@ def test_deep_prompts(toy: Path, tiny_roberta: Path, tmp_path: Path) -> None:
 def test_a_missing_package_is_named(package: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("prompt_transfer.backbones.lora", "prompt_transfer.studies.compare.methods"):
         monkeypatch.setattr(f"{module}.find_spec", lambda name: None if name == package else object())
-    with pytest.raises(UserError, match=r'pip install "prompt_transfer\[compare\]"'):
+    with pytest.raises(UserError, match=r"pip install 'prompt_transfer\[compare\]'"):
         methods.check_methods([method])
 
 

@@ -252,7 +252,7 @@ def test_no_such_file(tmp_path: Path) -> None:
 def test_a_missing_package_is_named(package: str, mixed: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = reading.find_spec
     monkeypatch.setattr(reading, "find_spec", lambda name: None if name == package else found(name))
-    with pytest.raises(UserError, match=rf'needs the package {package}: pip install "prompt_transfer\[gguf\]"'):
+    with pytest.raises(UserError, match=rf"needs the package {package}: pip install 'prompt_transfer\[gguf\]'"):
         FrozenBackbone(str(mixed))
 
 

@@ -214,7 +214,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setitem(sys.modules, "lm_eval.models", None)
     monkeypatch.setattr(harness, "register", harness.register.__wrapped__)
     assert harness.main() == 2
-    assert 'pip install "prompt_transfer[lm_eval]"' in capsys.readouterr().err
+    assert "pip install 'prompt_transfer[lm_eval]'" in capsys.readouterr().err
 
 
 # With the package -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from prompt_transfer.modules.objectives import Classification, make_objective
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.targets import EvaluationData
 from prompt_transfer.studies.transfer.study import TransferStudy, transfer
+from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.errors import UserError
 
@@ -165,12 +166,22 @@ def test_a_run_resumes_with_them(tiny: Tiny, toy: Path, tmp_path: Path) -> None:
     assert set(whole) == set(parts)
 
 
+@pytest.mark.parametrize(("name", "form"), [("copa", "is multiple choice"), ("squad", "generates text")])
+def test_tasks_without_label_words_are_refused_with_their_reason(tiny: Tiny, name: str, form: str) -> None:
+    backbone = FrozenBackbone(str(tiny("gpt2")))
+    objective = make_objective(backbone, [get_task(name)])
+    with pytest.raises(UserError, match=rf"needs classes with label words, but {name} {form}: leave it out$"):
+        initial_rows(objective, backbone)
+
+
 def test_what_is_refused(tiny: Tiny, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gpt2 = tiny("gpt2")
     several = fit(toy, gpt2, tmp_path / "a", *LABELS[:2], "--model.seeds", "[0, 1]")
     assert "trains one prompt at a time" in error_of(capsys, several)
     sequence = fit(toy, gpt2, tmp_path / "b", *LABELS, "--model.label_words_policy", "sequence")
-    assert "needs classes with label words" in error_of(capsys, sequence)
+    assert "needs classes with label words at one answer slot: use another --model.label_words" in error_of(
+        capsys, sequence
+    )
     plain = fit(toy, tiny("deberta-v2"), tmp_path / "c", *LABELS)
     assert "cannot replace rows" in error_of(capsys, plain)
     damaged = Prompt(torch.ones(2, 4), {"label_words": '{"a": ["x", "y", "z"]}'}, label_embeddings=torch.ones(2, 4))

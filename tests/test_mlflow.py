@@ -137,7 +137,7 @@ def test_without_mlflow_the_extra_is_named(
 ) -> None:
     original = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "mlflow" else original(name, *a))
-    expected = "--logger mlflow needs an extra: pip install -e '.[mlflow]'"
+    expected = "--logger mlflow needs an extra: pip install 'prompt_transfer[mlflow]'"
     assert expected in error_of(capsys, fit(toy, tiny_roberta, tmp_path / "run", "--logger", "mlflow"))
     assert not (tmp_path / "run").exists()
     command = ["analyze", "matrix", "none.csv", "--output", "out", "--logger", "mlflow"]

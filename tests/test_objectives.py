@@ -94,7 +94,7 @@ def test_sequence_scores_are_log_probabilities_of_whole_labels(tiny: Tiny) -> No
         assert logits[1, 2] == float("-inf")
 
 
-def test_what_a_backbone_cannot_answer_is_refused(tiny: Tiny) -> None:
+def test_tasks_that_a_backbone_cannot_answer_are_refused(tiny: Tiny) -> None:
     gpt, bert = FrozenBackbone(str(tiny("gpt2"))), FrozenBackbone(str(tiny("bert")))
     assert isinstance(make_objective(gpt, [WRITE]), Generation)
     with pytest.raises(

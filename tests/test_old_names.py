@@ -55,7 +55,7 @@ CLASSES = [
 
 
 @pytest.mark.parametrize(("old", "new"), ALIASES)
-def test_an_old_path_is_the_same_module(old: str, new: str) -> None:
+def test_an_old_path_is_an_alias_of_the_new_module(old: str, new: str) -> None:
     assert new_name(old) == new
     module = importlib.import_module(old)
     assert module is importlib.import_module(new)
@@ -65,14 +65,14 @@ def test_an_old_path_is_the_same_module(old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "home"), CLASSES)
-def test_names_of_old_configurations_and_scripts(path: str, home: str) -> None:
+def test_class_names_in_old_configurations_and_scripts_resolve(path: str, home: str) -> None:
     module, _, name = path.rpartition(".")
     found = getattr(importlib.import_module(module), name)
     assert found is getattr(importlib.import_module(home), name)
     assert found.__module__ == home
 
 
-def test_from_the_root_and_from_a_package() -> None:
+def test_old_modules_are_attributes_of_their_packages() -> None:
     code = (
         "from prompt_transfer import errors, tasks; from prompt_transfer.hub import arguments; "
         "from prompt_transfer.tasks import get_task, registry; import prompt_transfer.hub as hub; "
@@ -88,7 +88,7 @@ def test_old_pickles_load() -> None:
     assert pickle.loads(b"cprompt_transfer.task\nHubSource\n.").__module__ == "prompt_transfer.tasks.task"
 
 
-def test_no_old_name_hides_a_module_of_today() -> None:
+def test_no_old_name_hides_a_current_module() -> None:
     package = Path(prompt_transfer.__file__).parent
     for old in (*MODULES, *PACKAGES):
         place = package.joinpath(*old.split("."))

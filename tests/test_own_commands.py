@@ -17,7 +17,9 @@ from prompt_transfer.api import classification
 from prompt_transfer.cli import main
 from prompt_transfer.commands import own_classes
 from prompt_transfer.commands.own_data import take_texts
+from prompt_transfer.data.texts import typed_texts
 from prompt_transfer.prompts.initializers import Initializer
+from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.utils.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -150,6 +152,18 @@ def test_wrong_texts_are_one_line(
     run: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in error_of(capsys, main(["predict", "--prompt", str(run), *options]))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("second", [(), ("a man", "")])
+def test_a_single_text_for_pairs_is_an_error_without_a_warning(second: tuple[str, ...]) -> None:
+    texts = ["a man is here", "a dog is here"]
+    with pytest.raises(UserError, match=r"^task mnli is about pairs: .* second text .* --text_b$"):
+        typed_texts(get_task("mnli"), texts, second)
+    rows = typed_texts(get_task("mnli"), texts, ["no man", "no dog"])
+    assert rows["text_b"][:] == ["no man", "no dog"]
+    with pytest.raises(UserError, match="task copa is multiple choice: give a table"):
+        typed_texts(get_task("copa"), texts)
 
 
 def test_any_text_can_be_given() -> None:

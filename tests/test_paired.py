@@ -20,7 +20,7 @@ def test_equal_methods_never_differ() -> None:
     assert draws["a"].std() > 0
 
 
-def test_a_constant_gain_has_an_interval_of_no_width() -> None:
+def test_a_constant_gain_has_an_interval_of_zero_width() -> None:
     """Pairing removes the variance that both methods share."""
     first = np.random.default_rng(0).random((2, 40)).astype(np.float64)
     draws = resampled_scores(mean, {"a": first, "b": first + 0.25}, resamples=50)
@@ -38,13 +38,13 @@ def test_seeds_are_resampled_too() -> None:
     assert interval(draws) == (0.0, 1.0)
 
 
-def test_the_interval_of_one_seed_is_that_of_a_mean() -> None:
+def test_the_interval_of_one_seed_is_that_of_the_mean() -> None:
     """The standard error of 400 examples of a fair coin is 0.025."""
     answers = (np.arange(400) % 2).astype(np.float32)[None]
     low, high = interval(resampled_scores(mean, {"a": answers})["a"])
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025), abs=0.01)
 
 
-def test_other_examples_are_refused() -> None:
+def test_methods_scored_on_other_examples_are_refused() -> None:
     with pytest.raises(ValueError, match="same examples"):
         resampled_scores(mean, {"a": np.zeros((1, 3), np.float32), "b": np.zeros((1, 4), np.float32)})

@@ -77,12 +77,12 @@ def test_errors_stay_below_half_a_step(method: str) -> None:
         step = (groups.amax(-1) - groups.amin(-1)) / 15
         assert (error.view(16, 4, 32) <= step[..., None] / 2 * 1.01 + 2e-3).all()
     else:
-        # The largest gap of NF4's levels lies between -1 and -0.696.
+        # The largest gap between NF4 levels is from -1 to -0.696.
         assert (error.view(16, 2, 64) <= weight.view(16, 2, 64).abs().amax(-1, keepdim=True) * 0.153).all()
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_a_layer_equals_one_with_the_expanded_weights(method: str) -> None:
+def test_a_layer_equals_one_with_the_dequantized_weights(method: str) -> None:
     weight = METHODS[method].from_weight(torch.randn(64, 128, generator=torch.Generator().manual_seed(0)))
     layer = QuantizedLinear(weight, torch.randn(64), 128, 64)
     x = torch.randn(2, 5, 128, requires_grad=True)
@@ -96,7 +96,7 @@ def test_a_layer_equals_one_with_the_expanded_weights(method: str) -> None:
     assert not any(parameter.requires_grad for parameter in layer.parameters())
 
 
-def test_autograd_keeps_no_expanded_weight() -> None:
+def test_autograd_keeps_no_dequantized_weight() -> None:
     layer = QuantizedLinear(METHODS["int8"].from_weight(torch.randn(512, 256)), None, 256, 512)
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
@@ -109,7 +109,7 @@ def test_autograd_keeps_no_expanded_weight() -> None:
     ("name", "attention"),
     [("roberta-nano", "full"), ("roberta-nano", "shared"), ("gpt2-nano", "full"), ("t5-nano", "full")],
 )
-def test_backbones_equal_those_with_expanded_weights(name: str, attention: str, method: str) -> None:
+def test_backbones_equal_those_with_dequantized_weights(name: str, attention: str, method: str) -> None:
     quantized = FrozenBackbone(name, attention=attention, quantization=method)
     expanded = FrozenBackbone(name, attention=attention)
     layers = {path: layer for path, layer in quantized.model.named_modules() if isinstance(layer, QuantizedLinear)}
@@ -130,7 +130,7 @@ def test_backbones_equal_those_with_expanded_weights(name: str, attention: str, 
 
 
 @pytest.mark.parametrize("name", ["roberta-nano", "gpt2-nano", "t5-nano"])
-def test_padding_and_several_prompts_change_nothing(name: str) -> None:
+def test_padding_and_several_prompts_do_not_change_logits(name: str) -> None:
     backbone = FrozenBackbone(name, quantization="int8")
     together, _ = answer(backbone)
     alone, _ = answer(backbone, TEXTS[:1])
@@ -169,11 +169,11 @@ def test_a_dtype_may_name_the_quantization() -> None:
     assert BackboneConfig("x", dtype="bfloat16+int4", quantization="int8").quantization == "int8"
 
 
-def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_options_and_missing_libraries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="unknown quantization 'int3': choose one of int8, int4, nf4"):
         BackboneConfig("x", quantization="int3")
     with pytest.raises(UserError, match=r"remove --model\.compile or --model\.quantization"):
         BackboneConfig("x", quantization="int8", compile=True)
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(UserError, match=r"needs torchao .*: pip install prompt_transfer\[quantization\]"):
+    with pytest.raises(UserError, match=r"needs torchao .*: pip install 'prompt_transfer\[quantization\]'"):
         FrozenBackbone("roberta-nano", quantization="int8")

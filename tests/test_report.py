@@ -150,7 +150,7 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
 def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
     assert main(["report", str(RESULTS / "cross_task"), "--output", "page.html"]) == 2
-    assert capsys.readouterr().err.strip().endswith("pip install prompt_transfer[report]")
+    assert capsys.readouterr().err.strip().endswith("pip install 'prompt_transfer[report]'")
 
 
 def test_an_output_that_is_no_page_is_refused(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_the_demo_classifies_without_gradio(
     found = demo.probabilities(str(path), TEXTS[0])
     assert list(found) == ["terrible", "great"]
     assert list(found.values()) == pytest.approx(list(classify(TEXTS[:1], path)[0].probabilities.values()))
-    with pytest.raises(SystemExit, match=r'pip install "prompt_transfer\[demo\]"'):
+    with pytest.raises(SystemExit, match=r"pip install 'prompt_transfer\[demo\]'"):
         demo.build([str(path)])
     with pytest.raises(SystemExit, match="no such file or folder: missing"):
         demo.find_prompts(["missing"])

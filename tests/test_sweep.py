@@ -339,4 +339,4 @@ def test_without_ray_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["sweep", "--config", str(small), "--output", str(tmp_path / "out"), "--executor", "ray"]) == 2
-    assert "pip install -e '.[ray]'" in capsys.readouterr().err
+    assert "pip install 'prompt_transfer[ray]'" in capsys.readouterr().err

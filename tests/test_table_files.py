@@ -58,7 +58,7 @@ PLAIN = "".join(f"text {row},{row % 2}\n" for row in range(6))
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "expected"),
     [
         # In the first row, in all rows, and after a valid one: pandas takes surplus fields for an index.
         ("I hated it, really,0\n" + PLAIN, "line 2 has 3 columns and the first line 2: put texts"),
@@ -66,7 +66,7 @@ PLAIN = "".join(f"text {row},{row % 2}\n" for row in range(6))
         (PLAIN + "I hated it, really,0\n", "line 8 has 3 columns"),
         (PLAIN + "one, two, three, four,0\n", "line 8 has 5 columns"),
         ("a,0,\n" + PLAIN, "line 2 has 3 columns"),
-        # Lines are physical: a text of three lines comes before, and blank lines.
+        # Line numbers are physical: after a text of three lines, and blank lines.
         ('"a\nb\r\nc",0\n\n  \nlong, and bad,1\n' + PLAIN, "line 7 has 3 columns"),
         ("no label\n" + PLAIN, "line 2 has 1 column and the first line 2: fill in what is missing"),
         (PLAIN + '"a\nb, c"\n', "line 8 has 1 column and"),
@@ -79,11 +79,13 @@ PLAIN = "".join(f"text {row},{row % 2}\n" for row in range(6))
         ('"never closed,0\n' + PLAIN, "a quoted text that begins in line 2 has no end"),
     ],
 )  # fmt: skip
-def test_a_record_of_another_width_than_the_header_is_refused(tmp_path: Path, lines: str, told: str) -> None:
-    assert told in _complaint(tmp_path, _write(tmp_path, "train.csv", "text,label\n" + lines))
+def test_records_with_more_or_fewer_fields_than_the_header_are_refused(
+    tmp_path: Path, lines: str, expected: str
+) -> None:
+    assert expected in _complaint(tmp_path, _write(tmp_path, "train.csv", "text,label\n" + lines))
 
 
-def test_fields_are_those_of_the_dialect(tmp_path: Path) -> None:
+def test_fields_follow_rfc_4180(tmp_path: Path) -> None:
     texts = [
         'a, "b"\nc', 'print(\\"x\\",\n y)', "C:\\", 'ends \\"', " blank ", "5 inches", "\u00e9\u2028\u0085x", 'q","0',
         "\\", "x\r\ny",
@@ -106,11 +108,11 @@ def test_a_long_field_is_read(tmp_path: Path) -> None:
     assert csv.field_size_limit() == limit
 
 
-def test_67_thousand_records_are_read_in_a_second_or_two(tmp_path: Path) -> None:
+def test_67_thousand_records_are_read_in_less_than_three_seconds(tmp_path: Path) -> None:
     texts = 'a gorgeous and \\"witty\\" movie,1\n"as long as those of the real task, or nearly",0\n'
     path = _write(tmp_path, "t.csv", "text,label\n" + texts * 33_500)
     tracer = sys.gettrace()
-    # The tracer of a coverage run takes longer than the reading.
+    # Tracing for coverage would take longer than reading.
     sys.settrace(None)
     try:
         started = time.process_time()
@@ -122,7 +124,7 @@ def test_67_thousand_records_are_read_in_a_second_or_two(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["train.csv", "train.jsonl", "train.parquet"])
-def test_a_column_that_is_there_twice_is_refused_where_it_is_used(tmp_path: Path, name: str) -> None:
+def test_duplicate_columns_are_refused_if_they_are_used(tmp_path: Path, name: str) -> None:
     def write(names: list[str]) -> Path:
         values = ["a", "b", 0]
         if name.endswith("parquet"):
@@ -141,7 +143,7 @@ def test_a_column_that_is_there_twice_is_refused_where_it_is_used(tmp_path: Path
     assert load_texts(write(["note", "text", "note"]), SINGLE)["text_a"][-1] == "b"
 
 
-def test_a_key_that_is_there_twice_inside_of_an_answer(tmp_path: Path) -> None:
+def test_duplicate_keys_inside_an_answer_are_refused(tmp_path: Path) -> None:
     good = '{"text": "a", "answers": {"text": ["b"]}}\n'
     path = _write(tmp_path, "train.jsonl", good * 4 + '{"text": "a", "answers": {"text": ["b"], "text": ["c"]}}\n')
     with pytest.raises(UserError, match="line 5 in its 'answers' has 2 columns named 'text'"):
@@ -158,7 +160,7 @@ def test_a_key_that_is_there_twice_inside_of_an_answer(tmp_path: Path) -> None:
         '{"text": [{"a": [{"b": {"start": 0, "start": 1}}]}]}',
     ],
 )
-def test_a_key_that_is_there_twice_at_any_depth(tmp_path: Path, answers: str) -> None:
+def test_duplicate_keys_are_refused_at_any_depth(tmp_path: Path, answers: str) -> None:
     good = '{"text": "a", "answers": {"text": ["b"]}, "other": [{"a": 1, "a": 2}]}\n'
     _write(tmp_path, "train.jsonl", good * 4 + f'{{"text": "a", "answers": {answers}}}\n')
     with pytest.raises(UserError, match="line 5 in its 'answers' has 2 columns named 'start'"):
@@ -166,7 +168,7 @@ def test_a_key_that_is_there_twice_at_any_depth(tmp_path: Path, answers: str) ->
 
 
 @pytest.mark.parametrize("key", ["text", "label"])
-def test_half_of_a_surrogate_pair_is_told_with_its_line(tmp_path: Path, key: str) -> None:
+def test_a_lone_surrogate_is_reported_with_its_line(tmp_path: Path, key: str) -> None:
     other = {"text": '"label": 1', "label": '"text": "a"'}[key]
     good = '{"text": "a \\ud83d\\ude00", "label": 0}\n'
     path = _write(tmp_path, "train.jsonl", good * 3 + "\n" + f'{{"{key}": "b \\ud83d", {other}}}\n' + good)
@@ -177,7 +179,7 @@ def test_half_of_a_surrogate_pair_is_told_with_its_line(tmp_path: Path, key: str
         assert "line 5" in _complaint(tmp_path, path)
 
 
-def test_half_of_a_surrogate_pair_inside_of_an_answer_and_in_texts_of_a_program(tmp_path: Path) -> None:
+def test_lone_surrogates_in_answers_and_in_texts_from_python_are_refused(tmp_path: Path) -> None:
     good = '{"text": "a", "answers": {"text": ["b"]}}\n'
     _write(tmp_path, "train.jsonl", good * 4 + '{"text": "a", "answers": {"text": ["b", "\\udc00"]}}\n')
     with pytest.raises(UserError, match="line 5 has in its column 'answers' half of a surrogate pair"):
@@ -188,7 +190,7 @@ def test_half_of_a_surrogate_pair_inside_of_an_answer_and_in_texts_of_a_program(
         texts_to_predict(["a", "b"], ["\udfff", "c"])
 
 
-def test_parquet_text_that_is_no_utf8_is_told_with_its_row(tmp_path: Path) -> None:
+def test_parquet_text_that_is_not_utf8_is_reported_with_its_row(tmp_path: Path) -> None:
     path = _write(tmp_path, "train.parquet", b"")
     texts = pa.array([b"a", b"b", "\u00e9".encode("latin-1")] * 2).view(pa.string())
     pq.write_table(pa.table({"text": texts, "label": [0, 1, 0] * 2}), path)
@@ -197,14 +199,14 @@ def test_parquet_text_that_is_no_utf8_is_told_with_its_row(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["train.csv", "train.jsonl"])
-def test_text_files_that_are_not_utf8_are_told_with_their_line(tmp_path: Path, name: str) -> None:
+def test_text_files_that_are_not_utf8_are_reported_with_the_line(tmp_path: Path, name: str) -> None:
     path = _write(
         tmp_path, name, b"text,label\na,1\ncaf\xe9,0\n" if name == "train.csv" else b'{"text": "a"}\n\n"\xe9"'
     )
     assert "it is not UTF-8 text; save it as UTF-8 (line 3 holds the byte 0xe9)" in _complaint(tmp_path, path)
 
 
-def test_parquet_as_pandas_and_others_write_it(tmp_path: Path) -> None:
+def test_parquet_files_of_pandas_and_pyarrow_are_read(tmp_path: Path) -> None:
     frame = pd.DataFrame({"text": [f"t{row}" for row in range(6)], "label": [0, 1] * 3})
     expected = [(f"t{row}", row % 2) for row in range(6)]
     path = _write(tmp_path, "train.parquet", b"")
@@ -232,7 +234,7 @@ def test_a_folder_named_like_a_partition_adds_no_column(tmp_path: Path) -> None:
     assert _rows(folder) == [("a", 0), ("b", 1)] * 3
 
 
-def test_what_is_shown_of_a_file_is_one_short_line(tmp_path: Path) -> None:
+def test_messages_quote_a_file_in_one_short_line(tmp_path: Path) -> None:
     path = _write(tmp_path, "train.csv", '"two\nlines",' + "x" * 500 + "\n" + "a,b\n" * 5)
     message = _complaint(tmp_path, path)
     assert "'two\\nlines', xxx" in message
@@ -245,7 +247,7 @@ def test_what_is_shown_of_a_file_is_one_short_line(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 500 + len(str(path))
 
 
-def test_an_empty_file_and_json_too_deep(tmp_path: Path) -> None:
+def test_an_empty_file_and_deeply_nested_json_are_refused(tmp_path: Path) -> None:
     assert "it is empty; its first line must name the columns" in _complaint(
         tmp_path, _write(tmp_path, "train.csv", "")
     )

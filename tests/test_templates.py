@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from test_cli import error_of, fit
+from transformers import AutoTokenizer
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.templates import Template
 from prompt_transfer.cli import main
 from prompt_transfer.data.sources import load_task
 from prompt_transfer.modules.objectives import make_objective
+from prompt_transfer.prompts.io.adapter_card import tasks_of
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.studies.entries import with_formats
+from prompt_transfer.studies.targets import EvaluationData
+from prompt_transfer.tasks.definition import format_metadata
 from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.tasks.verbalizers import Verbalizer
@@ -207,10 +213,36 @@ def test_a_prompt_remembers_its_template(
     assert "no chat template" in error_of(capsys, chat)
 
 
+def test_a_prompt_remembers_that_the_tasks_chat_template_was_off(
+    toy: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy.write_text(toy.read_text() + "chat_template: true\n")
+    shutil.copytree(tiny("gpt2"), gpt2 := tmp_path / "gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(gpt2)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(gpt2)
+    output = tmp_path / "run"
+    assert fit(toy, gpt2, output, "--data.chat_template", "false", "--data.max_length", "60") == 0
+    prompt = Prompt.load(output)
+    assert prompt.metadata["data_chat_template"] == "false"
+    (card_task,), _ = tasks_of(prompt.metadata)
+    assert card_task.format is None
+    assert with_formats({"a": prompt}, EvaluationData("local")).chat_template is False
+    capsys.readouterr()
+    assert main(["test", "--prompt", str(output), *QUICK, "--output", str(tmp_path / "test")]) == 0
+    assert "template" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "test" / "provenance.json").read_text())["config"]["data"]["chat_template"] is False
+
+
+def test_metadata_of_templates() -> None:
+    assert format_metadata("{text_a}\\nX:", True) == {"data_template": "{text_a}\nX:", "data_chat_template": "true"}
+    assert format_metadata("default", False) == {"data_chat_template": "false"}
+    assert format_metadata(None, None) == format_metadata("", None) == {}
+
+
 def test_a_transfer_study_uses_the_prompts_template(
     toy: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from prompt_transfer.studies.targets import EvaluationData
     from prompt_transfer.studies.transfer.load import load
     from prompt_transfer.studies.transfer.study import TransferStudy
 

@@ -59,13 +59,13 @@ def pieces(backbone: FrozenBackbone, ids: list[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("manner", ["prepend", "metaspace"])
-def test_no_stray_blank_before_what_continues_a_text(llama: Callable[[str], Path], manner: str) -> None:
+def test_no_stray_space_before_words_that_continue_a_text(llama: Callable[[str], Path], manner: str) -> None:
     backbone = FrozenBackbone(str(llama(manner)))
     encoder, tokenizer = backbone.encoder(P), backbone.tokenizer
     assert pieces(backbone, word_pieces(tokenizer, "terrible")) == ["▁terrible"]
     verbalizer = Verbalizer.build("t", ["terrible", "great"], tokenizer)
     assert verbalizer.class_pieces == (("▁terrible",), ("▁great",))
-    # With `first` and `mean`, labels would share the blank.
+    # With `first` and `mean`, labels would share the space.
     assert len(Verbalizer.build("t", ["terribleness", "greatness"], tokenizer, "first").token_ids) == 2
     (pair,) = encoder.encode(["the film"], [" bad food"], 40, cue="it was")
     assert pieces(backbone, pair) == ["<s>", "▁the", "▁film", NEWLINE, "▁bad", "▁food", "▁it", "▁was"]
@@ -85,7 +85,7 @@ class Labels:
     name, label_words = "t", ("terrible", "great")
 
 
-def test_where_the_anchor_merges_the_text_stands_alone() -> None:
+def test_a_text_that_merges_with_the_anchor_is_encoded_alone() -> None:
     ids = {"a": [1], "a b": [2, 3], " b": [4], "a c": [1, 5]}
     assert continued(lambda texts: [ids[text] for text in texts], [" b", " c"]) == [[4], [5]]
 
@@ -100,7 +100,7 @@ HAND = {
 
 
 @pytest.mark.parametrize("family", HAND)
-def test_tokenizers_that_add_no_blank_give_what_they_gave(tiny: Callable[[str], Path], family: str) -> None:
+def test_tokenizers_that_add_no_space_are_unchanged(tiny: Callable[[str], Path], family: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny(family))
     for text, expected in HAND[family].items():
         assert tokenizer.convert_ids_to_tokens(continued(plain(tokenizer), [text])[0]) == expected
@@ -118,19 +118,19 @@ def builtin(name: str) -> Any:
 @pytest.mark.parametrize("name", sorted(builtin_backbones()))
 @settings(max_examples=60)
 @given(st.text(max_size=12) | st.sampled_from(["terrible", "it was", "'s", "", " ", "é", "1.5", "</s>"]))
-def test_the_built_in_backbones_read_what_they_read(name: str, text: str) -> None:
+def test_inputs_of_built_in_backbones_are_unchanged(name: str, text: str) -> None:
     tokenizer = builtin(name)
     text = f" {text.strip()}"
     assert continued(plain(tokenizer), [text]) == plain(tokenizer)([text])
 
 
-def test_the_built_in_backbones_keep_frame_and_cached_tokens() -> None:
+def test_built_in_backbones_keep_their_layout_and_cached_tokens() -> None:
     for name in builtin_backbones():
         assert text_rules(builtin(name), "causal_lm") == text_rules(builtin(name))
     backbone = FrozenBackbone("gpt2-nano")
     assert backbone.layout.name == "answer_last"
     (row,) = backbone.encoder(P).encode(["the film"], ["good"], 40, cue="it was")
-    # Its tokenizer puts a blank before every text, and pretraining had one before a line feed too.
+    # Its tokenizer puts a space before every text, and in pretraining a space preceded line feeds too.
     assert pieces(backbone, row) == ["Ġthe", "Ġfilm", "Ġ", "Ċ", "Ġgood", "Ġit", "Ġwas"]
 
 
@@ -138,7 +138,7 @@ def test_the_built_in_backbones_keep_frame_and_cached_tokens() -> None:
 
 
 @pytest.mark.parametrize("name", ["prepend", "metaspace", "byte_level", "both_ends"])
-def test_the_start_token_stands_between_prompt_and_text(llama: Callable[[str], Path], name: str) -> None:
+def test_the_start_token_is_between_prompt_and_text(llama: Callable[[str], Path], name: str) -> None:
     backbone = FrozenBackbone(str(llama(name)))
     start, tokenizer = backbone.tokenizer.bos_token_id, backbone.tokenizer
     assert backbone.layout.name == "start_answer_last"
@@ -156,7 +156,7 @@ def test_the_start_token_stands_between_prompt_and_text(llama: Callable[[str], P
         start,
         [f"{cut_mark(name)}{w}" for w in ("it", "was")],
     )
-    # Targets have none.
+    # Targets have no start token.
     assert start not in encoder.encode_targets(["very good"], 9)[0]
     without = FrozenBackbone(str(llama(name)), layout="answer_last")
     assert without.encoder(P).encode(["the film"], None, 40) == [encoder.encode(["the film"], None, 40)[0][1:]]
@@ -184,7 +184,7 @@ def test_logits_are_those_of_prompt_start_token_and_text(llama: Callable[[str], 
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_a_prompt_keeps_its_frame(llama: Callable[[str], Path], tiny: Callable[[str], Path]) -> None:
+def test_a_prompt_keeps_its_layout(llama: Callable[[str], Path], tiny: Callable[[str], Path]) -> None:
     backbone = FrozenBackbone(str(llama("byte_level")))
     facts = {"fingerprint": backbone.fingerprint, "backbone": backbone.id, "family": "llama", "attention": "full"}
     old, new = (Prompt(torch.zeros(P, 32), facts | {"layout": f"{start}answer_last"}) for start in ("", "start_"))
@@ -196,7 +196,7 @@ def test_a_prompt_keeps_its_frame(llama: Callable[[str], Path], tiny: Callable[[
     assert backbone_options({"a": old})["layout"] == "answer_last"
     with pytest.raises(UserError, match=r"layout.*choose one with --layout"):
         backbone_options({"a": old, "b": new})
-    # In a causal model both attention modes are the same function, for any frame.
+    # In a causal model both attention modes are the same function, for any layout.
     shared = Prompt(torch.zeros(P, 32), new.metadata | {"attention": "shared"})
     assert backbone_options({"a": new, "b": shared})["attention"] == "full"
     with pytest.raises(LayoutKindError, match=r"needs a tokenizer that adds a start token.*choose one of answer_last"):
@@ -209,7 +209,7 @@ def test_a_prompt_keeps_its_frame(llama: Callable[[str], Path], tiny: Callable[[
 
 
 @pytest.mark.parametrize("name", ["prepend", "byte_level"])
-def test_a_text_of_no_tokens_has_one_answer(llama: Callable[[str], Path], name: str) -> None:
+def test_an_empty_text_becomes_the_start_token(llama: Callable[[str], Path], name: str) -> None:
     for layout in ("answer_last", "start_answer_last"):
         backbone = FrozenBackbone(str(llama(name)), layout=layout)
         assert backbone.encoder(P).encode([""], None, 40) == [[backbone.tokenizer.bos_token_id]]
@@ -219,7 +219,7 @@ def test_a_text_of_no_tokens_has_one_answer(llama: Callable[[str], Path], name: 
 # Tokenizers without an end token.
 
 
-def test_texts_are_not_generated_without_an_end_token(tmp_path: Path) -> None:
+def test_generation_needs_an_end_token(tmp_path: Path) -> None:
     tokenizer = sentencepiece_tokenizer("prepend")
     tokenizer.eos_token = None
     encoder = FrozenBackbone(str(save_llama(tokenizer, tmp_path / "a"))).encoder(P)
@@ -262,7 +262,7 @@ def test_an_added_pad_needs_no_embedding(tmp_path: Path, make: Callable[[], Any]
         Text("[PAD]")(backbone, (2, 32), torch.Generator())
 
 
-def test_an_ordinary_or_needed_token_needs_one(tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+def test_words_and_required_special_tokens_need_an_embedding(tmp_path: Path, tiny: Callable[[str], Path]) -> None:
     tokenizer = byte_level_with_start()
     tokenizer.add_tokens(["splendid"])
     save_llama(tokenizer, tmp_path / "word", len(tokenizer) - 1)

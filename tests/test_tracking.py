@@ -28,7 +28,8 @@ from prompt_transfer.studies.sweep.plan import Plan, Run, with_tracking
 from prompt_transfer.tracking import charts
 from prompt_transfer.tracking.artifacts import find_prompt_files, prompt_artifact, role, slug
 from prompt_transfer.tracking.dashboard import SECTIONS, workspace
-from prompt_transfer.tracking.options import HIDDEN, WandbOptions, clean
+from prompt_transfer.tracking.mlflow_run import MlflowTracker
+from prompt_transfer.tracking.options import HIDDEN, MlflowOptions, WandbOptions, clean
 from prompt_transfer.tracking.run import Tracker, to_table
 from prompt_transfer.tracking.studies import STUDIES, publish
 from prompt_transfer.utils.errors import UserError
@@ -198,6 +199,20 @@ def test_a_run_goes_on_when_wandb_does_not(
 
 def _raises(*_: Any, **__: Any) -> Any:
     raise ConnectionError("no route\nto the server")
+
+
+def test_trackers_differ_only_in_the_length_of_tags(tmp_path: Path) -> None:
+    long, config = "x" * 70, {"a": 1, "hub_token": "secret"}
+    trackers = (
+        Tracker("fit", "name", tmp_path, config, WandbOptions(tags=f"mine, {long}"), ["toy", "", "toy"]),
+        MlflowTracker("fit", "name", tmp_path, config, MlflowOptions(tags=f"mine, {long}"), ["toy", "", "toy"]),
+    )
+    assert [tracker.tags for tracker in trackers] == [["toy", "mine", long[:64]], ["toy", "mine", long]]
+    for tracker, service in zip(trackers, ("W&B", "MLflow"), strict=True):
+        assert tracker.config == {"a": 1, "hub_token": "[hidden]"}
+        with pytest.warns(UserWarning, match=rf"^{service}: no route to the server; lost, files in .* are complete$"):  # noqa: SIM117
+            with tracker.shielded("lost"):
+                _raises()
 
 
 def test_without_a_server_the_run_is_kept_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +406,7 @@ def test_the_dashboard_needs_its_library_and_an_entity(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
-    with pytest.raises(UserError, match=re.escape("pip install -e '.[dashboard]'")):
+    with pytest.raises(UserError, match=re.escape("pip install 'prompt_transfer[dashboard]'")):
         workspace(WandbOptions(entity="me"))
 
 

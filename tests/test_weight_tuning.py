@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +127,22 @@ def test_wrong_layers_are_one_line(tiny: Callable[[str], Path]) -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"--lora\.rank must be 1 or more"):
         LoraOptions(rank=0)
+
+
+def test_a_deprecation_inside_peft_is_not_shown(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = peft.get_peft_model
+
+    def noisy(*arguments: Any) -> Any:
+        warnings.warn("another deprecation", FutureWarning, stacklevel=1)
+        return original(*arguments)
+
+    monkeypatch.setattr(peft, "get_peft_model", noisy)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        LoraAdapter(FrozenBackbone(str(tiny("roberta"))), LoraOptions(rank=1), seed=0)
+    said = [str(one.message) for one in caught]
+    assert "another deprecation" in said
+    assert not any("is_gradient_checkpointing" in text for text in said)
 
 
 def test_every_family_has_layers_for_lora(tiny: Callable[[str], Path]) -> None:

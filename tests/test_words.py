@@ -1,4 +1,4 @@
-"""Several label words a class: averages of their scores, on disk and through the commands."""
+"""Several label words per class: averages of their scores, in task files and commands."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def batch_of(backbone: FrozenBackbone, texts: list[str], prompt_length: int = 3,
     }
 
 
-def test_a_nested_list_in_a_file_is_several_words(tmp_path: Path) -> None:
+def test_a_nested_list_in_a_file_gives_several_words_per_class(tmp_path: Path) -> None:
     path = tmp_path / "two.yaml"
     path.write_text("name: two\ncolumns: {text_a: t}\nlabel_words: [[terrible, awful], [great, no]]\n")
     task = get_task(path)
@@ -109,7 +109,7 @@ def test_whole_labels_are_averaged_too(tiny: Tiny, family: str) -> None:
     assert logits[1].isfinite().tolist() == [True, True, False]
 
 
-def test_one_word_a_class_gives_the_same_bits_as_before(tiny_roberta: Path) -> None:
+def test_one_word_per_class_gives_bit_equal_logits(tiny_roberta: Path) -> None:
     backbone = FrozenBackbone(str(tiny_roberta))
     batch = batch_of(backbone, ["the film", "a very boring story"])
     prompt = torch.randn(3, backbone.hidden_size, generator=torch.Generator().manual_seed(0))
@@ -122,7 +122,7 @@ def test_one_word_a_class_gives_the_same_bits_as_before(tiny_roberta: Path) -> N
     assert torch.equal(found, backbone(prompt, batch, ids))
 
 
-def test_words_are_recorded_and_a_change_is_said(
+def test_words_are_recorded_and_a_change_is_warned_about(
     toy: Path, tiny_roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     toy.write_text(toy.read_text().replace("[terrible, great]", "[[terrible, awful], [great, good]]"))

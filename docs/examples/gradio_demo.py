@@ -1,6 +1,8 @@
-"""Class probabilities of a typed text, for any prompt file: python docs/examples/gradio_demo.py [FILE or FOLDER ...]
+"""A web page that shows the class probabilities of a text under a prompt.
 
-Needs Gradio: pip install "prompt_transfer[demo]"
+    python docs/examples/gradio_demo.py [FILE or FOLDER ...]
+
+Needs Gradio: pip install 'prompt_transfer[demo]'
 """
 
 from __future__ import annotations
@@ -15,16 +17,16 @@ from prompt_transfer.backbones.builtin import find_shipped
 from prompt_transfer.prompts.listing import list_prompts
 
 DEFAULT = "checkpoints/prompts/roberta-nano"
-INSTALL = 'the demo needs Gradio: pip install "prompt_transfer[demo]"'
+INSTALL = "the demo needs Gradio: pip install 'prompt_transfer[demo]'"
 
 
 def find_prompts(sources: list[str]) -> list[str]:
-    """Return the prompt files among files and in folders."""
+    """Return the given prompt files and those in the given folders."""
     found: list[str] = []
     for source in sources:
         path = Path(find_shipped(source))
         if not path.exists():
-            raise SystemExit(f"no such file or folder: {source}; give prompt files or folders with them")
+            raise SystemExit(f"no such file or folder: {source}; give prompt files or folders of prompts")
         found += [str(row["path"]) for row in list_prompts(path) if not row["error"]] if path.is_dir() else [str(path)]
     if not found:
         raise SystemExit(f"no prompt in {', '.join(sources)}; train one: prompt-transfer quickstart")

@@ -22,7 +22,7 @@ from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.options import greedy_log_probs
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.backbones import backbone_options, choose_device
-from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.errors import UserError, install_command
 
 NAME = "prompt_transfer"
 # Positions of a batch with batch_size auto, prompt and padding included.
@@ -257,9 +257,7 @@ def register() -> Any:
         from lm_eval.api.registry import register_model
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     except ImportError as error:
-        raise UserError(
-            f'the harness needs the package lm_eval ({error}): pip install "prompt_transfer[lm_eval]"'
-        ) from error
+        raise UserError(f"the harness needs the package lm_eval ({error}): {install_command('lm_eval')}") from error
 
     class PromptedLM(PromptedScorer, LM):
         """`PromptedScorer` behind the harness's interface."""

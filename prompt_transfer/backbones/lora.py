@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.lora_options import LoraOptions as LoraOptions
 from prompt_transfer.backbones.trainable import original_names
-from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.errors import UserError, install_command
 from prompt_transfer.utils.files import atomic_folder
 
 _LLAMA = ("q_proj", "v_proj")
@@ -33,7 +34,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
 def require_peft() -> None:
     """Raise UserError if PEFT is not installed."""
     if find_spec("peft") is None:
-        raise UserError('lora needs the package peft: pip install "prompt_transfer[compare]"')
+        raise UserError(f"lora needs the package peft: {install_command('compare')}")
 
 
 def target_modules(family: Family, options: LoraOptions) -> str | list[str]:
@@ -82,7 +83,9 @@ class LoraAdapter:
             fan_in_fan_out=transposed,
         )  # fmt: skip
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), warnings.catch_warnings():
+                # PEFT 0.21 reads this attribute, which transformers 5 deprecates.
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
                 torch.manual_seed(seed)
                 self.model: Any = get_peft_model(backbone.model, config)
         except ValueError as error:

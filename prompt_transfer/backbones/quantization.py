@@ -25,7 +25,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from prompt_transfer.backbones.family import Family
-from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.errors import UserError, install_command
 
 INT4_GROUP, NF4_BLOCK = 32, 64
 
@@ -43,7 +43,7 @@ def _library(name: str, method: str) -> Any:
     except ImportError as error:
         package = name.partition(".")[0]
         raise UserError(
-            f"--model.quantization {method} needs {package} ({error}): pip install prompt_transfer[quantization]"
+            f"--model.quantization {method} needs {package} ({error}): {install_command('quantization')}"
         ) from error
     finally:
         logging.disable(disabled)

@@ -99,19 +99,25 @@ def _calibration(task: Task, index: int, answers: Scored) -> list[dict[str, Any]
     return [whole, *parts]
 
 
-def show(found: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Print the tables, one for each prompt and task."""
+def show(found: Mapping[str, list[dict[str, Any]]], scores: str = "") -> None:
+    """Print the tables, one for each prompt and task.
+
+    Args:
+        found: those of `tables`.
+        scores: further description of the scores, for the titles.
+    """
     for name, rows in found.items():
         several = len({row["prompt"] for row in rows}) > 1
         if name == CALIBRATION:
             shown = [row for row in rows if row["metric"] != "bin"]
             columns = ["task", *(["name"] if several else []), "value", "confidence", "accuracy", "n"]
             title = f"expected calibration error ({CALIBRATION_BINS} equal bins of the confidence)"
+            title = ", ".join(filter(None, (title, scores)))
             results.show(shown, title, columns, data=rows, common=("task",))
             continue
         for prompt, task in dict.fromkeys((row["prompt"], row["task"]) for row in rows):
             mine = [row for row in rows if (row["prompt"], row["task"]) == (prompt, task)]
-            about = ", ".join([task, *([mine[0]["name"]] if several else [])])
+            about = ", ".join([task, *([mine[0]["name"]] if several else []), *filter(None, [scores])])
             if name == PER_CLASS:
                 columns = ["class", "precision", "recall", "f1", "n", "predicted"]
                 results.show(mine, f"{about}: each class", columns, data=mine)

@@ -87,8 +87,17 @@ def _interval(task: Task, index: int, number: int, pair: tuple[Scored, Scored]) 
     return paired_metric_interval(task.metrics[number], first, second, labels, task.num_classes)
 
 
-def show_differences(rows: Sequence[dict[str, Any]], names: Mapping[str, str], tasks: Sequence[Task]) -> None:
-    """Print the differences, of many pairs only those with the first prompt; `--json` has all."""
+def show_differences(
+    rows: Sequence[dict[str, Any]], names: Mapping[str, str], tasks: Sequence[Task], about: str = ""
+) -> None:
+    """Print the differences, of many pairs only those with the first prompt; `--json` has all.
+
+    Args:
+        rows: those of `difference_rows`.
+        names: path of a prompt -> its name in the table.
+        tasks: the tasks.
+        about: further description of the scores, for the title.
+    """
     labels = {(task.name, name): task.metric_label(name) for task in tasks for name in task.metrics}
     first = rows[0]["prompt"]
     few = len({(row["prompt"], row["other"]) for row in rows}) <= MOST_PAIRS
@@ -102,5 +111,6 @@ def show_differences(rows: Sequence[dict[str, Any]], names: Mapping[str, str], t
         if few or row["prompt"] == first
     ]
     title = "differences on the same examples" + ("" if few else f" to {names[first]} (differences.csv has all pairs)")
+    title = ", ".join(filter(None, (title, about)))
     columns = ("task", "metric", "prompt", "value", "low", "high", "n")
     results.show(shown, title, columns, data=rows, common=("task", "metric"))

@@ -40,7 +40,7 @@ from prompt_transfer.prompts.initializers import FromPrompt
 from prompt_transfer.prompts.prompt import DEEP_PROMPT
 from prompt_transfer.tracking.mlflow_run import check_installed
 from prompt_transfer.tracking.options import LOGGERS as TRACKERS
-from prompt_transfer.utils.errors import UserError, without_secrets
+from prompt_transfer.utils.errors import UserError, install_command, without_secrets
 from prompt_transfer.utils.fields import dtype_name
 
 MODELS: dict[str, type[L.LightningModule]] = {
@@ -276,7 +276,7 @@ class Command(LightningCLI):
         if name == "csv":
             return RunLog(folder)
         if not any(importlib.util.find_spec(package) for package in ("tensorboard", "tensorboardX")):
-            raise UserError("--logger tensorboard needs an extra: pip install -e '.[tensorboard]'")
+            raise UserError(f"--logger tensorboard needs an extra: {install_command('tensorboard')}")
         return TensorBoardLogger(folder, name="", version="tensorboard")
 
     def plain_config(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from prompt_transfer.utils.files import check_writable_dir
 from prompt_transfer.utils.provenance import write_provenance
 
 THIS, RANDOM = "this prompt", "random prompt"
+CALIBRATED = "calibrated"
 DIFFERENCES = "differences"
 
 
@@ -83,10 +84,11 @@ def score(command: str, parsed: Command, model: PromptTuning, prompts: list[Name
     tables = {"results": rows}
     if len(prompts) > 1:
         tables[DIFFERENCES] = difference_rows(model.tasks, found)
-        show_differences(tables[DIFFERENCES], {one.path: one.name for one in prompts}, model.tasks)
+        about = CALIBRATED if model.calibrate else ""
+        show_differences(tables[DIFFERENCES], {one.path: one.name for one in prompts}, model.tasks, about)
     _show_notes(command, prompts, best)
     reports = class_report.tables(parsed.config.metrics, model.tasks, list(zip(prompts, found, strict=True)))
-    class_report.show(reports)
+    class_report.show(reports, CALIBRATED if model.calibrate else "")
     if parsed.output:
         _write(command, parsed, model, {**tables, **reports})
         print(parsed.output)
@@ -195,9 +197,11 @@ def _show(rows: list[dict[str, Any]], prompts: list[NamedPrompt], model: PromptT
     shown = []
     for row in rows:
         what = names.get(row.get("prompt", ""), row["what"]) if row["what"] == THIS else row["what"]
-        shown.append({**row, "what": what, "metric": labels[row["task"], row["metric"]]})
-    columns = ("task", "split", "metric", "what", "value", *(("std",) if names else ()), "low", "high", "n")
-    results.show(shown, columns=columns, data=rows, common=("task", "split", "metric"))
+        more = {"what": what, "metric": labels[row["task"], row["metric"]], "scores": CALIBRATED}
+        shown.append({**row, **more})
+    about = ("task", "split", "metric", *(("scores",) if model.calibrate else ()))
+    columns = (*about, "what", "value", *(("std",) if names else ()), "low", "high", "n")
+    results.show(shown, columns=columns, data=rows, common=about)
 
 
 def _show_notes(command: str, prompts: list[NamedPrompt], best: int | None) -> None:

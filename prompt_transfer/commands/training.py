@@ -41,6 +41,7 @@ from prompt_transfer.commands.run_folders import (
 )
 from prompt_transfer.modules.cross_model_projector import CrossModelProjector
 from prompt_transfer.modules.prompt_ensemble import PromptEnsemble
+from prompt_transfer.tasks.definition import format_metadata
 from prompt_transfer.tracking.mlflow_run import MlflowTracker
 from prompt_transfer.tracking.options import LOGGERS, MlflowOptions
 from prompt_transfer.tracking.run import Tracker
@@ -142,7 +143,7 @@ class FitCommand(Command):
             "data_max_length": "" if config.data.max_length is None else str(config.data.max_length),
             "data_seed": str(config.data.seed),
             "data_special_tokens": config.data.special_tokens,
-            **self._formats(),
+            **format_metadata(config.data.get("template"), config.data.get("chat_template")),
             "data_revision": config.data.revision or "",
             **({name: str(config.data[name[5:]]) for name in SHOTS} if config.data.shots is not None else {}),
         }
@@ -170,15 +171,6 @@ class FitCommand(Command):
             one = EarlyStopping("validation/score", mode="max", patience=config.early_stopping)
             callbacks.append(StopEach(config.early_stopping) if several else one)
         return callbacks
-
-    def _formats(self) -> dict[str, str]:
-        """Return the template options, if given, as metadata of the prompt."""
-        data, found = self.config.data, {}
-        if data.get("template") not in (None, "", "default"):
-            found["data_template"] = data.template.replace("\\n", "\n")
-        if data.get("chat_template"):
-            found["data_chat_template"] = "true"
-        return found
 
     @cached_property
     def tracker(self) -> Tracker | MlflowTracker | None:

@@ -55,7 +55,8 @@ def show(frame: pd.DataFrame) -> None:
                 "learned": "-" if pd.isna(first["learned"]) else ("yes" if first["learned"] else "no"),
             }
         )
-    results.show(rows, title="scores; vocabulary, uniform: means of random prompts")
+    scores = "calibrated scores" if "calibrated" in frame else "scores"
+    results.show(rows, title=f"{scores}; vocabulary, uniform: means of random prompts")
 
 
 def run(command: str, arguments: list[str]) -> None:

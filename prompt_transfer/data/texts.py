@@ -85,8 +85,16 @@ def gold_answer(task: Task, value: Any) -> str | None:
 
 
 def typed_texts(task: Task, texts: Sequence[str], texts_b: Sequence[str] = ()) -> Dataset:
-    """Return texts of a command line as texts to predict; `texts_b` are the second ones of pairs."""
+    """Return texts of a command line as texts to predict; `texts_b` are the second ones of pairs.
+
+    Raises:
+        UserError: a task on pairs without second texts, or a multiple-choice task.
+    """
     rows = texts_to_predict(texts, texts_b or None)
+    if task.is_choice:
+        raise UserError(f"task {task.name} is multiple choice: give a table with the columns of texts and options")
+    if task.pairs and not all(rows["text_b"][:]):
+        raise UserError(f"task {task.name} is about pairs: give the second text of every --text with --text_b")
     warn_of_empty(task, "the given texts", rows["id"][:], rows["text_a"][:], rows["text_b"][:])
     return rows
 

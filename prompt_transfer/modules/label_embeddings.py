@@ -25,10 +25,16 @@ def initial_rows(objective: Objective, backbone: FrozenBackbone) -> Tensor:
     Raises:
         UserError: the tasks have no single-token label words, or the backbone's LM head is not known.
     """
-    if not isinstance(objective, Classification) or objective.sequences is not None:
+    if not isinstance(objective, Classification):
+        task = objective.tasks[0]
+        form = "is multiple choice" if task.is_choice else "generates text"
         raise UserError(
-            "--model.label_embeddings needs classes with label words at one answer slot: leave it out for this task, "
-            "or use another --model.label_words_policy than sequence"
+            f"--model.label_embeddings needs classes with label words, but {task.name} {form}: leave it out"
+        )
+    if objective.sequences is not None:
+        raise UserError(
+            "--model.label_embeddings needs classes with label words at one answer slot: use another "
+            "--model.label_words_policy than sequence, or leave it out"
         )
     rows, _ = head_rows(backbone, objective.token_ids)
     return objective.word_weights.to(rows.device) @ rows

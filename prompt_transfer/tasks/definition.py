@@ -49,6 +49,21 @@ def stored_tasks(metadata: Mapping[str, str], where: object) -> dict[str, Task]:
     )
 
 
+def format_metadata(template: str | None, chat_template: bool | None) -> dict[str, str]:
+    """Return the given template options as metadata of a prompt, which later commands take them from.
+
+    Args:
+        template: the template; None or ``default`` is not stored.
+        chat_template: False is stored too, since it turns off the chat template of a task; None is not.
+    """
+    found = {}
+    if template and template != "default":
+        found["data_template"] = template.replace("\\n", "\n")
+    if chat_template is not None:
+        found["data_chat_template"] = "true" if chat_template else "false"
+    return found
+
+
 def _fields(task: Task) -> dict[str, Any]:
     """Return the fields of a task that differ from their defaults."""
     values = {field.name: getattr(task, field.name) for field in fields(Task) if field.name not in _SOURCES}

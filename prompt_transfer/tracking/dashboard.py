@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from prompt_transfer.tracking.options import WandbOptions
 from prompt_transfer.tracking.run import STEP
-from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.errors import UserError, install_command
 
 GROUP_BY = ("task", "backbone")
 BEST = "best/score"
@@ -116,7 +116,7 @@ def workspace(options: WandbOptions, study: str | None = None, name: str = "prom
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
     except ImportError as error:
-        raise UserError("a dashboard needs an extra: pip install -e '.[dashboard]'") from error
+        raise UserError(f"a dashboard needs an extra: {install_command('dashboard')}") from error
     found = options.resolved()
     if found.entity is None:
         raise UserError("a dashboard needs a W&B user or team: give --wandb.entity NAME, or set WANDB_ENTITY")

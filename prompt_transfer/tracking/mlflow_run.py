@@ -7,14 +7,14 @@ import os
 import re
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prompt_transfer.tracking.options import MlflowOptions, clean
-from prompt_transfer.utils.errors import UserError
+from prompt_transfer.tracking.base import BaseTracker
+from prompt_transfer.tracking.options import MlflowOptions
+from prompt_transfer.utils.errors import UserError, install_command
 from prompt_transfer.utils.files import write_text_atomic
 
 if TYPE_CHECKING:
@@ -30,38 +30,18 @@ def check_installed() -> None:
     from importlib.util import find_spec
 
     if find_spec("mlflow") is None:
-        raise UserError("--logger mlflow needs an extra: pip install -e '.[mlflow]'")
+        raise UserError(f"--logger mlflow needs an extra: {install_command('mlflow')}")
 
 
-class MlflowTracker:
+class MlflowTracker(BaseTracker[MlflowOptions]):
     """An MLflow run with the interface of `tracking.run.Tracker`.
 
-    Its methods do nothing before `start`, after `finish` and after a failed start.
-
-    Args:
-        job_type: the command.
-        name: run name.
-        folder: receives, for resumable runs, `mlflow.json`.
-        config: options, and study, task, backbone and seed if known; secrets are removed.
-        options: experiment, server, group and tags.
-        tags: additional tags.
+    Its methods do nothing before `start`, after `finish` and after a failed start. The folder receives `mlflow.json`
+    for resumable runs.
     """
 
-    def __init__(
-        self,
-        job_type: str,
-        name: str,
-        folder: str | Path,
-        config: Mapping[str, Any],
-        options: MlflowOptions,
-        tags: Sequence[str] = (),
-    ) -> None:
-        self.job_type, self.name, self.folder = job_type, name, Path(folder)
-        self.config, self.options = clean(config), options.resolved()
-        given = [tag.strip() for tag in (self.options.tags or "").split(",")]
-        self.tags = list(dict.fromkeys(tag for tag in (*tags, *given) if tag))
-        self.client: Any = None
-        self.run: Any = None
+    service = "MLflow"
+    client: Any = None
 
     @property
     def run_id(self) -> str | None:
@@ -115,15 +95,6 @@ class MlflowTracker:
             parameters = [Param(name, value[:LONGEST_VALUE]) for name, value in known.items()]
             for first in range(0, len(parameters), MOST_AT_ONCE):
                 self.client.log_batch(self.run_id, params=parameters[first : first + MOST_AT_ONCE])
-
-    @contextmanager
-    def shielded(self, consequence: str) -> Iterator[None]:
-        """Turn any exception into a warning that states the consequence."""
-        try:
-            yield
-        except Exception as error:
-            text = " ".join(str(error).split())[:200] or type(error).__name__
-            warnings.warn(f"MLflow: {text}; {consequence}, files in {self.folder} are complete", stacklevel=3)
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
         """Log metrics.

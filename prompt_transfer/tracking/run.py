@@ -6,11 +6,10 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from prompt_transfer.tracking.base import BaseTracker, one_line
 from prompt_transfer.tracking.options import WandbOptions, clean
 from prompt_transfer.utils.files import write_text_atomic
 
@@ -21,37 +20,16 @@ ID_FILE = "wandb.json"
 STEP = "trainer/global_step"
 # W&B displays at most this many rows of a table; the artifact's files are complete.
 MOST_ROWS = 10_000
-LONGEST_TAG = 64
 
 
-class Tracker:
+class Tracker(BaseTracker[WandbOptions]):
     """A W&B run whose errors become warnings.
 
-    Its methods do nothing before `start`, after `finish` and after a failed start.
-
-    Args:
-        job_type: the command.
-        name: run name.
-        folder: receives `wandb/` (unless WANDB_DIR is set) and, for resumable runs, `wandb.json`.
-        config: options, and study, task, backbone and seed if known; secrets are removed.
-        options: project, entity, group and tags.
-        tags: additional tags.
+    Its methods do nothing before `start`, after `finish` and after a failed start. The folder receives `wandb/` (unless
+    WANDB_DIR is set) and, for resumable runs, `wandb.json`.
     """
 
-    def __init__(
-        self,
-        job_type: str,
-        name: str,
-        folder: str | Path,
-        config: Mapping[str, Any],
-        options: WandbOptions,
-        tags: Sequence[str] = (),
-    ) -> None:
-        self.job_type, self.name, self.folder = job_type, name, Path(folder)
-        self.config, self.options = clean(config), options.resolved()
-        given = [tag.strip() for tag in (self.options.tags or "").split(",")]
-        self.tags = list(dict.fromkeys(tag[:LONGEST_TAG] for tag in (*tags, *given) if tag))
-        self.run: Any = None
+    service, longest_tag = "W&B", 64
 
     @property
     def run_id(self) -> str | None:
@@ -89,7 +67,7 @@ class Tracker:
         try:
             self.run = wandb.init(**facts)
         except Exception as error:
-            reason = _one_line(error)
+            reason = one_line(error)
             with self.shielded("nothing is logged to W&B"):
                 self.run = wandb.init(**facts, mode="offline")
                 warnings.warn(
@@ -100,14 +78,6 @@ class Tracker:
         if self.run is not None and keep_id:
             with self.shielded(f"{path} was not written"):
                 write_text_atomic(path, json.dumps({"id": self.run.id, "project": self.options.project}) + "\n")
-
-    @contextmanager
-    def shielded(self, consequence: str) -> Iterator[None]:
-        """Turn any exception into a warning that states the consequence."""
-        try:
-            yield
-        except Exception as error:
-            warnings.warn(f"W&B: {_one_line(error)}; {consequence}, files in {self.folder} are complete", stacklevel=3)
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
         """Log metrics, tables, images or charts.
@@ -170,7 +140,3 @@ def _plain(value: Any) -> Any:
     if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
         return None
     return value if isinstance(value, bool | int | float | str) else str(value)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

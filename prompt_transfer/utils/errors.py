@@ -36,6 +36,11 @@ def no_such_file(path: object, what: str, hint: str) -> UserError:
     return UserError(f"no such {what} file: {path}; {hint}")
 
 
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra, quoted for every shell."""
+    return f"pip install 'prompt_transfer[{extra}]'"
+
+
 def is_secret(variable: str) -> bool:
     """Return whether an environment variable with this name holds a secret."""
     return _SECRET_NAME.search(variable.upper()) is not None

@@ -94,7 +94,7 @@ def tasks_of(metadata: Mapping[str, str]) -> tuple[list[Task], list[str]]:
             sets: Any = tuple(tuple(map(str, word)) if isinstance(word, list) else str(word) for word in own)
             task = replace(task, label_words=sets, other_words=(), labels=None, token_ids={})
         try:
-            chat = True if metadata.get("data_chat_template") == "true" else None
+            chat = {"true": True, "false": False}.get(metadata.get("data_chat_template", ""))
             tasks.append(task.with_format(metadata.get("data_template"), chat))
         except UserError:  # the template of another task
             unknown.append(name)

@@ -33,6 +33,7 @@ from prompt_transfer.prompts.random_prompts import random_prompt
 from prompt_transfer.studies.compare.methods import METHODS, RANDOM
 from prompt_transfer.studies.compare.plan import DONE, Cell
 from prompt_transfer.studies.compare.probe import fit_probe
+from prompt_transfer.tasks.definition import format_metadata
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import exclusive_lock, write_text_atomic
@@ -239,8 +240,7 @@ def _facts(run: Run) -> dict[str, str]:
         "data_label_words": data.word_set,
         **{f"data_{name}": file for name, file in files.items()},
         **(shots if data.shots is not None else {}),
-        **({"data_template": data.template.replace("\\n", "\n")} if data.template not in (None, "default") else {}),
-        **({"data_chat_template": "true"} if data.chat_template else {}),
+        **format_metadata(data.template, data.chat_template),
         "data_max_length": "" if data.max_length is None else str(data.max_length),
         "data_seed": str(data.seed),
         "data_special_tokens": data.special_tokens,

@@ -12,7 +12,7 @@ from prompt_transfer.backbones.lora import require_peft
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.modules.trained import TrainedModule
 from prompt_transfer.modules.weight_tuning import FineTuning, LoraTuning
-from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.errors import UserError, install_command
 
 if TYPE_CHECKING:
     from prompt_transfer.studies.compare.study import CompareStudy
@@ -59,7 +59,7 @@ def _fine_tuning(study: CompareStudy, rate: float | None) -> TrainedModule:
 
 def _require_sklearn() -> None:
     if find_spec("sklearn") is None:
-        raise UserError('linear_probe needs the package scikit-learn: pip install "prompt_transfer[compare]"')
+        raise UserError(f"linear_probe needs the package scikit-learn: {install_command('compare')}")
 
 
 METHODS: dict[str, Method] = {

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prompt_transfer.studies.compare.load import CompareInputs
     from prompt_transfer.studies.compare.study import CompareStudy
 
-# Factors of the learning rate that `--grid` tries, the rate itself first: it wins ties.
+# Factors that `--grid` applies to the learning rate; 1 is first because the first wins ties.
 GRID = (1.0, 1 / 3, 3.0)
 DONE = "cell.json"
 
@@ -73,7 +73,7 @@ def choose_rates(study: CompareStudy, inputs: CompareInputs, failed: Mapping[str
     """Return the learning rate of each method: with a grid the best on the validation split, written to `grid.csv`.
 
     Args:
-        failed: name -> reason, of cells that broke off: they count as not learned.
+        failed: name of a failed cell -> reason.
 
     Raises:
         UserError: all rates of a method failed.
@@ -113,7 +113,7 @@ def choose_rates(study: CompareStudy, inputs: CompareInputs, failed: Mapping[str
 
 
 def plan(study: CompareStudy, rates: Mapping[str, float | None]) -> list[Cell]:
-    """Return all cells of the comparison, seed by seed, so that a stopped study has whole seeds."""
+    """Return all cells of the comparison, ordered by seed, so that a stopped study has complete seeds."""
     cells = []
     for seed in study.seed_numbers:
         cells += [Cell(RANDOM, seed), *(Cell(name, seed, rates[name]) for name in study.method_names)]

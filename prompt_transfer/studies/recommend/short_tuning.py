@@ -19,6 +19,7 @@ from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.modules.prompt_tuning import PromptTuning
 from prompt_transfer.prompts.prompt import Prompt, vectors_of
 from prompt_transfer.studies.targets import TargetData
+from prompt_transfer.tasks.definition import format_metadata
 from prompt_transfer.utils.errors import UserError
 
 BATCH_SIZE = 32
@@ -73,8 +74,7 @@ class ShortTuning:
             "label_words_policy": module.hparams.label_words_policy or "",
             "data_max_length": "" if data.max_length is None else str(data.max_length),
             "data_special_tokens": data.special_tokens,
-            **({"data_template": data.template} if data.template not in (None, "default") else {}),
-            **({"data_chat_template": "true"} if data.chat_template else {}),
+            **format_metadata(data.template, data.chat_template),
         }
         if (known := self._known(path, module, start, facts)) is not None:
             return known

@@ -10,7 +10,7 @@ from typing import Any
 
 from prompt_transfer.studies.report.content import DASH, Section, Table
 from prompt_transfer.studies.report.origin import Origin
-from prompt_transfer.utils.errors import UserError
+from prompt_transfer.utils.errors import UserError, install_command
 from prompt_transfer.utils.results import plain
 from prompt_transfer.version import __version__
 
@@ -20,7 +20,7 @@ MOST_ROWS = 2000
 
 @dataclass(frozen=True)
 class Page:
-    """Everything on the page.
+    """Content of the page.
 
     Attributes:
         title: heading of the page.
@@ -41,7 +41,7 @@ def check_libraries() -> None:
     """
     missing = [name for name in ("jinja2", "vl_convert") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"reports need {' and '.join(missing)}: pip install prompt_transfer[report]")
+        raise UserError(f"reports need {' and '.join(missing)}: {install_command('report')}")
 
 
 def render(page: Page) -> str:

@@ -32,7 +32,7 @@ from prompt_transfer.studies.sweep.executor import (
 )
 from prompt_transfer.studies.sweep.plan import Run, State
 from prompt_transfer.utils import paths
-from prompt_transfer.utils.errors import UserError, is_secret
+from prompt_transfer.utils.errors import UserError, install_command, is_secret
 
 # Environment variables passed to other machines. Tokens and keys are not passed: they would be readable in the cluster.
 PASSED = re.compile(r"(HF_|PROMPT_TRANSFER_|WANDB_|TOKENIZERS_|OMP_NUM_THREADS$|PYTHONPATH$)")
@@ -68,7 +68,7 @@ class RayExecutor:
         if (cpus is not None and cpus <= 0) or (gpus is not None and gpus < 0):
             raise UserError("--cpus must be above 0, --gpus 0 or more")
         if importlib.util.find_spec("ray") is None:
-            raise UserError("--executor ray needs an extra: pip install -e '.[ray]'")
+            raise UserError(f"--executor ray needs an extra: {install_command('ray')}")
         self.folder, self.retries = folder, retries
         self.cpus, self.gpus, self.at_once = cpus, gpus, at_once
         self.address = address or os.environ.get("RAY_ADDRESS")

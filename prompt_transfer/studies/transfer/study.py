@@ -45,7 +45,7 @@ class TransferStudy:
     """
 
     backbone: str
-    # In Python also several folders.
+    # In Python several folders are accepted too.
     prompts: Annotated[str | Sequence[str], Option(type=str)]
     tasks: Annotated[Sequence[str], NAMES]
     output: str
