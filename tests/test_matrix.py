@@ -11,7 +11,8 @@ import pytest
 
 from prompt_transfer.analysis import plots
 from prompt_transfer.analysis.heatmaps import linkage_order, summary_figure, transfer_heatmap
-from prompt_transfer.analysis.matrix import Matrix, best_sources, pairs, read_matrix, summarize
+from prompt_transfer.analysis.matrix import Matrix, read_matrix
+from prompt_transfer.analysis.matrix_summary import best_sources, pairs, summarize
 from prompt_transfer.cli import main
 from prompt_transfer.studies.transfer.matrix import show_summary
 from prompt_transfer.utils import results

@@ -230,7 +230,7 @@ def test_page_tables_and_figures_of_a_study(tmp_path: Path, capsys: pytest.Captu
     }  # fmt: skip
     assert (tmp_path / "pdf" / "transfer-matrix.txt").read_text().startswith("Transfer matrix")
     table = (tmp_path / "tex" / "transfer-means.tex").read_text()
-    assert "0.869 [0.799, 0.939]" in table
+    assert "0.869 [0.795, 0.944]" in table
 
 
 def test_several_prompts_keep_their_names(tmp_path: Path) -> None:

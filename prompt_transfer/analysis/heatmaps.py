@@ -100,7 +100,7 @@ def summary_figure(summary: pd.DataFrame, measure: str = "relative", ax: Axes | 
     """Draw the mean transfer from same-type, different-type and random prompts, over all targets and per type.
 
     Args:
-        summary: table of `analysis.matrix.summarize`.
+        summary: table of `analysis.matrix_summary.summarize`.
         measure: `relative` or `chance_corrected`.
         ax: axes to draw on; None: a new figure.
     """

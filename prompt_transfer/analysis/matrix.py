@@ -1,9 +1,7 @@
-"""The transfer matrix, from a file or from results, and its summary as in Su et al. 2022, section 4.
+"""The transfer matrix, from a file or from results.
 
-*Relative performance* of source s on target t is score(s, t) / score(t, t). The summary averages it over all pairs of a
-target and another source of the same type, over all pairs of different types, and over targets for random prompts. If
-the baseline c is known, the chance-corrected score (score(s, t) - c) / (score(t, t) - c) is summarized too. Intervals
-are 95 % percentile bootstraps that resample targets (at least three) with all their pairs.
+*Relative performance* of source s on target t is score(s, t) / score(t, t). If the baseline c is known, the
+chance-corrected score is (score(s, t) - c) / (score(t, t) - c).
 """
 
 from __future__ import annotations
@@ -11,20 +9,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from prompt_transfer.tasks.metrics import MIN_TARGETS
 from prompt_transfer.tasks.registry import get_task, task_names
 from prompt_transfer.utils.errors import UserError
 
 BASELINES = ("majority", "lead")
 TYPE_ORDER = ("sentiment", "nli", "ethics", "paraphrase", "qa", "summarization")
-RESAMPLES = 2000
+SEED_DRAWS = 100
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,7 @@ class Matrix:
         types: task -> type, of all targets and sources; columns of derived prompts have no type.
         learned: whether each target's own prompt significantly beats the baseline; None if unknown.
         noise: median width of the 95 % intervals of relative scores; 0 if unknown.
+        seed_draws: this matrix with its seeds resampled, for intervals; empty if prompts have one seed.
     """
 
     scores: pd.DataFrame
@@ -46,6 +43,7 @@ class Matrix:
     types: dict[str, str]
     learned: pd.Series | None = None
     noise: float = 0.0
+    seed_draws: tuple[Matrix, ...] = ()
 
     @property
     def not_learned(self) -> set[str]:
@@ -60,7 +58,9 @@ class Matrix:
         return pd.Series(values, index=self.scores.index, dtype=float)
 
     def measured(self, scores: pd.DataFrame, measure: str) -> pd.DataFrame:
-        """Convert `scores` (targets in rows, in any order) to `relative` or `chance_corrected` scores."""
+        """Convert `scores` (targets in rows, in any order) to a measure: `score`, `relative` or `chance_corrected`."""
+        if measure == "score":
+            return scores
         # pandas would sort the rows if the orders differed.
         own, baseline = self.own.reindex(scores.index), self.baseline.reindex(scores.index)
         if measure == "relative":
@@ -95,7 +95,7 @@ def from_results(frame: pd.DataFrame, types: Mapping[str, str] | None = None) ->
     noise = math.nan
     if {"low", "high", "relative"} <= set(frame):
         noise = float(((frame["high"] - frame["low"]) * frame["relative"] / frame["value"].replace(0, np.nan)).median())
-    return Matrix(
+    matrix = Matrix(
         scores=means[[source for source in sources if source not in (*random, *baselines)]],
         random=means[random],
         baseline=means[baselines].mean(axis=1),
@@ -103,6 +103,39 @@ def from_results(frame: pd.DataFrame, types: Mapping[str, str] | None = None) ->
         learned=learned,
         noise=0.0 if math.isnan(noise) else noise,
     )
+    return replace(matrix, seed_draws=_draw_seeds(frame, matrix))
+
+
+def _draw_seeds(frame: pd.DataFrame, matrix: Matrix, seed: int = 0) -> tuple[Matrix, ...]:
+    """Return matrices whose scores are means over seeds drawn with replacement.
+
+    All sources share the draw of seeds, all random prompts another one: random prompts have seeds of their own.
+    """
+    if "seed" not in frame:
+        return ()
+    # The scores of each seed, [S, targets, sources], of trained and of random prompts.
+    stacks = []
+    for scores in (matrix.scores, matrix.random):
+        mine = frame[frame["source"].isin(scores.columns)]
+        tables = [
+            part.pivot_table(index="task", columns="source", values="value").reindex_like(scores)
+            for _, part in mine.groupby("seed", dropna=False)
+        ]
+        stacks.append(np.array([table.fillna(scores) for table in tables] or [scores]))
+    if max(map(len, stacks)) < 2:
+        return ()
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(SEED_DRAWS):
+        scores, random = (
+            pd.DataFrame(
+                stack[generator.integers(0, len(stack), len(stack))].mean(axis=0),
+                index=whole.index, columns=whole.columns,
+            )
+            for stack, whole in zip(stacks, (matrix.scores, matrix.random), strict=True)
+        )  # fmt: skip
+        found.append(replace(matrix, scores=scores, random=random))
+    return tuple(found)
 
 
 def to_table(matrix: Matrix) -> pd.DataFrame:
@@ -147,9 +180,13 @@ def read_matrix(path: str | Path, types: Mapping[str, str] | None = None) -> Mat
     known = {name: get_task(name).type for name in names.values() if name in task_names()} | given
     baseline = table["majority"] if "majority" in table else pd.Series(np.nan, index=table.index)
     learned = study.learned.reindex(table.index) if study and study.learned is not None else None
-    return _checked(
-        Matrix(table.drop(columns=others), table[random], baseline, known, learned, study.noise if study else 0.0), path
-    )
+    scores = table.drop(columns=others)
+    # A table may have been edited since the study wrote it.
+    draws: tuple[Matrix, ...] = ()
+    if study and study.scores.shape == scores.shape and np.allclose(study.scores, scores, equal_nan=True):
+        draws = study.seed_draws
+    noise = study.noise if study else 0.0
+    return _checked(Matrix(scores, table[random], baseline, known, learned, noise, draws), path)
 
 
 def _of_study(path: Path, types: Mapping[str, str] | None) -> Matrix:
@@ -182,102 +219,3 @@ def _checked(matrix: Matrix, path: Path) -> Matrix:
         example = f'--types \'{{"{untyped[0]}": "TYPE"}}\''
         raise UserError(f"{path}: the type of {', '.join(untyped)} is unknown; give it with {example}")
     return matrix
-
-
-def pairs(matrix: Matrix, measure: str = "relative") -> pd.DataFrame:
-    """Return one row per target and source, excluding the target itself; random prompts are sources.
-
-    Derived prompts, and targets without a prompt of their own, are skipped.
-
-    Returns:
-        target, type, kind (`same`, `different` or `random`), source, value.
-    """
-    measured, random = (matrix.measured(scores, measure) for scores in (matrix.scores, matrix.random))
-    rows = []
-    for target, values, drawn in zip(measured.index, measured.to_numpy(), random.to_numpy(), strict=True):
-        kind_of_target = matrix.types[target]
-        for source, value in zip(measured.columns, values, strict=True):
-            if source != target and source in matrix.types:
-                kind = "same" if matrix.types[source] == kind_of_target else "different"
-                rows.append((target, kind_of_target, kind, source, value))
-        rows += [
-            (target, kind_of_target, "random", source, value)
-            for source, value in zip(random.columns, drawn, strict=True)
-        ]
-    return pd.DataFrame(rows, columns=["target", "type", "kind", "source", "value"]).dropna(subset=["value"])
-
-
-def best_sources(matrix: Matrix) -> pd.DataFrame:
-    """Return each target's best source other than itself, if some source has its type.
-
-    Returns:
-        target, type, best, best_type, same_type (bool), relative.
-    """
-    found = pairs(matrix)
-    found = found[found["kind"] != "random"]
-    rows = []
-    for target, mine in found.groupby("target", sort=False):
-        if (mine["kind"] == "same").any():
-            best = mine.iloc[int(mine["value"].to_numpy().argmax())]
-            same = best["kind"] == "same"
-            rows.append((target, best["type"], best["source"], matrix.types[best["source"]], same, best["value"]))
-    return pd.DataFrame(rows, columns=["target", "type", "best", "best_type", "same_type", "relative"])
-
-
-def summarize(matrix: Matrix, seed: int = 0) -> pd.DataFrame:
-    """Return mean transfer scores with bootstrap intervals over targets.
-
-    Returns:
-        One row per mean: measure (`relative`, `chance_corrected`), targets (`all`, or `learned` only), type (`all` or a
-        task type), kind (`same`, `different`, `random`, each kind of random prompt if there are several, and `best
-        source of the same type`, a share of targets), mean, low, high, n_pairs, n_targets.
-    """
-    rows: list[dict[str, object]] = []
-    measures = ["relative"] + (["chance_corrected"] if matrix.baseline.notna().any() else [])
-    known = matrix.learned is not None and not matrix.learned.isna().all()
-    for measure in measures:
-        table = pairs(matrix, measure)
-        best = best_sources(matrix).rename(columns={"same_type": "value"}) if measure == "relative" else None
-        for scope in ["all"] + (["learned"] if known else []):
-            keep = set(matrix.scores.index)
-            if scope == "learned" and matrix.learned is not None:
-                keep = set(matrix.learned.index[matrix.learned.fillna(False).astype(bool)])
-            common = {"measure": measure, "targets": scope}
-            parts = _parts(table[table["target"].isin(keep)])
-            if best is not None:
-                parts.append(("best source of the same type", best[best["target"].isin(keep)]))
-            for kind, part in parts:
-                rows.append({**common, "type": "all", "kind": kind, **_mean(part, seed)})
-                for name, mine in part.groupby("type", sort=False):
-                    rows.append({**common, "type": name, "kind": kind, **_mean(mine, seed)})
-    columns = ["measure", "targets", "type", "kind", "mean", "low", "high", "n_pairs", "n_targets"]
-    frame = pd.DataFrame(rows, columns=columns)
-    return frame[frame["n_pairs"] > 0].reset_index(drop=True)
-
-
-def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    parts = [(kind, table[table["kind"] == kind]) for kind in ("same", "different", "random")]
-    random = parts[-1][1]
-    if random["source"].nunique() > 1:
-        parts += [(str(source), mine) for source, mine in random.groupby("source", sort=False)]
-    return parts
-
-
-def _mean(part: pd.DataFrame, seed: int) -> dict[str, float | int]:
-    """Return the mean over pairs and its bootstrap interval over targets."""
-    by_target = part.groupby("target")["value"].agg(["sum", "count"]).astype(float)
-    facts: dict[str, float | int] = {"n_pairs": len(part), "n_targets": len(by_target)}
-    if not len(part):
-        return facts | {"mean": np.nan, "low": np.nan, "high": np.nan}
-    low, high = np.nan, np.nan
-    if len(by_target) >= MIN_TARGETS:
-        low, high = _interval(by_target.to_numpy(), seed)
-    return {"mean": float(part["value"].astype(float).mean()), "low": low, "high": high, **facts}
-
-
-def _interval(sums: NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of sum / count, resampling rows of `sums` [targets, 2]."""
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
-    totals = sums[drawn].sum(axis=1)
-    low, high = np.quantile(totals[:, 0] / totals[:, 1], [0.025, 0.975])
-    return float(low), float(high)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from prompt_transfer.analysis.masking import summarize as summarize_masks
-from prompt_transfer.analysis.matrix import from_results, summarize
+from prompt_transfer.analysis.matrix import from_results
+from prompt_transfer.analysis.matrix_summary import summarize
 from prompt_transfer.commands.transfer import show
 from prompt_transfer.studies.transfer.matrix import show_summary
 

@@ -62,7 +62,7 @@ def matrix(file: str, output: str, types: dict[str, str] | None = None) -> None:
 
     Args:
         file: matrix.csv or results.parquet of `transfer`, or a table with targets as rows and sources as columns.
-        output: folder for summary.csv, best_sources.csv and summary.png.
+        output: folder for summary.csv, contrasts.csv, best_sources.csv and summary.png.
         types: task -> type, for tasks outside the registry.
     """
     from prompt_transfer.studies.transfer.matrix import analyze_matrix

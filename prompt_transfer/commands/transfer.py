@@ -22,11 +22,12 @@ def transfer(study: TransferStudy) -> None:
     if frame.empty:
         return  # the first process prints the table
     from prompt_transfer.analysis.matrix import from_results
-    from prompt_transfer.studies.transfer.matrix import show_summary, write_summary
+    from prompt_transfer.studies.transfer.matrix import show_contrasts, show_summary, write_summary
 
     show(frame)
-    summary = write_summary(from_results(frame), Path(study.output))
+    summary, differences = write_summary(from_results(frame), Path(study.output))
     show_summary(summary)
+    show_contrasts(differences)
     print(study.output)
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import pandas as pd
 
 from prompt_transfer.analysis import captions
+from prompt_transfer.analysis.contrasts import AGAINST, contrasts
 from prompt_transfer.analysis.heatmaps import KINDS, summary_figure, transfer_heatmap
-from prompt_transfer.analysis.matrix import BASELINES, Matrix, best_sources, from_results, read_matrix, summarize
+from prompt_transfer.analysis.matrix import BASELINES, Matrix, from_results, read_matrix
+from prompt_transfer.analysis.matrix_summary import best_sources, summarize
 from prompt_transfer.analysis.style import colour_range, task_labels, type_label
 from prompt_transfer.studies.report import charts
 from prompt_transfer.studies.report.content import (
@@ -119,6 +121,9 @@ def _of_matrix(matrix: Matrix, folder: Path) -> Section:
         found.charts.append(_means(summary))
         found.tables.append(_mean_table(summary))
         found.figures.append(Figure("summary", captions.SUMMARY, lambda: summary_figure(summary)))
+    differences = contrasts(matrix)
+    if len(differences):
+        found.tables.append(_contrast_table(differences))
     best = best_sources(matrix)
     if len(best):
         found.tables.append(_best_table(best))
@@ -279,6 +284,27 @@ def _mean_table(summary: pd.DataFrame) -> Table:
     rows = [{**row, "kind": KINDS.get(str(row["kind"]), source_name(row["kind"]))} for row in rows]
     caption = "95 % bootstrap intervals over targets; none for fewer than three targets."
     return Table("means", "Means by type and kind of source", columns, rows, caption)
+
+
+def _contrast_table(differences: pd.DataFrame) -> Table:
+    columns = [
+        Column("measure", "measure"),
+        Column("targets", "targets"),
+        Column("against", "same type minus"),
+        Column("difference", "difference", "number", ends=ENDS),
+        Column("p_value", "p", "number"),
+        Column("n_targets", "number of targets", "number", 0),
+        Column("n_better", "positive", "number", 0),
+    ]
+    rows = [
+        {**row, "measure": str(row["measure"]).replace("_", "-"), "against": AGAINST[str(row["against"])]}
+        for row in records(differences)
+    ]
+    caption = (
+        "Each target's same-type sources minus its other sources; 95 % bootstrap intervals over targets (and seeds, if "
+        "there are several), two-sided permutation test of the signs."
+    )
+    return Table("contrasts", "Sources of the same type against others", columns, rows, caption)
 
 
 def _best_table(best: pd.DataFrame) -> Table:

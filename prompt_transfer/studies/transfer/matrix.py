@@ -9,14 +9,16 @@ from typing import Any
 import pandas as pd
 
 from prompt_transfer.analysis import captions, plots
+from prompt_transfer.analysis.contrasts import AGAINST, contrasts
 from prompt_transfer.analysis.heatmaps import summary_figure
-from prompt_transfer.analysis.matrix import Matrix, best_sources, read_matrix, summarize
+from prompt_transfer.analysis.matrix import Matrix, read_matrix
+from prompt_transfer.analysis.matrix_summary import best_sources, summarize
 from prompt_transfer.utils import results
 from prompt_transfer.utils.files import check_writable_dir
 
 
 def analyze_matrix(file: str | Path, output: str | Path, types: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Write `summary.csv`, `best_sources.csv` and `summary.png`, and print the means.
+    """Write `summary.csv`, `contrasts.csv`, `best_sources.csv` and `summary.png`, and print means and differences.
 
     Args:
         file: see `prompt_transfer.analysis.matrix.read_matrix`.
@@ -24,23 +26,25 @@ def analyze_matrix(file: str | Path, output: str | Path, types: Mapping[str, str
         types: task -> type, for tasks that are not in the registry.
 
     Returns:
-        The summary (`prompt_transfer.analysis.matrix.summarize`).
+        The summary (`prompt_transfer.analysis.matrix_summary.summarize`).
     """
     matrix = read_matrix(file, types)
     folder = check_writable_dir(output)
-    summary = write_summary(matrix, folder)
+    summary, differences = write_summary(matrix, folder)
     show_summary(summary)
+    show_contrasts(differences)
     return summary
 
 
-def write_summary(matrix: Matrix, folder: Path) -> pd.DataFrame:
-    """Write `summary.csv`, `best_sources.csv` and `summary.png`; return the summary."""
-    summary = summarize(matrix)
+def write_summary(matrix: Matrix, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write tables and figure of the summary; return the summary and the contrasts."""
+    summary, differences = summarize(matrix), contrasts(matrix)
     results.write(summary, folder / "summary.csv")
+    results.write(differences, folder / "contrasts.csv")
     results.write(best_sources(matrix), folder / "best_sources.csv")
     if len(summary):
         plots.save(summary_figure(summary), folder / "summary.png", captions.SUMMARY)
-    return summary
+    return summary, differences
 
 
 def show_summary(summary: pd.DataFrame) -> None:
@@ -79,3 +83,25 @@ def show_summary(summary: pd.DataFrame) -> None:
         for row in table[(table["kind"] == best) & (table["type"] == "all")].to_dict("records"):
             same = f"{round(row['mean'] * row['n_targets'])} of {row['n_targets']} targets"
             print(f"{best} for {same} (selected by the scores of this table)")
+
+
+def show_contrasts(table: pd.DataFrame) -> None:
+    """Print the paired differences between same-type sources and others; chance-corrected ones are only in the file."""
+    rows: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
+    shown = []
+    for row in rows:
+        if row["measure"] == "chance_corrected":
+            continue
+        ends = "" if pd.isna(row["low"]) else f" [{row['low']:.3f},{results.FIXED}{row['high']:.3f}]"
+        shown.append(
+            {
+                "measure": row["measure"],
+                "targets": f"{row['targets']} ({row['n_targets']})",
+                "same type minus": AGAINST[row["against"]],
+                "difference": f"{row['difference']:+.3f}{ends}",
+                "p": "" if pd.isna(row["p_value"]) else f"{row['p_value']:.3f}",
+                "positive": f"{row['n_better']} of {row['n_targets']}",
+            }
+        )
+    if shown:
+        results.show(shown, "sources of the same type minus others, paired by target", None, rows)
