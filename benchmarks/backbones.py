@@ -22,7 +22,7 @@ from prompt_transfer.utils.files import write_text_atomic
 
 CLASSES = ("sst2", "mrpc")
 TEXTS = ("squad", "samsum")
-ALL = ("roberta-nano", "bert-nano", "roberta-micro", "gpt2-nano", "t5-nano")
+ALL = ("roberta-nano", "bert-nano", "minilm-mlm", "gpt2-nano", "t5-nano")
 WRITERS = ("gpt2-nano", "t5-nano")
 COLUMNS = ["task", "backbone", "split", "metric", "what", "value", "low", "high", "n", "seed", "attention", "layout"]
 
