@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_transfer.backbones import sharding
-from prompt_transfer.backbones.attention import PromptStates
+from prompt_transfer.backbones.attention import PackedAttention, PromptStates
 from prompt_transfer.backbones.stack import Stack
 from prompt_transfer.utils.errors import UserError
 
@@ -32,6 +32,8 @@ class LayerCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         states = kwargs.get("prompt_states")
+        if isinstance(states, PackedAttention):
+            return self.run(self.forward, *args, **{**kwargs, "prompt_states": states.enter()})
         if not isinstance(states, PromptStates):
             return self.run(self.forward, *args, **kwargs)
         own = states.enter()
