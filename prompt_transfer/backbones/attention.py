@@ -194,7 +194,7 @@ class PackedAttention:
     """The attention of a packed batch (`packing.py`), instead of keys and values given to the layer."""
 
     def enter(self) -> PackedAttention:
-        """Return the attention of the next layer call."""
+        """Return the attention of the next layer call; that of a layer returns itself."""
         raise NotImplementedError
 
     def enter_last(self) -> PackedAttention:

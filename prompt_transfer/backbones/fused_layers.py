@@ -72,6 +72,7 @@ class FusedAttention(FusedForward):
                 **kwargs,
             )
         assert isinstance(states, PackedAttention) and position_embeddings is not None
+        states = states.enter()
         rotation = states.rotation(position_embeddings, self.heads, module.scaling)
         rotated, values = rotated_projection(hidden_states, self.inputs, rotation)
         mixed = states.attend_rotated(rotated, values, self.heads)
@@ -129,6 +130,6 @@ def are_linear(module: nn.Module, *names: str) -> bool:
     """Return whether the submodules are linear layers in bf16 with loaded weights, not quantized ones."""
     layers = [getattr(module, name) for name in names]
     return all(
-        type(layer) is nn.Linear and layer.weight.dtype is torch.bfloat16 and not layer.weight.is_meta
+        type(layer) is nn.Linear and layer.weight.dtype is frozen_linear.DTYPE and not layer.weight.is_meta
         for layer in layers
     )

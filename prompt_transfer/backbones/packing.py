@@ -163,9 +163,6 @@ class PackedStates(PackedAttention):
             self._rotation = (cos, Rotation.of(cos, sin, heads, scale))
         return self._rotation[1]
 
-    def attend_rotated(self, rotated: Tensor, values: Tensor, heads: Heads) -> Tensor | None:
-        return self.enter().attend_rotated(rotated, values, heads)
-
     def enter(self) -> PackedLayer:
         return PackedLayer(self, None if self.recorded is None else self.recorded.enter())
 
@@ -181,6 +178,9 @@ class PackedLayer(PackedAttention):
 
     def __init__(self, packed: PackedStates, recorded: LayerPromptKV | None) -> None:
         self.packed, self.recorded = packed, recorded
+
+    def enter(self) -> PackedLayer:
+        return self
 
     def rotation(self, position_embeddings: tuple[Tensor, Tensor], heads: Heads, scale: float) -> Rotation:
         return self.packed.rotation(position_embeddings, heads, scale)

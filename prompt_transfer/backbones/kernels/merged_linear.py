@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prompt_transfer.backbones.kernels import frozen_linear
 from prompt_transfer.backbones.kernels.frozen_linear import linear_product
 
 
@@ -21,7 +22,7 @@ def are_plain(layers: Sequence[nn.Module]) -> bool:
     return all(
         type(layer) is nn.Linear
         and not layer.weight.requires_grad
-        and layer.weight.dtype is torch.bfloat16
+        and layer.weight.dtype is frozen_linear.DTYPE
         and type(layer.weight) is nn.Parameter
         and layer.weight.device.type == "cpu"
         and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
