@@ -122,8 +122,12 @@ def test_unequal_counts_and_other_orders_have_no_shape() -> None:
     mask = torch.ones(4, 3, dtype=torch.long)
     assert PackedRows(mask, 2, P).packed_shape(torch.tensor([0, 1, 0, 1])) is None
     assert PackedRows(mask, 2, P).packed_shape(torch.tensor([0, 0, 0, 1])) is None
-    assert PackedRows(mask, 3, P).packed_shape(torch.tensor([0, 0, 1, 2])) is None
-    assert PackedRows(mask, 0, P).packed_shape(None) is None
+    assert PackedRows(mask, 2, P).packed_shape(torch.tensor([1, 1, 0, 0])) is None
+    assert PackedRows(mask, 2, P).packed_shape(torch.tensor([1, 1, 1, 1])) is None
+    assert PackedRows(mask, 2, P).packed_shape(None) is None
+    recorded = PackedRows(mask, 0, P).packed_shape(torch.tensor([1, 1, 0, 0]))
+    assert recorded is not None
+    assert (recorded.prompts, recorded.texts, recorded.start) == (2, 2, 0)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -28,7 +28,7 @@ PACKED = (*FUSED, "gpt2", "opt", "gpt_neox", "olmo2", "qwen3", "smollm3")
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Pack float32 too, which allows exact comparisons, and count the uses of each path."""
-    counts = dict.fromkeys(("packed", "attention", "mlp"), 0)
+    counts = dict.fromkeys(("packed", "attention", "recorded", "mlp"), 0)
     monkeypatch.setattr(frozen_linear, "DTYPE", torch.float32)
 
     def counted(owner: Any, name: str, key: str) -> None:
@@ -42,6 +42,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     counted(Stack, "run_packed", "packed")
     counted(packing, "packed_attention", "attention")
+    counted(packing, "recorded_attention", "recorded")
     counted(gated_mlp._SwiGLU, "apply", "mlp")
     return counts
 
@@ -96,6 +97,9 @@ def test_recorded_prompts_no_prompt_and_options(tiny: Tiny, family: str, used: d
         packed, padded = both_ways(backbone, bank, {**batch, "prompt_ids": ids}, token_ids)
         torch.testing.assert_close(packed, padded, atol=1e-5, rtol=0)
         torch.testing.assert_close(packed, backbone(prompts, {**batch, "prompt_ids": ids}, token_ids), atol=1e-5, rtol=0)
+        texts, groups = torch.arange(3).repeat(2), torch.tensor([1, 1, 1, 0, 0, 0])
+        several = {**batch, "text_ids": texts, "prompt_ids": groups}
+        torch.testing.assert_close(*both_ways(backbone, bank, several, token_ids), atol=1e-5, rtol=0)
         one = backbone.record(prompts[:1])
         torch.testing.assert_close(*both_ways(backbone, one, batch, token_ids), atol=1e-5, rtol=0)
         none = torch.empty(0, backbone.hidden_size)
@@ -104,7 +108,8 @@ def test_recorded_prompts_no_prompt_and_options(tiny: Tiny, family: str, used: d
         for prompt in (prompts[0], one):
             scores = both_ways(backbone, backbone, prompt, targets, call=option_log_probs)
             torch.testing.assert_close(*scores, atol=1e-4, rtol=0)
-    assert used["packed"] == 6
+    assert used["packed"] == 7
+    assert bool(used["recorded"]) == (family in FUSED)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

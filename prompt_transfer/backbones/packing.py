@@ -23,7 +23,13 @@ from prompt_transfer.backbones.attention import (
     attend_to_prompt,
 )
 from prompt_transfer.backbones.kernels import frozen_linear
-from prompt_transfer.backbones.kernels.packed_attention import Heads, PackedShape, Rotation, packed_attention
+from prompt_transfer.backbones.kernels.packed_attention import (
+    Heads,
+    PackedShape,
+    Rotation,
+    packed_attention,
+    recorded_attention,
+)
 
 
 def is_supported(x: Tensor) -> bool:
@@ -86,19 +92,24 @@ class PackedRows:
         return (rows if prompts is None else torch.cat([prompts.flatten(0, 1), rows]))[None]
 
     def packed_shape(self, prompt_ids: Tensor | None) -> PackedShape | None:
-        """Return the shape for `packed_attention`; None unless prompts are rows and have equally many texts in order.
+        """Return the shape for the kernels; None unless equally many texts in a row follow each prompt.
+
+        Prompts in the rows must be used in their order.
 
         Args:
             prompt_ids: [B], prompt of each example; None if there is only one prompt.
         """
-        if not self.prompts or self.shape[0] % self.prompts:
+        count = 1
+        if prompt_ids is not None:
+            ids, counts = torch.unique_consecutive(prompt_ids, return_counts=True)
+            count = len(ids)
+            if not bool((counts == counts[0]).all()) or (self.prompts and ids.tolist() != list(range(self.prompts))):
+                return None
+        elif self.prompts > 1:
             return None
-        texts = self.shape[0] // self.prompts
-        if prompt_ids is not None and not torch.equal(
-            prompt_ids, torch.arange(self.prompts).repeat_interleave(texts)
-        ):
-            return None
-        return PackedShape(self.prompts, texts, self.shape[1], self.prompt_length, self.rows, self.places)
+        return PackedShape(
+            count, self.shape[0] // count, self.shape[1], self.prompt_length if self.prompts else 0, self.rows, self.places
+        )
 
     def scored(self, at: Tensor) -> Tensor:
         """Return the rows [1, B S] of positions `at` [B, S] of the texts."""
@@ -187,9 +198,18 @@ class PackedLayer(PackedAttention):
 
     def attend_rotated(self, rotated: Tensor, values: Tensor, heads: Heads) -> Tensor | None:
         shape = self.packed.shape
-        if shape is None or self.recorded is not None:
+        if shape is None or not self.packed.rows.prompt_length:
             return None
-        return packed_attention(rotated, values, heads, shape)
+        if self.recorded is None:
+            return packed_attention(rotated, values, heads, shape)
+        prompt = self.recorded.recorded
+        if prompt is None or torch.is_grad_enabled():
+            return None
+        ids = self.packed.prompt_ids
+        if ids is not None:
+            first = ids[:: shape.texts]
+            prompt = (prompt[0][first], prompt[1][first])
+        return recorded_attention(rotated, values, heads, shape, prompt)
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
         rows, prompts = self.packed.rows, None

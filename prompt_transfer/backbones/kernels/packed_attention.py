@@ -146,12 +146,12 @@ class PackedShape:
         return states[: self.start].view(self.prompts, self.prompt_length, *states.shape[1:])
 
     def fill(self, packed: Tensor, texts: Tensor) -> None:
-        """Write text states [N, E, T, ...] into the text rows of a packed tensor [R, ...], without the padding."""
+        """Write text states [N, E, T, ...] into the text rows of a packed tensor [R, C], without the padding."""
         rows = packed[self.start :]
         if self.rows is None:
             rows.view(texts.shape).copy_(texts)
         else:
-            torch.index_select(texts.reshape(-1, *texts.shape[3:]), 0, self.rows, out=rows)
+            torch.index_select(texts.reshape(-1, packed.shape[1]), 0, self.rows, out=rows)
 
     def spread(self, packed: Tensor) -> Tensor:
         """Return the text rows of a gradient [R, ...] as [N, E, T, ...], zero for padding."""
@@ -182,6 +182,23 @@ class _Texts:
         self.keys = halves[..., heads.queries :, :].permute(0, 4, 1, 2, 3, 5).reshape(-1, shape.length, width)
         own = shape.texts_of(values).unflatten(3, (k, width))
         self.values = own.permute(0, 3, 1, 2, 4).reshape(-1, shape.length, width)
+        self.heads, self.shape = heads, shape
+
+    def attend(self, prompt_keys: Tensor, prompt_values: Tensor, output: Tensor) -> Tensor:
+        """Write the attention to prompts [N K, P, D] and texts into rows [R, A D]; return its weights."""
+        n, k, width, length = self.shape.prompts, self.heads.keys, self.heads.width, self.shape.length
+        p, group = prompt_keys.shape[1], self.heads.queries // k
+        each = self.queries.view(-1, group * length, width)
+        own = torch.bmm(each, self.keys.transpose(1, 2))
+        own.view(-1, group, length, length).add_(_causal(length, own.dtype))
+        first = torch.bmm(self.queries, prompt_keys.transpose(1, 2))
+        weights = torch.softmax(torch.cat([first, own.view(n * k, -1, length)], dim=-1), dim=-1)
+        first, own = weights[..., :p].contiguous(), weights[..., p:].reshape(-1, group * length, length)
+        mixed = torch.bmm(own, self.values).view(n * k, -1, width).baddbmm_(first, prompt_values)
+        # [N, K, E, G, T, D] -> [N, E, T, K, G, D]
+        mixed = mixed.view(n, k, -1, group, length, width).permute(0, 2, 4, 1, 3, 5)
+        self.shape.fill(output, mixed)
+        return weights
 
 
 class _PromptRows:
@@ -202,7 +219,7 @@ class _PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rotated: Tensor, values: Tensor, heads: Heads, shape: PackedShape) -> Tensor:
-        n, k, width, length, p = shape.prompts, heads.keys, heads.width, shape.length, shape.prompt_length
+        n, k, width, p = shape.prompts, heads.keys, heads.width, shape.prompt_length
         group = heads.queries // k
         output = rotated.new_empty(len(rotated), heads.queries * width)
 
@@ -214,16 +231,7 @@ class _PackedAttention(torch.autograd.Function):
         shape.prompts_of(output).view(n, p, k, group, width).copy_(mixed.permute(0, 3, 1, 2, 4))
 
         texts = _Texts(rotated, values, heads, shape)
-        each = texts.queries.view(-1, group * length, width)
-        own = torch.bmm(each, texts.keys.transpose(1, 2))
-        own.view(-1, group, length, length).add_(_causal(length, own.dtype))
-        first = torch.bmm(texts.queries, prompts.keys.transpose(1, 2))
-        weights = torch.softmax(torch.cat([first, own.view(n * k, -1, length)], dim=-1), dim=-1)
-        first, own = weights[..., :p].contiguous(), weights[..., p:].reshape(-1, group * length, length)
-        mixed = torch.bmm(own, texts.values).view(n * k, -1, width).baddbmm_(first, prompts.values)
-        # [N, K, E, G, T, D] -> [N, E, T, K, G, D]
-        mixed = mixed.view(n, k, shape.texts, group, length, width).permute(0, 2, 4, 1, 3, 5)
-        shape.fill(output, mixed.flatten(3) if shape.rows is not None else mixed.reshape(*mixed.shape[:3], -1))
+        weights = texts.attend(prompts.keys, prompts.values, output)
 
         ctx.save_for_backward(
             prompts.queries, prompts.keys, prompts.values, to_prompts, texts.queries, texts.keys, texts.values, weights
@@ -273,7 +281,7 @@ class _PackedAttention(torch.autograd.Function):
         )
         if shape.rows is not None:
             shape.fill(rotated, text)
-        shape.fill(values, to_tv.view(n, k, shape.texts, length, width).permute(0, 2, 3, 1, 4).reshape(*size, -1))
+        shape.fill(values, to_tv.view(n, k, shape.texts, length, width).permute(0, 2, 3, 1, 4))
         return rotated, values, None, None
 
 
@@ -290,3 +298,23 @@ def packed_attention(rotated: Tensor, values: Tensor, heads: Heads, shape: Packe
     """
     output: Tensor = _PackedAttention.apply(rotated, values, heads, shape)
     return output
+
+
+def recorded_attention(
+    rotated: Tensor, values: Tensor, heads: Heads, shape: PackedShape, prompt: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Compute causal attention of texts that follow recorded prompts, without gradients.
+
+    Args:
+        rotated, values: from `rotated_projection`, of texts alone.
+        heads: the layer's heads.
+        shape: the batch, with P = 0: no prompts as rows.
+        prompt: keys and values [N, K, P, D] of the prompts.
+
+    Returns:
+        [1, R, A D]
+    """
+    output = rotated.new_empty(len(rotated), heads.queries * heads.width)
+    keys, prompt_values = (states.flatten(0, 1).to(rotated.dtype) for states in prompt)
+    _Texts(rotated, values, heads, shape).attend(keys, prompt_values, output)
+    return output[None]
