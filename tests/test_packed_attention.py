@@ -73,7 +73,7 @@ def test_projection_is_that_of_a_llama(bias: bool) -> None:
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("lengths", [[[4, 4, 4]], [[4, 1, 3]], [[3, 3], [3, 3]], [[2, 4], [4, 1], [3, 3]]])
+@pytest.mark.parametrize("lengths", [[[4, 4, 4]], [[4, 1, 3]], [[3, 3], [3, 3]], [[2, 4], [5, 1], [3, 3]]])
 def test_attention_is_that_of_each_example_alone(lengths: list[list[int]]) -> None:
     rows, ids, count = packed_inputs(lengths)
     shape = rows.packed_shape(ids)
@@ -102,7 +102,7 @@ def test_attention_is_that_of_each_example_alone(lengths: list[list[int]]) -> No
 
 
 def test_prompts_do_not_mix() -> None:
-    rows, ids, count = packed_inputs([[2, 4], [4, 1]])
+    rows, ids, count = packed_inputs([[2, 4], [5, 1]])
     shape = rows.packed_shape(ids)
     assert shape is not None
     rotated, values = torch.randn(count, HEADS.rotated), torch.randn(count, HEADS.keys * HEADS.width)
@@ -125,6 +125,8 @@ def test_unequal_counts_and_other_orders_have_no_shape() -> None:
     assert PackedRows(mask, 2, P).packed_shape(torch.tensor([1, 1, 0, 0])) is None
     assert PackedRows(mask, 2, P).packed_shape(torch.tensor([1, 1, 1, 1])) is None
     assert PackedRows(mask, 2, P).packed_shape(None) is None
+    unequal = PackedRows(torch.tensor([[1, 1], [1, 0], [1, 0], [1, 0]]), 2, P)
+    assert unequal.packed_shape(torch.tensor([0, 0, 1, 1])) is None
     recorded = PackedRows(mask, 0, P).packed_shape(torch.tensor([1, 1, 0, 0]))
     assert recorded is not None
     assert (recorded.prompts, recorded.texts, recorded.start) == (2, 2, 0)

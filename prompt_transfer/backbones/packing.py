@@ -55,7 +55,7 @@ class PackedRows:
         self.shape = mask.shape
         self.prompts, self.prompt_length = prompts, prompt_length
         self.start = prompts * prompt_length
-        lengths = mask.sum(dim=1)
+        self.lengths = lengths = mask.sum(dim=1)
         self.first = lengths.cumsum(0) - lengths
         self.rows: Tensor | None = None
         self.places: Tensor | None = None
@@ -92,7 +92,7 @@ class PackedRows:
         return (rows if prompts is None else torch.cat([prompts.flatten(0, 1), rows]))[None]
 
     def packed_shape(self, prompt_ids: Tensor | None) -> PackedShape | None:
-        """Return the shape for the kernels; None unless equally many texts in a row follow each prompt.
+        """Return the shape for the kernels; None unless equally many texts and text rows follow each prompt.
 
         Prompts in the rows must be used in their order.
 
@@ -104,6 +104,8 @@ class PackedRows:
             ids, counts = torch.unique_consecutive(prompt_ids, return_counts=True)
             count = len(ids)
             if not bool((counts == counts[0]).all()) or (self.prompts and ids.tolist() != list(range(self.prompts))):
+                return None
+            if self.rows is not None and not bool((rows := self.lengths.view(count, -1).sum(dim=1)).eq(rows[0]).all()):
                 return None
         elif self.prompts > 1:
             return None

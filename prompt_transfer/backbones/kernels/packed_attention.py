@@ -1,8 +1,9 @@
 """Attention of a packed batch with rotary positions, in bf16 on a CPU: queries, keys and values in one product.
 
 Rows are those of N prompts and of the texts that follow them, the same number for each (`packing.py`). Per key head, the
-queries of all texts of a prompt form one matrix, which is multiplied with the prompt's keys once; heads that share keys
-(grouped queries) are more rows of that matrix, so keys and values are not repeated.
+queries of all texts of a prompt form one matrix without padding, which is multiplied with the prompt's keys once; heads
+that share keys (grouped queries) are more rows of that matrix, so keys and values are not repeated. Only the products
+within texts are padded.
 
 Rotary positions (Su et al. 2021) rotate the pairs (i, i + D / 2) of a head. The merged weights have the first halves of
 all heads first, then the second halves, so that the rotation is three kernels over long rows (`Rotation`).
@@ -118,7 +119,7 @@ class PackedShape:
         prompts: N; 1 without prompts.
         texts: E.
         length: T.
-        prompt_length: P, of prompts in the rows.
+        prompt_length: P of the prompts in the rows; 0 for recorded prompts.
         rows: [text rows], the position in [N E T] of each text row; None without padding.
         places: [N E T], the text row of each position; None without padding.
     """
@@ -135,83 +136,129 @@ class PackedShape:
         """The first row of the texts."""
         return self.prompts * self.prompt_length
 
-    def texts_of(self, states: Tensor) -> Tensor:
-        """Return the text rows of states [R, ...] with padding: [N, E, T, ...]."""
-        rows = states[self.start :]
-        padded = rows if self.places is None else rows.index_select(0, self.places)
-        return padded.view(self.prompts, self.texts, self.length, *states.shape[1:])
+    def padded(self, states: Tensor) -> Tensor:
+        """Return text states [K, text rows, ...] at all positions: [K, N E T, ...]."""
+        return states if self.places is None else states.index_select(1, self.places)
 
-    def prompts_of(self, states: Tensor) -> Tensor:
-        """Return the prompts' rows of states [R, ...]: [N, P, ...]."""
-        return states[: self.start].view(self.prompts, self.prompt_length, *states.shape[1:])
+    def packed(self, states: Tensor) -> Tensor:
+        """Return states at all positions [K, N E T, ...] without padding: [K, text rows, ...]."""
+        return states if self.rows is None else states.index_select(1, self.rows)
 
-    def fill(self, packed: Tensor, texts: Tensor) -> None:
-        """Write text states [N, E, T, ...] into the text rows of a packed tensor [R, C], without the padding."""
-        rows = packed[self.start :]
+    def spread(self, states: Tensor) -> Tensor:
+        """Return text states [K, text rows, ...] at all positions, zero for padding: [K, N E T, ...]."""
         if self.rows is None:
-            rows.view(texts.shape).copy_(texts)
-        else:
-            torch.index_select(texts.reshape(-1, packed.shape[1]), 0, self.rows, out=rows)
-
-    def spread(self, packed: Tensor) -> Tensor:
-        """Return the text rows of a gradient [R, ...] as [N, E, T, ...], zero for padding."""
-        rows = packed[self.start :]
-        if self.rows is not None:
-            count = self.prompts * self.texts * self.length
-            rows = rows.new_zeros(count, *rows.shape[1:]).index_copy_(0, self.rows, rows)
-        return rows.view(self.prompts, self.texts, self.length, *packed.shape[1:])
+            return states
+        whole = states.new_zeros(len(states), self.prompts * self.texts * self.length, *states.shape[2:])
+        return whole.index_copy_(1, self.rows, states)
 
 
-def _causal(length: int, dtype: torch.dtype) -> Tensor:
-    return torch.full((length, length), torch.finfo(dtype).min, dtype=dtype).triu_(1)
+def _add_causal(scores: Tensor, length: int) -> None:
+    """Mask the later keys in scores [..., T G, T]."""
+    mask = torch.full((length, length), torch.finfo(scores.dtype).min, dtype=scores.dtype).triu_(1)
+    scores.view(-1, length, scores.shape[-2] // length, length).add_(mask[:, None])
 
 
 def _softmax_gradient(gradient: Tensor, weights: Tensor) -> Tensor:
     return torch._softmax_backward_data(gradient, weights, -1, weights.dtype)
 
 
-class _Texts:
-    """Queries, keys and values of the texts per key head: [N K, E G T, D], [N K E, T, D], [N K E, T, D]."""
+def _per_key_head(rotated: Tensor, values: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries [K, R, G D], keys and values [K, R, D] of rows [R, (A + K) D] and [R, K D]."""
+    count, half = len(rotated), heads.width // 2
+    halves = rotated.view(count, 2, heads.queries + heads.keys, half)
+    queries = halves[:, :, : heads.queries].unflatten(2, (heads.keys, -1)).permute(2, 0, 3, 1, 4)
+    keys = halves[:, :, heads.queries :].permute(2, 0, 1, 3)
+    return (
+        queries.reshape(heads.keys, count, -1),
+        keys.reshape(heads.keys, count, -1),
+        values.view(count, heads.keys, -1).transpose(0, 1).contiguous(),
+    )
 
-    def __init__(self, rotated: Tensor, values: Tensor, heads: Heads, shape: PackedShape) -> None:
-        n, k, width = shape.prompts, heads.keys, heads.width
-        halves = shape.texts_of(rotated).unflatten(3, (2, heads.queries + k, width // 2))
-        queries = halves[..., : heads.queries, :].unflatten(4, (k, -1))
-        # [N, E, T, 2, K, G, F] -> [N, K, E, G, T, 2, F]
-        self.queries = queries.permute(0, 4, 1, 5, 2, 3, 6).reshape(n * k, -1, width)
-        self.keys = halves[..., heads.queries :, :].permute(0, 4, 1, 2, 3, 5).reshape(-1, shape.length, width)
-        own = shape.texts_of(values).unflatten(3, (k, width))
-        self.values = own.permute(0, 3, 1, 2, 4).reshape(-1, shape.length, width)
-        self.heads, self.shape = heads, shape
+
+def _write(
+    gradients: tuple[Tensor, Tensor, Tensor], rotated: Tensor, values: Tensor, heads: Heads
+) -> None:  # fmt: skip
+    """Write the gradients of `_per_key_head`'s results into those of its rows."""
+    queries, keys, own = gradients
+    count, k, half = len(rotated), heads.keys, heads.width // 2
+    halves = rotated.view(count, 2, heads.queries + k, half)
+    halves[:, :, : heads.queries].unflatten(2, (k, -1)).copy_(queries.view(k, count, -1, 2, half).permute(1, 3, 0, 2, 4))
+    halves[:, :, heads.queries :].copy_(keys.view(k, count, 2, half).permute(1, 2, 0, 3))
+    values.view(count, k, -1).copy_(own.view(k, count, -1).transpose(0, 1))
+
+
+class _Texts:
+    """The texts' queries, keys and values, and their attention to a prompt and themselves.
+
+    Args:
+        states: queries [K, text rows, G D], keys and values [K, text rows, D].
+        heads: the layer's heads.
+        shape: the batch.
+    """
+
+    def __init__(self, states: tuple[Tensor, Tensor, Tensor], heads: Heads, shape: PackedShape) -> None:
+        self.states, self.shape, self.heads = states, shape, heads
+        queries, keys, values = (shape.padded(each) for each in states)
+        self.queries, self.keys, self.values = self.by_text(queries), self.by_text(keys), self.by_text(values)
+        self.all_queries = self.by_prompt(states[0])
+
+    def by_prompt(self, states: Tensor) -> Tensor:
+        """View text rows [K, text rows, C D] as one matrix per key head and prompt: [K N, C text rows / N, D]."""
+        return states.view(self.heads.keys * self.shape.prompts, -1, self.heads.width)
+
+    def by_text(self, states: Tensor) -> Tensor:
+        """View positions [K, N E T, C D] as one matrix per key head and text: [K N E, T C, D]."""
+        return states.view(self.heads.keys * self.shape.prompts * self.shape.texts, -1, self.heads.width)
+
+    def joined(self, first: Tensor, own: Tensor) -> Tensor:
+        """Join scores of the prompt [K N, rows G, P] and of the texts [K N E, T G, T] to [K N, rows G, P + T]."""
+        k, length = self.heads.keys, self.shape.length
+        packed = self.shape.packed(own.view(k, self.shape.prompts * self.shape.texts * length, -1))
+        return torch.cat([first, packed.view(*first.shape[:2], length)], dim=-1)
+
+    def parts(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Split what `joined` joins; zero for padding."""
+        k, length = self.heads.keys, self.shape.length
+        count = weights.shape[0] * weights.shape[1] // (k * (self.heads.queries // k))
+        own = self.shape.spread(weights[..., -length:].reshape(k, count, -1))
+        return weights[..., :-length].contiguous(), own.view(len(self.keys), -1, length)
+
+    def packed(self, states: Tensor) -> Tensor:
+        """Return [K N E, T C, D] as packed rows [K, text rows, C D]."""
+        k = self.heads.keys
+        return self.shape.packed(states.view(k, self.shape.prompts * self.shape.texts * self.shape.length, -1))
 
     def attend(self, prompt_keys: Tensor, prompt_values: Tensor, output: Tensor) -> Tensor:
-        """Write the attention to prompts [N K, P, D] and texts into rows [R, A D]; return its weights."""
-        n, k, width, length = self.shape.prompts, self.heads.keys, self.heads.width, self.shape.length
-        p, group = prompt_keys.shape[1], self.heads.queries // k
-        each = self.queries.view(-1, group * length, width)
-        own = torch.bmm(each, self.keys.transpose(1, 2))
-        own.view(-1, group, length, length).add_(_causal(length, own.dtype))
-        first = torch.bmm(self.queries, prompt_keys.transpose(1, 2))
-        weights = torch.softmax(torch.cat([first, own.view(n * k, -1, length)], dim=-1), dim=-1)
-        first, own = weights[..., :p].contiguous(), weights[..., p:].reshape(-1, group * length, length)
-        mixed = torch.bmm(own, self.values).view(n * k, -1, width).baddbmm_(first, prompt_values)
-        # [N, K, E, G, T, D] -> [N, E, T, K, G, D]
-        mixed = mixed.view(n, k, -1, group, length, width).permute(0, 2, 4, 1, 3, 5)
-        self.shape.fill(output, mixed)
+        """Write the attention to prompts [K N, P, D] and texts into text rows [text rows, A D]; return its weights."""
+        own = torch.bmm(self.queries, self.keys.transpose(1, 2))
+        _add_causal(own, self.shape.length)
+        scores = self.joined(torch.bmm(self.all_queries, prompt_keys.transpose(1, 2)), own)
+        weights = torch.softmax(scores, dim=-1)
+        first, own = self.parts(weights)
+        mixed = self.by_prompt(self.packed(torch.bmm(own, self.values))).baddbmm_(first, prompt_values)
+        k = self.heads.keys
+        output.view(len(output), k, -1).copy_(mixed.view(k, len(output), -1).transpose(0, 1))
         return weights
 
+    def gradients(
+        self, gradient: Tensor, weights: Tensor, prompt_keys: Tensor, prompt_values: Tensor
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return the gradients of `states`, and functions of the prompt's: those of its scores and of its output.
 
-class _PromptRows:
-    """Queries, keys and values of the prompts per key head: [N K, G P, D], [N K, P, D], [N K, P, D]."""
-
-    def __init__(self, rotated: Tensor, values: Tensor, heads: Heads, shape: PackedShape) -> None:
-        n, k, width = shape.prompts, heads.keys, heads.width
-        halves = shape.prompts_of(rotated).unflatten(2, (2, heads.queries + k, width // 2))
-        queries = halves[..., : heads.queries, :].unflatten(3, (k, -1))
-        # [N, P, 2, K, G, F] -> [N, K, G, P, 2, F]
-        self.queries = queries.permute(0, 3, 4, 1, 2, 5).reshape(n * k, -1, width)
-        self.keys = halves[..., heads.queries :, :].permute(0, 3, 1, 2, 4).reshape(n * k, -1, width)
-        self.values = shape.prompts_of(values).unflatten(2, (k, width)).transpose(1, 2).reshape(n * k, -1, width)
+        Args:
+            gradient: of the output, [K, text rows, G D].
+            weights, prompt_keys, prompt_values: those of `attend`.
+        """
+        out, each = self.by_prompt(gradient), self.by_text(self.shape.spread(gradient))
+        own = torch.bmm(each, self.values.transpose(1, 2))
+        joined = self.joined(torch.bmm(out, prompt_values.transpose(1, 2)), own)
+        first, own = self.parts(_softmax_gradient(joined, weights))
+        w_first, w_own = self.parts(weights)
+        queries = self.by_prompt(self.packed(torch.bmm(own, self.keys))).baddbmm_(first, prompt_keys)
+        keys = self.packed(torch.bmm(own.transpose(1, 2), self.queries))
+        values = self.packed(torch.bmm(w_own.transpose(1, 2), each))
+        to_prompt = torch.bmm(first.transpose(1, 2), self.all_queries), torch.bmm(w_first.transpose(1, 2), out)
+        return (queries, keys, values), to_prompt
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -219,69 +266,42 @@ class _PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rotated: Tensor, values: Tensor, heads: Heads, shape: PackedShape) -> Tensor:
-        n, k, width, p = shape.prompts, heads.keys, heads.width, shape.prompt_length
-        group = heads.queries // k
-        output = rotated.new_empty(len(rotated), heads.queries * width)
-
-        prompts = _PromptRows(rotated, values, heads, shape)
-        scores = torch.bmm(prompts.queries, prompts.keys.transpose(1, 2))
-        scores.view(n * k, group, p, p).add_(_causal(p, scores.dtype))
-        to_prompts = torch.softmax(scores, dim=-1)
-        mixed = torch.bmm(to_prompts, prompts.values).view(n, k, group, p, width)
-        shape.prompts_of(output).view(n, p, k, group, width).copy_(mixed.permute(0, 3, 1, 2, 4))
-
-        texts = _Texts(rotated, values, heads, shape)
-        weights = texts.attend(prompts.keys, prompts.values, output)
-
-        ctx.save_for_backward(
-            prompts.queries, prompts.keys, prompts.values, to_prompts, texts.queries, texts.keys, texts.values, weights
-        )
+        k, p, start = heads.keys, shape.prompt_length, shape.start
+        output = rotated.new_empty(len(rotated), heads.queries * heads.width)
+        states = _per_key_head(rotated[:start], values[:start], heads)
+        queries, keys, own = (each.view(k * shape.prompts, -1, heads.width) for each in states)
+        scores = torch.bmm(queries, keys.transpose(1, 2))
+        _add_causal(scores, p)
+        weights = torch.softmax(scores, dim=-1)
+        mixed = torch.bmm(weights, own).view(k, start, -1)
+        output[:start].view(start, k, -1).copy_(mixed.transpose(0, 1))
+        texts = _per_key_head(rotated[start:], values[start:], heads)
+        text_weights = _Texts(texts, heads, shape).attend(keys, own, output[start:])
+        ctx.save_for_backward(queries, keys, own, weights, *texts, text_weights)
         ctx.heads, ctx.shape = heads, shape
         return output[None]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        pq, pk, pv, to_prompts, tq, tk, tv, weights = ctx.saved_tensors
+        queries, keys, own, weights, *texts, text_weights = ctx.saved_tensors
         heads, shape = ctx.heads, ctx.shape
-        n, k, width, length, p = shape.prompts, heads.keys, heads.width, shape.length, shape.prompt_length
-        group, g = heads.queries // heads.keys, gradient[0]
-        # Texts: gradients of the queries' outputs [N K, E G T, D], of weights and of scores.
-        out = shape.spread(g).unflatten(3, (k, group, width)).permute(0, 3, 1, 4, 2, 5).reshape(n * k, -1, width)
-        each = out.view(-1, group * length, width)
-        own = torch.bmm(each, tv.transpose(1, 2)).view(n * k, -1, length)
-        scores = _softmax_gradient(torch.cat([torch.bmm(out, pv.transpose(1, 2)), own], dim=-1), weights)
-        first, own = scores[..., :p].contiguous(), scores[..., p:].reshape(-1, group * length, length)
-        w_first, w_own = weights[..., :p].contiguous(), weights[..., p:].reshape(-1, group * length, length)
-        each_q = tq.view(-1, group * length, width)
-        to_tq = torch.bmm(own, tk).view(n * k, -1, width).baddbmm_(first, pk)
-        to_tk, to_tv = torch.bmm(own.transpose(1, 2), each_q), torch.bmm(w_own.transpose(1, 2), each)
-        # Prompts: from their own queries and from those of the texts.
-        pg = shape.prompts_of(g).unflatten(2, (k, group, width)).permute(0, 2, 3, 1, 4).reshape(n * k, -1, width)
-        p_scores = _softmax_gradient(torch.bmm(pg, pv.transpose(1, 2)), to_prompts)
-        to_pq = torch.bmm(p_scores, pk)
-        to_pk = torch.bmm(p_scores.transpose(1, 2), pq).baddbmm_(first.transpose(1, 2), tq)
-        to_pv = torch.bmm(to_prompts.transpose(1, 2), pg).baddbmm_(w_first.transpose(1, 2), out)
-
-        rotated, values = g.new_empty(len(g), heads.rotated), g.new_empty(len(g), k * width)
-        halves = shape.prompts_of(rotated).view(n, p, 2, heads.queries + k, width // 2)
-        halves[..., : heads.queries, :].unflatten(3, (k, -1)).copy_(
-            to_pq.view(n, k, group, p, 2, width // 2).permute(0, 3, 4, 1, 2, 5)
+        k, start = heads.keys, shape.start
+        g = gradient[0].view(gradient.shape[1], k, -1).transpose(0, 1)
+        rotated = gradient.new_empty(gradient.shape[1], heads.rotated)
+        values = gradient.new_empty(gradient.shape[1], k * heads.width)
+        to_texts, (to_keys, to_values) = _Texts(tuple(texts), heads, shape).gradients(
+            g[:, start:].contiguous(), text_weights, keys, own
         )
-        halves[..., heads.queries :, :].copy_(to_pk.view(n, k, p, 2, width // 2).permute(0, 2, 3, 1, 4))
-        shape.prompts_of(values).view(n, p, k, width).copy_(to_pv.view(n, k, p, width).transpose(1, 2))
-        size = (n, shape.texts, length)
-        text = rotated[shape.start :].view(*size, -1) if shape.rows is None else g.new_empty(*size, heads.rotated)
-        halves = text.view(*size, 2, heads.queries + k, width // 2)
-        halves[..., : heads.queries, :].unflatten(4, (k, -1)).copy_(
-            to_tq.view(n, k, shape.texts, group, length, 2, width // 2).permute(0, 2, 4, 5, 1, 3, 6)
+        _write(to_texts, rotated[start:], values[start:], heads)
+        out = g[:, :start].contiguous().view(queries.shape)
+        scores = _softmax_gradient(torch.bmm(out, own.transpose(1, 2)), weights)
+        to_prompts = (
+            torch.bmm(scores, keys),
+            to_keys.baddbmm_(scores.transpose(1, 2), queries),
+            to_values.baddbmm_(weights.transpose(1, 2), out),
         )
-        halves[..., heads.queries :, :].copy_(
-            to_tk.view(n, k, shape.texts, length, 2, width // 2).permute(0, 2, 3, 4, 1, 5)
-        )
-        if shape.rows is not None:
-            shape.fill(rotated, text)
-        shape.fill(values, to_tv.view(n, k, shape.texts, length, width).permute(0, 2, 3, 1, 4))
+        _write(to_prompts, rotated[:start], values[:start], heads)
         return rotated, values, None, None
 
 
@@ -315,6 +335,6 @@ def recorded_attention(
         [1, R, A D]
     """
     output = rotated.new_empty(len(rotated), heads.queries * heads.width)
-    keys, prompt_values = (states.flatten(0, 1).to(rotated.dtype) for states in prompt)
-    _Texts(rotated, values, heads, shape).attend(keys, prompt_values, output)
+    keys, prompt_values = (states.transpose(0, 1).flatten(0, 1).to(rotated.dtype) for states in prompt)
+    _Texts(_per_key_head(rotated, values, heads), heads, shape).attend(keys, prompt_values, output)
     return output[None]
