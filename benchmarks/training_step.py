@@ -5,7 +5,8 @@
     python benchmarks/training_step.py --backbone smollm2-135m --output results/benchmarks/training_step_smollm2.json
 
 Models have the sizes of RoBERTa-base, GPT-2 and T5-base and random weights, or `--backbone` names a model with its own
-weights. Texts are from SST-2 if `--data_root` has it. Each way runs in its own process, whose peak memory includes libraries, loading, forward, backward and optimizer.
+weights. Texts are from SST-2 if `--data_root` has it. Each way runs in its own process, whose peak memory includes
+libraries, loading, forward, backward and optimizer.
 Ways with the same weight dtype run concurrently and take their steps in turn. All pad to the longest text of the batch,
 except the old releases, which pad to 128 tokens. This project uses its sampler's batches of similar lengths; ways with
 `_random` in their name use the same random batches as the others. `floor.py` explains the floor.
@@ -30,6 +31,7 @@ from floor import Rates, Sizes, needed
 from transformers import AutoConfig, AutoTokenizer
 from ways import kind_of
 
+from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.data.batches import LengthGroupedBatchSampler
 from prompt_transfer.utils import results
@@ -265,7 +267,8 @@ def run(
         ways = DEFAULT.removeprefix("old,")
     for kind in [backbone] if backbone else models.split(","):
         # A causal model's two modes are the same function, and autocast needs bfloat16 arithmetic.
-        causal = kind_of(AutoConfig.from_pretrained(model_folder(backbone))) == "causal_lm" if backbone else kind == "gpt2"
+        family = AutoConfig.from_pretrained(model_folder(backbone)).model_type if backbone else kind
+        causal = FAMILIES[family].kind == "causal_lm"
         left_out = ("shared",) if causal else ()
         left_out += ("peft_autocast",) if settings["dtype"] == "float32" else ()
         chosen = [way for way in ways.split(",") if not way.startswith(left_out)]

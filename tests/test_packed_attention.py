@@ -1,4 +1,4 @@
-"""Attention of packed batches, its projection with rotary positions, and merged layers, against the library's functions."""
+"""Attention of packed batches, rotary projections and merged layers, against the library's functions."""
 
 from __future__ import annotations
 
@@ -155,4 +155,6 @@ def test_changed_and_replaced_weights_are_read_again() -> None:
     torch.testing.assert_close(merged.product(x), layer(x))
     layer.weight = nn.Parameter(torch.ones(16, H, dtype=torch.float64), requires_grad=False)
     torch.testing.assert_close(merged.product(x), layer(x))
-    torch.testing.assert_close(merged.input_gradient(torch.ones(2, 16, dtype=torch.float64)), torch.full((2, H), 16.0).double())
+    torch.testing.assert_close(
+        merged.input_gradient(torch.ones(2, 16, dtype=torch.float64)), torch.full((2, H), 16.0).double()
+    )

@@ -96,7 +96,9 @@ def test_recorded_prompts_no_prompt_and_options(tiny: Tiny, family: str, used: d
     with torch.inference_mode():
         packed, padded = both_ways(backbone, bank, {**batch, "prompt_ids": ids}, token_ids)
         torch.testing.assert_close(packed, padded, atol=1e-5, rtol=0)
-        torch.testing.assert_close(packed, backbone(prompts, {**batch, "prompt_ids": ids}, token_ids), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            packed, backbone(prompts, {**batch, "prompt_ids": ids}, token_ids), atol=1e-5, rtol=0
+        )
         texts, groups = torch.arange(3).repeat(2), torch.tensor([1, 1, 1, 0, 0, 0])
         several = {**batch, "text_ids": texts, "prompt_ids": groups}
         torch.testing.assert_close(*both_ways(backbone, bank, several, token_ids), atol=1e-5, rtol=0)

@@ -64,14 +64,15 @@ class FusedAttention(FusedForward):
         known = isinstance(states, PackedAttention) and position_embeddings is not None and past_key_values is None
         whole = known and position_embeddings[0].shape[-1] == self.heads.width  # type: ignore[index]
         if not (self.enabled and whole and _is_supported(hidden_states) and are_plain(layers)):
-            return self.original(  # type: ignore[no-any-return]
+            return self.original(
                 hidden_states=hidden_states,
                 position_embeddings=position_embeddings,
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
                 **kwargs,
             )
-        assert isinstance(states, PackedAttention) and position_embeddings is not None
+        assert isinstance(states, PackedAttention)
+        assert position_embeddings is not None
         states = states.enter()
         rotation = states.rotation(position_embeddings, self.heads, module.scaling)
         rotated, values = rotated_projection(hidden_states, self.inputs, rotation)
@@ -100,7 +101,7 @@ class FusedMLP(FusedForward):
         module = self.module
         hooked = module.act_fn._forward_hooks or module.act_fn._forward_pre_hooks or module.act_fn._backward_hooks
         if hooked or not self.enabled or not _is_supported(x) or not are_plain((module.gate_proj, module.up_proj)):
-            return self.original(x)  # type: ignore[no-any-return]
+            return self.original(x)
         neurons = swiglu(x, self.inputs)
         # Hooks of the second layer read the neurons.
         plain = are_plain((module.down_proj,))

@@ -1,10 +1,11 @@
 """Packed batches of a causal model on a CPU: prompts and texts as rows of one sequence, without padding.
 
 The rows [1, R, H] of all prompts, then of all texts, go through every linear layer and norm in one product. Only
-attention needs examples: `PackedStates` unpacks the rows there. The prompt's keys and values reach the texts inside each
-layer, so the prompt needs no pass of its own, whose few rows would be bound by reading the weights.
+attention needs examples: `PackedStates` unpacks the rows there. The prompt's keys and values reach the texts inside
+each layer, so the prompt needs no pass of its own, whose few rows would be bound by reading the weights.
 
-Shape letters: B batch, T text tokens, N prompts, P prompt tokens, R rows, S scored positions of an example, D head width.
+Shape letters: B batch, T text tokens, N prompts, P prompt tokens, R rows, S scored positions of an example, D head
+width.
 """
 
 from __future__ import annotations
@@ -110,7 +111,12 @@ class PackedRows:
         elif self.prompts > 1:
             return None
         return PackedShape(
-            count, self.shape[0] // count, self.shape[1], self.prompt_length if self.prompts else 0, self.rows, self.places
+            count,
+            self.shape[0] // count,
+            self.shape[1],
+            self.prompt_length if self.prompts else 0,
+            self.rows,
+            self.places,
         )
 
     def scored(self, at: Tensor) -> Tensor:
@@ -216,8 +222,8 @@ class PackedLayer(PackedAttention):
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
         rows, prompts = self.packed.rows, None
         if rows.start:
-            parts = (rows.of_prompts(states) for states in (query, key, value))
-            prompts, _ = attend_own(module, *parts, None, **kwargs)
+            first, second, third = (rows.of_prompts(states) for states in (query, key, value))
+            prompts = attend_own(module, first, second, third, None, **kwargs)[0]
         queries = rows.of_texts(query)
         return rows.joined(prompts, self.of_texts(module, queries, key, value, self.packed.mask, **kwargs))
 

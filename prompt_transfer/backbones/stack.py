@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -137,18 +137,20 @@ class Stack:
         Returns:
             [B, S, H]
         """
-        part = prompts if isinstance(prompts, InputPart) else None
-        count, length = (0, 0) if prompts is None else part.mask.shape if part else (0, prompts.length)
+        part, recorded, count, length = None, None, 0, 0
+        if isinstance(prompts, InputPart):
+            part, (count, length) = prompts, prompts.mask.shape
+        elif prompts is not None:
+            recorded, length = prompts.read(prompt_ids), prompts.length
         rows = packing.PackedRows(text.mask, count, length)
         keys = torch.arange(length + text.mask.shape[1])
         causal = (keys <= keys[length:, None])[None, None]
-        recorded = prompts.read(prompt_ids) if isinstance(prompts, PromptStates) else None
         states = packing.PackedStates(rows, causal, at, prompt_ids, recorded)
         packed = InputPart(
-            rows.pack(text.embeddings, part and part.embeddings),
-            rows.pack(text.positions, part and part.positions),
-            rows.pack(text.token_types, part and part.token_types),
-            rows.pack(text.mask, part and part.mask),
+            *(
+                rows.pack(getattr(text, field.name), None if part is None else getattr(part, field.name))
+                for field in fields(InputPart)
+            )
         )
         # transformers builds no mask if it is given one with four dimensions; `states` has its own.
         unused = packed.mask.bool()[:, None, None, :]

@@ -1,6 +1,6 @@
 """Attention of a packed batch with rotary positions, in bf16 on a CPU: queries, keys and values in one product.
 
-Rows are those of N prompts and of the texts that follow them, the same number for each (`packing.py`). Per key head, the
+Rows are those of N prompts and of the texts that follow them, equally many for each (`packing.py`). Per key head, the
 queries of all texts of a prompt form one matrix without padding, which is multiplied with the prompt's keys once; heads
 that share keys (grouped queries) are more rows of that matrix, so keys and values are not repeated. Only the products
 within texts are padded.
@@ -8,8 +8,8 @@ within texts are padded.
 Rotary positions (Su et al. 2021) rotate the pairs (i, i + D / 2) of a head. The merged weights have the first halves of
 all heads first, then the second halves, so that the rotation is three kernels over long rows (`Rotation`).
 
-Shape letters: N prompts, E texts of a prompt, T text tokens, P prompt tokens, R rows, A heads, K key heads, G = A / K, D
-head width, F = D / 2.
+Shape letters: N prompts, E texts of a prompt, T text tokens, P prompt tokens, R rows, A heads, K key heads, G = A / K,
+D head width, F = D / 2.
 """
 
 from __future__ import annotations
@@ -101,14 +101,18 @@ def rotated_projection(x: Tensor, merged: MergedLinear, rotation: Rotation) -> t
         merged: the joined projections, in `Heads.order`.
         rotation: the tables of the rows.
     """
-    return _RotatedProjection.apply(x, merged, rotation)  # type: ignore[no-any-return]
+    return _RotatedProjection.apply(x, merged, rotation)
 
 
 def split_heads(rotated: Tensor, values: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries [1, A, R, D], keys and values [1, K, R, D] as attention functions take them."""
     halves = rotated.view(len(rotated), 2, heads.queries + heads.keys, -1)
     whole = halves.permute(2, 0, 1, 3).flatten(2)[None]
-    return whole[:, : heads.queries], whole[:, heads.queries :], values.view(1, len(values), heads.keys, -1).transpose(1, 2)
+    return (
+        whole[:, : heads.queries],
+        whole[:, heads.queries :],
+        values.view(1, len(values), heads.keys, -1).transpose(1, 2),
+    )
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,9 @@ def _write(
     queries, keys, own = gradients
     count, k, half = len(rotated), heads.keys, heads.width // 2
     halves = rotated.view(count, 2, heads.queries + k, half)
-    halves[:, :, : heads.queries].unflatten(2, (k, -1)).copy_(queries.view(k, count, -1, 2, half).permute(1, 3, 0, 2, 4))
+    halves[:, :, : heads.queries].unflatten(2, (k, -1)).copy_(
+        queries.view(k, count, -1, 2, half).permute(1, 3, 0, 2, 4)
+    )
     halves[:, :, heads.queries :].copy_(keys.view(k, count, 2, half).permute(1, 2, 0, 3))
     values.view(count, k, -1).copy_(own.view(k, count, -1).transpose(0, 1))
 
