@@ -218,7 +218,14 @@ def test_tables_stand_between_the_markers(benchmark: Any, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("page", "parts"),
-    [("docs/pages/speed.md", "training_step,time_to_accuracy,many_prompts,start_up"), ("results/README.md", "cost")],
+    [
+        (
+            "docs/pages/speed.md",
+            "training_step,training_step_smollm2,predict_smollm2,time_to_accuracy,many_prompts,many_prompts_smollm2,"
+            "start_up",
+        ),
+        ("results/README.md", "cost"),
+    ],
 )
 def test_pages_show_the_reports_that_are_kept(benchmark: Any, tmp_path: Path, page: str, parts: str) -> None:
     copy = tmp_path / "page.md"
