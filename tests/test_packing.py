@@ -138,6 +138,8 @@ def test_sliding_windows_hooks_and_other_dtypes_are_not_packed(tiny: Tiny, used:
     handle = backbone.ffn_sites()[0].register_forward_hook(lambda *args: None)
     assert not packs(torch.zeros(1, 2, 8))
     handle.remove()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not packs(torch.zeros(1, 2, 8))
     assert packs(torch.zeros(1, 2, 8))
 
 
@@ -163,6 +165,13 @@ def test_adapters_and_hooks_inside_are_called(tiny: Tiny, used: dict[str, int]) 
         own.weight.mul_(2)
         torch.testing.assert_close(backbone(prompt, batch, token_ids), doubled, atol=1e-5, rtol=0)
         own.weight.div_(2)
+        # A plain layer in its place.
+        zero = nn.Linear(own.in_features, own.out_features, bias=False).requires_grad_(False)
+        zero.weight.zero_()
+        setattr(part, name, zero)
+        without = backbone(prompt, batch, token_ids)
+        setattr(part, name, own)
+        assert not torch.allclose(without, before, atol=1e-3)
     torch.testing.assert_close(backbone(prompt, batch, token_ids), before, atol=1e-5, rtol=0)
 
 

@@ -17,8 +17,9 @@ from prompt_transfer.backbones.attention import PackedAttention, attend
 from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.kernels import frozen_linear, frozen_norm
 from prompt_transfer.backbones.kernels.gated_mlp import swiglu
-from prompt_transfer.backbones.kernels.merged_linear import MergedLinear, are_plain, merged_linear
+from prompt_transfer.backbones.kernels.merged_linear import MergedLinear, merged_linear
 from prompt_transfer.backbones.kernels.packed_attention import Heads, rotated_projection, split_heads
+from prompt_transfer.backbones.last_layer import has_hooks
 
 
 def _is_supported(x: Tensor) -> bool:
@@ -60,10 +61,9 @@ class FusedAttention(FusedForward):
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         states, module = kwargs.get("prompt_states"), self.module
-        layers = (module.q_proj, module.k_proj, module.v_proj, module.o_proj)
         known = isinstance(states, PackedAttention) and position_embeddings is not None and past_key_values is None
         whole = known and position_embeddings[0].shape[-1] == self.heads.width  # type: ignore[index]
-        if not (self.enabled and whole and _is_supported(hidden_states) and are_plain(layers)):
+        if not (self.enabled and whole and _is_supported(hidden_states) and self._reads_layers()):
             return self.original(
                 hidden_states=hidden_states,
                 position_embeddings=position_embeddings,
@@ -84,6 +84,10 @@ class FusedAttention(FusedForward):
             mixed = mixed.reshape(*hidden_states.shape[:2], -1)
         return merged_linear(mixed.contiguous(), self.output), None
 
+    def _reads_layers(self) -> bool:
+        module = self.module
+        return self.inputs.reads(module.q_proj, module.k_proj, module.v_proj) and self.output.reads(module.o_proj)
+
 
 class FusedMLP(FusedForward):
     """A replacement for the `forward` of a SwiGLU feed-forward module, for packed and other batches.
@@ -99,12 +103,12 @@ class FusedMLP(FusedForward):
 
     def __call__(self, x: Tensor) -> Tensor:
         module = self.module
-        hooked = module.act_fn._forward_hooks or module.act_fn._forward_pre_hooks or module.act_fn._backward_hooks
-        if hooked or not self.enabled or not _is_supported(x) or not are_plain((module.gate_proj, module.up_proj)):
+        supported = self.enabled and _is_supported(x) and self.inputs.reads(module.gate_proj, module.up_proj)
+        if not supported or has_hooks([module.act_fn]):
             return self.original(x)
         neurons = swiglu(x, self.inputs)
         # Hooks of the second layer read the neurons.
-        plain = are_plain((module.down_proj,))
+        plain = self.output.reads(module.down_proj)
         return merged_linear(neurons, self.output) if plain else module.down_proj(neurons)
 
 

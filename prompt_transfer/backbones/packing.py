@@ -34,8 +34,8 @@ from prompt_transfer.backbones.kernels.packed_attention import (
 
 
 def is_supported(x: Tensor) -> bool:
-    """Return whether batches are packed for states like `x`: bf16 on a CPU with a kernel for it."""
-    return frozen_linear.is_supported(x)
+    """Return whether batches are packed for states like `x`: bf16 on a CPU with a kernel for it, without autocast."""
+    return frozen_linear.is_supported(x) and not torch.is_autocast_enabled("cpu")
 
 
 class PackedRows:

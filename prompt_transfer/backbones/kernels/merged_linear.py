@@ -7,6 +7,7 @@ are summed inside it, in float32.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,10 @@ class MergedLinear:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget()
+
+    def reads(self, *layers: nn.Module) -> bool:
+        """Return whether the joined layers are these and plain: none was replaced, by an adapter for example."""
+        return all(map(operator.is_, self.layers, layers)) and are_plain(layers)
 
     def product(self, x: Tensor) -> Tensor:
         """Compute the layers' joined outputs [..., out] for x [..., in]."""
