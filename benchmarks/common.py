@@ -17,7 +17,9 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
+from prompt_transfer.backbones import gguf
 from prompt_transfer.backbones.builtin import builtin_backbones
+from prompt_transfer.backbones.loading import resolve
 from prompt_transfer.data.sources import load_task
 from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.utils.files import write_text_atomic
@@ -71,6 +73,16 @@ def save_random(kind: str, size: str, dtype: str, folder: Path) -> None:
     getattr(transformers, CLASSES[name])(config).to(getattr(torch, dtype)).save_pretrained(folder)
     own = "gpt2-nano" if kind == "gpt2" else "roberta-nano"
     AutoTokenizer.from_pretrained(builtin_backbones()[own]).save_pretrained(folder)
+
+
+def model_folder(name: str) -> Path:
+    """Return the folder of a backbone's weights and tokenizer as transformers reads it; GGUF files are unpacked.
+
+    Args:
+        name: a built-in or fetched backbone, a GGUF file or a folder.
+    """
+    source, _ = resolve(name)
+    return Path(gguf.model_folder(Path(source), name) if gguf.is_gguf(source) else source)
 
 
 def sentences(data_root: str | None) -> tuple[list[str], str]:

@@ -14,21 +14,51 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from common import timed
 
+from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.backbones.kernels import frozen_linear
+from prompt_transfer.backbones.kernels.merged_linear import reordered
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a model."""
+    """Sizes of a model.
+
+    Attributes:
+        key_width: width of the keys of all heads together; None for H, less with grouped queries.
+        gated: whether the first FFN layer has two projections of F neurons (SwiGLU).
+    """
 
     layers: int
     hidden: int
     ffn: int
     heads: int
+    key_width: int | None = None
+    gated: bool = False
+
+    @property
+    def keys_values(self) -> int:
+        """The width of the keys and values of a position."""
+        return 2 * (self.key_width or self.hidden)
+
+    @property
+    def first_ffn(self) -> int:
+        """The width of the first FFN layer's output."""
+        return 2 * self.ffn if self.gated else self.ffn
+
+    @classmethod
+    def of(cls, config: Any) -> Sizes:
+        """Read the sizes from the configuration of a BERT-, GPT-2- or Llama-like model."""
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        keys = getattr(config, "num_key_value_heads", None) or heads
+        width = getattr(config, "head_dim", None) or hidden // heads
+        ffn = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
+        gated = FAMILIES[config.model_type].gated(config)
+        return cls(config.num_hidden_layers, hidden, ffn, heads, keys * width, gated)
 
 
 @dataclass(frozen=True)
@@ -77,15 +107,16 @@ def needed(sizes: Sizes, attention: str, prompt_length: int, texts: Sequence[int
         asking = batch if last else rows
         # A single query can read hidden states directly, without computing keys and values.
         reads_states = last and not shared and not causal
-        product(batch if reads_states else entering, hidden, 2 * hidden, batch if reads_states else back)
+        product(batch if reads_states else entering, hidden, sizes.keys_values, batch if reads_states else back)
         product(min(asking, entering), hidden, hidden, min(back, asking))
         product(asking, hidden, hidden)
-        product(asking, hidden, ffn)
+        product(asking, hidden, sizes.first_ffn)
         product(asking, ffn, hidden)
         seen = sum(count + prompt_length for count in texts) if last else pairs
         # Two products forward, four backward.
         attended += 6 * 2.0 * seen * hidden * (sizes.heads if reads_states else 1)
-        elements += asking * (12 * hidden + 5 * ffn)
+        # A gated activation reads two and writes one forward, reads three and writes two backward.
+        elements += asking * (12 * hidden + (8 if sizes.gated else 5) * ffn)
     return Needed(linear, attended, elements)
 
 
@@ -106,11 +137,18 @@ class Rates:
         hidden, ffn = sizes.hidden, sizes.ffn
         self.linear = {
             (inputs, outputs): self._linear(rows, inputs, outputs, dtype, device)
-            for inputs, outputs in ((hidden, hidden), (hidden, 2 * hidden), (hidden, ffn), (ffn, hidden))
-        }
-        shape = (batch * sizes.heads, max(1, rows // batch), hidden // sizes.heads)
-        left, right = (torch.randn(shape, dtype=dtype, device=device) for _ in range(2))
-        self.attention = 2.0 * shape[0] * shape[1] ** 2 * shape[2] / self._median(lambda: left @ right.transpose(1, 2))
+            for inputs, outputs in (
+                (hidden, hidden), (hidden, sizes.keys_values), (hidden, sizes.first_ffn), (ffn, hidden)
+            )
+        }  # fmt: skip
+        # Attention within examples, and from all positions to a shared prompt of 100: the faster one counts.
+        width = hidden // sizes.heads
+        shapes = ((batch * sizes.heads, max(1, rows // batch), max(1, rows // batch)), (sizes.heads, rows, 100))
+        self.attention = 0.0
+        for count, queries, keys in shapes:
+            left, right = (torch.randn(count, size, width, dtype=dtype, device=device) for size in (queries, keys))
+            seconds = self._median(lambda left=left, right=right: left @ right.transpose(1, 2))
+            self.attention = max(self.attention, 2.0 * count * queries * keys * width / seconds)
         source = torch.randn(rows, ffn, dtype=dtype, device=device)
         target = torch.empty_like(source)
         self.copy = 2 * source.numel() * self.itemsize / self._median(lambda: target.copy_(source))
@@ -126,14 +164,20 @@ class Rates:
         x = torch.randn(rows, inputs, dtype=dtype, device=device)
         gradient = torch.randn(rows, outputs, dtype=dtype, device=device)
 
-        # Forward with PyTorch; backward with weights packed once, if there is a kernel for that.
-        sort = dtype is torch.bfloat16 and device == "cpu" and frozen_linear.has_kernel()
-        turned = [frozen_linear.TransposedWeight(sort) for _ in weights]
+        # With weights packed once, if there is a kernel for that.
+        if dtype is torch.bfloat16 and device == "cpu" and frozen_linear.has_kernel():
+            packed = [(reordered(weight), reordered(weight.t().contiguous())) for weight in weights]
 
-        def both() -> None:
-            for weight, other in zip(weights, turned, strict=True):
-                torch.nn.functional.linear(x, weight)
-                other.product(gradient, weight)
+            def both() -> None:
+                for weight, transposed in packed:
+                    frozen_linear.linear_product(x, weight, None)
+                    frozen_linear.linear_product(gradient, transposed, None)
+        else:
+
+            def both() -> None:
+                for weight in weights:
+                    torch.nn.functional.linear(x, weight)
+                    gradient @ weight
 
         return 2 * 2.0 * rows * inputs * outputs * len(weights) / self._median(both)
 

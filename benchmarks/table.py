@@ -31,6 +31,12 @@ STEPS = {
     "full_compiled": "`full`, compiled",
     "shared_compiled": "`shared`, compiled",
 }
+PREDICTIONS = {
+    "loop": "transformers' forward, all logits",
+    "loop_last": "transformers' forward, logits of the last position",
+    "classify": "`classify`",
+    "transfer": "`transfer`, for each of several prompts",
+}
 
 
 def number(value: Any) -> str:
@@ -60,14 +66,33 @@ def steps(report: dict[str, Any]) -> str:
     """Return the section on training steps."""
     keys = ("seconds", "faster_than_peft", "faster_than_old", "peak_mib", "over_matrix_floor", "over_floor_with_bytes")
     rows = [
-        [NAMES[row["model"]], STEPS[row["step"]], row["dtype"], *(row.get(key) for key in keys)]
+        [NAMES.get(row["model"], row["model"]), STEPS[row["step"]], row["dtype"], *(row.get(key) for key in keys)]
         for row in report["rows"]
     ]  # fmt: skip
-    head = ["sizes of", "way", "weights", "s a step", "x PEFT", "x old", "peak MiB", "over matrix floor", "with bytes"]
+    own = report.get("backbone") is not None
+    head = ["model" if own else "sizes of", "way", "weights", "s a step", "x PEFT", "x old", "peak MiB"]
+    head += ["over matrix floor", "with bytes"]
     what = f"A training step: {report['batch_size']} texts of {report['texts']}, prompt of {report['prompt_length']}"
-    how = f"random weights, median of {report['steps']}, ways taken in turn ({where(report)})"
+    how = f"{'its own' if own else 'random'} weights, median of {report['steps']}, ways taken in turn ({where(report)})"
     note = "x PEFT: against its faster way. The floor is that of the arithmetic (`benchmarks/floor.py`)."
     return f"{what}, {how}. {note}{noted(report)}\n\n{markdown(head, rows)}"
+
+
+def prediction(report: dict[str, Any]) -> str:
+    """Return the section on prediction."""
+    keys = ("seconds", "texts_per_second", "faster_than_loop", "faster_than_loop_last")
+    rows = [[report["backbone"], PREDICTIONS[row["way"]], *(row[key] for key in keys)] for row in report["rows"]]
+    head = ["model", "way", "s", "texts a second", "x loop", "x loop, last position"]
+    what = (
+        f"{report['what'][0].upper()}{report['what'][1:]} ({report['texts']}), prompt length {report['prompt_length']}"
+    )
+    how = f"batches of {report['batch_size']}, {report['dtype']}, median of {report['repeats']} ({where(report)})"
+    same = f"Same labels as the loop: {report['same_label_as_loop']:.0%}"
+    apart = f"largest difference of a probability {number(report['largest_difference_to_loop'])}"
+    return (
+        f"{what}, {how}. {same}, {apart} ({number(report['largest_difference_of_the_loops'])} between the loops)."
+        + (f"{noted(report)}\n\n{markdown(head, rows)}")
+    )
 
 
 def noted(report: dict[str, Any]) -> str:
@@ -129,7 +154,10 @@ def _sooner(row: dict[str, Any], peft: dict[str, Any]) -> float | str:
     return peft["mark_seconds"] / row["mark_seconds"] if row["mark_seconds"] else "not reached"
 
 
-PARTS = {"training_step": steps, "time_to_accuracy": race, "many_prompts": many, "start_up": start, "cost": cost}
+PARTS = {
+    "training_step": steps, "training_step_smollm2": steps, "predict_smollm2": prediction, "time_to_accuracy": race,
+    "many_prompts": many, "many_prompts_smollm2": many, "start_up": start, "cost": cost,
+}  # fmt: skip
 
 
 def run(folder: str = "results/benchmarks", page: str = "docs/pages/speed.md", parts: str = ",".join(PARTS)) -> None:

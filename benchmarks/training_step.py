@@ -2,9 +2,11 @@
 
     pip install peft
     python benchmarks/training_step.py --output results/benchmarks/training_step.json
+    python benchmarks/training_step.py --backbone smollm2-135m --output results/benchmarks/training_step_smollm2.json
 
-Models have the sizes of RoBERTa-base, GPT-2 and T5-base and random weights; texts are from SST-2 if `--data_root` has
-it. Each way runs in its own process, whose peak memory includes libraries, loading, forward, backward and optimizer.
+Models have the sizes of RoBERTa-base, GPT-2 and T5-base and random weights, or `--backbone` names a model with its own
+weights. Texts are from SST-2 if `--data_root` has it. Each way runs in its own process, whose peak memory includes
+libraries, loading, forward, backward and optimizer.
 Ways with the same weight dtype run concurrently and take their steps in turn. All pad to the longest text of the batch,
 except the old releases, which pad to 128 tokens. This project uses its sampler's batches of similar lengths; ways with
 `_random` in their name use the same random batches as the others. `floor.py` explains the floor.
@@ -24,10 +26,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import MODELS, facts, save_random, sentences, weights, write
+from common import facts, model_folder, save_random, sentences, weights, write
 from floor import Rates, Sizes, needed
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
+from ways import kind_of
 
+from prompt_transfer.backbones.families import FAMILIES
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.data.batches import LengthGroupedBatchSampler
 from prompt_transfer.utils import results
@@ -110,13 +114,18 @@ def together(specs: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 
 def measure(kind: str, ways: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Measure the ways on the model `kind`; return one row per way."""
+    """Measure the ways on the model `kind`, or on the backbone of that name; return one row per way."""
     steps, size = options["steps"], options["batch_size"]
     specs = {way: {"dtype": options["dtype"], **WAYS[way]} for way in ways}
     with tempfile.TemporaryDirectory() as scratch:
-        folders = {dtype: Path(scratch) / dtype for dtype in {spec["dtype"] for spec in specs.values()}}
-        for dtype, folder in folders.items():
-            save_random(kind, options["size"], dtype, folder)
+        dtypes = {spec["dtype"] for spec in specs.values()}
+        if options["backbone"]:
+            folders = dict.fromkeys(dtypes, model_folder(kind))
+        else:
+            folders = {dtype: Path(scratch) / dtype for dtype in dtypes}
+            for dtype, folder in folders.items():
+                save_random(kind, options["size"], dtype, folder)
+        config = AutoConfig.from_pretrained(next(iter(folders.values())))
         tokenizer = AutoTokenizer.from_pretrained(next(iter(folders.values())))
         random, grouped = batches(options["texts"], tokenizer, size, steps)
         shared = {name: options[name] for name in ("prompt_length", "threads", "device")}
@@ -138,7 +147,7 @@ def measure(kind: str, ways: list[str], options: dict[str, Any]) -> list[dict[st
                             taken[way].append(reply)
         found = [{"model": kind, "step": way, "dtype": specs[way]["dtype"], **summary(taken[way])} for way in ways]
     add_ratios(found)
-    add_floor(kind, found, tokenizer, grouped, options)
+    add_floor(config, found, tokenizer, {True: grouped, False: random}, options)
     return found
 
 
@@ -170,27 +179,31 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
 
 
 def add_floor(
-    kind: str, rows: list[dict[str, Any]], tokenizer: Any, grouped: list[list[str]], options: dict[str, Any]
-) -> None:
-    """Add the ratio of time to floor for this project's ways; not for sequence-to-sequence models."""
-    if kind == "t5":
+    config: Any, rows: list[dict[str, Any]], tokenizer: Any, batches: dict[bool, list[list[str]]],
+    options: dict[str, Any],
+) -> None:  # fmt: skip
+    """Add the ratio of time to floor for this project's ways; not for sequence-to-sequence models.
+
+    Args:
+        config: the model's configuration.
+        rows: extended in place.
+        tokenizer: the model's tokenizer.
+        batches: this project's batches (True), and the random ones.
+        options: those of `run`.
+    """
+    kind = kind_of(config)
+    if kind == "seq2seq_lm":
         return
-    config = MODELS[kind][options["size"]][1]
-    hidden = config.get("hidden_size", config.get("n_embd"))
-    sizes = Sizes(
-        config.get("num_hidden_layers", config.get("n_layer")),
-        hidden,
-        config.get("intermediate_size", 4 * hidden),
-        config.get("num_attention_heads", config.get("n_head")),
-    )
-    length, causal = options["prompt_length"], kind == "gpt2"
+    sizes, length, causal = Sizes.of(config), options["prompt_length"], kind == "causal_lm"
     answer = 0 if causal else 1
-    texts = [[min(len(row), 128) + answer for row in tokenizer(batch)["input_ids"]] for batch in grouped]
     rates: dict[tuple[str, int], Rates] = {}
     for row in rows:
         spec = WAYS[row["step"]]
-        if not spec.get("grouped"):
+        # Padding counts as overhead; encoders compute it in random batches.
+        if spec["way"] not in ("full", "shared") or (not causal and not spec.get("grouped")):
             continue
+        own = batches[bool(spec.get("grouped"))]
+        texts = [[min(len(row), 128) + answer for row in tokenizer(batch)["input_ids"]] for batch in own]
         way = "shared" if causal else spec["way"]
         size = options["batch_size"]
         positions = int(statistics.median(map(sum, texts))) + length * (1 if way == "shared" else size)
@@ -201,7 +214,7 @@ def add_floor(
         work = [needed(sizes, way, length, batch, causal) for batch in texts]
         matrix, both = (statistics.median(each) for each in zip(*map(rates[key].seconds, work), strict=True))
         row["needed_gflop"] = statistics.median(each.total for each in work) / 1e9
-        row["matrix_gflop_per_second"] = rates[key].linear[hidden, sizes.ffn] / 1e9
+        row["matrix_gflop_per_second"] = rates[key].linear[sizes.hidden, sizes.first_ffn] / 1e9
         row["copy_gb_per_second"] = rates[key].copy / 1e9
         row["over_matrix_floor"] = row["seconds"] / matrix
         row["over_floor_with_bytes"] = row["seconds"] / both
@@ -219,6 +232,7 @@ def run(
     device: str = "cpu",
     size: str = "base",
     dtype: str | None = None,
+    backbone: str | None = None,
 ) -> None:
     """Measure and write a JSON file.
 
@@ -235,21 +249,27 @@ def run(
         size: base, or tiny to try the script.
         dtype: dtype of the weights for ways without their own; default bfloat16 if the machine computes in it, else
             float32.
+        backbone: name or folder of a model with its own weights, instead of `models`; in the default ways without
+            those of the old releases.
     """
     torch.set_num_threads(threads)
     texts, task = sentences(data_root)
     settings = {
         "batch_size": batch_size, "prompt_length": prompt_length, "steps": steps, "threads": threads,
-        "device": device, "size": size, "dtype": dtype or weights(device),
+        "device": device, "size": size, "dtype": dtype or weights(device), "backbone": backbone,
     }  # fmt: skip
     report = facts(
-        "training step of models of random weights: classification, one prompt, AdamW",
+        f"training step of {backbone or 'models of random weights'}: classification, one prompt, AdamW",
         ("torch", "transformers", "peft"), texts=task, **settings,
     )  # fmt: skip
     rows = []
-    for kind in models.split(","):
+    if backbone and ways == DEFAULT:
+        ways = DEFAULT.removeprefix("old,")
+    for kind in [backbone] if backbone else models.split(","):
         # A causal model's two modes are the same function, and autocast needs bfloat16 arithmetic.
-        left_out = ("shared",) if kind == "gpt2" else ()
+        family = AutoConfig.from_pretrained(model_folder(backbone)).model_type if backbone else kind
+        causal = FAMILIES[family].kind == "causal_lm"
+        left_out = ("shared",) if causal else ()
         left_out += ("peft_autocast",) if settings["dtype"] == "float32" else ()
         chosen = [way for way in ways.split(",") if not way.startswith(left_out)]
         rows += measure(kind, chosen, {**settings, "texts": texts})

@@ -73,13 +73,20 @@ def ours(spec: dict[str, Any], device: str) -> Step:
     return stepper(loss, [prompt])
 
 
+def kind_of(config: Any) -> str:
+    """Return the kind of backbone of a configuration: `masked_lm`, `causal_lm` or `seq2seq_lm`."""
+    from prompt_transfer.backbones.families import FAMILIES
+
+    return FAMILIES[config.model_type].kind
+
+
 def load(spec: dict[str, Any], head: str) -> tuple[Any, Any, Any]:
     """Load the model, tokenizer and label-word ids; `head` selects an encoder's head."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(spec["model"])
-    kind = {"roberta": head, "gpt2": "CausalLM", "t5": "Seq2SeqLM"}[config.model_type]
-    auto = getattr(transformers, f"AutoModelFor{kind}")
+    kind = kind_of(transformers.AutoConfig.from_pretrained(spec["model"]))
+    name = {"masked_lm": head, "causal_lm": "CausalLM", "seq2seq_lm": "Seq2SeqLM"}[kind]
+    auto = getattr(transformers, f"AutoModelFor{name}")
     model = auto.from_pretrained(spec["model"], dtype=getattr(torch, spec["dtype"]))
     tokenizer = transformers.AutoTokenizer.from_pretrained(spec["model"])
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -94,8 +101,10 @@ def peft(spec: dict[str, Any], device: str) -> Step:
     from peft import PromptTuningConfig, TaskType, get_peft_model
 
     model, tokenizer, words = load(spec, "SequenceClassification")
-    kind = model.config.model_type
-    task = {"roberta": TaskType.SEQ_CLS, "gpt2": TaskType.CAUSAL_LM, "t5": TaskType.SEQ_2_SEQ_LM}[kind]
+    kind = kind_of(model.config)
+    task = {
+        "masked_lm": TaskType.SEQ_CLS, "causal_lm": TaskType.CAUSAL_LM, "seq2seq_lm": TaskType.SEQ_2_SEQ_LM,
+    }[kind]  # fmt: skip
     tuned = get_peft_model(model, PromptTuningConfig(task_type=task, num_virtual_tokens=spec["prompt_length"]))
     tuned.to(device).train()
     pad = tokenizer.pad_token_id
@@ -103,13 +112,13 @@ def peft(spec: dict[str, Any], device: str) -> Step:
     def loss(texts: list[str]) -> tuple[Tensor, int]:
         labels = labels_of(texts)
         wanted = torch.tensor(words)[labels]
-        rows = encoded(spec, tokenizer, texts, room=int(kind == "gpt2"))
-        if kind == "gpt2":
+        rows = encoded(spec, tokenizer, texts, room=int(kind == "causal_lm"))
+        if kind == "causal_lm":
             rows = [[*row, int(word)] for row, word in zip(rows, wanted, strict=True)]
         ids, mask = padded(rows, pad)
-        if kind == "t5":
+        if kind == "seq2seq_lm":
             labels = torch.stack([wanted, torch.full_like(wanted, tokenizer.eos_token_id)], dim=1)
-        elif kind == "gpt2":
+        elif kind == "causal_lm":
             last = mask.sum(dim=1, keepdim=True) - 1
             labels = torch.full_like(ids, -100).scatter(1, last, ids.gather(1, last))
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
@@ -122,7 +131,7 @@ def peft(spec: dict[str, Any], device: str) -> Step:
 def plain(spec: dict[str, Any], device: str) -> Step:
     model, tokenizer, words = load(spec, "MaskedLM")
     model.requires_grad_(False).eval().to(device)
-    kind, embed, length = model.config.model_type, model.get_input_embeddings(), spec["prompt_length"]
+    kind, embed, length = kind_of(model.config), model.get_input_embeddings(), spec["prompt_length"]
     prompt = nn.Parameter(embed.weight[:length].detach().float().clone())
     pad = tokenizer.pad_token_id
 
@@ -131,16 +140,16 @@ def plain(spec: dict[str, Any], device: str) -> Step:
         wanted = torch.tensor(words)[labels_of(texts)].to(device)
         size = len(texts)
         parts = [prompt.to(embed.weight.dtype).expand(size, -1, -1), embed(ids)]
-        if kind == "roberta":
+        if kind == "masked_lm":
             # Release 1.0: answer slot, prompt, text.
             parts.insert(0, embed(torch.full((size, 1), tokenizer.mask_token_id, device=device)))
         x = torch.cat(parts, dim=1)
         seen = torch.cat([mask.new_ones(size, x.shape[1] - mask.shape[1]), mask], dim=1)
-        if kind == "t5":
+        if kind == "seq2seq_lm":
             labels = torch.stack([wanted, torch.full_like(wanted, tokenizer.eos_token_id)], dim=1)
             return model(inputs_embeds=x, attention_mask=seen, labels=labels).loss, ids.shape[1]
         logits = model(inputs_embeds=x, attention_mask=seen).logits
-        places = torch.zeros_like(wanted) if kind == "roberta" else seen.sum(dim=1) - 1
+        places = torch.zeros_like(wanted) if kind == "masked_lm" else seen.sum(dim=1) - 1
         return nn.functional.cross_entropy(logits[torch.arange(size), places].float(), wanted), ids.shape[1]
 
     return stepper(loss, [prompt])

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 
 from prompt_transfer.utils.errors import UserError
 
@@ -138,6 +139,34 @@ def test_shared_work_counts_the_prompt_once(benchmark: Any) -> None:
     assert full.linear[768, 3072] / shared.linear[768, 3072] == pytest.approx(4000 / 900, rel=0.01)
 
 
+def test_work_of_grouped_queries_and_gated_layers(benchmark: Any) -> None:
+    floor = benchmark("floor")
+    config = transformers.LlamaConfig(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
+    )
+    sizes = floor.Sizes.of(config)
+    assert (sizes.layers, sizes.heads, sizes.keys_values, sizes.first_ffn) == (3, 4, 8, 24)
+    gpt2 = floor.Sizes.of(transformers.GPT2Config(n_embd=8, n_layer=3, n_head=4))
+    assert (gpt2.keys_values, gpt2.first_ffn, gpt2.ffn) == (16, 32, 32)
+    work = floor.needed(sizes, "shared", 3, [5, 5], causal=True)
+    # Two gated layers at all 13 positions, the last at 2; forward and backward.
+    assert work.linear[8, 24] == 2 * 8 * 24 * 2 * (13 + 13 + 2)
+    assert work.linear[12, 8] == 2 * 8 * 12 * 2 * (13 + 13 + 2)
+
+
+def test_prediction_is_compared_on_the_same_answers(benchmark: Any, tmp_path: Path) -> None:
+    output = tmp_path / "predict.json"
+    benchmark("predict").run(
+        str(output), backbone="gpt2-nano", data_root=str(tmp_path), texts=5, batch_size=2, prompt_length=4, prompts=2,
+        repeats=1, threads=1, dtype="float32",
+    )  # fmt: skip
+    report = json.loads(output.read_text())
+    assert [row["way"] for row in report["rows"]] == ["loop", "loop_last", "classify", "transfer"]
+    assert report["largest_difference_to_loop"] < 1e-5
+    assert report["largest_difference_of_the_loops"] < 1e-5
+    assert report["same_label_as_loop"] == 1
+
+
 def test_rates_are_positive_and_give_seconds(benchmark: Any) -> None:
     floor = benchmark("floor")
     sizes = floor.Sizes(layers=2, hidden=8, ffn=16, heads=2)
@@ -189,7 +218,14 @@ def test_tables_stand_between_the_markers(benchmark: Any, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("page", "parts"),
-    [("docs/pages/speed.md", "training_step,time_to_accuracy,many_prompts,start_up"), ("results/README.md", "cost")],
+    [
+        (
+            "docs/pages/speed.md",
+            "training_step,training_step_smollm2,predict_smollm2,time_to_accuracy,many_prompts,many_prompts_smollm2,"
+            "start_up",
+        ),
+        ("results/README.md", "cost"),
+    ],
 )
 def test_pages_show_the_reports_that_are_kept(benchmark: Any, tmp_path: Path, page: str, parts: str) -> None:
     copy = tmp_path / "page.md"

@@ -52,7 +52,7 @@ def test_computed_again_equals_kept(tiny: Tiny, family: str, attention: str, mon
 
 
 @pytest.mark.parametrize("attention", ["full", "shared"])
-@pytest.mark.parametrize("family", ["roberta", "gpt2", "t5"])
+@pytest.mark.parametrize("family", ["roberta", "gpt2", "t5", "mistral"])
 def test_traced_layers_equal_others(tiny: Tiny, family: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Trace without code generation: the risk lies in how the tracer handles our attention function.
     original = torch.compile
@@ -61,6 +61,23 @@ def test_traced_layers_equal_others(tiny: Tiny, family: str, attention: str, mon
     expected = logits_and_gradient(FrozenBackbone(str(tiny(family)), attention=attention))
     backbone = FrozenBackbone(str(tiny(family)), attention=attention, compile=True)
     torch.testing.assert_close(logits_and_gradient(backbone), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_compiled_layers_of_a_model_share_their_graphs(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel object per module would give every layer its own graphs."""
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: original(function, backend="eager", **options))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    backbone = FrozenBackbone(str(tiny("mistral")), compile=True)
+    logits_and_gradient(backbone)
+    first = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    forwards = [module.__dict__.get("forward") for module in backbone.model.model.layers[0].modules()]
+    assert [type(forward).__name__ for forward in forwards if forward is not None] == ["LayerCall"]
+    logits_and_gradient(backbone)
+    # Two layers are compiled: for prompts and texts, with a gradient of the input or (texts in the first) without, and
+    # for prompts again once the cache has entries.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == first == 4
 
 
 def test_layers_that_are_used_many_times_are_refused(tiny: Tiny) -> None:

@@ -88,10 +88,10 @@ def classify(
     if loaded.labels_for(known.name, known.stored_words) is not None:
         objective.use_label_rows(*stored_rows([loaded], [known], initial_rows(objective, model)))
     data.connect(model.encoder(loaded.length)).setup("predict")
-    rows = loaded.values.to(model.device)
     with torch.inference_mode():
+        bank = model.record(loaded.values.to(model.device))
         parts = [
-            objective.predict(rows, {key: value.to(model.device) for key, value in batch.items()})["probabilities"]
+            objective.predict(bank, {key: value.to(model.device) for key, value in batch.items()})["probabilities"]
             for batch in data.predict_dataloader()
         ]
     shares = torch.cat(parts).float().cpu()

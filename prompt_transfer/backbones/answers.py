@@ -192,12 +192,20 @@ class CausalAnswers(Answers):
 
     def _text_states(self, prompts: Prompts, text: InputPart, at: Tensor) -> Tensor:
         """Compute the text's hidden states [B, S, H] at `at` [B, S], whose first position is the answer slot."""
+        if self.stack.packs(text.embeddings):
+            return self.stack.run_packed(self._given(prompts), text, prompts.ids, at)
         if not prompts.length:
             with self.answering(at[:, 0], prompts):
                 return self.stack.run_alone(text, at)
         _, states = self.record(prompts)
         with self.answering(at[:, 0], prompts):
             return self.stack.run_after_prompt(states, text, prompts.length, prompts.ids, at)
+
+    def _given(self, prompts: Prompts) -> InputPart | PromptStates | None:
+        """Return the prompts for `Stack.run_packed`."""
+        if prompts.recorded is not None:
+            return prompts.recorded[1]
+        return self.prompt_part(prompts.embeddings) if prompts.embeddings is not None and prompts.length else None
 
     def target_states(self, prompts: Prompts, batch: dict[str, Tensor]) -> Tensor:
         ids, mask, targets = batch["input_ids"], batch["attention_mask"], batch["target_ids"]

@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from prompt_transfer.backbones.kernels.frozen_linear import stop_sharing_rows
 from prompt_transfer.backbones.kernels.matmul_attention import matmul_attention, softmax_scale
+from prompt_transfer.backbones.kernels.packed_attention import Heads, Rotation
 from prompt_transfer.backbones.kernels.shared_prefix_attention import is_worthwhile, shared_prefix_attention
 
 NAME = "prompt_transfer"
@@ -65,6 +66,11 @@ class PromptStates:
         self.prompt_ids: Tensor | None = None
         self.position_bias: Tensor | None = None
         self._next = self._taken = 0
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return self.layers[0][0].shape[2]
 
     def read(self, prompt_ids: Tensor | None, position_bias: Tensor | None = None) -> PromptStates:
         """Start reading at the first layer.
@@ -184,6 +190,33 @@ class CachedKV:
         """Return None: sharing saves little for the few positions of the second call."""
 
 
+class PackedAttention:
+    """The attention of a packed batch (`packing.py`), instead of keys and values given to the layer."""
+
+    def enter(self) -> PackedAttention:
+        """Return the attention of the next layer call; that of a layer returns itself."""
+        raise NotImplementedError
+
+    def enter_last(self) -> PackedAttention:
+        """Return the attention of the last layer, which is called twice.
+
+        The first call leaves the layer with `StopAfterKV`; the second has the queries of the scored positions only.
+        """
+        raise NotImplementedError
+
+    def rotation(self, position_embeddings: tuple[Tensor, Tensor], heads: Heads, scale: float) -> Rotation:
+        """Return the tables of rotary positions, computed once for all layers."""
+        raise NotImplementedError
+
+    def attend_rotated(self, rotated: Tensor, values: Tensor, heads: Heads) -> Tensor | None:
+        """Compute the attention [1, R, A D] of the results of `rotated_projection`; None if `attend` must be used."""
+        raise NotImplementedError
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+        """Compute the attention of packed queries, keys and values [1, heads, R, D]: [1, R, heads, D]."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class AbsorbedKV:
     """The attention's input and its key and value projections, instead of keys and values; for one query per example.
@@ -210,7 +243,7 @@ def attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    prompt_states: LayerStates | AbsorbedKV | None = None,
+    prompt_states: LayerStates | AbsorbedKV | PackedAttention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Compute scaled dot-product attention over the keys and values given by `prompt_states`.
@@ -220,9 +253,24 @@ def attend(
     """
     stop_sharing_rows()
     if prompt_states is None:
-        return _attend_plain(module, query, key, value, attention_mask, **kwargs)
+        return attend_own(module, query, key, value, attention_mask, **kwargs)
     if isinstance(prompt_states, AbsorbedKV):
         return prompt_states.attend(module, query, attention_mask, kwargs.get("scaling")), None
+    if isinstance(prompt_states, PackedAttention):
+        return prompt_states.attend(module, query, key, value, **kwargs), None
+    return attend_to_prompt(module, query, key, value, attention_mask, prompt_states, **kwargs)
+
+
+def attend_to_prompt(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    prompt_states: LayerStates,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Compute attention over the keys and values given by `prompt_states`, arguments as in `attend`."""
     if prompt_states.position_bias is not None:
         kwargs["position_bias"] = prompt_states.position_bias
     can_share = torch.is_grad_enabled() and query.device.type == "cpu" and not kwargs.get("dropout")
@@ -231,10 +279,10 @@ def attend(
         options = {name: kwargs.get(name) for name in ("scaling", "position_bias")}
         return shared_prefix_attention(module, query, key, value, prompt, attention_mask, **options)
     key, value = prompt_states.exchange(key, value)
-    return _attend_plain(module, query, key, value, attention_mask, **kwargs)
+    return attend_own(module, query, key, value, attention_mask, **kwargs)
 
 
-def _attend_plain(
+def attend_own(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Compute attention with transformers' SDPA, or with the faster kernel for training in bf16 on a CPU."""

@@ -46,11 +46,17 @@ def _decoder(name: str, body: str = "model", head: str = "lm_head", **more: Any)
         "ffn_site": f"{body}.layers.{{i}}.mlp.down_proj",
         "ffn_input": True,
         "activation": f"{body}.layers.{{i}}.mlp.act_fn",
+        "swiglu": f"{body}.layers.{{i}}.mlp",
         "gated": lambda config: True,
         "layer": f"{body}.layers.{{i}}",
         "learning_rate": 0.003,
     }
     return Family(name, "causal_lm", body, (head,), **{**facts, **more})
+
+
+def _llama_like(name: str, **more: Any) -> Family:
+    """Return the row of a Llama-like causal LM with Llama's attention."""
+    return _decoder(name, rotary="model.layers.{i}.self_attn", **more)
 
 
 def _own_attention(name: str, activation: str = "act", **more: Any) -> Family:
@@ -183,20 +189,21 @@ FAMILIES: dict[str, Family] = {
             0.003,
             layer="gpt_neox.layers.{i}",
         ),
-        _decoder("llama"),
-        _decoder("qwen2", sliding=_sliding_window),
+        _llama_like("llama"),
+        _llama_like("qwen2", sliding=_sliding_window),
         _decoder("qwen3", sliding=_sliding_window),
-        _decoder("mistral", sliding=lambda config: config.sliding_window, one_mask=True),
+        _llama_like("mistral", sliding=lambda config: config.sliding_window, one_mask=True),
         _decoder(
             "phi3",
             activation="model.layers.{i}.mlp.activation_fn",
+            swiglu=None,
             sliding=lambda config: config.sliding_window,
             one_mask=True,
         ),
         _decoder("olmo2"),
         _decoder("smollm3", sliding=_sliding_window),
-        _decoder("granite", logits=lambda config, logits: logits / config.logits_scaling),
-        _decoder("gemma"),
+        _llama_like("granite", logits=lambda config, logits: logits / config.logits_scaling),
+        _llama_like("gemma"),
         # Only eager attention applies the soft cap to the attention scores.
         _decoder("gemma2", plain=True, layer=None, attention="eager"),
         _decoder("gemma3_text", sliding=_sliding_window, logits=_capped),

@@ -40,6 +40,8 @@ class Family:
         reshaped: path of the module after the last layer whose output the body reshapes to the input's shape, if any.
         cross_attention: path of the cross-attention of decoder layer `{i}`, if it is like T5's.
         self_attention: path of the self-attention of decoder layer `{i}`, if it is like T5's.
+        rotary: path of the attention of layer `{i}`, if it is like Llama's: rotary positions, no norms of its own.
+        swiglu: path of the feed-forward module of layer `{i}`, if it is like Llama's.
         activation: path of the activation function of layer `{i}`, if it is not `ffn_site`.
         gated: configuration -> whether a second projection is multiplied with the activation.
         learning_rate: default with AdamW for prompts initialized from vocabulary embeddings.
@@ -75,6 +77,8 @@ class Family:
     reshaped: str | None = None
     cross_attention: str | None = None
     self_attention: str | None = None
+    rotary: str | None = None
+    swiglu: str | None = None
     activation: str | None = None
     gated: Callable[[Any], bool] = lambda config: False
     layers: Callable[[Any], int] = lambda config: config.num_hidden_layers

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prompt_transfer.backbones import (
     decoder_attention,
     deep,
+    fused_layers,
     generic,
     layer_calls,
     loading,
@@ -24,7 +25,6 @@ from prompt_transfer.backbones.config import BackboneConfig
 from prompt_transfer.backbones.encoder import TextEncoder
 from prompt_transfer.backbones.fingerprint import text_rules
 from prompt_transfer.backbones.gguf import SOURCE
-from prompt_transfer.backbones.kernels import frozen_linear, frozen_norm
 from prompt_transfer.backbones.layouts import get_layout
 from prompt_transfer.backbones.prompt_inputs import PromptBank, Prompts, expand_texts
 from prompt_transfer.backbones.sharding import Shardable
@@ -117,8 +117,7 @@ class FrozenBackbone(Shardable):
         output = model.get_output_embeddings()
         self._output = SelectedRows.sharing(output)
         substitutes.replace(model, path_of(model, output), self._output)
-        frozen_norm.substitute(model)
-        frozen_linear.substitute(model)
+        fused_layers.substitute(model, family)
 
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stay in evaluation mode; with `dropout` follow `mode`."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prompt_transfer.backbones.attention import AbsorbedKV, CachedKV, StopAfterKV
+from prompt_transfer.backbones.attention import AbsorbedKV, CachedKV, PackedAttention, StopAfterKV
 from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.kernels.frozen_linear import stop_sharing_rows
 
@@ -124,7 +124,8 @@ class LastLayer:
             # the prompt.
             stop_sharing_rows()
         else:
-            given["prompt_states"] = CachedKV(given.get("prompt_states"))
+            own = given.get("prompt_states")
+            given["prompt_states"] = own.enter_last() if isinstance(own, PackedAttention) else CachedKV(own)
             with suppress(StopAfterKV):
                 layer.forward(**given)
         for name, dim in _DIMENSIONS.items():

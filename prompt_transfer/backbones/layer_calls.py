@@ -14,7 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_transfer.backbones import sharding
-from prompt_transfer.backbones.attention import PromptStates
+from prompt_transfer.backbones.attention import PackedAttention, PromptStates
+from prompt_transfer.backbones.fused_layers import FusedForward
+from prompt_transfer.backbones.kernels.frozen_linear import LinearForward
+from prompt_transfer.backbones.kernels.frozen_norm import NormForward
 from prompt_transfer.backbones.stack import Stack
 from prompt_transfer.utils.errors import UserError
 
@@ -32,6 +35,8 @@ class LayerCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         states = kwargs.get("prompt_states")
+        if isinstance(states, PackedAttention):
+            return self.run(self.forward, *args, **{**kwargs, "prompt_states": states.enter()})
         if not isinstance(states, PromptStates):
             return self.run(self.forward, *args, **kwargs)
         own = states.enter()
@@ -79,5 +84,9 @@ def compile_layers(stack: Stack, name: str) -> None:
     """
     sharding.refuse_compiled(sharding.is_deferred())
     for layer in layers_of(stack, name):
+        for module in layer.modules():
+            # They are unused in compiled code, but one object per module: each layer would get its own graphs.
+            if isinstance(module.__dict__.get("forward"), NormForward | LinearForward | FusedForward):
+                del module.forward
         layer.forward = LayerCall(torch.compile(layer.forward, dynamic=True), _plain)
     stack.compiled = True

@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from prompt_transfer.backbones.attention import CachedKV, PromptStates
+from prompt_transfer.backbones.fused_layers import FusedForward
 from prompt_transfer.backbones.kernels.frozen_linear import LinearForward
 from prompt_transfer.backbones.layer_files import FILES, LayerFiles, TensorFiles, check_layers, is_shardable, layers_of
 from prompt_transfer.backbones.quantization import quantize_part
@@ -119,6 +120,8 @@ def shard(backbone: FrozenBackbone, device: torch.device) -> None:
         if isinstance(forward, LinearForward):
             # It would keep a second copy of the gathered weights.
             forward.transposed.enabled = False
+        elif isinstance(forward, FusedForward):
+            forward.enabled = False
     files: LayerFiles | None = getattr(model, FILES, None)
     with nullcontext() if files is None else files.tensors.opened():
         for layer in layers_of(model):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prompt_transfer.backbones.attention import FixedPositionBias, LayerStates, PromptStates
+from prompt_transfer.backbones import packing
+from prompt_transfer.backbones.attention import FixedPositionBias, PromptStates
 from prompt_transfer.backbones.family import Family
 from prompt_transfer.backbones.kernels.frozen_linear import SharedRows, sharing_rows
 from prompt_transfer.backbones.last_layer import LastLayer, Positions, gather_positions, has_hooks
@@ -114,7 +115,48 @@ class Stack:
         masks, bias = self._attention_masks(text.mask, prompt_length)
         return self._run(text, masks, states.read(prompt_ids, bias), at)
 
-    def _run(self, part: InputPart, masks: Any, states: LayerStates | None, at: Positions | None) -> Tensor:
+    def packs(self, x: Tensor) -> bool:
+        """Return whether batches with embeddings like `x` are run packed, by `run_packed`."""
+        plain = self.last is None or self.family.plain or self.family.sliding(self.config) is not None
+        if not self.causal or plain or self.compiled or self.body.training or not packing.is_supported(x):
+            return False
+        # Hooks read states by example, and layers that are sharded gather for recorded prompts.
+        return not has_hooks(self.body.modules())
+
+    def run_packed(
+        self, prompts: InputPart | PromptStates | None, text: InputPart, prompt_ids: Tensor | None, at: Tensor
+    ) -> Tensor:
+        """Compute hidden states of a causal model's texts in one pass with their prompts.
+
+        Args:
+            prompts: the prompts [N, P, H], or their key/value cache; None for texts without a prompt.
+            text: the texts [B, T, H].
+            prompt_ids: [B], prompt of each example; None if there is only one prompt.
+            at: [B, S], positions to return.
+
+        Returns:
+            [B, S, H]
+        """
+        part, recorded, count, length = None, None, 0, 0
+        if isinstance(prompts, InputPart):
+            part, (count, length) = prompts, prompts.mask.shape
+        elif prompts is not None:
+            recorded, length = prompts.read(prompt_ids), prompts.length
+        rows = packing.PackedRows(text.mask, count, length)
+        keys = torch.arange(length + text.mask.shape[1])
+        causal = (keys <= keys[length:, None])[None, None]
+        states = packing.PackedStates(rows, causal, at, prompt_ids, recorded)
+        packed = InputPart(
+            *(
+                rows.pack(getattr(text, field.name), None if part is None else getattr(part, field.name))
+                for field in fields(InputPart)
+            )
+        )
+        # transformers builds no mask if it is given one with four dimensions; `states` has its own.
+        unused = packed.mask.bool()[:, None, None, :]
+        return self._run(packed, unused, states, rows.scored(at)).view(*at.shape, -1)
+
+    def _run(self, part: InputPart, masks: Any, states: Any, at: Positions | None) -> Tensor:
         options: dict[str, Any] = {} if states is None else {"prompt_states": states}
         if self.family.position_ids:
             options["position_ids"] = part.positions

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prompt_transfer.backbones.frozen import FrozenBackbone
+from prompt_transfer.backbones.prompt_inputs import PromptBank
 from prompt_transfer.data.contract import BatchRules, check_batch
 from prompt_transfer.data.datamodule import TaskDataModule
 from prompt_transfer.data.tokens import named_rows
@@ -45,6 +46,8 @@ class PromptedModule(L.LightningModule):
         self.calibrate = False
         self.records: list[dict[str, Any]] = []
         self.answered = FirstNonFinite()
+        # The prompt prepared for many batches, while predicting.
+        self._bank: PromptBank | None = None
         # Examples so far in the batches of a loader that does not number them.
         self._numbered = 0
 
@@ -161,6 +164,11 @@ class PromptedModule(L.LightningModule):
 
     def on_predict_start(self) -> None:
         self.calibrate_answers()
+        # The prompt does not change between the batches.
+        self._bank = self.backbone.record(self.current_prompt())
+
+    def on_predict_end(self) -> None:
+        self._bank = None
 
     def evaluation_step(self, batch: dict[str, Tensor], split: str) -> None:
         """Update the metrics of `split`."""
@@ -286,7 +294,7 @@ class PromptedModule(L.LightningModule):
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Return `ids`, `task_ids` [B] and `probabilities` [B, C], or `texts` for generation tasks."""
         batch = self.complete(batch)
-        output = self.objective.predict(self.current_prompt(), batch)
+        output = self.objective.predict(self.current_prompt() if self._bank is None else self._bank, batch)
         if "probabilities" in output:
             self.answered.observe_rows("answer", output["probabilities"].sum(dim=1), batch["ids"])
         if "options" in output:

@@ -50,7 +50,7 @@ def is_supported(x: Tensor) -> bool:
     return x.dtype is DTYPE and x.device.type == "cpu" and has_kernel()
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute `x W' + b` for x [..., in] and weight [out, in], plain or reordered."""
     output: Tensor = _kernel()(x, weight, bias, "none", [], "")
     return output
@@ -158,7 +158,7 @@ class TransposedWeight:
         if self.reordered is None or self.address != weight.data_ptr() or not torch.equal(self.sample, sample):
             self.reordered = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous())
             self.address, self.sample = weight.data_ptr(), sample.clone()
-        return _product(gradient.contiguous(), self.reordered, None)
+        return linear_product(gradient.contiguous(), self.reordered, None)
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -176,13 +176,13 @@ class _FrozenLinear(torch.autograd.Function):
         ctx.save_for_backward(weight)
         ctx.transposed, ctx.shared = transposed, shared
         if shared is None:
-            return _product(x, weight, bias)
+            return linear_product(x, weight, bias)
         output = x.new_empty(*x.shape[:2], len(weight))
         prompts = x[shared.prompts.examples, shared.start : shared.end]
-        output[:, shared.start : shared.end] = shared.prompts.expand(_product(prompts, weight, bias))
+        output[:, shared.start : shared.end] = shared.prompts.expand(linear_product(prompts, weight, bias))
         for part in (slice(0, shared.start), slice(shared.end, None)):
             if x[0, part].numel():
-                output[:, part] = shared.expand_texts(_product(shared.unique_texts(x[:, part]), weight, bias))
+                output[:, part] = shared.expand_texts(linear_product(shared.unique_texts(x[:, part]), weight, bias))
         return output
 
     @staticmethod
@@ -247,10 +247,11 @@ class LinearForward:
         return frozen_linear(x, weight, self.layer.bias, self.transposed, shared)
 
 
-def substitute(model: nn.Module) -> None:
-    """Patch every linear layer to use the frozen kernel."""
+def substitute(model: nn.Module) -> int:
+    """Patch every linear layer to use the frozen kernel; return the bytes of their weights."""
     # Subclasses may compute something else.
     layers = [layer for layer in model.modules() if type(layer) in (nn.Linear, Conv1D)]
     size = sum(weight.nbytes for layer in layers for weight in layer.parameters(recurse=False))
     for layer in layers:
         layer.forward = LinearForward(layer, keep_transposed=size <= MAX_TRANSPOSED_BYTES)
+    return size
