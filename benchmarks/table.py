@@ -118,7 +118,9 @@ def many(report: dict[str, Any]) -> str:
     keys = ("at_once_s", "one_after_the_other_s", "speed", "cost_over_one_run")
     rows = [[row["attention"], str(row["prompts"]), *(row[key] for key in keys)] for row in report["rows"]]
     head = ["attention", "prompts", "at once, s", "one after the other, s", "times faster", "over one run"]
-    return f"{report['what']}, {report['steps']} steps ({where(report)}).\n\n{markdown(head, rows)}"
+    alone = report.get("alone")
+    note = "" if alone is None else f" Of the runs one after the other at most {alone} were measured, and scaled to N."
+    return f"{report['what']}, {report['steps']} steps ({where(report)}).{note}\n\n{markdown(head, rows)}"
 
 
 def start(report: dict[str, Any]) -> str:
