@@ -19,7 +19,7 @@ NOTEBOOKS_STAMP := $(VENV)/.installed-notebooks
 INSTALL_INPUTS := setup.cfg pyproject.toml requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help environment quickstart test test-real lint format wheel docs test-notebooks notebooks bench clean
+.PHONY: help environment quickstart test test-real lint format wheel docs test-notebooks notebooks bench bench-gpu clean
 # Two goals of one `make -j` would install into one environment at the same time.
 .NOTPARALLEL:
 
@@ -70,6 +70,9 @@ bench: $(BENCH_STAMP) ## speed and memory against PEFT and others; an hour or tw
 	$(BIN)/python benchmarks/many_prompts.py --output $(BENCH)/many_prompts.json
 	$(BIN)/python benchmarks/table.py --folder $(BENCH) --page docs/pages/speed.md --parts training_step,time_to_accuracy,many_prompts,start_up
 	$(BIN)/python benchmarks/table.py --folder $(BENCH) --page results/README.md --parts cost
+
+bench-gpu: $(BENCH_STAMP) ## the tables of bench on a GPU, small settings; at most ten minutes
+	$(BIN)/python benchmarks/gpu.py --data_root $(DATA) --output $(BENCH)/gpu
 
 clean: ## remove what tools leave behind; the environment stays
 	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis htmlcov .coverage .coverage.*

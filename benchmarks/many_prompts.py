@@ -27,11 +27,12 @@ from prompt_transfer.utils import results
 from prompt_transfer.utils.allocation import keep_memory
 
 
-def train(module: PromptTuning, data: TaskDataModule, steps: int, seed: int) -> float:
+def train(module: PromptTuning, data: TaskDataModule, steps: int, seed: int, device: str = "cpu") -> float:
     """Train for `steps` steps, evaluating halfway and at the end; return the seconds."""
     L.seed_everything(seed, verbose=False)
+    options = {"max_steps": steps, "val_check_interval": max(1, steps // 2)}
     trainer = L.Trainer(
-        **{**TRAINER_DEFAULTS, "max_steps": steps, "val_check_interval": max(1, steps // 2)},
+        **{**TRAINER_DEFAULTS, **options, "accelerator": "gpu" if device == "cuda" else device},
         logger=False, enable_checkpointing=False, enable_progress_bar=False,
     )  # fmt: skip
     started = time.perf_counter()
@@ -54,6 +55,7 @@ def run(
     repeats: int = 3,
     threads: int = 2,
     dtype: str = "float32",
+    device: str = "cpu",
 ) -> None:
     """Measure and write a JSON file.
 
@@ -70,6 +72,7 @@ def run(
         repeats: runs of each way; medians are reported.
         threads: number of torch threads.
         dtype: dtype of the backbone's weights.
+        device: cpu or cuda.
     """
     torch.set_num_threads(threads)
     quiet()
@@ -77,6 +80,7 @@ def run(
     report = facts(
         f"{prompts} prompts of {backbone} on {task}: trained at once and one after the other", steps=steps,
         repeats=repeats, batch_size=batch_size, prompt_length=prompt_length, dtype=dtype, threads=threads,
+        device=device,
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     for attention in ("full", "shared"):
@@ -86,16 +90,16 @@ def run(
         data = TaskDataModule(
             task, "local" if data_root else "builtin", data_root, batch_size=batch_size, limit_eval=limit_eval
         )
-        train(PromptTuning(**same), data, 2, 0)  # tokenises, and warms up
+        train(PromptTuning(**same), data, 2, 0, device)  # tokenises, and warms up
         taken: dict[str, list[float]] = {"at once": [], "one after the other": []}
         apart = 0.0
         for _ in range(repeats):
             together = PromptEnsemble(seeds=list(range(prompts)), **same)
-            taken["at once"].append(train(together, data, steps, 0))
+            taken["at once"].append(train(together, data, steps, 0, device))
             seconds = 0.0
             for seed in range(prompts):
                 alone = PromptTuning(**same)
-                seconds += train(alone, data, steps, seed)
+                seconds += train(alone, data, steps, seed, device)
                 moved = together.prompt(f"prompt-seed{seed}").embeddings - alone.prompt().embeddings
                 apart = max(apart, moved.abs().max().item())
             taken["one after the other"].append(seconds)

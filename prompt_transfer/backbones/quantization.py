@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ from prompt_transfer.backbones.family import Family
 from prompt_transfer.utils.errors import UserError
 
 INT4_GROUP, NF4_BLOCK = 32, 64
+# Weights that a CPU expands at once. Their float32 copies fit in a core's cache; those of a whole matrix add 100 MB and
+# more to the peak memory of a model with a few billion weights.
+EXPANDED_AT_ONCE = 1 << 18
 
 
 def _library(name: str, method: str) -> Any:
@@ -74,6 +78,17 @@ class QuantizedWeight(nn.Module):
         """Return the matrix [out, in] as a new tensor."""
         raise NotImplementedError
 
+    def _expand(self, shape: tuple[int, int], dtype: torch.dtype, expanded: Callable[[slice], Tensor]) -> Tensor:
+        """Return the matrix of a shape from a function that returns some of its rows."""
+        (rows, columns), device = shape, next(self.parameters()).device
+        # A GPU has memory for the copies, and takes one kernel per operation.
+        at_once = max(1, EXPANDED_AT_ONCE // columns) if device.type == "cpu" else rows
+        output = torch.empty(shape, dtype=dtype, device=device)
+        for start in range(0, rows, at_once):
+            part = slice(start, start + at_once)
+            output[part] = expanded(part)
+        return output
+
 
 class Int8Weight(QuantizedWeight):
     """torchao's symmetric int8 with a scale per row."""
@@ -89,7 +104,8 @@ class Int8Weight(QuantizedWeight):
         return cls(values=found.qdata, scale=found.scale.float())
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return torch.mul(self.values, self.scale).to(dtype)
+        rows, columns = self.values.shape
+        return self._expand((rows, columns), dtype, lambda part: self.values[part].float().mul_(self.scale[part]))
 
 
 class Int4Weight(QuantizedWeight):
@@ -121,8 +137,14 @@ class Int4Weight(QuantizedWeight):
         return cls(values=values[:, ::2] | values[:, 1::2] << 4, scale=scale.view(groups), offset=offset.view(groups))
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        values = torch.stack([self.values & 15, self.values >> 4], dim=-1).view(len(self.values), -1, INT4_GROUP)
-        return torch.addcmul(self.offset.float(), values - 8.0, self.scale.float()).flatten(1).to(dtype)
+        rows, columns = self.values.shape
+
+        def expanded(part: slice) -> Tensor:
+            packed = self.values[part]
+            values = torch.stack([packed & 15, packed >> 4], dim=-1).view(len(packed), -1, INT4_GROUP)
+            return torch.addcmul(self.offset[part].float(), values - 8.0, self.scale[part].float()).flatten(1)
+
+        return self._expand((rows, 2 * columns), dtype, expanded)
 
 
 class NF4Weight(QuantizedWeight):
