@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,36 @@ def test_expanding_copies_no_whole_matrix_in_float32(method: str) -> None:
         weight.dequantize(torch.bfloat16)
     # The matrix in bf16; in float32 it has 4 MiB.
     assert max(sizes) == 2 * 2**20
+
+
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_products_share_the_memory_of_expanded_weights(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "_scratch", quantization._Scratch())
+    generator = torch.Generator().manual_seed(0)
+    small, large = (METHODS[method].from_weight(torch.randn(size, 64, generator=generator)) for size in (8, 32))
+    # A first use in inference mode must not prevent training.
+    with torch.inference_mode():
+        QuantizedLinear(small, None, 64, 8)(torch.randn(2, 64))
+    x = torch.randn(3, 64, generator=generator, requires_grad=True)
+    layers = [QuantizedLinear(weight, None, 64, len(weight.dequantize(torch.float32))) for weight in (small, large)]
+    outputs = [layer(x) for layer in layers]
+    sum(output.square().sum() for output in outputs).backward()
+    matrices = [weight.dequantize(torch.float32) for weight in (small, large)]
+    for output, matrix in zip(outputs, matrices, strict=True):
+        torch.testing.assert_close(output, x @ matrix.t())
+    torch.testing.assert_close(x.grad, sum(2 * (x @ matrix.t()) @ matrix for matrix in matrices))
+    assert {dtype: len(block) for dtype, block in quantization._scratch.blocks.items()} == {torch.float32: 32 * 64}
+    # A new tensor unless asked otherwise.
+    assert large.dequantize(torch.float32).data_ptr() != large.dequantize(torch.float32, reuse=True).data_ptr()
+
+
+def test_each_thread_has_its_own_memory_for_expanded_weights() -> None:
+    weight = METHODS["int8"].from_weight(torch.randn(8, 64, generator=torch.Generator().manual_seed(0)))
+    here = weight.dequantize(torch.float32, reuse=True)
+    with ThreadPoolExecutor(1) as pool:
+        there = pool.submit(weight.dequantize, torch.float32, True).result()
+    assert here.data_ptr() != there.data_ptr()
+    assert torch.equal(here, there)
 
 
 @pytest.mark.parametrize("method", list(METHODS))
