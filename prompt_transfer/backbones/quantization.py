@@ -28,6 +28,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from prompt_transfer.backbones.family import Family
+from prompt_transfer.utils.allocation import returning_memory
 from prompt_transfer.utils.errors import UserError
 
 INT4_GROUP, NF4_BLOCK = 32, 64
@@ -295,7 +296,8 @@ def _linear(model: nn.Module) -> dict[str, Any]:
 def _replace(model: nn.Module, layers: dict[str, Any], kind: type[QuantizedWeight]) -> None:
     for path, layer in layers.items():
         weight = _matrix(layer)
-        quantized = QuantizedLinear(kind.from_weight(weight), layer.bias, weight.shape[1], weight.shape[0])
+        with returning_memory():
+            quantized = QuantizedLinear(kind.from_weight(weight), layer.bias, weight.shape[1], weight.shape[0])
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, quantized)
         # The only reference to the original weight, which would otherwise stay until the loop ends.
