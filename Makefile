@@ -21,7 +21,7 @@ NOTEBOOKS_STAMP := $(VENV)/.installed-notebooks
 INSTALL_INPUTS := setup.cfg pyproject.toml requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help environment quickstart test coverage test-real lint format wheel docs test-notebooks notebooks bench bench-real clean
+.PHONY: help environment quickstart test coverage test-real lint format wheel docs test-notebooks notebooks bench bench-real bench-gpu clean
 # Two goals of one `make -j` would install into one environment at the same time.
 .NOTPARALLEL:
 
@@ -83,6 +83,9 @@ bench-real: $(BENCH_STAMP) ## the same of SmolLM2 with its own weights; ten minu
 	$(BIN)/python benchmarks/predict.py --backbone smollm2-135m --data_root $(DATA) --output $(BENCH)/predict_smollm2.json
 	$(BIN)/python benchmarks/many_prompts.py --backbone smollm2-135m --task sst2 --data_root $(DATA) --prompts 1,8,64 --alone 2 --batch_size 8 --steps 3 --limit_eval 8 --repeats 1 --dtype bfloat16 --output $(BENCH)/many_prompts_smollm2.json
 	$(BIN)/python benchmarks/table.py --folder $(BENCH) --page docs/pages/speed.md --parts $(SPEED)
+
+bench-gpu: $(BENCH_STAMP) ## the tables of bench on a GPU, small settings; at most ten minutes
+	$(BIN)/python benchmarks/gpu.py --data_root $(DATA) --output $(BENCH)/gpu
 
 clean: ## remove what tools leave behind; the environment stays
 	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis htmlcov .coverage .coverage.*

@@ -31,11 +31,12 @@ from prompt_transfer.utils import results
 from prompt_transfer.utils.allocation import keep_memory
 
 
-def train(module: PromptTuning, data: TaskDataModule, steps: int, seed: int) -> float:
+def train(module: PromptTuning, data: TaskDataModule, steps: int, seed: int, device: str = "cpu") -> float:
     """Train for `steps` steps, evaluating halfway and at the end; return the seconds."""
     L.seed_everything(seed, verbose=False)
+    options = {"max_steps": steps, "val_check_interval": max(1, steps // 2)}
     trainer = L.Trainer(
-        **{**TRAINER_DEFAULTS, "max_steps": steps, "val_check_interval": max(1, steps // 2)},
+        **{**TRAINER_DEFAULTS, **options, "accelerator": "gpu" if device == "cuda" else device},
         logger=False, enable_checkpointing=False, enable_progress_bar=False,
     )  # fmt: skip
     started = time.perf_counter()
@@ -46,18 +47,18 @@ def train(module: PromptTuning, data: TaskDataModule, steps: int, seed: int) -> 
 
 
 def compared(
-    count: int, alone: int, same: dict[str, Any], data: TaskDataModule, steps: int, repeats: int
+    count: int, alone: int, same: dict[str, Any], data: TaskDataModule, steps: int, repeats: int, device: str
 ) -> dict[str, Any]:
     """Return the row of `count` prompts, of which `alone` are trained one after the other too."""
     taken: dict[str, list[float]] = {"at once": [], "one after the other": []}
     apart = 0.0
     for _ in range(repeats):
         together = PromptEnsemble(seeds=list(range(count)), **same)
-        taken["at once"].append(train(together, data, steps, 0))
+        taken["at once"].append(train(together, data, steps, 0, device))
         seconds = 0.0
         for seed in range(alone):
             single = PromptTuning(**same)
-            seconds += train(single, data, steps, seed)
+            seconds += train(single, data, steps, seed, device)
             moved = together.prompt(f"prompt-seed{seed}").embeddings - single.prompt().embeddings
             apart = max(apart, moved.abs().max().item())
         taken["one after the other"].append(seconds * count / alone)
@@ -82,6 +83,7 @@ def run(
     threads: int = 2,
     dtype: str = "float32",
     alone: int | None = None,
+    device: str = "cpu",
 ) -> None:
     """Measure and write a JSON file.
 
@@ -99,6 +101,7 @@ def run(
         threads: number of torch threads.
         dtype: dtype of the backbone's weights.
         alone: most runs of one prompt that are measured; N of them are assumed to take N times their mean. None: all.
+        device: cpu or cuda.
     """
     torch.set_num_threads(threads)
     quiet()
@@ -106,7 +109,7 @@ def run(
     report = facts(
         f"{prompts.replace(',', ', ')} prompts of {backbone} on {task}: trained at once and one after the other",
         steps=steps, repeats=repeats, batch_size=batch_size, prompt_length=prompt_length, dtype=dtype, threads=threads,
-        alone=alone,
+        alone=alone, device=device,
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     causal = FAMILIES[AutoConfig.from_pretrained(model_folder(backbone)).model_type].kind == "causal_lm"
@@ -117,9 +120,9 @@ def run(
         data = TaskDataModule(
             task, "local" if data_root else "builtin", data_root, batch_size=batch_size, limit_eval=limit_eval
         )
-        train(PromptTuning(**same), data, 2, 0)  # tokenises, and warms up
+        train(PromptTuning(**same), data, 2, 0, device)  # tokenises, and warms up
         for count in map(int, prompts.split(",")):
-            rows.append(compared(count, min(count, alone or count), same, data, steps, repeats))
+            rows.append(compared(count, min(count, alone or count), same, data, steps, repeats, device))
     results.show(rows)
     write(output, {**report, "rows": rows})
 

@@ -1,17 +1,18 @@
 """Time, memory and error of a frozen backbone in bf16 and in 8 or 4 bits.
 
     pip install -e .[quantization]
-    python benchmarks/quantization.py --gradient_checkpointing --output results/benchmarks/quantization.json
+    python benchmarks/quantization.py --gradient_checkpointing true --max_tokens 2048 \
+        --output results/benchmarks/quantization.json
 
-`1.5b` is a Llama of 1.5 billion random weights, written to a temporary folder in files of 500 MB. Each method loads and
-trains a prompt in a process of its own, whose peak memory includes libraries, loading, forward, backward and optimizer.
-Texts are random token ids of equal length, so that B x T tokens are computed without padding.
+`1.5b` is a Llama of 1.5 billion random weights, written to a folder in files of 500 MB. Each method loads and trains a
+prompt in a process of its own, whose peak memory includes libraries, loading, forward, backward and optimizer.
+Texts are random token ids of equal length, so that B x T tokens are computed without padding. `max_tokens` splits a
+step into micro-batches as `--data.max_tokens` does; their gradients are added up.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 from common import facts, write
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from prompt_transfer.backbones.builtin import builtin_backbones
@@ -30,6 +31,7 @@ from prompt_transfer.backbones.config import QUANTIZATIONS
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.utils import results
+from prompt_transfer.utils.memory import peak_memory
 
 SIZES = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 32, "num_attention_heads": 32}
 
@@ -47,9 +49,28 @@ def save_llama(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def peak_mib() -> float:
-    """Return the largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def step(
+    backbone: FrozenBackbone, prompt: nn.Parameter, batch: dict[str, Tensor], words: Tensor, max_tokens: int | None
+) -> Tensor:
+    """Add the gradient of a step's mean loss to the prompt's and return the logits [B, U].
+
+    Args:
+        backbone: the backbone.
+        prompt: [P, H].
+        batch: `input_ids` and `attention_mask` [B, T].
+        words: [U], the label words.
+        max_tokens: most positions of a forward pass, prompts included; None: one pass.
+    """
+    size, length = batch["input_ids"].shape
+    at_once = size if max_tokens is None else max(1, max_tokens // (length + len(prompt)))
+    labels = torch.arange(size) % len(words)
+    found = []
+    for start in range(0, size, at_once):
+        rows = slice(start, start + at_once)
+        logits = backbone(prompt, {name: values[rows] for name, values in batch.items()}, words)
+        (nn.functional.cross_entropy(logits, labels[rows], reduction="sum") / size).backward()
+        found.append(logits.detach())
+    return torch.cat(found)
 
 
 def child(spec: dict[str, Any]) -> dict[str, Any]:
@@ -60,27 +81,29 @@ def child(spec: dict[str, Any]) -> dict[str, Any]:
         spec["backbone"], dtype="bfloat16", quantization=spec["quantization"],
         gradient_checkpointing=spec["gradient_checkpointing"],
     )  # fmt: skip
-    row = {"load_seconds": time.perf_counter() - started, "load_peak_mib": round(peak_mib())}
+    row = {"load_seconds": time.perf_counter() - started, "load_peak_mib": round(peak_memory())}
     generator = torch.Generator().manual_seed(0)
     size = (spec["batch_size"], spec["length"])
     ids = torch.randint(300, min(len(backbone.tokenizer), 5000), size, generator=generator)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     prompt = nn.Parameter(backbone.embedding_weight[300 : 300 + spec["prompt_length"]].float().clone())
     optimizer = torch.optim.AdamW([prompt], lr=0.01)
-    words, labels = torch.arange(400, 420), torch.arange(len(ids)) % 20
+    words = torch.arange(400, 420)
     seconds: list[float] = []
+    computed: list[float] = []
     for _ in range(spec["steps"]):
-        started = time.perf_counter()
-        logits = backbone(prompt, batch, words)
-        nn.functional.cross_entropy(logits, labels).backward()
+        started, processor = time.perf_counter(), time.process_time()
+        logits = step(backbone, prompt, batch, words, spec["max_tokens"])
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - started)
+        computed.append(time.process_time() - processor)
         if len(seconds) == 1:
-            row["logits"] = logits.detach().tolist()
+            row["logits"] = logits.tolist()
     # The first step also allocates memory.
     row["step_seconds"] = statistics.median(seconds[1:] or seconds)
-    row["peak_mib"] = round(peak_mib())
+    row["step_cpu_seconds"] = statistics.median(computed[1:] or computed)
+    row["peak_mib"] = round(peak_memory())
     weights = list(backbone.model.parameters())
     row["weights_mib"] = round(sum(weight.nbytes for weight in weights) / 2**20)
     return row
@@ -96,6 +119,8 @@ def run(
     steps: int = 3,
     threads: int = 2,
     gradient_checkpointing: bool = False,
+    max_tokens: int | None = None,
+    folder: str | None = None,
 ) -> None:
     """Measure and write a JSON file.
 
@@ -109,23 +134,27 @@ def run(
         steps: number of steps; the first one warms up.
         threads: number of torch threads.
         gradient_checkpointing: recompute the layers in the backward pass.
+        max_tokens: most positions of a forward pass, prompts included; None: one pass a step.
+        folder: where `1.5b` is kept for other runs; None: a temporary folder.
     """
     report = facts(
         "training step of a quantized backbone", ("torch", "transformers", "torchao", "bitsandbytes"),
         backbone=backbone, batch_size=batch_size, length=length, prompt_length=prompt_length, steps=steps,
-        threads=threads, gradient_checkpointing=gradient_checkpointing,
+        threads=threads, gradient_checkpointing=gradient_checkpointing, max_tokens=max_tokens,
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     reference: torch.Tensor | None = None
     with tempfile.TemporaryDirectory() as scratch:
-        if backbone == "1.5b":
-            subprocess.run([sys.executable, __file__, "save", scratch], check=True)
+        saved = Path(folder or scratch)
+        if backbone == "1.5b" and not (saved / "config.json").is_file():
+            subprocess.run([sys.executable, __file__, "save", str(saved)], check=True)
         for method in methods.split(","):
             if method not in ("none", *QUANTIZATIONS):
                 raise SystemExit(f"unknown method {method}")
+            names = ("batch_size", "length", "prompt_length", "steps", "threads", "max_tokens")
             spec = {
-                **{key: report[key] for key in ("batch_size", "length", "prompt_length", "steps", "threads")},
-                "backbone": scratch if backbone == "1.5b" else backbone,
+                **{name: report[name] for name in names},
+                "backbone": str(saved) if backbone == "1.5b" else backbone,
                 "quantization": None if method == "none" else method,
                 "gradient_checkpointing": gradient_checkpointing,
             }
@@ -138,9 +167,8 @@ def run(
             row["logits_difference"] = ((logits - reference).norm() / reference.norm()).item()
             rows.append({"method": method, **row})
             write(output, {**report, "rows": rows})
-    results.show(
-        rows, columns=["method", "weights_mib", "load_peak_mib", "peak_mib", "step_seconds", "logits_difference"]
-    )
+    shown = ("method", "weights_mib", "load_peak_mib", "peak_mib", "step_seconds", "logits_difference")
+    results.show(rows, columns=list(shown))
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def run(
     data_root: str = "../shared/data",
     repeats: int = 5,
     threads: int = 2,
+    device: str = "cpu",
 ) -> None:
     """Measure and write a JSON file.
 
@@ -102,6 +103,7 @@ def run(
         data_root: folder with the task's data.
         repeats: number of measured runs, after a warm-up.
         threads: number of torch threads.
+        device: cpu or cuda.
     """
     from common import facts, write
 
@@ -112,7 +114,7 @@ def run(
     source = ["--data.source", "local", "--data.root", data_root] if real else []
     report = facts(
         "time from starting fit to the end of its first step, tokens cached", backbone=backbone, task=name,
-        repeats=repeats, threads=threads,
+        repeats=repeats, threads=threads, device=device,
     )  # fmt: skip
     taken: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -122,6 +124,7 @@ def run(
         for index in range(repeats + 1):
             options = ["--model.backbone", backbone, "--data.task", name, *source]
             options += ["--output", str(Path(scratch) / f"run{index}"), "--trainer.enable_progress_bar", "false"]
+            options += ["--trainer.accelerator", "gpu" if device == "cuda" else device]
             done = subprocess.run(
                 [sys.executable, __file__, "--child", repr(time.time()), *options],
                 capture_output=True, text=True, env=environment,

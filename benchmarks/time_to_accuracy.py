@@ -46,7 +46,7 @@ class Way:
     logits: Callable[[list[list[int]]], Tensor]
 
 
-def with_peft(model: str, dtype: str, start: Tensor) -> Way:
+def with_peft(model: str, dtype: str, start: Tensor, device: str = "cpu") -> Way:
     from peft import PromptTuningConfig, TaskType, get_peft_model
 
     base, tokenizer, words = load({"model": model, "dtype": dtype}, "MaskedLM")
@@ -54,30 +54,32 @@ def with_peft(model: str, dtype: str, start: Tensor) -> Way:
     task = TaskType.CAUSAL_LM if causal else TaskType.SEQ_2_SEQ_LM
     # By default PEFT also allocates prompt tokens for T5's decoder, which it never reads.
     config = PromptTuningConfig(task_type=task, num_virtual_tokens=len(start), num_transformer_submodules=1)
-    tuned = get_peft_model(base, config).eval()
+    tuned = get_peft_model(base, config).eval().to(device)
     prompt: nn.Parameter = tuned.prompt_encoder["default"].embedding.weight
     prompt.data.copy_(start)
-    wanted, pad = torch.tensor(words), tokenizer.pad_token_id
+    wanted, pad = torch.tensor(words, device=device), tokenizer.pad_token_id
 
     def logits(rows: list[list[int]]) -> Tensor:
-        ids, mask = padded(rows, pad)
+        ids, mask = (part.to(device) for part in padded(rows, pad))
         if not causal:
-            first = torch.full((len(rows), 1), base.config.decoder_start_token_id)
+            first = torch.full((len(rows), 1), base.config.decoder_start_token_id, device=device)
             return tuned(input_ids=ids, attention_mask=mask, decoder_input_ids=first).logits[:, 0, wanted]
         whole = tuned(input_ids=ids, attention_mask=mask).logits
         # PEFT's logits include the prompt's positions.
-        return whole[torch.arange(len(rows)), mask.sum(dim=1) - 1 + whole.shape[1] - ids.shape[1]][:, wanted]
+        last = mask.sum(dim=1) - 1 + whole.shape[1] - ids.shape[1]
+        return whole[torch.arange(len(rows), device=device), last][:, wanted]
 
     return Way(prompt, logits)
 
 
-def with_ours(model: str, dtype: str, start: Tensor, attention: str = "shared") -> Way:
-    backbone = FrozenBackbone(model, attention=attention, dtype=dtype)
-    wanted = torch.tensor([backbone.tokenizer.encode(word, add_special_tokens=False)[-1] for word in WORDS])
-    prompt, pad = nn.Parameter(start.clone()), backbone.encoder(1).pad_token_id
+def with_ours(model: str, dtype: str, start: Tensor, attention: str = "shared", device: str = "cpu") -> Way:
+    backbone = FrozenBackbone(model, attention=attention, dtype=dtype).to(device)
+    words = [backbone.tokenizer.encode(word, add_special_tokens=False)[-1] for word in WORDS]
+    wanted = torch.tensor(words, device=device)
+    prompt, pad = nn.Parameter(start.to(device, copy=True)), backbone.encoder(1).pad_token_id
 
     def logits(rows: list[list[int]]) -> Tensor:
-        ids, mask = padded(rows, pad)
+        ids, mask = (part.to(device) for part in padded(rows, pad))
         return backbone(prompt, {"input_ids": ids, "attention_mask": mask}, wanted)
 
     return Way(prompt, logits)
@@ -115,7 +117,8 @@ def train(way: Way, learning_rate: float, batches: Iterator[np.ndarray], data: A
 
     def step() -> None:
         chosen = next(batches)
-        nn.functional.cross_entropy(way.logits([rows[row] for row in chosen]), labels[chosen]).backward()
+        wanted = labels[chosen].to(way.prompt.device)
+        nn.functional.cross_entropy(way.logits([rows[row] for row in chosen]), wanted).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -126,7 +129,7 @@ def train(way: Way, learning_rate: float, batches: Iterator[np.ndarray], data: A
         if done % every == 0 or done == steps:
             with torch.no_grad():
                 found = [way.logits(held_out[start : start + 128]) for start in range(0, len(held_out), 128)]
-            accuracy = (torch.cat(found).argmax(dim=1) == answers).double().mean().item()
+            accuracy = (torch.cat(found).argmax(dim=1).cpu() == answers).double().mean().item()
             evaluations.append((done, seconds, accuracy))
     return Curve(*map(np.array, zip(*evaluations, strict=True)))
 
@@ -178,6 +181,7 @@ def run(
     prompt_length: int = 20,
     dtype: str = "float32",
     threads: int = 2,
+    device: str = "cpu",
 ) -> None:
     """Measure and write a JSON file.
 
@@ -195,12 +199,13 @@ def run(
         prompt_length: P.
         dtype: dtype of the weights.
         threads: number of torch threads.
+        device: cpu or cuda.
     """
     torch.set_num_threads(threads)
     report = facts(
         f"seconds of training until PEFT's final accuracy on {task}", ("torch", "transformers", "peft"), steps=steps,
         own_steps=own_steps, every=every, batch_size=batch_size, prompt_length=prompt_length, dtype=dtype,
-        threads=threads, seeds=seeds,
+        threads=threads, device=device, seeds=seeds,
     )  # fmt: skip
     source = load_task(get_task(task), "local" if data_root else "builtin", data_root)
     parts = [source.split(split) for split in ("train", "validation")]
@@ -229,7 +234,7 @@ def run(
                         if label == "peft"
                         else (sampler.global_batch(index) for index in range(budget))
                     )
-                    way = make(model, dtype, table[chosen].clone())
+                    way = make(model, dtype, table[chosen].clone(), device=device)
                     curves.append(train(way, rate, batches, data, budget, every))
                 found.append(row(name, label, rate, curves))
             mark = judge(found, mark)

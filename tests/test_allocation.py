@@ -37,6 +37,19 @@ for length in (40, 33, 37, 29, 39, 31, 36, 40, 34, 38, 30, 35) * 3:
     del first, states
 print(int(changed), round(resident() - before))
 """
+REPLACED_BLOCKS = """
+from contextlib import nullcontext
+from prompt_transfer.utils.allocation import returning_memory
+torch.ones(7_500_000)
+kept, before = [], resident()
+for number in range(40):
+    with returning_memory() if {returns} else nullcontext():
+        temporary = torch.ones(2_000_000 + 100_000 * number)
+        kept.append(torch.ones(500_000))
+        del temporary
+grown = resident() - before - 40 * 2_000_000 / 2**20
+print(int(changed), round(grown))
+"""
 
 glibc = pytest.mark.skipif(
     sys.platform != "linux" or "glibc" not in str(os.confstr("CS_GNU_LIBC_VERSION")), reason="no glibc here"
@@ -76,6 +89,18 @@ def test_blocks_of_other_sizes_fit_where_freed_ones_were() -> None:
     # Without the settings of tcache and fast bins.
     _, large = measured(OTHER_BLOCKS, False, GLIBC_TUNABLES=":".join(TUNABLES.split(":")[:2]))
     assert small < 0.75 * large
+
+
+@glibc
+def test_replaced_tensors_leave_no_free_memory_behind() -> None:
+    _, kept = measured(REPLACED_BLOCKS.replace("{returns}", "False"), False)
+    _, returned = measured(REPLACED_BLOCKS.replace("{returns}", "True"), False)
+    assert returned < 10
+    assert kept > 30
+    # Settings of the user are kept.
+    tunables = "glibc.malloc.tcache_count=7"
+    _, chosen = measured(REPLACED_BLOCKS.replace("{returns}", "True"), False, GLIBC_TUNABLES=tunables)
+    assert chosen > 30
 
 
 def test_who_has_chosen_keeps_the_choice() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from prompt_transfer.backbones import quantization
 from prompt_transfer.backbones.config import BackboneConfig
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.backbones.quantization import METHODS, QuantizedLinear
@@ -81,6 +86,68 @@ def test_errors_stay_below_half_a_step(method: str) -> None:
         assert (error.view(16, 2, 64) <= weight.view(16, 2, 64).abs().amax(-1, keepdim=True) * 0.153).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_matrix_expanded_in_parts_equals_the_whole(
+    method: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = METHODS[method].from_weight(torch.randn(50, 128, generator=torch.Generator().manual_seed(0)))
+    whole = weight.dequantize(dtype)
+    assert (whole.shape, whole.dtype, whole.is_contiguous()) == ((50, 128), dtype, True)
+    # Seven rows at once, one in the last part, and less than a row.
+    for numbers in (7 * 128 + 5, 100):
+        monkeypatch.setattr(quantization, "EXPANDED_AT_ONCE", numbers)
+        assert torch.equal(weight.dequantize(dtype), whole)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_expanding_copies_no_whole_matrix_in_float32(method: str) -> None:
+    weight = METHODS[method].from_weight(torch.randn(1024, 1024))
+    sizes: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            output = func(*args, **(kwargs or {}))
+            if isinstance(output, torch.Tensor):
+                sizes.append(output.untyped_storage().nbytes())
+            return output
+
+    with Sizes():
+        weight.dequantize(torch.bfloat16)
+    # The matrix in bf16; in float32 it has 4 MiB.
+    assert max(sizes) == 2 * 2**20
+
+
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_products_share_the_memory_of_expanded_weights(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "_scratch", quantization._Scratch())
+    generator = torch.Generator().manual_seed(0)
+    small, large = (METHODS[method].from_weight(torch.randn(size, 64, generator=generator)) for size in (8, 32))
+    # A first use in inference mode must not prevent training.
+    with torch.inference_mode():
+        QuantizedLinear(small, None, 64, 8)(torch.randn(2, 64))
+    x = torch.randn(3, 64, generator=generator, requires_grad=True)
+    layers = [QuantizedLinear(weight, None, 64, len(weight.dequantize(torch.float32))) for weight in (small, large)]
+    outputs = [layer(x) for layer in layers]
+    sum(output.square().sum() for output in outputs).backward()
+    matrices = [weight.dequantize(torch.float32) for weight in (small, large)]
+    for output, matrix in zip(outputs, matrices, strict=True):
+        torch.testing.assert_close(output, x @ matrix.t())
+    torch.testing.assert_close(x.grad, sum(2 * (x @ matrix.t()) @ matrix for matrix in matrices))
+    assert {dtype: len(block) for dtype, block in quantization._scratch.blocks.items()} == {torch.float32: 32 * 64}
+    # A new tensor unless asked otherwise.
+    assert large.dequantize(torch.float32).data_ptr() != large.dequantize(torch.float32, reuse=True).data_ptr()
+
+
+def test_each_thread_has_its_own_memory_for_expanded_weights() -> None:
+    weight = METHODS["int8"].from_weight(torch.randn(8, 64, generator=torch.Generator().manual_seed(0)))
+    here = weight.dequantize(torch.float32, reuse=True)
+    with ThreadPoolExecutor(1) as pool:
+        there = pool.submit(weight.dequantize, torch.float32, True).result()
+    assert here.data_ptr() != there.data_ptr()
+    assert torch.equal(here, there)
+
+
 @pytest.mark.parametrize("method", list(METHODS))
 def test_a_layer_equals_one_with_the_dequantized_weights(method: str) -> None:
     weight = METHODS[method].from_weight(torch.randn(64, 128, generator=torch.Generator().manual_seed(0)))
@@ -145,6 +212,27 @@ def test_recomputed_layers_give_the_same_gradient() -> None:
     plain = answer(FrozenBackbone("gpt2-nano", quantization="int4"))
     again = answer(FrozenBackbone("gpt2-nano", quantization="int4", gradient_checkpointing=True))
     torch.testing.assert_close(plain, again)
+
+
+def test_micro_batches_of_the_benchmark_add_up_to_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+    script = importlib.import_module("quantization")
+    backbone = FrozenBackbone("gpt2-nano", quantization="int8")
+    ids = torch.randint(300, 500, (5, 6), generator=torch.Generator().manual_seed(0))
+    rows, words = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.arange(50, 60)
+    found = []
+    # Nine positions an example: one pass, two examples a pass, and one, since a pass has at least one.
+    for max_tokens, passes in ((None, 1), (18, 3), (5, 5)):
+        prompt = nn.Parameter(backbone.embedding_weight[100:103].float().clone())
+        calls: list[int] = []
+        with monkeypatch.context() as patched:
+            forward = backbone.forward
+            patched.setattr(backbone, "forward", lambda *args, f=forward, c=calls: c.append(1) or f(*args))
+            logits = script.step(backbone, prompt, rows, words, max_tokens)
+        assert len(calls) == passes
+        found.append((logits, prompt.grad))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-5, rtol=1e-4)
 
 
 def test_fit_and_test_keep_the_quantization(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,9 +28,13 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from prompt_transfer.backbones.family import Family
+from prompt_transfer.utils.allocation import returning_memory
 from prompt_transfer.utils.errors import UserError, install_command
 
 INT4_GROUP, NF4_BLOCK = 32, 64
+# Weights that a CPU expands at once. Their float32 copies fit in a core's cache; those of a whole matrix add 100 MB and
+# more to the peak memory of a model with a few billion weights.
+EXPANDED_AT_ONCE = 1 << 18
 
 
 def _library(name: str, method: str) -> Any:
@@ -47,6 +54,29 @@ def _library(name: str, method: str) -> Any:
         ) from error
     finally:
         logging.disable(disabled)
+
+
+class _Scratch(threading.local):
+    """Memory for the expanded weight of one product at a time, per thread and dtype.
+
+    A new block for every product, of another size than those of the states, would fragment the heap.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: dict[torch.dtype, Tensor] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return a tensor on the CPU that is valid until the next call in this thread."""
+        size = math.prod(shape)
+        if dtype not in self.blocks or self.blocks[dtype].numel() < size:
+            self.blocks.pop(dtype, None)
+            # A tensor made in inference mode could not be written to outside it.
+            with torch.inference_mode(False):
+                self.blocks[dtype] = torch.empty(size, dtype=dtype)
+        return self.blocks[dtype][:size].view(shape)
+
+
+_scratch = _Scratch()
 
 
 class QuantizedWeight(nn.Module):
@@ -70,9 +100,23 @@ class QuantizedWeight(nn.Module):
         """Quantize a weight matrix [out, in]."""
         raise NotImplementedError
 
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """Return the matrix [out, in] as a new tensor."""
+    def dequantize(self, dtype: torch.dtype, reuse: bool = False) -> Tensor:
+        """Return the matrix [out, in] as a new tensor, or with `reuse` as one that is valid until the next call."""
         raise NotImplementedError
+
+    def _expand(
+        self, shape: tuple[int, int], dtype: torch.dtype, reuse: bool, expanded: Callable[[slice], Tensor]
+    ) -> Tensor:
+        """Return the matrix of a shape from a function that returns some of its rows."""
+        (rows, columns), device = shape, next(self.parameters()).device
+        # A GPU has memory for the copies, and takes one kernel per operation.
+        at_once = max(1, EXPANDED_AT_ONCE // columns) if device.type == "cpu" else rows
+        reuse = reuse and device.type == "cpu"
+        output = _scratch.empty(shape, dtype) if reuse else torch.empty(shape, dtype=dtype, device=device)
+        for start in range(0, rows, at_once):
+            part = slice(start, start + at_once)
+            output[part] = expanded(part)
+        return output
 
 
 class Int8Weight(QuantizedWeight):
@@ -88,8 +132,13 @@ class Int8Weight(QuantizedWeight):
         found = quantization.Int8Tensor.from_hp(weight.float(), granularity=quantization.PerRow())
         return cls(values=found.qdata, scale=found.scale.float())
 
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return torch.mul(self.values, self.scale).to(dtype)
+    def dequantize(self, dtype: torch.dtype, reuse: bool = False) -> Tensor:
+        rows, columns = self.values.shape
+
+        def expanded(part: slice) -> Tensor:
+            return self.values[part].float().mul_(self.scale[part])
+
+        return self._expand((rows, columns), dtype, reuse, expanded)
 
 
 class Int4Weight(QuantizedWeight):
@@ -120,9 +169,15 @@ class Int4Weight(QuantizedWeight):
         groups = (len(weight), -1, 1)
         return cls(values=values[:, ::2] | values[:, 1::2] << 4, scale=scale.view(groups), offset=offset.view(groups))
 
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        values = torch.stack([self.values & 15, self.values >> 4], dim=-1).view(len(self.values), -1, INT4_GROUP)
-        return torch.addcmul(self.offset.float(), values - 8.0, self.scale.float()).flatten(1).to(dtype)
+    def dequantize(self, dtype: torch.dtype, reuse: bool = False) -> Tensor:
+        rows, columns = self.values.shape
+
+        def expanded(part: slice) -> Tensor:
+            packed = self.values[part]
+            values = torch.stack([packed & 15, packed >> 4], dim=-1).view(len(packed), -1, INT4_GROUP)
+            return torch.addcmul(self.offset[part].float(), values - 8.0, self.scale[part].float()).flatten(1)
+
+        return self._expand((rows, 2 * columns), dtype, reuse, expanded)
 
 
 class NF4Weight(QuantizedWeight):
@@ -143,7 +198,7 @@ class NF4Weight(QuantizedWeight):
         values, state = library.quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
         return cls(weight.shape, values=values, absmax=state.absmax.float(), code=state.code)
 
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
+    def dequantize(self, dtype: torch.dtype, reuse: bool = False) -> Tensor:
         library = _library("bitsandbytes.functional", self.method)
         state = library.QuantState(
             self.absmax, shape=self.shape, code=self.code, blocksize=NF4_BLOCK, quant_type="nf4", dtype=dtype
@@ -161,12 +216,12 @@ class _QuantizedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return functional.linear(x, weight.dequantize(x.dtype), bias)
+        return functional.linear(x, weight.dequantize(x.dtype, reuse=True), bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient @ ctx.weight.dequantize(gradient.dtype), None, None
+        return gradient @ ctx.weight.dequantize(gradient.dtype, reuse=True), None, None
 
 
 class QuantizedLinear(nn.Module):
@@ -241,7 +296,8 @@ def _linear(model: nn.Module) -> dict[str, Any]:
 def _replace(model: nn.Module, layers: dict[str, Any], kind: type[QuantizedWeight]) -> None:
     for path, layer in layers.items():
         weight = _matrix(layer)
-        quantized = QuantizedLinear(kind.from_weight(weight), layer.bias, weight.shape[1], weight.shape[0])
+        with returning_memory():
+            quantized = QuantizedLinear(kind.from_weight(weight), layer.bias, weight.shape[1], weight.shape[0])
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, quantized)
         # The only reference to the original weight, which would otherwise stay until the loop ends.
