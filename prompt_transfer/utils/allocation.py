@@ -41,13 +41,15 @@ def returning_memory() -> Iterator[None]:
     On the heap the new tensors would lie between the freed blocks of the temporary ones, which then stay in the
     process. No effect without glibc, or if the environment chooses an allocator or its settings.
     """
-    library = ctypes.CDLL(None) if _can_choose() else None
-    if library is not None:
-        library.mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
+    if not _can_choose():
+        yield
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
     try:
         yield
     finally:
-        for setting, value in REACHED.items() if library is not None else ():
+        for setting, value in REACHED.items():
             library.mallopt(setting, value)
 
 
