@@ -35,7 +35,9 @@ def test_it_makes_every_table_of_bench(gpu: Any, capsys: pytest.CaptureFixture[s
     bench = re.search(r"^bench: .*?\n\n", (ROOT / "Makefile").read_text(), re.M | re.S)
     assert bench is not None
     reports = set(re.findall(r"--output \$\(BENCH\)/(\w+)\.json", bench[0]))
-    assert reports == set(gpu.COMMANDS) == set(gpu.table.PARTS)
+    # Tables of real models are those of `make bench-real`.
+    tables = {name for name in gpu.table.PARTS if not name.endswith("_smollm2")}
+    assert reports == set(gpu.COMMANDS) == tables
     gpu.run("reports", str(tmp_path), dry_run=True)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(reports)

@@ -243,13 +243,21 @@ def test_the_main_results_are_those_of_the_results(text: str) -> None:
     assert f"{pd.read_csv(ROOT / 'results/sst2/results.csv').iloc[0]['value']:.3f}" in text
 
 
-def test_the_speed_of_the_readme_is_that_of_the_report() -> None:
-    rows = json.loads((ROOT / "results/benchmarks/training_step.json").read_text())["rows"]
+def test_the_speed_of_the_readme_is_that_of_the_reports() -> None:
+    folder = ROOT / "results/benchmarks"
+    rows = json.loads((folder / "training_step.json").read_text())["rows"]
     seconds = {row["step"]: row["seconds"] for row in rows if row["model"] == "roberta"}
-    text = " ".join(README.split())
     peft = min(seconds["peft"], seconds["peft_autocast"])
-    assert f"takes {seconds['full']:.3g} s with `full` attention and {seconds['shared']:.3g} s with `shared`" in text
-    assert f"PEFT takes {peft:.3g} s" in text
+    assert f"| {seconds['full']:.3g} / {seconds['shared']:.3g} s | {peft:.3g} s |" in README
+    steps = {row["step"]: row for row in json.loads((folder / "training_step_smollm2.json").read_text())["rows"]}
+    ours, peft = (
+        f"{row['seconds']:.3g} s, {row['peak_mib'] / 1000:.1f} GB" for row in (steps["full_random"], steps["peft"])
+    )
+    assert f"| {ours} | {peft} |" in README
+    labels = {row["way"]: row["seconds"] for row in json.loads((folder / "predict_smollm2.json").read_text())["rows"]}
+    assert f"| {labels['classify']:.2g} s | {labels['loop_last']:.3g} s (transformers) |" in README
+    int8 = {row["method"]: row for row in json.loads((folder / "quantization.json").read_text())["rows"]}["int8"]
+    assert f"| {int8['peak_mib'] / 1024:.1f} GiB |" in README
 
 
 def test_the_readme_is_short() -> None:
