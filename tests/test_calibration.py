@@ -125,6 +125,9 @@ def test_commands_calibrate_and_say_so(
         folder = tmp_path / f"{name}-p"
         assert main(["predict", "--prompt", str(output), *QUICK, *options, "--output", str(folder)]) == 0
         frames[name] = pd.read_parquet(folder / "predictions.parquet")
+        assert ("calibrated probabilities" in capsys.readouterr().out) == (name == "calibrated")
+    assert "calibrated" not in frames["plain"]
+    assert frames["calibrated"]["calibrated"].all()
     assert titles["calibrated"] == f"{titles['plain']}, calibrated"
     assert "calibrated" not in tables["plain"]
     assert tables["calibrated"]["calibrated"].all()

@@ -125,6 +125,7 @@ def test_list_needs_no_torch(cache: Path) -> None:
     rows = {row["name"]: row for row in json.loads(done.stdout)["tables"][0]["rows"]}
     assert rows["roberta-nano"]["here"]
     assert rows["roberta-nano"]["parameters"] == 5.5
+    assert (rows["roberta-nano"]["license"], rows["minilm-mlm"]["license"]) == ("MIT", "Apache-2.0")
     assert not rows["smollm2-135m"]["here"]
     assert rows["gemma3-270m"]["license"] == "Gemma Terms of Use"
     assert rows["openai-community/gpt2"]["from"] == "hub"
@@ -294,6 +295,11 @@ def test_inspect(quick: Row, cache: Path, capsys: Any) -> None:
     assert facts["license"] == "Apache-2.0"
     assert facts["path"] == str(quick.folder / "tiny.gguf")
     assert len(facts["fingerprint"]) == 16
+
+
+def test_inspect_names_the_license_of_a_shipped_backbone(capsys: Any) -> None:
+    assert main(["--json", "backbones", "inspect", "minilm-mlm"]) == 0
+    assert json.loads(capsys.readouterr().out)["tables"][0]["rows"][0]["license"] == "Apache-2.0"
 
 
 @pytest.mark.parametrize(("family", "neurons"), [("bert", 64), ("t5_v1_1", 64), ("gpt2", 64)])

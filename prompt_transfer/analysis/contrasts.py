@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from scipy.stats import permutation_test
 
 from prompt_transfer.analysis.matrix import Matrix
-from prompt_transfer.analysis.matrix_summary import RESAMPLES, measures_of, pairs, scopes_of, values_of_draws
+from prompt_transfer.analysis.matrix_summary import (
+    interval_over_targets,
+    measures_of,
+    pairs,
+    scopes_of,
+    values_of_draws,
+)
 from prompt_transfer.tasks.metrics import MIN_TARGETS
 
 COLUMNS = ["measure", "targets", "against", "difference", "low", "high", "p_value", "n_targets", "n_better"]
@@ -63,10 +69,7 @@ def _facts(values: NDArray[np.float64], drawn: NDArray[np.float64], seed: int) -
     """Return the columns of one row, from the differences [targets] and those of each draw of seeds [D, targets]."""
     low = high = p_value = np.nan
     if len(values) >= MIN_TARGETS:
-        generator = np.random.default_rng(seed)
-        draws = generator.integers(0, len(drawn), (RESAMPLES, 1))
-        targets = generator.integers(0, len(values), (RESAMPLES, len(values)))
-        low, high = np.nanquantile(np.nanmean(drawn[draws, targets], axis=1), [0.025, 0.975])
+        low, high = interval_over_targets(drawn, np.ones(len(values)), seed)
         p_value = permutation_test(
             (values, np.zeros(len(values))),
             lambda first, second, axis: (first - second).mean(axis=axis),

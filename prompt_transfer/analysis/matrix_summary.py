@@ -138,12 +138,18 @@ def _mean(part: pd.DataFrame, drawn: NDArray[np.float64], seed: int) -> dict[str
     low, high = np.nan, np.nan
     if len(targets) >= MIN_TARGETS:
         belongs = np.eye(len(targets))[of]
-        low, high = _interval(drawn[:, part.index] @ belongs, belongs.sum(axis=0), seed)
+        low, high = interval_over_targets(drawn[:, part.index] @ belongs, belongs.sum(axis=0), seed)
     return {"mean": float(part["value"].astype(float).mean()), "low": low, "high": high, **facts}
 
 
-def _interval(sums: NDArray[np.float64], counts: NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of sum / count: sums [D, targets] by draw of seeds, counts [targets]."""
+def interval_over_targets(sums: NDArray[np.float64], counts: NDArray[np.float64], seed: int) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of sum / count over targets and seeds.
+
+    Args:
+        sums: each target's sum in every draw of seeds, [D, targets].
+        counts: each target's number of summands, [targets].
+        seed: seed of the resampling.
+    """
     generator = np.random.default_rng(seed)
     targets = generator.integers(0, len(counts), (RESAMPLES, len(counts)))
     draws = generator.integers(0, len(sums), (RESAMPLES, 1))

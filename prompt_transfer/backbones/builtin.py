@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -32,3 +34,9 @@ def builtin_backbones() -> dict[str, Path]:
     if not folders.is_dir():
         return {}
     return {path.parent.name: path.parent for path in sorted(folders.glob("*/config.json"))}
+
+
+def shipped_facts(name: str) -> dict[str, Any]:
+    """Return facts.json of a shipped backbone: parameters, losses, license (MIT unless the file names another)."""
+    facts: dict[str, Any] = json.loads((builtin_backbones()[name] / "facts.json").read_text(encoding="utf-8"))
+    return {"license": "MIT"} | facts

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prompt_transfer.backbones.builtin import builtin_backbones
+from prompt_transfer.backbones.builtin import builtin_backbones, shipped_facts
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import cache_folder
 
@@ -222,10 +222,10 @@ def describe() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name, folder in builtin_backbones().items():
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        facts = shipped_facts(name)
         rows.append(
             {"name": name, "family": config["model_type"], "parameters": round(facts["parameters"] / 1e6, 1),
-             "license": "MIT", "from": "project", "here": True, "note": ""}
+             "license": facts["license"], "from": "project", "here": True, "note": ""}
         )  # fmt: skip
     for row in ROWS.values():
         rows.append(

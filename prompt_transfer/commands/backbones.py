@@ -75,6 +75,7 @@ def describe(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
     Raises:
         UserError: the backbone cannot be loaded.
     """
+    from prompt_transfer.backbones.builtin import shipped_facts
     from prompt_transfer.backbones.catalogue import ROWS
     from prompt_transfer.backbones.frozen import FrozenBackbone
     from prompt_transfer.backbones.loading import resolve
@@ -90,7 +91,7 @@ def describe(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
     config, row = backbone.config, ROWS.get(name)
     layers = len(backbone.ffn_sites())
     width = _neurons(backbone)
-    shipped = "MIT" if origin == "builtin" else "unknown"
+    shipped = shipped_facts(name)["license"] if origin == "builtin" else "unknown"
     license = row.license if row else backbone.gguf.get("license", shipped)
     stored = str(getattr(config, "dtype", None) or "unknown").removeprefix("torch.")
     return {

@@ -65,6 +65,8 @@ def predict(parsed: Command, model: PromptTuning, texts: Texts | None = None) ->
     if not parsed.trainer.is_global_zero:
         return
     frame = _predictions(model, data)
+    if model.calibrate:
+        frame["calibrated"] = True
     if parsed.output is None and config.format is not None:
         print(results.as_text(frame, f".{config.format}"), end="")
         results.keep(_records(frame))
@@ -95,7 +97,7 @@ def _show(frame: pd.DataFrame, every: bool) -> None:
         shown = frame.assign(line=lines, p=frame.filter(regex="^p_").max(axis=1))[["line", *gold, "word", "p"]]
     elif "word" in frame:
         shown = frame.groupby(["task", "word"]).size().reset_index(name="rows")
-    results.show(_records(shown))
+    results.show(_records(shown), "calibrated probabilities" if "calibrated" in frame else None)
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
