@@ -13,11 +13,14 @@ WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not real_models"
 BENCH := results/benchmarks
 SPEED := training_step,training_step_smollm2,predict_smollm2,time_to_accuracy,many_prompts,many_prompts_smollm2,start_up
+# Python compiles the modules that are imported; pip would compile thousands that are not.
+INSTALL = $(BIN)/python -m pip install --no-compile -r requirements.txt
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 BENCH_STAMP := $(VENV)/.installed-bench
 DOCS_STAMP := $(VENV)/.installed-docs
 NOTEBOOKS_STAMP := $(VENV)/.installed-notebooks
+CHECKS_STAMP := $(VENV)/.installed-checks
 INSTALL_INPUTS := setup.cfg pyproject.toml requirements.txt
 
 .DEFAULT_GOAL := help
@@ -28,7 +31,7 @@ INSTALL_INPUTS := setup.cfg pyproject.toml requirements.txt
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-environment: $(DEV_STAMP) $(NOTEBOOKS_STAMP) ## install what the checks need
+environment: $(CHECKS_STAMP) ## install what the checks need
 
 quickstart: $(RUN_STAMP) ## five minutes, offline: train a prompt and use it on a second task
 	$(BIN)/prompt-transfer quickstart
@@ -98,21 +101,26 @@ $(BIN)/pip:
 
 # One call of pip for both: it must not replace a pinned version by a newer one that the ranges allow.
 $(RUN_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
-	$(BIN)/python -m pip install -r requirements.txt -e .
+	$(INSTALL) -e .
 	@touch $@
 
 $(DEV_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
-	$(BIN)/python -m pip install -r requirements.txt -e ".[dev]"
+	$(INSTALL) -e ".[dev]"
 	@touch $(RUN_STAMP) $@
 
 $(BENCH_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
-	$(BIN)/python -m pip install -r requirements.txt -e ".[bench]"
+	$(INSTALL) -e ".[bench]"
 	@touch $(RUN_STAMP) $@
 
 $(DOCS_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
-	$(BIN)/python -m pip install -r requirements.txt -e ".[docs]"
+	$(INSTALL) -e ".[docs]"
 	@touch $(RUN_STAMP) $@
 
+# Both extras in one call, which resolves and installs once.
+$(CHECKS_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
+	$(INSTALL) -e ".[dev,notebooks]"
+	@touch $(RUN_STAMP) $(DEV_STAMP) $(NOTEBOOKS_STAMP) $@
+
 $(NOTEBOOKS_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
-	$(BIN)/python -m pip install -r requirements.txt -e ".[notebooks]"
+	$(INSTALL) -e ".[notebooks]"
 	@touch $(RUN_STAMP) $@
