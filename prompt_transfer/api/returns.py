@@ -34,11 +34,29 @@ class Number(float):
         """Return the names of the facts, without tables."""
         return [one.name for one in fields(self) if one.name != "table"]  # type: ignore[arg-type]
 
-    def __getitem__(self, name: str) -> Any:
+    def items(self) -> list[tuple[str, Any]]:
+        """Return names and values of the facts."""
+        return [(name, self[name]) for name in self.keys()]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a fact, or `default` if there is none of that name."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+    def __contains__(self, name: object) -> bool:
+        metric = getattr(self, "metric", None)
+        return name in self.keys() or (metric is not None and str(name).removeprefix("eval_") == metric)
+
+    def __getitem__(self, name: str | int) -> Any:
         """Return a fact; the number also under its metric's name, as in `eval_accuracy` of release 2.0."""
+        if isinstance(name, int):
+            # `for name in score`; with `__iter__` pandas would take the number for a list.
+            return self.keys()[name]
         if name in self.keys():
             return getattr(self, name)
-        if str(name).removeprefix("eval_") == getattr(self, "metric", None):
+        if name in self:
             return float(self)
         raise KeyError(f"{name!r}; there are {', '.join(self.keys())}")
 
