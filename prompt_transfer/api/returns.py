@@ -5,9 +5,10 @@ Shape letters: P prompt tokens, H hidden, L layers, F neurons per layer.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import pandas as pd
 from torch import Tensor
@@ -45,18 +46,20 @@ class Number(float):
         except KeyError:
             return default
 
-    def __contains__(self, name: object) -> bool:
-        metric = getattr(self, "metric", None)
-        return name in self.keys() or (metric is not None and str(name).removeprefix("eval_") == metric)
+    if TYPE_CHECKING:
+        # At run time `in` and `for` use `__getitem__`: pandas takes objects with these methods for dicts or lists.
+        def __contains__(self, name: object) -> bool: ...
+        def __iter__(self) -> Iterator[str]: ...
 
     def __getitem__(self, name: str | int) -> Any:
         """Return a fact; the number also under its metric's name, as in `eval_accuracy` of release 2.0."""
+        metric = getattr(self, "metric", None)
+        aliases = [metric, f"eval_{metric}"] if metric is not None else []
         if isinstance(name, int):
-            # `for name in score`; with `__iter__` pandas would take the number for a list.
-            return self.keys()[name]
+            return [*self.keys(), *aliases][name]
         if name in self.keys():
             return getattr(self, name)
-        if name in self:
+        if name in aliases:
             return float(self)
         raise KeyError(f"{name!r}; there are {', '.join(self.keys())}")
 

@@ -49,10 +49,10 @@ def _check_class(option: str, value: str) -> None:
     names = class_names(option)
     if value not in names:
         close = difflib.get_close_matches(value, names, 1)
-        meant = f"did you mean {close[0]}? " if close else ""
+        meant = f"did you mean {close[0]}?" if close else "see prompt-transfer fit --help"
         raise UserError(
-            f"cannot make {option} {value}: {meant}choose one of {', '.join(names)}, or a class of your own, "
-            "MODULE.CLASS (see prompt-transfer fit --help)"
+            f"cannot make {option} {value}: choose one of {', '.join(names)}, or a class of your own, MODULE.CLASS "
+            f"({meant})"
         )
 
 
