@@ -1,4 +1,4 @@
-"""Time of help pages and of answers to typing errors, cold and warm.
+"""Time of help pages and of answers to typing errors in options and values, cold and warm.
 
     python benchmarks/help.py --output results/benchmarks/help.json --drop
 
@@ -23,6 +23,9 @@ COMMANDS = (
     "--help", "tasks --help", "neurons --help", "analyze --help", "prompts --help", "transfer --help",
     "neurons mask --help", "sweep --help", "fit --help", "fit --help_trainer", "test --help", "pretrain --help",
     "fitt", "neurons captur", "fit --model.promt_length 3", "transfer --promts x", "neurons mask --ratois 0.1",
+    "fit --data.task sst9", "fit --model.dtype bf17 --data.task sst2", "fit --model.init Vocabluary",
+    "transfer --backbone roberta-nano --prompts . --tasks builtin_bookz --output NOFOLDER",
+    "transfer --backbone roberta-nano --prompts NOFOLDER --tasks builtin_books --output NOFOLDER", "report NOFOLDER",
 )  # fmt: skip
 COLD = ("compiled files of the package removed", "file cache dropped")
 

@@ -21,8 +21,12 @@ from prompt_transfer.commands.parsing import build_parser
 from prompt_transfer.commands.pretraining import PretrainCommand
 from prompt_transfer.commands.signatures import Signature
 from prompt_transfer.commands.table import COMMANDS, VERBS
+from prompt_transfer.commands.values import check_values, class_names
 from prompt_transfer.pretraining.backbone_pretraining import BackbonePretraining
 from prompt_transfer.pretraining.corpus import CorpusDataModule
+from prompt_transfer.projectors.projector import TrainedProjector
+from prompt_transfer.prompts.initializers import Initializer
+from prompt_transfer.prompts.reparameterizations import Reparameterization
 from prompt_transfer.studies.neurons.settings import MaskStudy
 from prompt_transfer.studies.projection import plan, study
 from prompt_transfer.studies.transfer.study import TransferStudy
@@ -39,16 +43,31 @@ PAGES = [
     ["transfer", "--help_data"],
     ["backbones", "fetch", "--help"],
 ]
+TRANSFER = ["transfer", "--backbone", "roberta-nano", "--output", "NOFOLDER"]
 TYPOS = [
     (["fitt"], "did you mean 'fit'?"),
     (["neurons", "captur"], "did you mean 'capture'?"),
     (["fit", "--model.promt_length", "3"], "did you mean --model.prompt_length?"),
     (["fit", "--data.task", "sst2", "--trainer.max_stesp=3"], "did you mean --trainer.max_steps?"),
+    (["fit", "--per_device_train_batch_size", "8"], "did you mean --data.batch_size? (see"),
+    (["fit", "--lr", "0.1"], "did you mean --model.learning_rate? (see"),
     (["test", "--promt", "runs/x"], "did you mean --prompt?"),
     (["pretrain", "--model.vocb_size", "9"], "did you mean --model.vocab_size?"),
     (["transfer", "--promts", "x"], "did you mean --prompts?"),
     (["neurons", "mask", "--ratois", "0.1"], "did you mean --ratios?"),
+    (["test", "--prompt", "setup.cfg", "--model.prompt_length", "7"], "--model.prompt_length is an option of fit"),
+    (["predict", "--prompt", "setup.cfg", "--model.init.text=a"], "leave it out for predict"),
     (["sweep", "--excutor", "ray"], "did you mean --executor?"),
+    (["fit", "--data.task", "sst9"], "unknown task 'sst9'"),
+    (["fit", "--data.task=[sst2,builtin_bookz]"], "unknown task 'builtin_bookz'"),
+    (["fit", "--model.dtype", "bf17", "--data.task", "sst2"], "'bf17': choose one of float32, bfloat16, float16"),
+    (["fit", "--model.init", "Vocabluary"], "did you mean Vocabulary?"),
+    (["fit", "--model.reparameterization=Plan", "--data.task", "sst2"], "did you mean Plain?"),
+    ([*TRANSFER, "--prompts", ".", "--tasks", "builtin_bookz"], "unknown task 'builtin_bookz'"),
+    ([*TRANSFER, "--prompts", "NOFOLDER", "--tasks", "sst2"], "no such folder: NOFOLDER"),
+    ([*TRANSFER, "--prompts", ".", "--tasks", "sst2", "--dtype", "bf17"], "unknown dtype 'bf17'"),
+    (["neurons", "mask", *TRANSFER[1:], "--neurons", ".", "--prompts", "NOFOLDER", "--tasks", "a"], "no such folder"),
+    (["report", "NOFOLDER"], "no such folder: NOFOLDER"),
 ]
 
 
@@ -96,6 +115,27 @@ def test_a_typing_error_is_answered_without_torch(number: int, light: list[dict[
     assert answer["code"] == 2
     assert TYPOS[number][1] in str(answer["err"])
     assert str(answer["err"]).count("\n") == 1
+
+
+def test_names_read_from_source_files_are_those_of_the_parser() -> None:
+    bases = {"init": Initializer, "reparameterization": Reparameterization, "projector": TrainedProjector}
+    for option, base in bases.items():
+        own = [kind for kind in base.__subclasses__() if kind.__module__.startswith("prompt_transfer.")]
+        assert class_names(f"--model.{option}") == sorted(kind.__name__ for kind in own)
+
+
+def test_values_that_only_the_command_can_judge_are_left_to_it() -> None:
+    for arguments in (
+        ["--data.task", "trec.yaml"],
+        ["--data.task", "reviews.csv"],
+        ["--data.task", "mine", "--model.init", "my_module.Init"],
+        ["--model.init", '{"class_path": "Text"}', "--model.init.text", "Vocabluary"],
+        ["--model.dtype", "bf16+int8", "--model.projector", "projector/mlp.yaml"],
+        ["--model.dtype", "null"],
+    ):
+        check_values("fit", arguments)
+    # The task may be one that the prompt file defines.
+    check_values("test", ["--data.task", "mine"])
 
 
 def page(light: list[dict[str, object]], *command: str) -> str:
@@ -202,8 +242,10 @@ def test_a_parameter_passed_on_is_read_where_it_is_declared() -> None:
 def test_options_of_classes_are_left_to_the_parser(verb: str) -> None:
     given = ["--seed_everything=3", "--trainer.callbacks+", "x", "--trainer.max_time.minutes", "1", "--data", "f.yaml"]
     if verb != "pretrain":
-        given += ["--model.init.text", "--begins with dashes", "--model.optimizer.lr=3", "--model.contrastive", "0.1"]
+        given += ["--model.contrastive", "0.1"]
         given += ["--data.task+", "b", "--model.seeds", "[1, 2]"]
+    if verb == "fit":
+        given += ["--model.init.text", "--begins with dashes", "--model.optimizer.lr=3"]
     assert run_options.answer(verb, [*given, "--out", "x"]) is None  # short for --output
 
 

@@ -249,6 +249,20 @@ def test_an_own_prompt_of_another_kind_is_announced(
     assert "no score is relative to it" in capsys.readouterr().err
 
 
+def test_a_missing_own_prompt_is_answered_with_the_call_that_trains_it(
+    hub: PromptHub, toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rooms = toy.with_name("rooms.yaml")
+    rooms.write_text(toy.read_text().replace("name: toy", "name: rooms"))
+    hub.train_prompt()
+    capsys.readouterr()
+    assert hub.cross_task_eval(target_task=str(rooms)).own is None
+    lines = [line for line in capsys.readouterr().err.splitlines() if "no prompt was trained on" in line]
+    assert len(lines) == 1
+    assert f"{str(rooms)!r}) trains one" in lines[0]
+    assert "--prompts" not in lines[0]
+
+
 def test_results_are_numbers() -> None:
     facts = {"backbone": "b", "task": "t", "source": "s", "split": "test", "metric": "accuracy",
              "value": 0.75, "low": 0.5, "high": 1.0, "n": 8, "random": 0.5, "baseline": 0.5, "own": None,
@@ -265,6 +279,16 @@ def test_results_are_numbers() -> None:
     assert (score["eval_accuracy"], score["accuracy"], score["n"]) == (0.75, 0.75, 8)
     with pytest.raises(KeyError, match="there are backbone, task"):
         score["f1"]
+    assert ("eval_accuracy" in score, "accuracy" in score, "n" in score, "f1" in score, 0 in score) == (
+        True, True, True, False, False,
+    )  # fmt: skip
+    assert list(score) == [*score.keys(), "accuracy", "eval_accuracy"]
+    assert dict(score.items()) == dict(score)
+    assert (score.get("eval_accuracy"), score.get("f1"), score.get("f1", 0.0)) == (0.75, None, 0.0)
+    # For pandas it is one number.
+    frame = pd.DataFrame({"task": ["a", "b"]})
+    frame["score"] = score
+    assert list(frame["score"]) == [0.75, 0.75]
     assert repr(score).startswith("Score(backbone='b'")
     for twin in (copy.deepcopy(score), pickle.loads(pickle.dumps(score))):
         assert (twin, twin.n, type(twin)) == (0.75, 8, Score)

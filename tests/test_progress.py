@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from collections.abc import Iterator
@@ -115,6 +116,40 @@ def test_a_terminal_shows_steps_of_the_run_score_and_best(
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "run")
 
 
+def test_the_length_of_a_run_is_that_of_its_epochs(
+    toy: Path, tiny_roberta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PROMPT_TRANSFER_CACHE", str(tmp_path / "cache"))
+    for limit in ("1000", "-1"):
+        # Two epochs of two batches.
+        more = ["--data.batch_size", "20", "--trainer.max_steps", limit, "--trainer.max_epochs", "2"]
+        assert fit(toy, tiny_roberta, tmp_path / limit, *more) == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+        assert [line.split(",")[0] for line in lines] == ["step 2/4", "step 4/4"]
+        assert ["left" in line for line in lines] == [True, False]
+
+
+def test_a_bar_breaks_no_number_in_80_columns() -> None:
+    bar, trainer = StepProgress(), MagicMock(sanity_checking=False, training=True)
+    trainer.state.fn, trainer.progress_bar_callback = "fit", bar
+    bar._init_progress(trainer)
+    assert bar.progress is not None
+    assert bar._metric_component is not None
+    bar.train_progress_bar_id = bar.progress.add_task("training", total=10000, completed=1000)
+    for number in range(1, 4):
+        bar.progress.advance(bar.train_progress_bar_id, number)
+    bar._metric_component.update({"score": "0.801", "best": "0.817"})
+    for width in (80, 200):
+        console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+        with console.capture() as text:
+            console.print(bar.progress.get_renderable())
+        lines = text.get().splitlines()
+        assert len(lines) == 1
+        assert "1006/10000" in lines[0]
+        assert "score: 0.801 best: 0.817" in lines[0]
+    bar._stop_progress()
+
+
 def test_lines_are_those_of_the_first_process(capsys: pytest.CaptureFixture[str]) -> None:
     lines = StepLines()
     lines.disable()
@@ -122,9 +157,9 @@ def test_lines_are_those_of_the_first_process(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == ""
 
 
-def save_evaluations(folder: Path, values: list[float]) -> None:
+def save_evaluations(folder: Path, values: list[float], metric: str = "accuracy") -> None:
     folder.mkdir(parents=True)
-    rows = {"prompt": "prompt", "step": range(0, 10 * len(values), 10), "value": values}
+    rows = {"prompt": "prompt", "step": range(0, 10 * len(values), 10), "metric": metric, "value": values}
     pd.DataFrame(rows).to_csv(folder / "convergence.csv", index=False)
 
 
@@ -133,7 +168,7 @@ def test_a_sweep_shows_score_best_and_time_left(tmp_path: Path, monkeypatch: pyt
     states = [State("", "done"), State("", "open"), State("", "open")]
     save_evaluations(tmp_path / "runs" / "a", [0.5, 0.9, 0.7])
     save_evaluations(tmp_path / "runs" / "b", [0.5, 0.6])
-    assert latest(tmp_path / "runs" / "a") == (20, 0.7, 0.9)
+    assert latest(tmp_path / "runs" / "a") == (20, 0.7, 0.9, "accuracy")
     assert latest(tmp_path / "runs" / "c") is None
     (tmp_path / "runs" / "c").mkdir()
     (tmp_path / "runs" / "c" / "convergence.csv").write_text("prompt,step\nx,")
@@ -159,6 +194,26 @@ def test_a_sweep_shows_score_best_and_time_left(tmp_path: Path, monkeypatch: pyt
         assert view.report(runs[2], states[2]) == "[2/2] c: failed: broken, best 0.900 (a), 0 s"
 
 
+def test_a_sweep_compares_runs_of_one_task_only(tmp_path: Path) -> None:
+    tasks = {"films-1": "films", "films-2": "films", "texts-1": "texts", "both": ["films", "texts"]}
+    runs = [Run(name, {"data.task": task}, {"data.task": task}) for name, task in tasks.items()]
+    states = [State("", "done") for _ in runs]
+    save_evaluations(tmp_path / "runs" / "films-1", [0.9])
+    save_evaluations(tmp_path / "runs" / "films-2", [0.5])
+    save_evaluations(tmp_path / "runs" / "texts-1", [0.2], "rougeL")
+    save_evaluations(tmp_path / "runs" / "both", [0.95], "accuracy,rougeL")
+    with SweepView(tmp_path, runs, states) as view:
+        lines = [view.report(run, state) for run, state in zip(runs, states, strict=True)]
+        view.update()
+        assert view.bars.tasks[0].fields["facts"] == ""
+    assert [re.findall(r"best .*?\)", line) for line in lines] == [
+        ["best of films 0.900 (films-1)"],
+        ["best of films 0.900 (films-1)"],
+        ["best of texts 0.200 (texts-1)"],
+        ["best of films+texts 0.950 (both)"],
+    ]
+
+
 def test_a_sweep_ends_with_its_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,11 +231,16 @@ def test_a_sweep_ends_with_its_scores(
     show_scores(runs, tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert "the best 0.800 (builtin_ethics_deeds-0.01)" in " ".join(" ".join(lines[:2]).split())
-    assert sum("0.800" in line for line in lines) == 2
+    assert "the best of each task marked *, accuracy" in " ".join(" ".join(lines[:2]).split())
+    assert sum("0.800" in line for line in lines) == 1
     with results.kept() as tables:
         show_scores(runs, tmp_path)
     assert tables[0]["rows"][0]["learning_rate"] == 0.1
+    assert [row["best"] for row in tables[0]["rows"]] == ["", "*", "", "*"]
+    frame.iloc[2:].to_csv(tmp_path / "results.csv", index=False)
+    show_scores(runs[2:], tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert "the best 0.800 (builtin_ethics_deeds-0.01)" in " ".join(" ".join(lines[:2]).split())
     frame.assign(run=["0.10", "0.010", "7", "1e3"]).to_csv(tmp_path / "results.csv", index=False)
     with results.kept() as tables:
         show_scores(runs, tmp_path)

@@ -159,6 +159,15 @@ def test_arguments_of_training_arguments_are_translated() -> None:
     assert (found["seed_everything"], found["logger"]) == (42, "wandb")
 
 
+def test_loggers_and_devices() -> None:
+    for name in ("wandb", "tensorboard", "mlflow"):
+        assert config(report_to=name)["logger"] == name
+    assert config(report_to=["mlflow"])["logger"] == "mlflow"
+    assert "logger" not in config(report_to="none")
+    assert config(no_cuda=True, accelerator="auto")["trainer"]["accelerator"] == "cpu"
+    assert config(logging_steps=5.0, do_train=True)["trainer"]["log_every_n_steps"] == 5
+
+
 def test_budgets() -> None:
     def budget(**options: Any) -> dict[str, Any]:
         trainer = config(**options)["trainer"]
@@ -203,6 +212,13 @@ def test_a_translated_run_trains(tmp_path: Path, toy: Path, tiny_roberta: Path) 
         ({"max_source_length": 4, "max_length": 5}, "give one of them"),
         ({"eval_strategy": "sometimes"}, "choose epoch or steps"),
         ({"num_train_epochs": 0.5}, "num_train_epochs is 0.5"),
+        ({"fp16": True, "bf16": True}, "exclude each other"),
+        ({"no_cuda": True, "accelerator": "cuda"}, "contradicts"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size is 0: give a whole number, 1 or more"),
+        ({"logging_steps": 0.1}, "logging_steps is 0.1"),
+        ({"data_seed": -1}, "0 or more"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0"),
+        ({"per_device_train_batch_size": "8"}, "whole number"),
         ({"prompt_length": 5}, r"did you mean prompt_len\?"),
         ({"num_train_epoch": 5}, r"did you mean num_train_epochs\?"),
     ],
@@ -224,6 +240,9 @@ def test_other_arguments_are_refused_with_their_equivalent(options: dict[str, An
         ({"overwrite_output_dir": True}, r"overwrite=True"),
         ({"run_name": "a"}, "named after"),
         ({"push_to_hub": True}, "prompts push"),
+        ({"do_train": False}, "train_prompt always trains"),
+        ({"report_to": "all"}, "give one of wandb, tensorboard, mlflow"),
+        ({"report_to": ["tensorboard", "wandb"]}, "report_to=wandb is ignored: the run is logged to tensorboard"),
         ({"ddp_backend": "gloo"}, '"trainer"'),
     ],
 )  # fmt: skip

@@ -89,6 +89,10 @@ def own_prompt_folder(args: PromptTrainingArguments, backbone: str, task: str, p
     """Return the folder of the task's own prompt if it exists and can be scored together with `prompt`."""
     store = _store(args)
     if not store.has_prompt(backbone, task):
+        warn(
+            f"no prompt was trained on {task}, so no score is relative to it; train_prompt({backbone!r}, {task!r}) "
+            "trains one"
+        )
         return []
     if are_comparable(prompt, load_prompt(args, backbone, task)):
         return [store.prompt_run(backbone, task)]

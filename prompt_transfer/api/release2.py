@@ -25,6 +25,13 @@ OPTIONS = {
     "per_device_eval_batch_size": "data.eval_batch_size",
     "torch_compile": "model.compile",
 }
+# Of these and of the translated names, whole numbers and their least values.
+WHOLE = {
+    "data_seed": 0, "dataloader_num_workers": 0, "logging_steps": 1, "per_device_eval_batch_size": 1,
+    "per_device_train_batch_size": 1, "per_gpu_train_batch_size": 1, "gradient_accumulation_steps": 1,
+}  # fmt: skip
+# The loggers that exist here too.
+LOGGERS = ("wandb", "tensorboard", "mlflow")
 # Release 2.0 -> values that need no answer, and the answer to others.
 SAME_HERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "greater_is_better": ((True,), "the task's metric is maximized: leave it out"),
@@ -50,7 +57,7 @@ SAME_HERE: dict[str, tuple[tuple[Any, ...], str]] = {
 STRICT = ("greater_is_better", "num_proj_layers", "optim", "train_sampling_strategy")
 # Nothing depends on them here: the methods of the hub decide, and padding changes no score.
 NO_EFFECT = {
-    *("do_train", "do_eval", "do_predict", "do_test", "pad_to_max_length", "predict_with_generate"),
+    *("do_eval", "do_predict", "do_test", "pad_to_max_length", "predict_with_generate"),
     *("remove_unused_columns", "source_dataset", "local_rank", "length_column_name"),
 }
 IGNORED = {
@@ -112,6 +119,7 @@ def translate(given: Mapping[str, Any], names: Collection[str]) -> dict[str, Any
     epochs = found.get("num_train_epochs")
     if isinstance(epochs, float) and epochs.is_integer():
         found["num_train_epochs"] = int(epochs)
+    _check_values(rest)
     options: dict[str, Any] = {}
     for part in (_batch_size, _lengths, _evaluation, _hardware, _schedule, _optimizer, _logger):
         part(rest, found, options)
@@ -125,6 +133,19 @@ def translate(given: Mapping[str, Any], names: Collection[str]) -> dict[str, Any
         for name in ("prompt_options", "projector_options"):
             found[name] = _nested(options, found.get(name) or {})
     return found
+
+
+def _check_values(rest: dict[str, Any]) -> None:
+    """Raise UserError for invalid numbers; whole numbers become integers."""
+    for name in [name for name in WHOLE if rest.get(name) is not None]:
+        value, least = rest[name], WHOLE[name]
+        if isinstance(value, float) and value.is_integer():
+            rest[name] = value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{name} is {value!r}: give a whole number, {least} or more")
+    clip = rest.get("max_grad_norm")
+    if clip is not None and (not isinstance(clip, int | float) or not 0 <= clip < math.inf):
+        raise UserError(f"max_grad_norm is {clip!r}: give a number, 0 (no clipping) or more")
 
 
 def _nested(options: Mapping[str, Any], given: Any) -> Any:
@@ -143,7 +164,11 @@ def _nested(options: Mapping[str, Any], given: Any) -> Any:
 
 def _answer(name: str, value: Any, found: Mapping[str, Any], names: Collection[str]) -> None:
     """Accept, warn about or refuse an argument that has no translation."""
-    if name in NO_EFFECT or (name == "save_steps" and value == found.get("eval_steps")):
+    if name == "do_train" and value is False:
+        text = "train_prompt always trains; leave it out, and eval_prompt scores a stored prompt"
+        warnings.warn(f"do_train=False is ignored: {text}", stacklevel=4)
+        return
+    if name in (*NO_EFFECT, "do_train") or (name == "save_steps" and value == found.get("eval_steps")):
         return
     if name in SAME_HERE:
         accepted, text = SAME_HERE[name]
@@ -178,8 +203,6 @@ def _batch_size(rest: dict[str, Any], found: dict[str, Any], options: dict[str, 
         if "batch_size" in found:
             raise UserError(f"{name} and batch_size exclude each other: give batch_size, over all devices")
         parts = rest.pop("gradient_accumulation_steps", 1)
-        if not all(isinstance(one, int) for one in (each, parts)):
-            raise UserError(f"{name} is {each!r} and gradient_accumulation_steps {parts!r}: give whole numbers")
         found["batch_size"] = each * parts
     if rest.get("gradient_accumulation_steps") == 1:
         rest.pop("gradient_accumulation_steps")
@@ -209,9 +232,13 @@ def _evaluation(rest: dict[str, Any], found: dict[str, Any], options: dict[str, 
 def _hardware(rest: dict[str, Any], found: dict[str, Any], options: dict[str, Any]) -> None:
     asked = [rest.pop(name, False) for name in ("no_cuda", "use_cpu")]
     if any(asked):
-        found.setdefault("accelerator", "cpu")
+        if (given := found.get("accelerator", "auto")) not in ("auto", "cpu"):
+            raise UserError(f"accelerator={given!r} contradicts use_cpu or no_cuda: give one of them")
+        found["accelerator"] = "cpu"
     if rest.get("disable_tqdm") is not None:
         found.setdefault("progress", not rest.pop("disable_tqdm"))
+    if rest.get("fp16") and rest.get("bf16"):
+        raise UserError("fp16 and bf16 exclude each other: give one of them")
     for name, precision in (("fp16", "16-mixed"), ("bf16", "bf16-mixed")):
         if rest.pop(name, False):
             options["trainer.precision"] = precision
@@ -246,7 +273,10 @@ def _optimizer(rest: dict[str, Any], found: dict[str, Any], options: dict[str, A
 
 def _logger(rest: dict[str, Any], found: dict[str, Any], options: dict[str, Any]) -> None:
     given = rest.pop("report_to", None) or []
-    loggers = [given] if isinstance(given, str) else list(given)
-    chosen = next((name for name in ("wandb", "tensorboard") if name in loggers), None)
+    names = [str(getattr(one, "value", one)) for one in ([given] if isinstance(given, str) else given)]
+    chosen = next((name for name in names if name in LOGGERS), None)
     if chosen:
         options["logger"] = chosen
+    if others := [name for name in names if name not in (chosen, "none")]:
+        text = f"the run is logged to {chosen}" if chosen else f"give one of {', '.join(LOGGERS)}"
+        warnings.warn(f"report_to={', '.join(others)} is ignored: {text}", stacklevel=4)

@@ -5,9 +5,10 @@ Shape letters: P prompt tokens, H hidden, L layers, F neurons per layer.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import pandas as pd
 from torch import Tensor
@@ -34,11 +35,31 @@ class Number(float):
         """Return the names of the facts, without tables."""
         return [one.name for one in fields(self) if one.name != "table"]  # type: ignore[arg-type]
 
-    def __getitem__(self, name: str) -> Any:
+    def items(self) -> list[tuple[str, Any]]:
+        """Return names and values of the facts."""
+        return [(name, self[name]) for name in self.keys()]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a fact, or `default` if there is none of that name."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+    if TYPE_CHECKING:
+        # At run time `in` and `for` use `__getitem__`: pandas takes objects with these methods for dicts or lists.
+        def __contains__(self, name: object) -> bool: ...
+        def __iter__(self) -> Iterator[str]: ...
+
+    def __getitem__(self, name: str | int) -> Any:
         """Return a fact; the number also under its metric's name, as in `eval_accuracy` of release 2.0."""
+        metric = getattr(self, "metric", None)
+        aliases = [metric, f"eval_{metric}"] if metric is not None else []
+        if isinstance(name, int):
+            return [*self.keys(), *aliases][name]
         if name in self.keys():
             return getattr(self, name)
-        if str(name).removeprefix("eval_") == getattr(self, "metric", None):
+        if name in aliases:
             return float(self)
         raise KeyError(f"{name!r}; there are {', '.join(self.keys())}")
 

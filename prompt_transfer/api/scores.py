@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,7 +95,10 @@ def score(
         random_prompts=args.random_prompts,
         accelerator=args.accelerator,
     )
-    frame = recompute_if_changed(output, lambda: transfer(study))
+    with warnings.catch_warnings():
+        # Its advice names options of the command; the hub has given its own.
+        warnings.filterwarnings("ignore", message="no prompt was trained on")
+        frame = recompute_if_changed(output, lambda: transfer(study))
     this = frame[frame["prompt"] == name].iloc[0]
     controls = frame["prompt"].str.startswith(f"{CONTROL}-")
     drawn = (frame["kind"] == "random") & ~controls

@@ -78,7 +78,12 @@ def options_of(parser: ArgumentParser) -> list[str]:
 
 
 # Names in other programs -> names here.
-SYNONYMS = {"lr": "learning_rate", "epochs": "max_epochs", "steps": "max_steps", "dataset": "task"}
+SYNONYMS = {
+    **{"lr": "learning_rate", "epochs": "max_epochs", "num_train_epochs": "max_epochs", "steps": "max_steps"},
+    **{"dataset": "task", "lr_scheduler_type": "schedule", "output_dir": "output", "max_seq_length": "max_length"},
+    **{"per_device_train_batch_size": "batch_size", "train_batch_size": "batch_size"},
+    "per_device_eval_batch_size": "eval_batch_size",
+}
 
 
 def _suggestion(option: str, known: Sequence[str]) -> str:
@@ -86,7 +91,7 @@ def _suggestion(option: str, known: Sequence[str]) -> str:
     last = option.rpartition(".")[2].lstrip("-")
     last = SYNONYMS.get(last, last)
     ends = {name: name.rpartition(".")[2].lstrip("-") for name in known if not name.endswith("+")}
-    similar = difflib.get_close_matches(last, set(ends.values()), n=2)
+    similar = [last] if last in ends.values() else difflib.get_close_matches(last, set(ends.values()), n=2)
     close = difflib.get_close_matches(option, ends, n=1, cutoff=0.8) or [name for name in ends if ends[name] in similar]
     return f": did you mean {' or '.join(close[:3])}?" if close else ""
 

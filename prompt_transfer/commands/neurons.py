@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from prompt_transfer.commands.messages import quiet, show_warning
 from prompt_transfer.commands.parsing import program, subcommand
-from prompt_transfer.studies.data import EvaluationData
+from prompt_transfer.studies.data import EvaluationData, check_folders
 from prompt_transfer.studies.neurons.settings import CaptureStudy, MaskStudy, ProbingStudy
 from prompt_transfer.utils import results
 from prompt_transfer.utils.distributed import torchrun_rank
@@ -27,6 +27,7 @@ def capture(study: Annotated[CaptureStudy, FEW]) -> None:
     gated FFNs, `gate`, each [layers, neurons], at the answer slot after the prompt alone; with tasks also `mean` and
     `active` (the share of inputs) over their inputs.
     """
+    check_folders(study.prompts)
     from prompt_transfer.studies.neurons import capture as capturing
 
     # Only the first process of torchrun writes.
@@ -46,6 +47,7 @@ def mask(study: Annotated[MaskStudy, MANY]) -> None:
     Writes results.parquet (one row per prompt and mask), summary.csv and masking.png. An interrupted command resumes
     with the missing cells when run again.
     """
+    check_folders(study.prompts)
     from prompt_transfer.studies.neurons import masking
 
     with exclusive_lock(study.output):
@@ -59,6 +61,7 @@ def skill(study: Annotated[ProbingStudy, MANY]) -> None:
     Adds `predictivity` [layers, neurons] to the files of neurons: thresholds fitted on training examples, accuracies on
     validation examples. Used by `neurons mask --by predictivity` and by `analyze indicators` for ON on skill neurons.
     """
+    check_folders(study.prompts)
     from prompt_transfer.studies.neurons import probing
 
     with exclusive_lock(study.output):
@@ -72,6 +75,7 @@ def probe(study: Annotated[ProbingStudy, FEW]) -> None:
 
     Adds `fisher`, `gradient` and `leep/TASK` to the files of neurons, from training examples of the prompts' tasks.
     """
+    check_folders(study.prompts)
     from prompt_transfer.studies.neurons import probing
 
     with exclusive_lock(study.output):

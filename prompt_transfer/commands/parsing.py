@@ -18,7 +18,7 @@ from prompt_transfer.commands.messages import check_options, one_line, options_o
 from prompt_transfer.commands.signatures import REQUIRED, Parameter, Signature
 from prompt_transfer.commands.table import listing
 from prompt_transfer.utils.errors import UserError
-from prompt_transfer.utils.fields import dtype_name
+from prompt_transfer.utils.fields import check_dtype
 from prompt_transfer.utils.fields import split_list as split_list
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
         usage = {} if positional is None else {signature.parameters[0].name: positional}
         raise one_line(error, command, known, usage) from error
     if values.get("dtype") is not None:
-        values["dtype"] = dtype_name(values["dtype"])
+        values["dtype"] = check_dtype(values["dtype"])
     if command not in STUDIES:
         return signature.call(values)
     logger, options = values.pop("logger"), {name: values.pop(name) for name in LOGGERS}

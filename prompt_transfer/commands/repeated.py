@@ -22,9 +22,9 @@ def check_repeated(arguments: Sequence[str]) -> None:
     """
     if not arguments:
         return
-    appended = [option.removesuffix("+") + "." for option, _ in _options(arguments) if option.endswith("+")]
+    appended = [option.removesuffix("+") + "." for option, _ in option_values(arguments) if option.endswith("+")]
     found: dict[str, list[str]] = {}
-    for option, value in _options(arguments):
+    for option, value in option_values(arguments):
         merged = option in GROUPS and value.endswith((".yaml", ".yml"))
         # Each `--trainer.callbacks+ NAME` is followed by options of its own.
         own = option.endswith("+") or option.startswith(tuple(appended))
@@ -38,7 +38,7 @@ def check_repeated(arguments: Sequence[str]) -> None:
             )
 
 
-def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+def option_values(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield each option with its value; an option without a value counts as true."""
     for argument, following in pairwise([*arguments, "--"]):
         option, equals, value = argument.partition("=")

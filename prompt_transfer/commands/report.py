@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prompt_transfer.commands.parsing import call
 from prompt_transfer.utils import results
+from prompt_transfer.utils.errors import UserError
 
 
 def report(folder: str, output: str = "report.html", pdf: str | None = None, latex: str | None = None) -> None:
@@ -18,6 +21,8 @@ def report(folder: str, output: str = "report.html", pdf: str | None = None, lat
         pdf: folder for the figures as PDF, each with its caption as a text file.
         latex: folder for the tables as LaTeX (booktabs).
     """
+    if not Path(folder).is_dir():  # told before the imports of the study
+        raise UserError(f"no such folder: {folder}; give the output folder of a command, or a folder of such folders")
     from prompt_transfer.studies.report.study import report as study
 
     written = study(folder, output, pdf, latex)

@@ -13,8 +13,10 @@ from prompt_transfer.commands import sources
 from prompt_transfer.commands.help import COMPLEX, Entry, Group, Page, default_text, kind_of
 from prompt_transfer.commands.messages import check_options
 from prompt_transfer.commands.table import COMMANDS
+from prompt_transfer.commands.values import check_values
 from prompt_transfer.tracking.options import LOGGER_NAMES
 from prompt_transfer.tracking.options import LOGGERS as TRACKERS
+from prompt_transfer.utils.errors import UserError
 
 # Defaults of every run.
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -52,6 +54,14 @@ CLASSES = {
     "BackbonePretraining": "pretraining.backbone_pretraining.BackbonePretraining",
     "CorpusDataModule": "pretraining.corpus.CorpusDataModule",
 }
+# Options of the model that have an effect in training only.
+TRAINING_OPTIONS = tuple(
+    f"--model.{name}"
+    for name in (
+        *("prompt_length", "init", "reparameterization", "optimizer", "learning_rate", "schedule", "warmup_steps"),
+        *("scheduler", "backbone_dropout", "gradient_checkpointing", "label_embeddings"),
+    )
+)
 MODELS = ("PromptTuning", "PromptEnsemble", "CrossModelProjector")
 
 
@@ -166,7 +176,7 @@ def answer(verb: str, arguments: Sequence[str]) -> str | None:
     """Return the help that the arguments ask for, without importing torch; None if they ask for none.
 
     Raises:
-        UserError: an option does not exist.
+        UserError: an option does not exist, is one of training, or has an unknown name as its value.
     """
     model = next((two for one, two in pairwise(arguments) if one == "--model"), "")
     model = next((one.removeprefix("--model=") for one in arguments if one.startswith("--model=")), model)
@@ -174,7 +184,21 @@ def answer(verb: str, arguments: Sequence[str]) -> str | None:
     text = found.show(arguments)
     if text is None:
         _check(verb, found, arguments)
+        if verb in ("validate", "test", "predict"):
+            _check_scoring(verb, found, arguments)
+        check_values(verb, arguments)
     return text
+
+
+def _check_scoring(verb: str, page: Page, arguments: Sequence[str]) -> None:
+    """Raise UserError for options of training, which the prompt file or nothing depends on in scoring."""
+    names = [entry.name for entry in page.entries]
+    for argument in arguments:
+        # `--model.init.text` belongs to `--model.init`; the parser accepts the beginning of a name, too.
+        option = ".".join(argument.partition("=")[0].removesuffix("+").split(".")[:2])
+        meant = [option] if option in names else [name for name in names if name.startswith(option)]
+        if option.startswith("--model.") and meant and set(meant) <= set(TRAINING_OPTIONS):
+            raise UserError(f"{meant[0]} is an option of fit and changes no finished prompt: leave it out for {verb}")
 
 
 def _check(verb: str, page: Page, arguments: Sequence[str]) -> None:

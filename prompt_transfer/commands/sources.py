@@ -49,6 +49,12 @@ def of_class(path: str) -> list[Declared]:
     return parameters(_file(f"{PACKAGE}.{module}"), name)
 
 
+def subclasses(module: str, base: str) -> list[str]:
+    """Return the classes of a module of this package, given as `prompts.initializers`, that derive from `base`."""
+    classes = [node for node in _tree(_file(f"{PACKAGE}.{module}")).body if isinstance(node, ast.ClassDef)]
+    return [node.name for node in classes if base in map(_source, node.bases)]
+
+
 def parameters(path: Path, name: str) -> list[Declared]:
     """Return the parameters of the constructor of class `name` in a source file, in the parser's order."""
     tree = _tree(path)

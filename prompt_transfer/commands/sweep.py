@@ -155,8 +155,19 @@ def show_scores(runs: list[Run], folder: Path) -> None:
         rows.append({"run": row["run"], "task": row["task"], **values, **facts})
     short = [name.rpartition(".")[2] for name in grid]
     title = f"scores of {len(runs)} runs on validation"
-    if scored := [(row["value"], row["run"]) for row in rows if row.get("value") is not None]:
-        title += ", the best {:.3f} ({})".format(*max(scored))
+    # Scores of different tasks or metrics cannot be compared.
+    scored: dict[tuple[str, Any], list[tuple[float, str]]] = {}
+    for one in rows:
+        if one.get("value") is not None:
+            scored.setdefault((one["task"], one.get("metric")), []).append((one["value"], one["run"]))
+    best = {key: max(values) for key, values in scored.items()}
+    if len(best) == 1:
+        title += ", the best {:.3f} ({})".format(*next(iter(best.values())))
+    elif max(map(len, scored.values()), default=1) > 1:
+        title += ", the best of each task marked *"
+        for one in rows:
+            top = best.get((one["task"], one.get("metric")))
+            one["best"] = "*" if top is not None and one.get("value") == top[0] else ""
     results.show(rows, title, spare=(*SPARE, *short), common=("metric",))
 
 

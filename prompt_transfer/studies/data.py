@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from prompt_transfer.data.special_tokens import SpecialTokens, check_special_tokens
@@ -65,3 +67,10 @@ def check_accelerator(name: str) -> None:
     """Raise UserError if the accelerator is unknown."""
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"--accelerator is {name!r}: choose auto, cpu or cuda")
+
+
+def check_folders(folders: str | Path | Sequence[str | Path]) -> None:
+    """Raise UserError if a folder of prompts is missing."""
+    for folder in [folders] if isinstance(folders, str | Path) else folders:
+        if not Path(folder).is_dir():
+            raise UserError(f"no such folder: {folder}; give the folder that holds the prompt files with --prompts")

@@ -19,6 +19,7 @@ from prompt_transfer.prompts.listing import readable_prompts, run_name
 from prompt_transfer.prompts.methods import METHODS
 from prompt_transfer.prompts.prompt import UNKNOWN, Prompt
 from prompt_transfer.prompts.random_prompts import DRAWS
+from prompt_transfer.studies.data import check_folders
 from prompt_transfer.tasks.task import Task
 from prompt_transfer.utils.digests import digest_of
 from prompt_transfer.utils.errors import UserError
@@ -87,9 +88,7 @@ def read_folder(
         UserError: a folder is missing, no prompt is found, a file cannot be read, or two prompts share a name.
     """
     folders = [folder] if isinstance(folder, str | Path) else folder
-    for place in folders:
-        if not Path(place).is_dir():
-            raise UserError(f"no such folder: {place}; give the folder that holds the prompt files with --prompts")
+    check_folders(folders)
     found: dict[str, Prompt] = {}
     for row in (row for place in folders for row in readable_prompts(place)):
         if any(wanted and row[key] not in ("", UNKNOWN, wanted) for key, wanted in _wanted(attention, layout)):

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prompt_transfer.utils.errors import UserError
+
 
 @dataclass(frozen=True)
 class Option:
@@ -33,13 +35,25 @@ class Defaults:
 
 
 # Short names of dtypes.
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def dtype_name(name: str) -> str:
     """Return the full name of a dtype given by a short one; a quantization stays (`bf16+int8`)."""
     dtype, plus, quantization = name.partition("+")
     return DTYPES.get(dtype, dtype) + plus + quantization
+
+
+def check_dtype(name: str) -> str:
+    """Return the full name of a dtype.
+
+    Raises:
+        UserError: there is no such dtype.
+    """
+    full = dtype_name(name)
+    if full.partition("+")[0] not in DTYPES.values():
+        raise UserError(f"unknown dtype {name!r}: choose one of {', '.join(DTYPES.values())}")
+    return full
 
 
 def split_list(text: str | None) -> list[str]:

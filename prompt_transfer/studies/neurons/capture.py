@@ -19,6 +19,7 @@ from prompt_transfer.neurons.capture import NeuronCapture, capture_prompts
 from prompt_transfer.prompts.listing import readable_prompts
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.studies.backbones import describe_backbone, load_backbone
+from prompt_transfer.studies.data import check_folders
 from prompt_transfer.studies.entries import common_value, with_formats
 from prompt_transfer.studies.neurons.settings import CaptureStudy
 from prompt_transfer.studies.passes import batches_with_prompts
@@ -187,8 +188,7 @@ def find_prompts(folder: str | Path) -> dict[str, Prompt]:
     Raises:
         UserError: the folder is missing or holds no prompt, or a file cannot be read.
     """
-    if not Path(folder).is_dir():
-        raise UserError(f"no such folder: {folder}; give the folder that holds the prompt files with --prompts")
+    check_folders(folder)
     paths = [Path(row["path"]) for row in readable_prompts(folder)]
     found = {str(path.relative_to(folder).with_suffix("")): Prompt.load(path) for path in paths}
     if not found:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from prompt_transfer.studies.sweep.plan import Run, State
 from prompt_transfer.utils.progress import duration, is_watched
@@ -21,15 +21,31 @@ DEFAULT_STEPS = 1000
 LEAST_DONE, LEAST_SECONDS = 0.1, 5.0
 
 
-def latest(folder: Path) -> tuple[int, float, float] | None:
-    """Return step, score and best score of a run folder by its convergence file; None before its first evaluation."""
+class Standing(NamedTuple):
+    """The last step of a run, its score there, the best score so far, and the metric of both."""
+
+    step: int
+    score: float
+    best: float
+    metric: str
+
+
+def latest(folder: Path) -> Standing | None:
+    """Return the standing of a run folder by its convergence file; None before its first evaluation."""
     with suppress(OSError, KeyError, TypeError, ValueError):
         with (folder / "convergence.csv").open(newline="", encoding="utf-8") as file:
-            rows = [(int(row["step"]), float(row["value"])) for row in csv.DictReader(file)]
+            rows = [(int(row["step"]), float(row["value"]), row["metric"]) for row in csv.DictReader(file)]
         if rows:
-            last = max(step for step, _ in rows)
-            return last, max(value for step, value in rows if step == last), max(value for _, value in rows)
+            last = max(step for step, *_ in rows)
+            score = max(value for step, value, _ in rows if step == last)
+            return Standing(last, score, max(value for _, value, _ in rows), rows[-1][2])
     return None
+
+
+def _task(run: Run) -> str:
+    """Return the task of a run, or its tasks joined by `+`."""
+    task = run.options.get("data.task", "")
+    return "+".join(map(str, task)) if isinstance(task, list) else str(task)
 
 
 def _steps(run: Run) -> int | None:
@@ -81,10 +97,14 @@ class SweepView:
         self.bars.stop()
 
     @property
-    def best(self) -> tuple[float, str] | None:
-        """The best score of all runs so far, and its run."""
-        found = [(mine[2], run.name) for run in self.runs if (mine := latest(self.folder / "runs" / run.name))]
-        return max(found, default=None)
+    def best(self) -> dict[tuple[str, str], tuple[float, str]]:
+        """The best score so far and its run, by task and metric: other scores cannot be compared."""
+        found: dict[tuple[str, str], tuple[float, str]] = {}
+        for run in self.runs:
+            if mine := latest(self.folder / "runs" / run.name):
+                key, score = (_task(run), mine.metric), (mine.best, run.name)
+                found[key] = max(found.get(key, score), score)
+        return found
 
     def left(self) -> float | None:
         """Return the estimated seconds that are left; None while too little is done to tell."""
@@ -100,7 +120,7 @@ class SweepView:
     def _share(self, run: Run) -> float:
         """Return the share of its steps that a run has taken by its last evaluation."""
         mine, steps = latest(self.folder / "runs" / run.name), _steps(run)
-        return min(mine[0] / steps, 1.0) if mine and steps else 0.0
+        return min(mine.step / steps, 1.0) if mine and steps else 0.0
 
     def report(self, run: Run, state: State) -> str:
         """Count a finished run and return its line."""
@@ -109,9 +129,11 @@ class SweepView:
         if state.error:
             parts[0] += f": {state.error}"
         if state.status == "done" and (mine := latest(self.folder / "runs" / run.name)):
-            parts.append(f"score {mine[2]:.3f}")
-        if self.best is not None:
-            parts.append(f"best {self.best[0]:.3f} ({self.best[1]})")
+            parts.append(f"score {mine.best:.3f}")
+        several = len({_task(one) for one in self.runs}) > 1
+        for (task, _), (score, name) in self.best.items():
+            if task == _task(run):
+                parts.append(f"best {f'of {task} ' if several else ''}{score:.3f} ({name})")
         parts.append(f"{state.seconds:.0f} s")
         if (left := self.left()) is not None:
             parts.append("less than a minute left" if left < 60 else f"about {duration(left)} left")
@@ -128,9 +150,11 @@ class SweepView:
             steps = _steps(run)
             if run.name not in self._tasks:
                 self._tasks[run.name] = self.bars.add_task(run.name, total=steps, facts="")
-            facts = f"score {mine[1]:.3f}, best {mine[2]:.3f}"
-            self.bars.update(self._tasks[run.name], completed=mine[0], facts=facts)
-        parts = [] if (best := self.best) is None else [f"best {best[0]:.3f} ({best[1]})"]
+            facts = f"score {mine.score:.3f}, best {mine.best:.3f}"
+            self.bars.update(self._tasks[run.name], completed=mine.step, facts=facts)
+        # One line has no room for the best of several tasks.
+        best = list(self.best.values())
+        parts = [f"best {score:.3f} ({name})" for score, name in best] if len(best) == 1 else []
         parts += [] if (left := self.left()) is None else [f"{duration(left)} left"]
         self.bars.update(self._whole, completed=self.finished, facts=", ".join(parts))
 

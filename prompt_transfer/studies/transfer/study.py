@@ -10,7 +10,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
-from prompt_transfer.studies.data import EvaluationData, check_accelerator
+from prompt_transfer.studies.data import EvaluationData, check_accelerator, check_folders
+from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.utils.distributed import torchrun_rank
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.fields import NAMES, Option
@@ -79,7 +80,10 @@ def transfer(study: TransferStudy) -> pd.DataFrame:
     Raises:
         UserError: inputs that do not fit (see `load`), or another process uses the output folder.
     """
-    # Imported here: the options of a command are read without torch.
+    # Wrong names are told before the imports of torch, which take seconds.
+    for name in study.tasks:
+        get_task(name)
+    check_folders(study.prompts)
     import pandas as pd
 
     from prompt_transfer.studies.transfer.load import load
