@@ -93,12 +93,18 @@ def test_the_matrix_spans_its_data_and_not_less_than_its_intervals() -> None:
     assert matrix.noise == pytest.approx(ratio.median())
     ax = transfer_heatmap(matrix)
     whole = pd.concat([matrix.scores, matrix.random, matrix.baseline.rename("majority")], axis=1)
-    relative = matrix.measured(whole, "relative").to_numpy()
+    # Targets that were not learned have numbers, but neither a colour nor an influence on the range.
+    relative = matrix.measured(whole, "relative").drop(index=list(matrix.not_learned)).to_numpy()
+    assert (np.nanmin(relative), np.nanmax(relative)) == (pytest.approx(0.5753, abs=1e-4), 1)
     assert ax.collections[0].get_clim() == (pytest.approx(np.nanmin(relative)), pytest.approx(np.nanmax(relative)))
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert {name.removesuffix(" *") for name in names} == {display_name(name) for name in matrix.scores.index}
     assert {name for name in names if name.endswith("*")} == {f"{display_name(name)} *" for name in matrix.not_learned}
     assert len(matrix.not_learned) == 8
+    cells = np.ma.filled(ax.collections[0].get_array(), np.nan).reshape(13, 16)
+    grey = [name.endswith("*") for name in names]
+    assert np.isnan(cells).all(axis=1).tolist() == np.isnan(cells).any(axis=1).tolist() == grey
+    assert len([text for text in ax.texts if text.get_text()]) == 13 * 16
     # Equal scores within a wide interval: no colour structure from noise.
     flat = frame.assign(value=0.5 + 0.001 * (np.arange(len(frame)) % 3), low=0.4, high=0.6)
     flat["relative"] = flat["value"] / 0.5

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 MATRIX = (
     "Transfer matrix. Numbers: scores in per cent, means over the prompts (seeds) of a source. Colours: relative "
-    "performance, the score divided by that of the target's own prompt (framed), over the range of the data. Grey: the "
-    "target has no prompt of its own. * The target was not learned: its own prompt is not above the majority class."
+    "performance, the score divided by that of the target's own prompt (framed), over the range of the coloured cells. "
+    "Grey: the target has no prompt of its own, or was not learned (*): its own prompt is not above the majority class, "
+    "so relative performance compares noise."
 )
-MATRIX_CLUSTERED = MATRIX + " Rows and columns are ordered by average-linkage clustering."
+MATRIX_CLUSTERED = (
+    MATRIX + " Rows and columns are ordered by average-linkage clustering of the other targets; targets that were not "
+    "learned come last."
+)
 SUMMARY = (
     "Mean relative performance of prompts from tasks of the same type, "
     "of other types, and of random prompts, by type of "
