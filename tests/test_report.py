@@ -75,6 +75,16 @@ def test_chance_corrected_means_leave_out_what_was_not_learned() -> None:
     assert set(means.controls[0].options) == {"relative", "relative, learned", "chance_corrected, learned"}
 
 
+def test_lower_bounds_of_speedups_are_open() -> None:
+    (section,) = kinds.sections(RESULTS / "transfer_init")
+    spec = section.charts[0].spec
+    (row,) = [row for row in spec["data"]["values"] if row["bound"]]
+    assert (row["name"], row["high"]) == ("SNLI \u2192 MNLI", None)
+    assert row["text"].startswith("at least 9.38")
+    assert spec["layer"][-1]["encoding"]["fillOpacity"]["condition"] == {"test": "datum.bound", "value": 0}
+    assert [figure.name for figure in section.figures] == ["speedups"]
+
+
 def test_every_kind_in_the_stored_results_has_a_section() -> None:
     found = _titles(RESULTS)
     for title in ("Transfer between tasks", "Indicators of transfer", "Overlap of activated neurons", "Masked neurons"):

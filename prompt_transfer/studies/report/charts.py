@@ -151,7 +151,7 @@ def dots(
 
     Args:
         description: text for screen readers.
-        rows: the points.
+        rows: the points; open with `bound` true.
         y: encoding of the names.
         x_title: title of the value axis.
         group: field and values of the group, drawn next to each other within a name.
@@ -184,6 +184,12 @@ def dots(
             "encoding": {**common, "x": {**x, "field": "value"}, **colour, "tooltip": tooltip(hover)},
         },
     ]
+    if any(row.get("bound") for row in rows):
+        layers[-1]["encoding"] |= {
+            "fillOpacity": {"condition": {"test": "datum.bound", "value": 0}, "value": 1},
+            "stroke": {**colour["color"], "legend": None},
+            "strokeWidth": {"value": 1.8},
+        }
     height = len(y["sort"]) * (4 + 9 * len(order) if len(order) > 1 else 20)
     return {**base(description, rows), "height": height, "layer": layers}
 
