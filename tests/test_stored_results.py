@@ -60,3 +60,11 @@ def test_the_findings_quote_the_stored_speedups_and_contrasts() -> None:
     for row in stored.to_dict("records"):
         ends = f"[{row['low']:.3f}, {row['high']:.3f}], {row['n_better']} of"
         assert ends in text
+
+
+def test_the_stored_page_has_the_stored_contrasts() -> None:
+    page = (RESULTS / "cross_task" / "report.html").read_text()
+    stored = pd.read_csv(RESULTS / "cross_task" / "contrasts.csv")
+    for row in stored[stored["measure"] == "relative"].to_dict("records"):
+        low, high = (f"{row[end]:.3f}".replace("-", "\N{MINUS SIGN}") for end in ("low", "high"))
+        assert f"[{low}, {high}]" in page
