@@ -111,7 +111,9 @@ def test_the_matrix_spans_its_data_and_not_less_than_its_intervals() -> None:
     assert {name.removesuffix(" *") for name in names} == {display_name(name) for name in matrix.scores.index}
     assert {name for name in names if name.endswith("*")} == {f"{display_name(name)} *" for name in matrix.not_learned}
     assert len(matrix.not_learned) == 8
-    cells = np.ma.filled(ax.collections[0].get_array(), np.nan).reshape(13, 16)
+    array = ax.collections[0].get_array()
+    assert array is not None
+    cells = np.ma.filled(array, np.nan).reshape(13, 16)
     grey = [name.endswith("*") for name in names]
     assert np.isnan(cells).all(axis=1).tolist() == np.isnan(cells).any(axis=1).tolist() == grey
     assert len([text for text in ax.texts if text.get_text()]) == 13 * 16
@@ -249,7 +251,9 @@ def test_a_comparison_has_no_text_over_its_marks() -> None:
         figure = ax.get_figure(root=True)
         assert figure is not None
         figure.canvas.draw()
-        assert not ax.get_legend().get_window_extent().overlaps(ax.get_window_extent())
+        legend = ax.get_legend()
+        assert legend is not None
+        assert not legend.get_window_extent().overlaps(ax.get_window_extent())
 
 
 def test_means_of_few_targets_have_no_bar() -> None:

@@ -71,19 +71,20 @@ def scores_figure(table: pd.DataFrame) -> Axes:
 
 
 def _panel(ax: Axes, table: pd.DataFrame, tasks: list[str]) -> None:
-    means = table.groupby(["what", "task"], sort=False)[["value", "low", "high"]].mean()
+    means = table.groupby(["what", "task"], sort=False)[["value", "low", "high"]].mean().dropna(subset=["value"])
+    kinds = means.index.get_level_values("what")
     for task in range(1, len(tasks)):
         ax.axhline(task - 0.5, color="0.9", linewidth=0.8, zorder=0)
     for number, (what, (colour, marker, size, title)) in enumerate(MARKS.items()):
-        if what not in means.index.get_level_values("what"):
+        some = means[kinds == what].droplevel("what")
+        if some.empty:
             continue
-        some = means.loc[what].dropna(subset=["value"])
         places = [tasks.index(task) + LINE * (number - (len(MARKS) - 1) / 2) for task in some.index]
         if what in ("own", "projected"):
             ax.hlines(places, some["low"], some["high"], color=colour, linewidth=1)
         ax.scatter(some["value"], places, marker=marker, s=size, color=colour, label=title, linewidth=1)
-    if "baseline" in means.index.get_level_values("what"):
-        chance = means.loc["baseline"].dropna(subset=["value"])
+    if "baseline" in kinds:
+        chance = means[kinds == "baseline"].droplevel("what")
         places = [tasks.index(task) for task in chance.index]
         ax.vlines(chance["value"], [place - 0.42 for place in places], [place + 0.42 for place in places],
                   color="0.3", linewidth=1, linestyle=":", label="majority class")  # fmt: skip
