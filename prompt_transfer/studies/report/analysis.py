@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from prompt_transfer.analysis import captions, indicator_plots
+from prompt_transfer.analysis import captions, curves, indicator_plots
 from prompt_transfer.analysis.indicators import INDICATORS
 from prompt_transfer.studies.report import charts
 from prompt_transfer.studies.report.content import (
@@ -183,7 +183,14 @@ def convergence(path: Path) -> Section:
         )
     value = Column("value", "", "number", 2, ENDS)
     rows = [
-        {**row, "name": f"{display_name(row['source'])} → {display_name(row['task'])}", "text": value.text(row)}
+        {
+            **row,
+            "name": f"{display_name(row['source'])} → {display_name(row['task'])}",
+            "text": ("at least " if row["at_least"] else "") + value.text(row),
+            "bound": bool(row["at_least"]),
+            # A lower bound has no upper end.
+            "high": None if row["at_least"] else row["high"],
+        }
         for row in records(steps[steps["task"] != "all"])
         if row["value"] is not None
     ]
@@ -205,13 +212,14 @@ def convergence(path: Path) -> Section:
             reference=1,
         )
         caption = (
-            "Geometric means over seeds. 1: as fast as training from scratch. Runs that "
-            "never reach the score are missing here; the table counts them."
+            "Geometric means over seeds. 1: as fast as training from scratch. Open marks: lower bounds, without an "
+            "interval. Runs that never reach the score are missing here; the table counts them."
         )
         found.charts.append(Chart("speedups", "Speed-ups", spec, caption))
-    curves = path.with_name("curves.csv")
-    if curves.is_file():
-        found.charts.append(curve_chart(pd.read_csv(curves)))
+        found.figures.append(Figure("speedups", captions.SPEEDUPS, lambda: curves.speedups(frame)))
+    evaluations = path.with_name("curves.csv")
+    if evaluations.is_file():
+        found.charts.append(curve_chart(pd.read_csv(evaluations)))
     columns = [
         Column("task", "target", "task"),
         Column("source", "source", "task", missing="all sources"),

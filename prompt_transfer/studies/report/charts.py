@@ -43,7 +43,7 @@ def heatmap(
 
     Args:
         description: text for screen readers.
-        rows: one per cell, with `framed` true for cells with a frame.
+        rows: one per cell, with `framed` true for cells with a frame, `plain` for cells whose value has no colour.
         axes: x and y encodings.
         domains: field -> range of its colours.
         hover: fields of the tooltip.
@@ -59,21 +59,21 @@ def heatmap(
         "encoding": {"x": axes[0], "y": axes[1], "tooltip": tooltip(hover)},
         "layer": [
             {
+                "mark": {"type": "rect", "stroke": "var(--card)", "strokeWidth": 1, "fill": "#9994"},
+            },
+            {
+                "transform": [{"filter": "isValid(datum.shown) && !datum.plain"}],
                 "mark": {"type": "rect", "stroke": "var(--card)", "strokeWidth": 1},
                 "encoding": {
                     "color": {
-                        "condition": {
-                            "test": "isValid(datum.shown)",
-                            "field": "shown",
-                            "type": "quantitative",
-                            "scale": {
-                                "scheme": "viridis",
-                                "domain": [{"expr": "domains[measure][0]"}, {"expr": "domains[measure][1]"}],
-                                "clamp": True,
-                            },
-                            "legend": {"orient": "top", "title": None, "gradientLength": 180, "format": ".2f"},
+                        "field": "shown",
+                        "type": "quantitative",
+                        "scale": {
+                            "scheme": "viridis",
+                            "domain": [{"expr": "domains[measure][0]"}, {"expr": "domains[measure][1]"}],
+                            "clamp": True,
                         },
-                        "value": "#9994",
+                        "legend": {"orient": "top", "title": None, "gradientLength": 180, "format": ".2f"},
                     }
                 },
             },
@@ -92,6 +92,7 @@ def heatmap(
                     "color": {
                         "condition": [
                             {"test": "!isValid(datum.shown)", "value": "#888"},
+                            {"test": "datum.plain", "value": "var(--text)"},
                             {"test": f"{share} > 0.55", "value": "#111"},
                         ],
                         "value": "#fff",
@@ -150,7 +151,7 @@ def dots(
 
     Args:
         description: text for screen readers.
-        rows: the points.
+        rows: the points; open with `bound` true.
         y: encoding of the names.
         x_title: title of the value axis.
         group: field and values of the group, drawn next to each other within a name.
@@ -183,6 +184,12 @@ def dots(
             "encoding": {**common, "x": {**x, "field": "value"}, **colour, "tooltip": tooltip(hover)},
         },
     ]
+    if any(row.get("bound") for row in rows):
+        layers[-1]["encoding"] |= {
+            "fillOpacity": {"condition": {"test": "datum.bound", "value": 0}, "value": 1},
+            "stroke": {**colour["color"], "legend": None},
+            "strokeWidth": {"value": 1.8},
+        }
     height = len(y["sort"]) * (4 + 9 * len(order) if len(order) > 1 else 20)
     return {**base(description, rows), "height": height, "layer": layers}
 
