@@ -59,6 +59,22 @@ PROJECTION = (
     "training task of the projector (trained), or of "
     "the same type as one."
 )
+SCORES = "95 % bootstrap intervals over examples."
+METHODS = (
+    "Score of each method, and score against trained parameters. Bars: 95 % bootstrap intervals over examples and "
+    "seeds. Dots: single seeds."
+)
+METHOD_CURVES = "Score on the validation split during training, mean and range over seeds. Dashed: majority class."
+SPEEDUPS = (
+    "Speed-up, in steps, of training that starts from another prompt, against the same run from scratch: geometric "
+    "means over seeds. Runs that never reach the score are missing. Dashed: as fast as training from scratch."
+)
+RUNS = "Score on the validation split during training, one line per run. Dashed: majority class."
+RECOMMENDATION = (
+    "How well each ranking orders the sources: nDCG, the mean over targets, judged by the transfer matrix. Bars: 95 % "
+    "bootstrap intervals over targets. Dashed: a random order."
+)
+QUICKSTART = "Accuracy on the test splits."
 LEARNING_CURVE = "Score on the validation split during training. Dashed: majority class."
 
 

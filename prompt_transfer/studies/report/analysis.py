@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -21,10 +23,12 @@ from prompt_transfer.studies.report.content import (
     number,
     records,
 )
+from prompt_transfer.studies.report.convergence_figures import convergence_figures
 from prompt_transfer.tasks.registry import display_name
 
 ENDS = ("low", "high")
 PER_LAYER = "neuron_overlap_per_layer"
+SAME_TASK = "the same task"
 FEW = "too few sources or targets"
 
 
@@ -45,10 +49,13 @@ def indicators(path: Path) -> Section:
     found = Section("Indicators of transfer", "", "analyze indicators", path.parent)
     tasks = counted(int(frame["tasks"].max()), "task")
     found.lead = f"How well {counted(whole['indicator'].nunique(), 'indicator')} rank the sources of {tasks}."
-    best = whole[whole["statistic"] == ranked].dropna(subset=["value"]).sort_values("value", ascending=False)
+    values = whole[whole["statistic"] == ranked].dropna(subset=["value"])
+    best = values.sort_values("value", ascending=ranked.startswith("regret"))
     for row in records(best.head(3)):
         name = indicator_plots.readable_name(str(row["indicator"]))
         found.tiles.append(Tile(name, number(row["value"], 2), f"{statistics[ranked]}, {_interval(row)}"))
+    if len(best) > 3:
+        found.tile_note = f"The three best of {len(best)} indicators by this statistic: the best of many is lucky too."
     found.charts.append(_ranking(whole, statistics, ranked))
     if frame["indicator"].str.startswith(f"{PER_LAYER}/").any():
         found.charts.append(_layers(frame, statistics))
@@ -159,10 +166,10 @@ def _statistics_table(whole: pd.DataFrame, statistics: dict[str, str]) -> Table:
     ]
     columns = [
         Column("indicator", "indicator"),
-        Column("group", "needs"),
         Column("statistic", "statistic"),
         Column("value", "value", "number", ends=ENDS, missing=FEW),
         Column("p_value", "p", "number", missing="not tested"),
+        Column("group", "needs"),
         Column("tasks", "tasks", "number", 0),
         Column("pairs", "pairs", "number", 0),
     ]
@@ -175,7 +182,9 @@ def convergence(path: Path) -> Section:
     """Return the section of `analyze convergence`, from its `speedups.csv`."""
     frame = read(path)
     found = Section("Convergence", "", "analyze convergence", path.parent)
-    found.lead = "Speed-up of training that starts from another task's prompt, against the same run from scratch."
+    sources = frame.loc[frame["task"] != "all", ["task", "source"]]
+    start = "another task's prompt" if (sources["task"] != sources["source"]).any() else "a prompt of the same task"
+    found.lead = f"Speed-up of training that starts from {start}, against the same run from scratch."
     steps = frame[frame["unit"] == "step"]
     for row in records(steps[steps["task"] == "all"]):
         found.tiles.append(
@@ -183,7 +192,7 @@ def convergence(path: Path) -> Section:
         )
     value = Column("value", "", "number", 2, ENDS)
     rows = [
-        {**row, "name": f"{display_name(row['source'])} → {display_name(row['task'])}", "text": value.text(row)}
+        {**row, "name": f"{_start(row)} → {display_name(row['task'])}", "text": value.text(row)}
         for row in records(steps[steps["task"] != "all"])
         if row["value"] is not None
     ]
@@ -209,12 +218,13 @@ def convergence(path: Path) -> Section:
             "never reach the score are missing here; the table counts them."
         )
         found.charts.append(Chart("speedups", "Speed-ups", spec, caption))
+    found.figures = convergence_figures(path.parent, pd.DataFrame(rows))
     curves = path.with_name("curves.csv")
     if curves.is_file():
         found.charts.append(curve_chart(pd.read_csv(curves)))
     columns = [
         Column("task", "target", "task"),
-        Column("source", "source", "task", missing="all sources"),
+        Column("source", "source", missing="all sources"),
         Column("measure", "measure"),
         Column("unit", "unit"),
         Column("value", "value", "number", 2, ENDS, "no run reached it"),
@@ -224,11 +234,19 @@ def convergence(path: Path) -> Section:
         Column("not_learned", "did not learn", "number", 0),
         Column("result", "result"),
     ]
-    found.tables.append(Table("speedups", "Speed-ups", columns, records(frame)))
+    named = [{**row, "source": _start(row)} for row in records(frame)]
+    found.tables.append(Table("speedups", "Speed-ups", columns, named))
     runs = path.with_name("runs.csv")
     if runs.is_file():
         found.tables.append(_runs_table(pd.read_csv(runs)))
     return found
+
+
+def _start(row: Mapping[str, Any]) -> str | None:
+    """Return the display name of the source of a run's start; None for a run from scratch."""
+    if not row.get("source"):
+        return None
+    return SAME_TASK if row["source"] == row["task"] else display_name(row["source"])
 
 
 def curve_chart(frame: pd.DataFrame) -> Chart:
@@ -240,8 +258,8 @@ def curve_chart(frame: pd.DataFrame) -> Chart:
     """
     rows = []
     for row in records(frame):
-        start = f"from {display_name(row['source'])}" if row.get("source") else "from scratch"
-        start = str(row.get("start") or start)
+        source = _start(row)
+        start = str(row.get("start") or (f"from {source}" if source else "from scratch"))
         label = {"start": start, "line": f"{start} {row.get('seed')}", "name": display_name(row["task"])}
         rows.append(
             {
@@ -276,7 +294,7 @@ def curve_chart(frame: pd.DataFrame) -> Chart:
 def _runs_table(frame: pd.DataFrame) -> Table:
     columns = [
         Column("task", "task", "task"),
-        Column("source", "source", "task", missing="from scratch"),
+        Column("source", "source", missing="from scratch"),
         Column("seed", "seed", "number", 0),
         Column("start", "score at step 0", "number"),
         Column("best", "best", "number"),
@@ -285,4 +303,4 @@ def _runs_table(frame: pd.DataFrame) -> Table:
         Column("majority", "majority class", "number"),
         Column("learned", "learned"),
     ]
-    return Table("runs", "Runs", columns, records(frame))
+    return Table("runs", "Runs", columns, [{**row, "source": _start(row)} for row in records(frame)])

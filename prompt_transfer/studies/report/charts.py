@@ -71,7 +71,17 @@ def heatmap(
                                 "domain": [{"expr": "domains[measure][0]"}, {"expr": "domains[measure][1]"}],
                                 "clamp": True,
                             },
-                            "legend": {"orient": "top", "title": None, "gradientLength": 180, "format": ".2f"},
+                            "legend": {
+                                "orient": "top",
+                                "title": None,
+                                "gradientLength": 180,
+                                "format": ".2f",
+                                # Both ends of the range and its middle.
+                                "values": {
+                                    "expr": "[domains[measure][0], (domains[measure][0] + domains[measure][1]) / 2, "
+                                    "domains[measure][1]]"
+                                },
+                            },
                         },
                         "value": "#9994",
                     }
@@ -109,7 +119,7 @@ def heatmap(
 def axis(field: str, order: Sequence[str], title: str | None, columns: bool = False) -> Spec:
     """Return an axis of names in a fixed order; those of columns are turned, and upright where there is little room."""
     labels: Spec = {
-        "labelLimit": {"expr": "width > 500 ? 260 : 150"},
+        "labelLimit": {"expr": "width > 500 ? 260 : 165"},
         "labelOverlap": False,
         "ticks": False,
         "domain": False,
@@ -130,7 +140,7 @@ def groups(field: str, order: Sequence[str], title: str | None = None) -> Spec:
     # From the ninth group on colours repeat, with another shape.
     marks = [SHAPES[(place + place // len(COLOURS)) % len(SHAPES)] for place in range(len(order))]
     scale, shapes = {"domain": list(order), "range": colours}, {"domain": list(order), "range": marks}
-    legend = {"orient": "top", "title": title, "symbolSize": 70, "labelLimit": 180}
+    legend = {"orient": "top", "title": title, "symbolSize": 70}
     return {
         "color": {"field": field, "type": "nominal", "scale": scale, "legend": legend},
         "shape": {"field": field, "type": "nominal", "scale": shapes, "legend": legend},

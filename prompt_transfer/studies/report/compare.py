@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from prompt_transfer.analysis import captions, comparison_plots
 from prompt_transfer.studies.report import charts
-from prompt_transfer.studies.report.content import Chart, Column, Section, Table, Tile, number, records
+from prompt_transfer.studies.report.analysis import read
+from prompt_transfer.studies.report.content import (
+    Chart,
+    Column,
+    Figure,
+    Section,
+    Table,
+    Tile,
+    first_tiles,
+    number,
+    records,
+)
 from prompt_transfer.tasks.registry import display_name
 
 ENDS = ("low", "high")
@@ -18,7 +32,8 @@ def comparison(path: Path) -> Section:
     # Imports torch.
     from prompt_transfer.studies.compare.methods import TITLES
 
-    rows = [{**row, "method": TITLES.get(row["method"], row["method"])} for row in records(pd.read_csv(path))]
+    summary = pd.read_csv(path)
+    rows = [{**row, "method": TITLES.get(row["method"], row["method"])} for row in records(summary)]
     first = rows[0]
     found = Section("Methods", "", "compare", path.parent)
     found.lead = (
@@ -61,9 +76,36 @@ def comparison(path: Path) -> Section:
         ]
         caption = "Paired on the same test examples; 95 % bootstrap intervals over examples and seeds."
         found.tables.append(Table("differences", "Paired differences", shown, pairs, caption))
-    found.tiles = [
+    tiles = [
         Tile(str(row["method"]), number(row["value"], 3), str(first["metric"]))
         for row in rows
         if row["value"] is not None
-    ][:4]
+    ]
+    found.tiles, found.tile_note = first_tiles(tiles, "methods")
+    found.figures = _figures(path.parent, summary, TITLES)
     return found
+
+
+def _figures(folder: Path, summary: pd.DataFrame, titles: dict[str, str]) -> list[Figure]:
+    """Return the figures of the command: scores and costs, and validation curves where the cells are at hand."""
+    tables = [folder / f"results.{suffix}" for suffix in ("parquet", "csv")]
+    runs = next((read(path) for path in tables if path.is_file()), pd.DataFrame(columns=["method", "value"]))
+    found = [Figure("compare", captions.METHODS, lambda: comparison_plots.scores(summary, runs, titles))]
+    curves = [
+        pd.read_csv(log).assign(method=row["method"], seed=row["seed"])
+        for row in records(runs)
+        if (log := folder / "cells" / _cell(row) / "convergence.csv").is_file()
+    ]
+    if curves:
+        metric, majority = str(summary["metric"].iloc[0]), float(curves[0]["majority"].iloc[0])
+        table = pd.concat(curves, ignore_index=True)
+        found.append(
+            Figure("curves", captions.METHOD_CURVES, lambda: comparison_plots.curves(table, titles, metric, majority))
+        )
+    return found
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    """Return the name of the folder of a row's cell."""
+    seed, rate = row.get("seed"), row.get("learning_rate")
+    return f"{row['method']}-seed{seed or 0:.0f}" + ("" if rate is None else f"-lr{rate:g}")
