@@ -257,5 +257,10 @@ def test_sections_with_long_names_fit_a_phone(browser: tuple[Any, str], tmp_path
     written = report(folder, tmp_path / "long.html").page
     page, found = _open((browser[0], written.as_uri()), 390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    outside = """[...document.querySelectorAll('.chart svg.marks')].filter(svg =>
+        [...svg.querySelectorAll('.role-legend text')].some(text =>
+            text.getBoundingClientRect().right > svg.getBoundingClientRect().right + 0.5)).length"""
+    assert page.evaluate(outside) == 0
+    assert not any("…" in text for text in page.locator(".role-axis-label text").all_text_contents())
     assert found == []
     page.close()

@@ -79,7 +79,7 @@ def _ranking(whole: pd.DataFrame, statistics: dict[str, str], ranked: str) -> Ch
         {
             **row,
             "name": indicator_plots.readable_name(str(row["indicator"])),
-            "group": _group(str(row["indicator"])),
+            "group": group_of(str(row["indicator"])),
             "text": value.text(row),
             "p": Column("p_value", "", "number").text(row),
         }
@@ -114,7 +114,8 @@ def _ranking(whole: pd.DataFrame, statistics: dict[str, str], ranked: str) -> Ch
     return Chart("indicators", "Indicators", spec, caption, [Control("statistic", "Statistic", options)])
 
 
-def _group(indicator: str) -> str:
+def group_of(indicator: str) -> str:
+    """Return the inputs that an indicator needs."""
     row = INDICATORS.get(indicator.partition("/")[0])
     return row.group if row else "other"
 
@@ -159,7 +160,7 @@ def _statistics_table(whole: pd.DataFrame, statistics: dict[str, str]) -> Table:
         {
             **row,
             "indicator": indicator_plots.readable_name(str(row["indicator"])),
-            "group": _group(str(row["indicator"])),
+            "group": group_of(str(row["indicator"])),
             "statistic": statistics[str(row["statistic"])],
         }
         for row in records(whole)

@@ -119,7 +119,7 @@ def heatmap(
 def axis(field: str, order: Sequence[str], title: str | None, columns: bool = False) -> Spec:
     """Return an axis of names in a fixed order; those of columns are turned, and upright where there is little room."""
     labels: Spec = {
-        "labelLimit": {"expr": "width > 500 ? 260 : 165"},
+        "labelLimit": {"expr": "width > 500 ? 260 : 180"},
         "labelOverlap": False,
         "ticks": False,
         "domain": False,
@@ -130,7 +130,14 @@ def axis(field: str, order: Sequence[str], title: str | None, columns: bool = Fa
         labels |= {"labelAngle": angle, "labelAlign": "right", "labelBaseline": "middle"}
     else:
         # Above the names: a turned title takes width.
-        labels |= {"titleAngle": 0, "titleAlign": "right", "titleAnchor": "start", "titleX": -7, "titleY": -12}
+        labels |= {
+            "labelFontSize": {"expr": "width > 500 ? 11.5 : 10"},
+            "titleAngle": 0,
+            "titleAlign": "right",
+            "titleAnchor": "start",
+            "titleX": -7,
+            "titleY": -12,
+        }
     return {"field": field, "type": "nominal", "sort": list(order), "title": title, "axis": labels}
 
 

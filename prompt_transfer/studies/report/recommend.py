@@ -10,6 +10,7 @@ from prompt_transfer.analysis import captions, interval_plots
 from prompt_transfer.analysis.indicator_plots import STATISTIC_LABELS, readable_name
 from prompt_transfer.prompts.recommendation import FACTS
 from prompt_transfer.studies.report import charts
+from prompt_transfer.studies.report.analysis import group_of
 from prompt_transfer.studies.report.content import (
     Chart,
     Column,
@@ -68,7 +69,10 @@ def _judge(found: Section, frame: pd.DataFrame) -> None:
     """Add tiles, chart, table and figure of the quality of the rankings."""
     mean = Column("mean", "mean", "number", ends=ENDS)
     rows = [
-        {**row, "name": readable_name(str(row["ranking"])), "value": row["mean"], "text": mean.text(row)}
+        {
+            **{**row, "name": readable_name(str(row["ranking"])), "value": row["mean"], "text": mean.text(row)},
+            "group": group_of(str(row["ranking"])),
+        }
         for row in records(frame)
         if row["mean"] is not None
     ]
@@ -86,10 +90,12 @@ def _judge(found: Section, frame: pd.DataFrame) -> None:
         charts.axis("name", [str(row["name"]) for row in best], None),
         "mean over targets",
         ("none", []),
-        {"name": "ranking", "text": "mean [95 % interval]", "targets": "targets", "seeds": "samples"},
+        {"name": "ranking", "group": "needs", "text": "mean [95 % interval]", "targets": "targets", "seeds": "samples"},
     )
+    colour = charts.groups("group", list(dict.fromkeys(str(row["group"]) for row in best)))
     for layer in spec["layer"]:
-        layer["encoding"] = {key: value for key, value in layer["encoding"].items() if key not in ("color", "shape")}
+        layer["encoding"]["color"] = colour["color"]
+    spec["layer"][-1]["encoding"] |= colour
     spec["params"] = [{"name": "statistic", "value": first}]
     spec["transform"] = [{"filter": "datum.statistic == statistic"}]
     caption = "Means over targets with 95 % bootstrap intervals over targets. A ranking must beat the random order."

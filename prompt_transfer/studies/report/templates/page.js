@@ -15,16 +15,20 @@ const config = {
   rule: { color: "currentColor" },
 };
 
-async function draw(box) {
+async function draw(box, columns = box.clientWidth < 520 ? 2 : 4) {
   const spec = JSON.parse(document.querySelector(`[data-spec="${box.id}"]`).textContent);
   // Fewer legend entries fit on one line of a narrow screen.
-  const narrow = box.clientWidth < 520;
-  config.legend.columns = narrow ? 2 : 4;
-  config.legend.labelLimit = narrow ? 110 : 180;
+  config.legend.columns = columns;
+  config.legend.labelLimit = box.clientWidth < 520 ? 150 : 180;
   const result = await vegaEmbed(box, spec, {
     config, renderer: "svg", tooltip: { theme: "custom" }, logLevel: 1,
     actions: { export: true, source: false, compiled: false, editor: false },
   });
+  const end = (name) => Math.max(...[...box.querySelectorAll(name)].map((part) => part.getBoundingClientRect().right));
+  if (columns > 1 && end(".role-legend text") > end("svg.marks")) {
+    result.finalize();
+    return draw(box, columns - 1);
+  }
   views.set(box.id, result.view);
   makeFocusable(box);
 }
