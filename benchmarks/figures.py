@@ -1,6 +1,6 @@
 """Draw the figures in results/ again from the stored tables: python benchmarks/figures.py --results results.
 
-What needs runs that are not stored (learning curves, activations of single neurons) keeps its figure.
+The learning curve of the quick start is drawn by `prompt-transfer quickstart`; it gets its caption here.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prompt_transfer.analysis import captions, indicator_plots, neuron_plots, plots
+from prompt_transfer.analysis import captions, comparison_plots, curves, indicator_plots, neuron_plots, plots
+from prompt_transfer.analysis.convergence import summarise
 from prompt_transfer.analysis.matrix import from_results, read_matrix
 from prompt_transfer.analysis.projection import scores_figure
+from prompt_transfer.studies.compare.methods import TITLES
 from prompt_transfer.studies.transfer.indicators import draw_scatter, square_of_tasks
 from prompt_transfer.studies.transfer.matrix import write_summary
 from prompt_transfer.studies.transfer.report import draw
 from prompt_transfer.tasks.registry import get_task
+from prompt_transfer.utils import results
+from prompt_transfer.utils.files import write_text_atomic
 
 
 def transfer(folder: Path) -> None:
@@ -51,6 +55,26 @@ def neurons(folder: Path, transfer_folder: Path) -> None:
     plots.save(neuron_plots.masking_curve(summary), folder / "masking.png", caption)
 
 
+def convergence(folder: Path) -> None:
+    """Summarize the pairs of runs and draw the speed-ups."""
+    pairs = pd.read_csv(folder / "pairs.csv")
+    # The columns of missing sources and values hold None, as in memory.
+    summary = pd.DataFrame(summarise(pairs.astype(object).where(pairs.notna(), None).to_dict("records")))  # type: ignore[arg-type]
+    results.write(summary, folder / "speedups.csv")
+    plots.save(curves.speedups(summary), folder / "speedups.png", captions.SPEEDUPS)
+
+
+def comparison(folder: Path) -> None:
+    """Draw scores, and learning curves where the evaluations are stored."""
+    summary, runs = pd.read_csv(folder / "summary.csv"), pd.read_csv(folder / "results.csv")
+    plots.save(comparison_plots.scores(summary, runs, TITLES), folder / "compare.png", captions.COMPARISON)
+    if (folder / "curves.csv").is_file():
+        evaluations = pd.read_csv(folder / "curves.csv")
+        majority = float(evaluations["majority"].iloc[0])
+        ax = comparison_plots.curves(evaluations, TITLES, str(evaluations["metric"].iloc[0]), majority)
+        plots.save(ax, folder / "curves.png", captions.COMPARISON_CURVES)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"))
@@ -59,6 +83,11 @@ def main() -> None:
     neurons(root / "neurons", root / "cross_task")
     for table in sorted(root.glob("projection/*/projection.csv")):
         plots.save(scores_figure(pd.read_csv(table)), table.with_name("projection.png"), captions.PROJECTION)
+    for table in sorted(root.rglob("pairs.csv")):
+        convergence(table.parent)
+    for table in sorted(root.glob("compare/*/summary.csv")):
+        comparison(table.parent)
+    write_text_atomic(root / "quickstart" / "learning_curve.txt", captions.LEARNING_CURVE + "\n")
 
 
 if __name__ == "__main__":

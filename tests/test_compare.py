@@ -90,6 +90,8 @@ def test_all_methods_end_to_end(
         assert row["low"] <= row["difference"] <= row["high"]
     for figure in ("compare.png", "curves.png"):
         assert (output / figure).read_bytes().startswith(b"\x89PNG")
+        assert (output / figure).with_suffix(".txt").is_file()
+    assert {"method", "seed", "step", "value", "majority"} <= set(pd.read_csv(output / "curves.csv"))
     assert not list(output.rglob("*.ckpt"))
     assert not list(output.glob("cells/fine_tuning*/model"))
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from matplotlib import pyplot as plt
+from matplotlib.collections import PolyCollection
 
 from prompt_transfer.analysis import curves
 from prompt_transfer.analysis.convergence import Curve, compare, summarise
@@ -101,9 +102,42 @@ def test_over_seeds_nothing_is_dropped() -> None:
 def test_figure(tmp_path: Path) -> None:
     ax = curves.convergence([curve(VANILLA), curve(VANILLA, seed="1"), curve(FAST, "imdb")])
     assert ax.get_title() == "SST-2"
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["vanilla", "from IMDB"]
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    # Outside the axes, where no curve crosses it.
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["vanilla", "from IMDB", "majority class"]
+    figure.canvas.draw()
+    assert not legend.get_window_extent().overlaps(ax.get_window_extent())
+    # Two seeds have no interval.
+    assert not [band for band in ax.collections if isinstance(band, PolyCollection)]
     assert save(ax, tmp_path / "curves.png").stat().st_size > 5000
     assert not plt.get_fignums()
+
+
+def test_bands_need_three_seeds() -> None:
+    ax = curves.convergence([curve(VANILLA, seed=str(seed)) for seed in range(3)] + [curve(FAST, "sst2")])
+    assert len([band for band in ax.collections if isinstance(band, PolyCollection)]) == 1
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    assert "from a prompt of the same task" in [text.get_text() for text in figure.legends[0].get_texts()]
+    plt.close(figure)
+
+
+def test_lower_bounds_are_open_and_have_no_interval(tmp_path: Path) -> None:
+    pairs = []
+    for seed, values in enumerate((FAST, [0.7, 0.85, 0.9], [0.5, 0.9, 0.94])):
+        pairs += compare(curve(VANILLA), curve(values, "imdb", str(seed)))
+        pairs += compare(curve(VANILLA, task="mnli"), curve([0.95, 0.9, 0.9], "snli", str(seed), task="mnli"))
+    ax = curves.speedups(pd.DataFrame(summarise(pairs)))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["IMDB \u2192 SST-2", "SNLI \u2192 MNLI", "all"]
+    marks = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [mark.get_markerfacecolor() == "white" for mark in marks] == [False, True, True]
+    assert [bar.get_segments()[0][0, 1] for bar in ax.collections] == [0]  # type: ignore[attr-defined]
+    arrows = [text for text in ax.texts if text.arrow_patch is not None]  # type: ignore[attr-defined]
+    assert len(arrows) == 2
+    assert [text.get_text() for text in ax.texts if "/" in text.get_text()] == ["3/3", "3/3", "6/6"]
+    assert save(ax, tmp_path / "speedups.png").stat().st_size > 5000
 
 
 def write_run(folder: Path, values: list[float], init: str = "Vocabulary()", **options: Any) -> Path:
@@ -147,6 +181,8 @@ def test_runs_are_paired_by_options_and_seed(tmp_path: Path, capsys: pytest.Capt
         "runs.csv",
         "pairs.csv",
         "speedups.csv",
+        "speedups.png",
+        "speedups.txt",
         "curves.csv",
         "curves.png",
         "curves.txt",

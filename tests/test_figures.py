@@ -12,10 +12,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.container import ErrorbarContainer
 from matplotlib.text import Text
 
-from prompt_transfer.analysis import captions, curves, indicator_plots, neuron_plots, plots, projection, style
+from prompt_transfer.analysis import (
+    captions,
+    comparison_plots,
+    curves,
+    indicator_plots,
+    neuron_plots,
+    plots,
+    projection,
+    style,
+)
 from prompt_transfer.analysis.convergence import Curve
 from prompt_transfer.analysis.correlation import correlations
 from prompt_transfer.analysis.heatmaps import summary_figure, transfer_heatmap
@@ -93,12 +103,18 @@ def test_the_matrix_spans_its_data_and_not_less_than_its_intervals() -> None:
     assert matrix.noise == pytest.approx(ratio.median())
     ax = transfer_heatmap(matrix)
     whole = pd.concat([matrix.scores, matrix.random, matrix.baseline.rename("majority")], axis=1)
-    relative = matrix.measured(whole, "relative").to_numpy()
+    # Targets that were not learned have numbers, but neither a colour nor an influence on the range.
+    relative = matrix.measured(whole, "relative").drop(index=list(matrix.not_learned)).to_numpy()
+    assert (np.nanmin(relative), np.nanmax(relative)) == (pytest.approx(0.5753, abs=1e-4), 1)
     assert ax.collections[0].get_clim() == (pytest.approx(np.nanmin(relative)), pytest.approx(np.nanmax(relative)))
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert {name.removesuffix(" *") for name in names} == {display_name(name) for name in matrix.scores.index}
     assert {name for name in names if name.endswith("*")} == {f"{display_name(name)} *" for name in matrix.not_learned}
     assert len(matrix.not_learned) == 8
+    cells = np.ma.filled(ax.collections[0].get_array(), np.nan).reshape(13, 16)
+    grey = [name.endswith("*") for name in names]
+    assert np.isnan(cells).all(axis=1).tolist() == np.isnan(cells).any(axis=1).tolist() == grey
+    assert len([text for text in ax.texts if text.get_text()]) == 13 * 16
     # Equal scores within a wide interval: no colour structure from noise.
     flat = frame.assign(value=0.5 + 0.001 * (np.arange(len(frame)) % 3), low=0.4, high=0.6)
     flat["relative"] = flat["value"] / 0.5
@@ -186,7 +202,54 @@ def test_projections_show_intervals_of_own_and_projected_prompts() -> None:
     name = table["projector"].iloc[0]
     tasks = table[table["metric"].notna() & (table["projector"] == name)]["task"].nunique()
     lines = [len(one.get_segments()) for one in ax.collections if hasattr(one, "get_segments")]
-    assert lines == [tasks, tasks]
+    # Own and projected prompts, and the majority class.
+    assert lines == [tasks, tasks, tasks]
+
+
+def test_projections_fit_a_page_and_hide_no_mark() -> None:
+    table = pd.read_csv(RESULTS / "projection" / "bert-nano-to-roberta-nano" / "projection.csv")
+    ax = projection.scores_figure(table)
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.canvas.draw()
+    # Three seeds share a panel.
+    panels = [panel for panel in figure.axes if panel.axison]
+    assert [panel.get_title().split("\n")[0] for panel in panels] == [
+        "distill, 3 seeds",
+        "linear-distill",
+        "task_tuning",
+    ]
+    assert figure.get_figwidth() <= 7.5
+    for panel in panels:
+        marks = [one for one in panel.collections if isinstance(one, PathCollection)]
+        heights = np.sort(np.concatenate([np.asarray(one.get_offsets())[:, 1] for one in marks]))
+        assert np.diff(heights).min() > 0.1
+    mine = table[(table["task"] == "imdb") & (table["what"] == "projected")].set_index("projector")["value"]
+    (projected,) = (one for one in panels[0].collections if one.get_label() == "projected")
+    shown = np.asarray(projected.get_offsets())[0, 0]
+    assert shown == pytest.approx(mine[[f"distill-seed{seed}" for seed in range(3)]].mean())
+
+
+def test_a_comparison_has_no_text_over_its_marks() -> None:
+    folder = RESULTS / "compare" / "sst2_roberta_nano"
+    summary, runs = pd.read_csv(folder / "summary.csv"), pd.read_csv(folder / "results.csv")
+    ax = comparison_plots.scores(summary, runs, {name: name for name in summary["method"]})
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    left, right = figure.axes
+    assert left.get_xlabel() == "accuracy on SST-2 (test, n = 1821)"
+    assert not [*left.texts, *right.texts]
+    for seeds, bands in ((2, 0), (3, 2)):
+        rows = [
+            {"method": method, "seed": seed, "step": step, "value": 0.5 + 0.1 * seed}
+            for method in ("a", "b") for seed in range(seeds) for step in (10, 20)
+        ]  # fmt: skip
+        ax = comparison_plots.curves(pd.DataFrame(rows), {"a": "a", "b": "b"}, "accuracy", 0.5)
+        assert len([band for band in ax.collections if isinstance(band, PolyCollection)]) == bands
+        figure = ax.get_figure(root=True)
+        assert figure is not None
+        figure.canvas.draw()
+        assert not ax.get_legend().get_window_extent().overlaps(ax.get_window_extent())
 
 
 def test_means_of_few_targets_have_no_bar() -> None:

@@ -166,6 +166,21 @@ def test_heatmaps_are_ordered(clustered: bool, order: str, tmp_path: Path) -> No
     assert plots.save(ax, tmp_path / "m.png").stat().st_size > 5_000
 
 
+def test_targets_that_were_not_learned_are_not_clustered() -> None:
+    whole = matrix([True, False, True])
+    drawn = {}
+    for value in (0.0, 0.9):
+        scores = whole.scores.copy()
+        scores.loc["b", ["a", "c"]] = [value, 1 - value]
+        ax = transfer_heatmap(replace(whole, scores=scores), clustered=True)
+        drawn[value] = [label.get_text() for label in ax.get_xticklabels()]
+        assert [label.get_text() for label in ax.get_yticklabels()][-1] == "b *"
+    assert drawn[0.0] == drawn[0.9]
+    # Without a learned target there is nothing to cluster.
+    ax = transfer_heatmap(matrix([False] * 3), clustered=True)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a *", "b *", "c *"]
+
+
 def test_the_summary_figure_shows_every_type(tmp_path: Path) -> None:
     ax = summary_figure(summarize(matrix()))
     assert [label.get_text() for label in ax.get_xticklabels()] == ["all targets\n(3)", "sentiment\n(2)", "NLI\n(1)"]

@@ -18,7 +18,7 @@ from prompt_transfer.studies.report.charts import COLOURS, groups
 from prompt_transfer.studies.report.content import Column, Table, number
 from prompt_transfer.studies.report.latex import to_latex
 from prompt_transfer.studies.report.origin import origin_of
-from prompt_transfer.studies.report.transfer import _heatmap, cells
+from prompt_transfer.studies.report.transfer import _heatmap, cells, section
 from prompt_transfer.utils.errors import UserError
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -52,9 +52,37 @@ def test_cells_that_were_not_scored_are_empty() -> None:
     assert len(rows) == 13 * 15
     (empty,) = [row for row in rows if row["value"] is None]
     assert (empty["target"], empty["source"], empty["score_text"]) == ("MRPC *", "IMDB", "\N{EN DASH}")
-    # The colours of every measure span its data; chance-corrected scores of learned targets only.
-    low, high = chart.spec["params"][1]["value"]["relative"]
-    assert (low, high) == (min(row["relative"] for row in rows if row is not empty), pytest.approx(1.0734, abs=1e-3))
+    # Targets that were not learned have neither a colour nor an influence on the range.
+    assert {row["target"] for row in rows if row["plain"]} == {row["target"] for row in rows if "*" in row["target"]}
+    assert chart.spec["params"][1]["value"]["relative"] == (pytest.approx(0.5753, abs=1e-4), 1)
+    # A barely learned target has chance-corrected scores down to -14.7.
+    assert chart.spec["params"][1]["value"]["chance_corrected"] == (-1, pytest.approx(1))
+    # Cells without a value keep a grey cell: only coloured cells are filtered.
+    grey, coloured = chart.spec["layer"][:2]
+    assert (grey["mark"]["fill"], "transform" in grey) == ("#9994", False)
+    assert coloured["transform"] == [{"filter": "isValid(datum.shown) && !datum.plain"}]
+
+
+def test_chance_corrected_means_leave_out_what_was_not_learned() -> None:
+    found = section(RESULTS / "cross_task" / "results.parquet")
+    for name in ("means", "contrasts"):
+        (table,) = [table for table in found.tables if table.name == name]
+        shown = {(row["measure"], row["targets"]) for row in table.rows}
+        assert ("chance-corrected", "learned") in shown
+        assert ("relative", "all") in shown
+        assert ("chance-corrected", "all") not in shown
+    (means,) = [chart for chart in found.charts if chart.name == "means"]
+    assert set(means.controls[0].options) == {"relative", "relative, learned", "chance_corrected, learned"}
+
+
+def test_lower_bounds_of_speedups_are_open() -> None:
+    (section,) = kinds.sections(RESULTS / "transfer_init")
+    spec = section.charts[0].spec
+    (row,) = [row for row in spec["data"]["values"] if row["bound"]]
+    assert (row["name"], row["high"]) == ("SNLI \u2192 MNLI", None)
+    assert row["text"].startswith("at least 9.38")
+    assert spec["layer"][-1]["encoding"]["fillOpacity"]["condition"] == {"test": "datum.bound", "value": 0}
+    assert [figure.name for figure in section.figures] == ["speedups"]
 
 
 def test_every_kind_in_the_stored_results_has_a_section() -> None:

@@ -14,7 +14,7 @@ import yaml
 from prompt_transfer.cli import main
 from prompt_transfer.studies.report import kinds, scores
 from prompt_transfer.studies.report.content import Section
-from prompt_transfer.studies.report.convergence_figures import read_curves
+from prompt_transfer.studies.report.convergence_curves import read_curves
 from prompt_transfer.studies.report.origin import origin_of
 from prompt_transfer.studies.report.study import report
 

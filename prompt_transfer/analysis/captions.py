@@ -4,10 +4,14 @@ from __future__ import annotations
 
 MATRIX = (
     "Transfer matrix. Numbers: scores in per cent, means over the prompts (seeds) of a source. Colours: relative "
-    "performance, the score divided by that of the target's own prompt (framed), over the range of the data. Grey: the "
-    "target has no prompt of its own. * The target was not learned: its own prompt is not above the majority class."
+    "performance, the score divided by that of the target's own prompt (framed), over the range of the coloured cells. "
+    "Grey: the target has no prompt of its own, or was not learned (*): its own prompt is not above the majority "
+    "class, so relative performance compares noise."
 )
-MATRIX_CLUSTERED = MATRIX + " Rows and columns are ordered by average-linkage clustering."
+MATRIX_CLUSTERED = (
+    MATRIX + " Rows and columns are ordered by average-linkage clustering of the other targets; targets that were not "
+    "learned come last."
+)
 SUMMARY = (
     "Mean relative performance of prompts from tasks of the same type, "
     "of other types, and of random prompts, by type of "
@@ -53,22 +57,25 @@ MASKING = (
     "ones, are masked. Means over {tasks} tasks; bars: 95 % bootstrap intervals over tasks."
 )
 PROJECTION = (
-    "Scores of projected prompts, the target backbone's own prompts and "
-    "all controls, one panel per projector. Lines: 95 % "
-    "intervals over examples of projected and own prompts. In brackets: "
-    "training task of the projector (trained), or of "
-    "the same type as one."
+    "Scores of projected prompts, the target backbone's own prompts and controls, one panel per projector (means over "
+    "its seeds). Lines: 95 % intervals over examples of projected and own prompts. In brackets: training task of the "
+    "projector (trained), or of the same type as one. Other controls are in the table."
+)
+SPEEDUPS = (
+    "Speed-up of training from a transferred prompt over vanilla training: geometric means over seeds with 95 % "
+    "bootstrap intervals (three runs or more); the last row is over all pairs. Open mark with an arrow: a lower bound, "
+    "no interval. Dashed: as fast as vanilla. At the right: pairs of runs that have a speed-up, of all pairs; the "
+    "others did not learn, or never reached vanilla's score."
+)
+COMPARISON = (
+    "Left: score of each method, mean over seeds (small dots: single seeds) with its 95 % bootstrap interval over "
+    "examples and seeds. Right: the same marks against the number of trained parameters. Dashed: majority class."
+)
+COMPARISON_CURVES = (
+    "Score on the validation split during training, means over seeds. Bands: range of the seeds; none for fewer than "
+    "three. Dashed: majority class."
 )
 SCORES = "95 % bootstrap intervals over examples."
-METHODS = (
-    "Score of each method, and score against trained parameters. Bars: 95 % bootstrap intervals over examples and "
-    "seeds. Dots: single seeds."
-)
-METHOD_CURVES = "Score on the validation split during training, mean and range over seeds. Dashed: majority class."
-SPEEDUPS = (
-    "Speed-up, in steps, of training that starts from another prompt, against the same run from scratch: geometric "
-    "means over seeds. Runs that never reach the score are missing. Dashed: as fast as training from scratch."
-)
 RUNS = "Score on the validation split during training, one line per run. Dashed: majority class."
 RECOMMENDATION = (
     "How well each ranking orders the sources: nDCG, the mean over targets, judged by the transfer matrix. Bars: 95 % "
@@ -85,5 +92,5 @@ def convergence(tolerance: float) -> str:
         "speed-up: vanilla's dot / the transferred run's. Comparable-result speed-up: vanilla's dot / the first point "
         "where the transferred run reaches that score. Evaluated from step "
         "0, same budget and data order. Dashed: vanilla; "
-        "dotted: majority class. Bands: 95 % interval of the mean over seeds."
+        "dotted: majority class. Bands: 95 % interval of the mean over seeds; none for fewer than three."
     )

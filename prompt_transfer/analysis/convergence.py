@@ -152,7 +152,7 @@ def summarise(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         Rows of task, source, measure, unit, n (pairs), value (geometric mean of the available speed-ups; for the area
         the mean difference), low and high (95 % bootstrap interval over pairs; for `all` over tasks and sources;
-        missing for fewer than two), at_least, not_reached, not_learned, no_need (number of pairs with each outcome),
+        missing for fewer than three), at_least, not_reached, not_learned, no_need (number of pairs with each outcome),
         and result (a text summary).
     """
     frame = pd.DataFrame(list(pairs))

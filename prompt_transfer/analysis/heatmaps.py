@@ -23,21 +23,24 @@ KINDS = {"same": "same type", "different": "different type", "random": "random p
 def transfer_heatmap(matrix: Matrix, clustered: bool = False, ax: Axes | None = None) -> Axes:
     """Draw the transfer matrix as a heat map.
 
-    Colours are relative performance, over the range of the data; numbers are scores in per cent. A frame marks a
-    target's own prompt; targets without one are grey. Targets with a star were not learned.
+    Colours are relative performance, over the range of the coloured cells; numbers are scores in per cent. A frame
+    marks a target's own prompt. Targets without one are grey, and so are targets that were not learned (with a star):
+    their relative performance compares noise.
 
     Args:
         matrix: scores of sources on targets; random prompts and baseline are drawn on the right.
         clustered: order targets and sources by similarity (average linkage of Euclidean distances) instead of by type.
+            Targets that were not learned have no influence and come last.
         ax: axes to draw on; None: a new figure sized for the matrix.
     """
     scores = matrix.scores
-    relative = matrix.measured(scores, "relative")
+    rows, columns = matrix.by_type(scores.index), matrix.by_type(scores.columns)
     if clustered:
-        rows = [scores.index[place] for place in linkage_order(_filled(relative))]
-        columns = [scores.columns[place] for place in linkage_order(_filled(relative.T))]
-    else:
-        rows, columns = matrix.by_type(scores.index), matrix.by_type(scores.columns)
+        others = [name for name in rows if name in matrix.not_learned]
+        known = matrix.measured(scores, "relative").drop(index=others)
+        if len(known):
+            rows = [*(known.index[place] for place in linkage_order(_filled(known))), *others]
+            columns = [known.columns[place] for place in linkage_order(_filled(known.T))]
     baseline = matrix.baseline.rename("majority").to_frame().dropna(axis=1, how="all")
     whole = pd.concat([scores[columns], matrix.random, baseline], axis=1).loc[rows]
     names = [
@@ -47,6 +50,7 @@ def transfer_heatmap(matrix: Matrix, clustered: bool = False, ax: Axes | None = 
     if ax is None:
         _, ax = plt.subplots(figsize=cell_size(whole.shape, [*names, *titles], 1.3), layout="constrained")
     colours = matrix.measured(whole, "relative")
+    colours.loc[colours.index.isin(matrix.not_learned)] = np.nan
     texts = (whole * 100).map(lambda value: "\N{EN DASH}" if pd.isna(value) else f"{value:.0f}")
     # The colour bar of a small matrix is too short for a one-line label.
     about = "relative performance" if whole.shape[0] > 6 else "relative\nperformance\n"

@@ -65,7 +65,7 @@ STUDIES = {
     "neurons mask": Study(("results.parquet", "summary.csv"), ("masking.png",), charts.masked, "points lost by masks"),
     "analyze convergence": Study(
         ("runs.csv", "pairs.csv", "speedups.csv"),
-        ("curves.png",),
+        ("speedups.png", "curves.png"),
         charts.speedups,
         "speed-up in steps",
         inputs=("runs",),

@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
-from prompt_transfer.analysis import comparison_plots, plots
+from prompt_transfer.analysis import captions, comparison_plots, plots
 from prompt_transfer.analysis.paired import interval, resampled_scores
 from prompt_transfer.studies.compare.cell import CONVERGENCE, PREDICTIONS, PROMPT
 from prompt_transfer.studies.compare.methods import MAJORITY, RANDOM, TITLES
@@ -165,7 +165,8 @@ def _differences(
 def _draw(
     study: CompareStudy, inputs: CompareInputs, frame: pd.DataFrame, summary: pd.DataFrame, cells: list[Cell]
 ) -> None:
-    plots.save(comparison_plots.scores(summary, frame, TITLES), inputs.folder / "compare.png")
+    ax = comparison_plots.scores(summary, frame, TITLES)
+    plots.save(ax, inputs.folder / "compare.png", captions.COMPARISON)
     curves = []
     for cell in cells:
         path = cell.folder(study.output) / CONVERGENCE
@@ -173,5 +174,7 @@ def _draw(
             curves.append(pd.read_csv(path).assign(method=cell.method, seed=cell.seed))
     if curves:
         metric, majority = inputs.target.task.metric, float(curves[0]["majority"].iloc[0])
-        ax = comparison_plots.curves(pd.concat(curves, ignore_index=True), TITLES, metric, majority)
-        plots.save(ax, inputs.folder / "curves.png")
+        evaluations = pd.concat(curves, ignore_index=True)
+        results.write(evaluations, inputs.folder / "curves.csv")
+        ax = comparison_plots.curves(evaluations, TITLES, metric, majority)
+        plots.save(ax, inputs.folder / "curves.png", captions.COMPARISON_CURVES)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from prompt_transfer.analysis import captions, indicator_plots
+from prompt_transfer.analysis import captions, curves, indicator_plots
 from prompt_transfer.analysis.indicators import INDICATORS
 from prompt_transfer.studies.report import charts
 from prompt_transfer.studies.report.content import (
@@ -23,7 +23,7 @@ from prompt_transfer.studies.report.content import (
     number,
     records,
 )
-from prompt_transfer.studies.report.convergence_figures import convergence_figures
+from prompt_transfer.studies.report.convergence_curves import curve_figure
 from prompt_transfer.tasks.registry import display_name
 
 ENDS = ("low", "high")
@@ -193,7 +193,14 @@ def convergence(path: Path) -> Section:
         )
     value = Column("value", "", "number", 2, ENDS)
     rows = [
-        {**row, "name": f"{_start(row)} → {display_name(row['task'])}", "text": value.text(row)}
+        {
+            **row,
+            "name": f"{_start(row)} → {display_name(row['task'])}",
+            "text": ("at least " if row["at_least"] else "") + value.text(row),
+            "bound": bool(row["at_least"]),
+            # A lower bound has no upper end.
+            "high": None if row["at_least"] else row["high"],
+        }
         for row in records(steps[steps["task"] != "all"])
         if row["value"] is not None
     ]
@@ -215,14 +222,15 @@ def convergence(path: Path) -> Section:
             reference=1,
         )
         caption = (
-            "Geometric means over seeds. 1: as fast as training from scratch. Runs that "
-            "never reach the score are missing here; the table counts them."
+            "Geometric means over seeds. 1: as fast as training from scratch. Open marks: lower bounds, without an "
+            "interval. Runs that never reach the score are missing here; the table counts them."
         )
         found.charts.append(Chart("speedups", "Speed-ups", spec, caption))
-    found.figures = convergence_figures(path.parent, pd.DataFrame(rows))
-    curves = path.with_name("curves.csv")
-    if curves.is_file():
-        found.charts.append(curve_chart(pd.read_csv(curves)))
+        found.figures.append(Figure("speedups", captions.SPEEDUPS, lambda: curves.speedups(frame)))
+    evaluations = path.with_name("curves.csv")
+    if evaluations.is_file():
+        found.charts.append(curve_chart(pd.read_csv(evaluations)))
+        found.figures.insert(0, curve_figure(evaluations))
     columns = [
         Column("task", "target", "task"),
         Column("source", "source", missing="all sources"),

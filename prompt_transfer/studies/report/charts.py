@@ -43,14 +43,15 @@ def heatmap(
 
     Args:
         description: text for screen readers.
-        rows: one per cell, with `framed` true for cells with a frame.
+        rows: one per cell, with `framed` true for cells with a frame, `plain` for cells whose value has no colour.
         axes: x and y encodings.
         domains: field -> range of its colours.
         hover: fields of the tooltip.
     """
     first = next(iter(domains))
     across, down = (len(axis["sort"]) for axis in axes)
-    share = "(datum.shown - domains[measure][0]) / (domains[measure][1] - domains[measure][0])"
+    low, high = "domains[measure][0]", "domains[measure][1]"
+    share = f"(datum.shown - {low}) / ({high} - {low})"
     return {
         **base(description, rows),
         "height": 27 * down,
@@ -59,31 +60,28 @@ def heatmap(
         "encoding": {"x": axes[0], "y": axes[1], "tooltip": tooltip(hover)},
         "layer": [
             {
+                "mark": {"type": "rect", "stroke": "var(--card)", "strokeWidth": 1, "fill": "#9994"},
+            },
+            {
+                "transform": [{"filter": "isValid(datum.shown) && !datum.plain"}],
                 "mark": {"type": "rect", "stroke": "var(--card)", "strokeWidth": 1},
                 "encoding": {
                     "color": {
-                        "condition": {
-                            "test": "isValid(datum.shown)",
-                            "field": "shown",
-                            "type": "quantitative",
-                            "scale": {
-                                "scheme": "viridis",
-                                "domain": [{"expr": "domains[measure][0]"}, {"expr": "domains[measure][1]"}],
-                                "clamp": True,
-                            },
-                            "legend": {
-                                "orient": "top",
-                                "title": None,
-                                "gradientLength": 180,
-                                "format": ".2f",
-                                # Both ends of the range and its middle.
-                                "values": {
-                                    "expr": "[domains[measure][0], (domains[measure][0] + domains[measure][1]) / 2, "
-                                    "domains[measure][1]]"
-                                },
-                            },
+                        "field": "shown",
+                        "type": "quantitative",
+                        "scale": {
+                            "scheme": "viridis",
+                            "domain": [{"expr": low}, {"expr": high}],
+                            "clamp": True,
                         },
-                        "value": "#9994",
+                        "legend": {
+                            "orient": "top",
+                            "title": None,
+                            "gradientLength": 180,
+                            "format": ".2f",
+                            # Both ends of the range and its middle.
+                            "values": {"expr": f"[{low}, ({low} + {high}) / 2, {high}]"},
+                        },
                     }
                 },
             },
@@ -102,6 +100,7 @@ def heatmap(
                     "color": {
                         "condition": [
                             {"test": "!isValid(datum.shown)", "value": "#888"},
+                            {"test": "datum.plain", "value": "var(--text)"},
                             {"test": f"{share} > 0.55", "value": "#111"},
                         ],
                         "value": "#fff",
@@ -167,7 +166,7 @@ def dots(
 
     Args:
         description: text for screen readers.
-        rows: the points.
+        rows: the points; open with `bound` true.
         y: encoding of the names.
         x_title: title of the value axis.
         group: field and values of the group, drawn next to each other within a name.
@@ -200,6 +199,12 @@ def dots(
             "encoding": {**common, "x": {**x, "field": "value"}, **colour, "tooltip": tooltip(hover)},
         },
     ]
+    if any(row.get("bound") for row in rows):
+        layers[-1]["encoding"] |= {
+            "fillOpacity": {"condition": {"test": "datum.bound", "value": 0}, "value": 1},
+            "stroke": {**colour["color"], "legend": None},
+            "strokeWidth": {"value": 1.8},
+        }
     height = len(y["sort"]) * (4 + 9 * len(order) if len(order) > 1 else 20)
     return {**base(description, rows), "height": height, "layer": layers}
 

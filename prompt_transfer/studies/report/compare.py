@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -87,25 +86,14 @@ def comparison(path: Path) -> Section:
 
 
 def _figures(folder: Path, summary: pd.DataFrame, titles: dict[str, str]) -> list[Figure]:
-    """Return the figures of the command: scores and costs, and validation curves where the cells are at hand."""
+    """Return the figures of the command: scores and costs, and validation curves."""
     tables = [folder / f"results.{suffix}" for suffix in ("parquet", "csv")]
     runs = next((read(path) for path in tables if path.is_file()), pd.DataFrame(columns=["method", "value"]))
-    found = [Figure("compare", captions.METHODS, lambda: comparison_plots.scores(summary, runs, titles))]
-    curves = [
-        pd.read_csv(log).assign(method=row["method"], seed=row["seed"])
-        for row in records(runs)
-        if (log := folder / "cells" / _cell(row) / "convergence.csv").is_file()
-    ]
-    if curves:
-        metric, majority = str(summary["metric"].iloc[0]), float(curves[0]["majority"].iloc[0])
-        table = pd.concat(curves, ignore_index=True)
-        found.append(
-            Figure("curves", captions.METHOD_CURVES, lambda: comparison_plots.curves(table, titles, metric, majority))
-        )
+    found = [Figure("compare", captions.COMPARISON, lambda: comparison_plots.scores(summary, runs, titles))]
+    log = folder / "curves.csv"
+    if log.is_file():
+        evaluations, metric = pd.read_csv(log), str(summary["metric"].iloc[0])
+        majority = float(evaluations["majority"].iloc[0])
+        draw = functools.partial(comparison_plots.curves, evaluations, titles, metric, majority)
+        found.append(Figure("curves", captions.COMPARISON_CURVES, draw))
     return found
-
-
-def _cell(row: Mapping[str, Any]) -> str:
-    """Return the name of the folder of a row's cell."""
-    seed, rate = row.get("seed"), row.get("learning_rate")
-    return f"{row['method']}-seed{seed or 0:.0f}" + ("" if rate is None else f"-lr{rate:g}")

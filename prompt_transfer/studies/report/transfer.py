@@ -31,6 +31,8 @@ from prompt_transfer.tasks.registry import display_name
 
 ENDS = ("low", "high")
 NO_OWN = "the target has no prompt of its own"
+# A target whose own prompt is barely above the majority class has scores far below it, which would fix the scale.
+LEAST_CHANCE_CORRECTED = -1.0
 MEASURES = {"relative": "relative performance", "value": "score", "chance_corrected": "chance-corrected score"}
 
 
@@ -105,7 +107,7 @@ def matrix_section(path: Path) -> Section:
 
 
 def _of_matrix(matrix: Matrix, folder: Path) -> Section:
-    summary = summarize(matrix)
+    summary = _reliable(summarize(matrix), matrix)
     found = Section("Transfer between tasks", "", "transfer", folder)
     found.tiles = _tiles(summary)
     if matrix.learned is not None and not matrix.learned.isna().all():
@@ -121,7 +123,7 @@ def _of_matrix(matrix: Matrix, folder: Path) -> Section:
         found.charts.append(_means(summary))
         found.tables.append(_mean_table(summary))
         found.figures.append(Figure("summary", captions.SUMMARY, lambda: summary_figure(summary)))
-    differences = contrasts(matrix)
+    differences = _reliable(contrasts(matrix), matrix)
     if len(differences):
         found.tables.append(_contrast_table(differences))
     best = best_sources(matrix)
@@ -171,6 +173,7 @@ def _heatmap(matrix: Matrix, table: pd.DataFrame) -> Chart:
                 "target": names[row["task"]],
                 "source": source_name(row["source"]),
                 "framed": row["task"] == row["source"],
+                "plain": row["task"] in matrix.not_learned,
                 "score_text": text,
                 **{f"{key}_text": value for key, value in three.items()},
                 "majority_text": Column("majority", "", "number").text(row),
@@ -191,25 +194,33 @@ def _heatmap(matrix: Matrix, table: pd.DataFrame) -> Chart:
             charts.axis("source", [source_name(name) for name in sources], "source of the prompt", True),
             charts.axis("target", order_y, "target"),
         ),
-        {key: _domain(shown, key) for key in measures},
+        {key: _domain(shown[~shown["task"].isin(matrix.not_learned)], key) for key in measures},
         hover,
     )
     caption = (
         "Frame: the target's own prompt. Relative performance: score / score of the target's own prompt. "
-        "Chance-corrected: (score - majority class) / (own prompt - "
-        "majority class); its colours leave out targets that "
-        "were not learned. Grey: no value. Colours span the shown values."
+        "Chance-corrected: (score - majority class) / (own prompt - majority class). Colours span the coloured cells; "
+        f"chance-corrected scores below {number(LEAST_CHANCE_CORRECTED, 0)} have the colour of that value. "
+        "Grey with a dash: no value."
     )
-    caption += " * Target not learned: its own prompt is not above the majority class." if matrix.not_learned else ""
+    if matrix.not_learned:
+        caption += (
+            " * Grey with a number: the target was not learned, its own prompt is not above the majority class, so "
+            "scores relative to it compare noise."
+        )
     return Chart("matrix", "Transfer matrix", spec, caption, [Control("measure", "Show", measures)])
 
 
 def _domain(table: pd.DataFrame, measure: str) -> tuple[float, float]:
-    """Return the range of the colours: all values, for chance-corrected scores those of learned targets."""
-    some = table
-    if measure == "chance_corrected" and "learned" in table and table["learned"].fillna(False).astype(bool).any():
-        some = table[table["learned"].fillna(False).astype(bool)]
-    return colour_range(some[measure])
+    """Return the range of the colours of a measure: that of the values, from `LEAST_CHANCE_CORRECTED` at the lowest."""
+    values = table[measure].dropna()
+    return colour_range(values.clip(lower=LEAST_CHANCE_CORRECTED) if measure == "chance_corrected" else values)
+
+
+def _reliable(table: pd.DataFrame, matrix: Matrix) -> pd.DataFrame:
+    """Drop chance-corrected means over all targets if some were not learned: those divide by noise."""
+    noise = (table["measure"] == "chance_corrected") & (table["targets"] == "all") & bool(matrix.not_learned)
+    return table[~noise]
 
 
 def _means(summary: pd.DataFrame) -> Chart:

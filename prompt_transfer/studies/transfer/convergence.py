@@ -38,8 +38,8 @@ def convergence(runs: Sequence[str | Path], output: str | Path, tolerance: float
     """Compare every transferred run with the vanilla run of the same options and seed.
 
     A run is transferred if its prompt was initialized with `FromPrompt`. Writes to `output`: `runs.csv` (one row per
-    prompt), `pairs.csv` (one row per pair, measure and unit), `speedups.csv` (over seeds), `curves.csv` (all
-    evaluations) and `curves.png`.
+    prompt), `pairs.csv` (one row per pair, measure and unit), `speedups.csv` and `speedups.png` (over seeds),
+    `curves.csv` (all evaluations) and `curves.png`.
 
     Args:
         runs: folders of `fit --convergence`, or folders that contain such folders.
@@ -77,6 +77,7 @@ def report(pairs: Sequence[tuple[Curve, Curve]], found: pd.DataFrame, folder: Pa
         ("curves", curve_table(used)),
     ):
         results.write(frame, folder / f"{name}.csv")
+    save(curves.speedups(overview), folder / "speedups.png", captions.SPEEDUPS)
     save(curves.convergence(used, tolerance), folder / "curves.png", captions.convergence(tolerance))
     return overview
 

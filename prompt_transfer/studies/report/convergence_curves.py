@@ -1,4 +1,4 @@
-"""Figures for print of `analyze convergence`."""
+"""The curves of `analyze convergence`, read from its tables."""
 
 from __future__ import annotations
 
@@ -7,31 +7,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prompt_transfer.analysis import captions, curves, interval_plots
+from prompt_transfer.analysis import captions, curves
 from prompt_transfer.analysis.convergence import TOLERANCE, Curve
 from prompt_transfer.studies.report.content import Figure
 
 EVALUATION = ["step", "samples", "seconds", "value"]
 
 
-def convergence_figures(folder: Path, speedups: pd.DataFrame) -> list[Figure]:
-    """Return the learning curves, where `curves.csv` is at hand, and the speed-ups.
-
-    Args:
-        folder: folder of `curves.csv` and `runs.csv`.
-        speedups: columns `name`, `measure`, `value`, `low`, `high`, in steps.
-    """
-    found = []
-    if (folder / "curves.csv").is_file():
-        read = read_curves(folder / "curves.csv")
-        tolerance = _tolerance(read, folder / "runs.csv")
-        found.append(Figure("curves", captions.convergence(tolerance), lambda: curves.convergence(read, tolerance)))
-    if len(speedups):
-        table = speedups.rename(columns={"measure": "group"})
-        found.append(
-            Figure("speedups", captions.SPEEDUPS, lambda: interval_plots.dots(table, "speed-up, in steps", reference=1))
-        )
-    return found
+def curve_figure(path: Path) -> Figure:
+    """Return the figure of `analyze convergence` for print, from its `curves.csv`."""
+    read = read_curves(path)
+    tolerance = _tolerance(read, path.with_name("runs.csv"))
+    return Figure("curves", captions.convergence(tolerance), lambda: curves.convergence(read, tolerance))
 
 
 def read_curves(path: Path) -> list[Curve]:
