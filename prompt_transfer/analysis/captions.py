@@ -75,6 +75,13 @@ COMPARISON_CURVES = (
     "Score on the validation split during training, means over seeds. Bands: range of the seeds; none for fewer than "
     "three. Dashed: majority class."
 )
+SCORES = "95 % bootstrap intervals over examples."
+RUNS = "Score on the validation split during training, one line per run. Dashed: majority class."
+RECOMMENDATION = (
+    "How well each ranking orders the sources: nDCG, the mean over targets, judged by the transfer matrix. Bars: 95 % "
+    "bootstrap intervals over targets. Dashed: a random order."
+)
+QUICKSTART = "Accuracy on the test splits."
 LEARNING_CURVE = "Score on the validation split during training. Dashed: majority class."
 
 

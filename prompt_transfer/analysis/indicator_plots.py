@@ -26,11 +26,17 @@ GROUP_MARKERS = {"embeddings": "o", "neurons": "^", "labels": "s", "confounder":
 STATISTIC_LABELS = {
     "spearman_per_target": "Spearman, mean per target",
     "spearman_pooled": "Spearman, all pairs",
+    "spearman_per_target_with_diagonal": "Spearman, mean per target, own prompts included",
+    "spearman_pooled_with_diagonal": "Spearman, all pairs, own prompts included",
+    "kendall_per_target": "Kendall, mean per target",
+    "kendall_pooled": "Kendall, all pairs",
     "ndcg": "nDCG",
     "regret_at_1": "Regret@1",
     "regret_at_3": "Regret@3",
     "same_type_auc": "AUC, same type over different",
     "nearest_neighbour": "nearest neighbour of same type",
+    "mean_same_type": "mean over pairs of the same type",
+    "mean_different_type": "mean over pairs of different types",
 }
 CHANCE = {"spearman_per_target": 0.0, "spearman_pooled": 0.0, "same_type_auc": 0.5}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -21,10 +23,12 @@ from prompt_transfer.studies.report.content import (
     number,
     records,
 )
+from prompt_transfer.studies.report.convergence_curves import curve_figure
 from prompt_transfer.tasks.registry import display_name
 
 ENDS = ("low", "high")
 PER_LAYER = "neuron_overlap_per_layer"
+SAME_TASK = "the same task"
 FEW = "too few sources or targets"
 
 
@@ -45,10 +49,13 @@ def indicators(path: Path) -> Section:
     found = Section("Indicators of transfer", "", "analyze indicators", path.parent)
     tasks = counted(int(frame["tasks"].max()), "task")
     found.lead = f"How well {counted(whole['indicator'].nunique(), 'indicator')} rank the sources of {tasks}."
-    best = whole[whole["statistic"] == ranked].dropna(subset=["value"]).sort_values("value", ascending=False)
+    values = whole[whole["statistic"] == ranked].dropna(subset=["value"])
+    best = values.sort_values("value", ascending=ranked.startswith("regret"))
     for row in records(best.head(3)):
         name = indicator_plots.readable_name(str(row["indicator"]))
         found.tiles.append(Tile(name, number(row["value"], 2), f"{statistics[ranked]}, {_interval(row)}"))
+    if len(best) > 3:
+        found.tile_note = f"The three best of {len(best)} indicators by this statistic: the best of many is lucky too."
     found.charts.append(_ranking(whole, statistics, ranked))
     if frame["indicator"].str.startswith(f"{PER_LAYER}/").any():
         found.charts.append(_layers(frame, statistics))
@@ -72,7 +79,7 @@ def _ranking(whole: pd.DataFrame, statistics: dict[str, str], ranked: str) -> Ch
         {
             **row,
             "name": indicator_plots.readable_name(str(row["indicator"])),
-            "group": _group(str(row["indicator"])),
+            "group": group_of(str(row["indicator"])),
             "text": value.text(row),
             "p": Column("p_value", "", "number").text(row),
         }
@@ -107,7 +114,8 @@ def _ranking(whole: pd.DataFrame, statistics: dict[str, str], ranked: str) -> Ch
     return Chart("indicators", "Indicators", spec, caption, [Control("statistic", "Statistic", options)])
 
 
-def _group(indicator: str) -> str:
+def group_of(indicator: str) -> str:
+    """Return the inputs that an indicator needs."""
     row = INDICATORS.get(indicator.partition("/")[0])
     return row.group if row else "other"
 
@@ -152,17 +160,17 @@ def _statistics_table(whole: pd.DataFrame, statistics: dict[str, str]) -> Table:
         {
             **row,
             "indicator": indicator_plots.readable_name(str(row["indicator"])),
-            "group": _group(str(row["indicator"])),
+            "group": group_of(str(row["indicator"])),
             "statistic": statistics[str(row["statistic"])],
         }
         for row in records(whole)
     ]
     columns = [
         Column("indicator", "indicator"),
-        Column("group", "needs"),
         Column("statistic", "statistic"),
         Column("value", "value", "number", ends=ENDS, missing=FEW),
         Column("p_value", "p", "number", missing="not tested"),
+        Column("group", "needs"),
         Column("tasks", "tasks", "number", 0),
         Column("pairs", "pairs", "number", 0),
     ]
@@ -175,7 +183,9 @@ def convergence(path: Path) -> Section:
     """Return the section of `analyze convergence`, from its `speedups.csv`."""
     frame = read(path)
     found = Section("Convergence", "", "analyze convergence", path.parent)
-    found.lead = "Speed-up of training that starts from another task's prompt, against the same run from scratch."
+    sources = frame.loc[frame["task"] != "all", ["task", "source"]]
+    start = "another task's prompt" if (sources["task"] != sources["source"]).any() else "a prompt of the same task"
+    found.lead = f"Speed-up of training that starts from {start}, against the same run from scratch."
     steps = frame[frame["unit"] == "step"]
     for row in records(steps[steps["task"] == "all"]):
         found.tiles.append(
@@ -185,7 +195,7 @@ def convergence(path: Path) -> Section:
     rows = [
         {
             **row,
-            "name": f"{display_name(row['source'])} → {display_name(row['task'])}",
+            "name": f"{_start(row)} → {display_name(row['task'])}",
             "text": ("at least " if row["at_least"] else "") + value.text(row),
             "bound": bool(row["at_least"]),
             # A lower bound has no upper end.
@@ -220,9 +230,10 @@ def convergence(path: Path) -> Section:
     evaluations = path.with_name("curves.csv")
     if evaluations.is_file():
         found.charts.append(curve_chart(pd.read_csv(evaluations)))
+        found.figures.insert(0, curve_figure(evaluations))
     columns = [
         Column("task", "target", "task"),
-        Column("source", "source", "task", missing="all sources"),
+        Column("source", "source", missing="all sources"),
         Column("measure", "measure"),
         Column("unit", "unit"),
         Column("value", "value", "number", 2, ENDS, "no run reached it"),
@@ -232,11 +243,19 @@ def convergence(path: Path) -> Section:
         Column("not_learned", "did not learn", "number", 0),
         Column("result", "result"),
     ]
-    found.tables.append(Table("speedups", "Speed-ups", columns, records(frame)))
+    named = [{**row, "source": _start(row)} for row in records(frame)]
+    found.tables.append(Table("speedups", "Speed-ups", columns, named))
     runs = path.with_name("runs.csv")
     if runs.is_file():
         found.tables.append(_runs_table(pd.read_csv(runs)))
     return found
+
+
+def _start(row: Mapping[str, Any]) -> str | None:
+    """Return the display name of the source of a run's start; None for a run from scratch."""
+    if not row.get("source"):
+        return None
+    return SAME_TASK if row["source"] == row["task"] else display_name(row["source"])
 
 
 def curve_chart(frame: pd.DataFrame) -> Chart:
@@ -248,8 +267,8 @@ def curve_chart(frame: pd.DataFrame) -> Chart:
     """
     rows = []
     for row in records(frame):
-        start = f"from {display_name(row['source'])}" if row.get("source") else "from scratch"
-        start = str(row.get("start") or start)
+        source = _start(row)
+        start = str(row.get("start") or (f"from {source}" if source else "from scratch"))
         label = {"start": start, "line": f"{start} {row.get('seed')}", "name": display_name(row["task"])}
         rows.append(
             {
@@ -284,7 +303,7 @@ def curve_chart(frame: pd.DataFrame) -> Chart:
 def _runs_table(frame: pd.DataFrame) -> Table:
     columns = [
         Column("task", "task", "task"),
-        Column("source", "source", "task", missing="from scratch"),
+        Column("source", "source", missing="from scratch"),
         Column("seed", "seed", "number", 0),
         Column("start", "score at step 0", "number"),
         Column("best", "best", "number"),
@@ -293,4 +312,4 @@ def _runs_table(frame: pd.DataFrame) -> Table:
         Column("majority", "majority class", "number"),
         Column("learned", "learned"),
     ]
-    return Table("runs", "Runs", columns, records(frame))
+    return Table("runs", "Runs", columns, [{**row, "source": _start(row)} for row in records(frame)])

@@ -50,7 +50,8 @@ def heatmap(
     """
     first = next(iter(domains))
     across, down = (len(axis["sort"]) for axis in axes)
-    share = "(datum.shown - domains[measure][0]) / (domains[measure][1] - domains[measure][0])"
+    low, high = "domains[measure][0]", "domains[measure][1]"
+    share = f"(datum.shown - {low}) / ({high} - {low})"
     return {
         **base(description, rows),
         "height": 27 * down,
@@ -70,10 +71,17 @@ def heatmap(
                         "type": "quantitative",
                         "scale": {
                             "scheme": "viridis",
-                            "domain": [{"expr": "domains[measure][0]"}, {"expr": "domains[measure][1]"}],
+                            "domain": [{"expr": low}, {"expr": high}],
                             "clamp": True,
                         },
-                        "legend": {"orient": "top", "title": None, "gradientLength": 180, "format": ".2f"},
+                        "legend": {
+                            "orient": "top",
+                            "title": None,
+                            "gradientLength": 180,
+                            "format": ".2f",
+                            # Both ends of the range and its middle.
+                            "values": {"expr": f"[{low}, ({low} + {high}) / 2, {high}]"},
+                        },
                     }
                 },
             },
@@ -110,7 +118,7 @@ def heatmap(
 def axis(field: str, order: Sequence[str], title: str | None, columns: bool = False) -> Spec:
     """Return an axis of names in a fixed order; those of columns are turned, and upright where there is little room."""
     labels: Spec = {
-        "labelLimit": {"expr": "width > 500 ? 260 : 150"},
+        "labelLimit": {"expr": "width > 500 ? 260 : 180"},
         "labelOverlap": False,
         "ticks": False,
         "domain": False,
@@ -121,7 +129,14 @@ def axis(field: str, order: Sequence[str], title: str | None, columns: bool = Fa
         labels |= {"labelAngle": angle, "labelAlign": "right", "labelBaseline": "middle"}
     else:
         # Above the names: a turned title takes width.
-        labels |= {"titleAngle": 0, "titleAlign": "right", "titleAnchor": "start", "titleX": -7, "titleY": -12}
+        labels |= {
+            "labelFontSize": {"expr": "width > 500 ? 11.5 : 10"},
+            "titleAngle": 0,
+            "titleAlign": "right",
+            "titleAnchor": "start",
+            "titleX": -7,
+            "titleY": -12,
+        }
     return {"field": field, "type": "nominal", "sort": list(order), "title": title, "axis": labels}
 
 
@@ -131,7 +146,7 @@ def groups(field: str, order: Sequence[str], title: str | None = None) -> Spec:
     # From the ninth group on colours repeat, with another shape.
     marks = [SHAPES[(place + place // len(COLOURS)) % len(SHAPES)] for place in range(len(order))]
     scale, shapes = {"domain": list(order), "range": colours}, {"domain": list(order), "range": marks}
-    legend = {"orient": "top", "title": title, "symbolSize": 70, "labelLimit": 180}
+    legend = {"orient": "top", "title": title, "symbolSize": 70}
     return {
         "color": {"field": field, "type": "nominal", "scale": scale, "legend": legend},
         "shape": {"field": field, "type": "nominal", "scale": shapes, "legend": legend},

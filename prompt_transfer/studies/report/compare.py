@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pandas as pd
 
+from prompt_transfer.analysis import captions, comparison_plots
 from prompt_transfer.studies.report import charts
-from prompt_transfer.studies.report.content import Chart, Column, Section, Table, Tile, number, records
+from prompt_transfer.studies.report.analysis import read
+from prompt_transfer.studies.report.content import (
+    Chart,
+    Column,
+    Figure,
+    Section,
+    Table,
+    Tile,
+    first_tiles,
+    number,
+    records,
+)
 from prompt_transfer.tasks.registry import display_name
 
 ENDS = ("low", "high")
@@ -18,7 +31,8 @@ def comparison(path: Path) -> Section:
     # Imports torch.
     from prompt_transfer.studies.compare.methods import TITLES
 
-    rows = [{**row, "method": TITLES.get(row["method"], row["method"])} for row in records(pd.read_csv(path))]
+    summary = pd.read_csv(path)
+    rows = [{**row, "method": TITLES.get(row["method"], row["method"])} for row in records(summary)]
     first = rows[0]
     found = Section("Methods", "", "compare", path.parent)
     found.lead = (
@@ -61,9 +75,25 @@ def comparison(path: Path) -> Section:
         ]
         caption = "Paired on the same test examples; 95 % bootstrap intervals over examples and seeds."
         found.tables.append(Table("differences", "Paired differences", shown, pairs, caption))
-    found.tiles = [
+    tiles = [
         Tile(str(row["method"]), number(row["value"], 3), str(first["metric"]))
         for row in rows
         if row["value"] is not None
-    ][:4]
+    ]
+    found.tiles, found.tile_note = first_tiles(tiles, "methods")
+    found.figures = _figures(path.parent, summary, TITLES)
+    return found
+
+
+def _figures(folder: Path, summary: pd.DataFrame, titles: dict[str, str]) -> list[Figure]:
+    """Return the figures of the command: scores and costs, and validation curves."""
+    tables = [folder / f"results.{suffix}" for suffix in ("parquet", "csv")]
+    runs = next((read(path) for path in tables if path.is_file()), pd.DataFrame(columns=["method", "value"]))
+    found = [Figure("compare", captions.COMPARISON, lambda: comparison_plots.scores(summary, runs, titles))]
+    log = folder / "curves.csv"
+    if log.is_file():
+        evaluations, metric = pd.read_csv(log), str(summary["metric"].iloc[0])
+        majority = float(evaluations["majority"].iloc[0])
+        draw = functools.partial(comparison_plots.curves, evaluations, titles, metric, majority)
+        found.append(Figure("curves", captions.COMPARISON_CURVES, draw))
     return found

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 Row = Mapping[str, Any]
+MOST_TILES = 4
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ class Section:
         command: name of the command that wrote the folder.
         folder: the folder.
         tiles, charts, tables, figures: contents, in this order.
+        tile_note: how the tiles were chosen, if there are more such numbers.
         notes: limits of these numbers.
     """
 
@@ -153,6 +155,13 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    tile_note: str = ""
+
+
+def first_tiles(tiles: Sequence[Tile], noun: str) -> tuple[list[Tile], str]:
+    """Return the first tiles and a note if there are more; `noun` is a plural."""
+    note = f"The first {MOST_TILES} of {len(tiles)} {noun}; the table has all." if len(tiles) > MOST_TILES else ""
+    return list(tiles[:MOST_TILES]), note
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -11,12 +11,24 @@ import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow import ArrowInvalid
 
-from prompt_transfer.studies.report import analysis, compare, masking, neurons, projections, runs, scores, transfer
+from prompt_transfer.studies.report import (
+    analysis,
+    compare,
+    masking,
+    neurons,
+    projections,
+    recommend,
+    runs,
+    scores,
+    transfer,
+)
 from prompt_transfer.studies.report.content import Section
 from prompt_transfer.utils.errors import UserError
 
 # Folders inside a run or study that hold no results of their own, and the runs of a sweep, which its section covers.
 SKIPPED = {"answers", "checkpoints", "configs", "state", "wandb", "lightning_logs"}
+
+INNER = ("runs", "logs", "cells")
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,7 @@ class Kind:
         columns: columns that identify the kind's main table.
         section: makes the section from the path of that table.
         names: possible names of the table without suffix; empty: any name.
-        inner: whether runs in the folder's `runs` get no sections of their own.
+        inner: whether the folder's `runs`, `logs` and `cells` get no sections of their own.
     """
 
     name: str
@@ -53,10 +65,19 @@ KINDS: tuple[Kind, ...] = (
     _kind("masks", "task prompt mask ratio method drop unmasked", masking.masking),
     _kind("convergence", "task source measure unit n value result", analysis.convergence),
     _kind("projection", "task projector what value ahead backbone", projections.projections),
-    _kind("compare", "task backbone split metric n method seeds value low high", compare.comparison, ("summary",)),
+    _kind("recommend", "target prompt source source_type path", recommend.recommendation, ("recommendation",)),
+    _kind("recommend", "ranking statistic mean low high targets", recommend.recommendation, ("quality",)),
+    _kind(
+        "compare",
+        "task backbone split metric n method seeds value low high",
+        compare.comparison,
+        ("summary",),
+        inner=True,
+    ),
     _kind("sweep", "run status attempts seconds error", runs.sweep, ("sweep",), inner=True),
     _kind("fit", "epoch step", runs.fit, ("metrics",)),
     _kind("fit", "task prompt seed split metric value best_step", runs.fit_results, ("results",)),
+    _kind("quickstart", "task use", recommend.quickstart, ("quickstart",)),
     _kind("test", "task prompt what value low high n split", scores.scores),
 )
 
@@ -101,6 +122,21 @@ def sections(root: Path) -> list[Section]:
     return [make() for _, _, make in sorted(found, key=lambda entry: entry[:2])]
 
 
+def left_out(root: Path) -> list[Path]:
+    """Return the tables that no section shows: those of folders without a section, and second tables of one kind."""
+    found = []
+    for folder in _folders(root):
+        shown = _tables(folder)
+        paths = sorted(path for path in folder.iterdir() if path.suffix in (".csv", ".parquet"))
+        if shown:
+            # Kinds with any file name: two tables are two experiments.
+            stems = {kind: path.stem for kind, path in shown.items() if not kind.names}
+            found += [path for path in paths if stems.get(kind_of(path), path.stem) != path.stem]  # type: ignore[arg-type]
+        elif not (folder / "logs" / "metrics.csv").is_file():
+            found += paths
+    return found
+
+
 def _read(kind: Kind, path: Path) -> Section:
     try:
         return kind.section(path)
@@ -110,11 +146,11 @@ def _read(kind: Kind, path: Path) -> Section:
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """Yield a folder and those below it; the runs of a sweep only if the sweep's own table is missing."""
+    """Yield a folder and those below it; the runs of a study only if the study's own table is missing."""
     yield root
     covered = any(kind.inner for kind in _tables(root))
     for child in sorted(path for path in root.iterdir() if path.is_dir()):
-        if child.name in SKIPPED or child.name.startswith(".") or (covered and child.name in ("runs", "logs")):
+        if child.name in SKIPPED or child.name.startswith(".") or (covered and child.name in INNER):
             continue
         yield from _folders(child)
 
@@ -131,6 +167,9 @@ def _tables(folder: Path) -> dict[Kind, Path]:
     # The section of a log has the results, too, and those of other studies may have the same columns.
     if len(found) > 1 or (folder / "logs" / "metrics.csv").is_file():
         found = {kind: path for kind, path in found.items() if kind.section is not runs.fit_results}
+    # One section has all tables of a recommendation.
+    for kind in [kind for kind in found if kind.section is recommend.recommendation][1:]:
+        del found[kind]
     # The matrix repeats the table of results.
     if "transfer" in names and "transfer matrix" in names:
         del found[names["transfer matrix"]]

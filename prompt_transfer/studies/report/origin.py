@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from prompt_transfer.utils.errors import without_secrets
@@ -17,6 +18,10 @@ from prompt_transfer.utils.provenance import read_provenance
 # Files of commands or settings, and how many folders above the results they may lie.
 COMMANDS, SETTINGS, ABOVE = "commands.txt", ("config.yaml", "sweep.yaml"), 1
 VERSIONS = ("prompt_transfer", "torch", "lightning", "transformers", "python")
+SEEDS = ("seed", "seeds", "seed_everything")
+DATA = "data (SHA-256 of the tokens)"
+# What provenance.json should hold.
+RECORDED = ("versions", "commit", DATA)
 HIDDEN = (*VERSIONS, "started", "machine", "commit")
 
 
@@ -27,15 +32,12 @@ class Origin:
     Attributes:
         commands: commands that reproduce them.
         settings: file name -> its text.
-        facts: label -> value: versions, commit, machine, time, data.
+        facts: label -> value: versions, commit, machine, time, data, seeds, and what is not recorded.
     """
 
     commands: list[str] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.commands or self.settings or self.facts)
 
 
 def origin_of(folder: Path, command: str) -> Origin:
@@ -54,7 +56,14 @@ def origin_of(folder: Path, command: str) -> Origin:
         commands = _from_comments(settings.get("sweep.yaml", ""))
     if not commands:
         commands = _command(str(known.get("command") or command), config, folder)
-    return Origin(commands, settings, _facts(known, config))
+    facts = _facts(known)
+    seeds = [*_seeds_of_rows(folder), *_seeds(config), *_seeds(_yaml(settings.get("sweep.yaml", "")))]
+    if seeds:
+        facts["seeds"] = "; ".join(dict.fromkeys(seeds))
+    missing = [name for name in RECORDED if name not in facts]
+    if missing:
+        facts["not recorded"] = ", ".join(missing) + ("" if known else ": the folder has no provenance.json")
+    return Origin(commands, settings, facts)
 
 
 def _text(path: Path) -> str:
@@ -103,7 +112,35 @@ def _word(value: Any) -> str:
     return str(value)
 
 
-def _facts(known: Mapping[str, Any], config: Any) -> dict[str, str]:
+def _seeds(config: Any) -> list[str]:
+    """Return the seeds in a configuration, as texts `option value`."""
+    if not isinstance(config, Mapping):
+        return []
+    found = []
+    for key, value in _flat(config):
+        if key.rpartition(".")[2] in SEEDS and value is not None:
+            # A grid lists alternatives; runs with several seeds at once are lists in it.
+            values = value if key.startswith("grid.") and isinstance(value, list) else [value]
+            found.append(f"{key.removeprefix('fit.').removeprefix('grid.')} {' or '.join(map(_word, values))}")
+    return found
+
+
+def _seeds_of_rows(folder: Path) -> list[str]:
+    """Return the seeds of the prompts in a table of results."""
+    for path in (folder / "results.parquet", folder / "results.csv"):
+        try:
+            frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        except (OSError, ValueError):
+            continue
+        for column, own in (("kind", "trained"), ("what", "this prompt")):
+            frame = frame[frame[column] == own] if column in frame else frame
+        seeds = sorted({int(seed) for seed in frame["seed"].dropna()}) if "seed" in frame else []
+        if seeds:
+            return [f"prompts {', '.join(map(str, seeds))}"]
+    return []
+
+
+def _facts(known: Mapping[str, Any]) -> dict[str, str]:
     processes = known.get("processes")
     last = processes[-1] if isinstance(processes, list) and processes and isinstance(processes[-1], dict) else {}
     facts = {"versions": ", ".join(f"{name} {last[name]}" for name in VERSIONS if last.get(name))}
@@ -111,11 +148,6 @@ def _facts(known: Mapping[str, Any], config: Any) -> dict[str, str]:
     facts |= {name: str(value) for name, value in last.items() if name not in HIDDEN and value is not None}
     if isinstance(processes, list) and len(processes) > 1:
         facts["processes"] = f"{len(processes)}; the facts above are of the last one"
-    if isinstance(config, Mapping):
-        seeds = {
-            key: value for key, value in _flat(config) if key.rpartition(".")[2] in ("seed", "seeds", "seed_everything")
-        }
-        facts["seeds"] = ", ".join(f"{key} {_word(value)}" for key, value in seeds.items() if value is not None)
     data = known.get("data")
     if isinstance(data, dict):
         parts = [
@@ -124,5 +156,5 @@ def _facts(known: Mapping[str, Any], config: Any) -> dict[str, str]:
             if isinstance(splits, dict)
             for split, digest in splits.items()
         ]
-        facts["data (SHA-256 of the tokens)"] = ", ".join(parts)
+        facts[DATA] = ", ".join(parts)
     return {name: value for name, value in facts.items() if value}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -25,11 +25,13 @@ class Page:
     Attributes:
         title: heading of the page.
         sections: the sections, each with the origin of its results and its folder below the reported one.
+        left_out: folder -> names of its tables that no section shows.
         made: time of writing.
     """
 
     title: str
     sections: Sequence[tuple[Section, Origin, str]]
+    left_out: Mapping[str, str]
     made: str
 
 
@@ -102,7 +104,9 @@ def _table(table: Table) -> dict[str, Any]:
     for row in table.rows[:MOST_ROWS]:
         cells = []
         for column in table.columns:
+            # An interval stays on one line, below its number where a column is narrow.
             text, order = column.text(row), column.order(row)
+            text = text.replace(", ", ",\N{NO-BREAK SPACE}") if column.ends else text
             # The order is written only where it differs from the text.
             shown = str(order) if isinstance(order, float | int) and str(order) != text else None
             cells.append({"text": text, "order": shown, "missing": column.missing if text == DASH else None})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from prompt_transfer.analysis import captions, plots
+from prompt_transfer.analysis import captions, interval_plots, plots
 from prompt_transfer.studies.report import charts
 from prompt_transfer.studies.report.analysis import curve_chart
 from prompt_transfer.studies.report.content import Chart, Column, Figure, Section, Table, Tile, counted, number, records
@@ -34,17 +34,19 @@ def fit(path: Path) -> Section:
         found.tiles.append(Tile(f"best {row['metric']}, {display_name(row['task'])}", number(row["value"], 3), note))
     majority = next((row["majority"] for row in rows if row.get("majority") is not None), None)
     if SCORE in log:
-        several = folder / "convergence.csv"
-        curves = pd.read_csv(several) if several.is_file() else pd.DataFrame({"prompt": []})
+        evaluations = folder / "convergence.csv"
+        curves = pd.read_csv(evaluations) if evaluations.is_file() else pd.DataFrame({"prompt": []})
         if curves["prompt"].nunique() > 1:
             # Of several prompts the log has only the best score.
-            found.charts.append(curve_chart(curves.assign(task=trained, start=curves["prompt"], seed=curves["prompt"])))
+            several = curves.assign(task=trained, start=curves["prompt"], seed=curves["prompt"])
+            found.charts.append(curve_chart(several))
+            found.figures.append(Figure("learning_curve", captions.RUNS, lambda: interval_plots.run_curves(several)))
         else:
             found.charts.append(_score_chart(log, majority))
-        figure = Figure(
-            "learning_curve", captions.LEARNING_CURVE, lambda: plots.learning_curve(plots.read_curve(path), majority)
-        )
-        found.figures.append(figure)
+            curve = plots.read_curve(path)
+            found.figures.append(
+                Figure("learning_curve", captions.LEARNING_CURVE, lambda: plots.learning_curve(curve, majority))
+            )
     found.charts += [chart for chart in (_loss_chart(log),) if chart is not None]
     if rows:
         found.tables.append(_results_table(rows))
@@ -147,6 +149,8 @@ def sweep(path: Path) -> Section:
     curves = _curves(folder, list(frame["run"].astype(str)))
     if len(curves):
         found.charts.append(curve_chart(curves))
+        named = curves.assign(task=curves["task"].map(display_name))
+        found.figures.append(Figure("curves", captions.RUNS, lambda: interval_plots.run_curves(named)))
     scores = folder / "results.csv"
     if scores.is_file():
         table = pd.read_csv(scores)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from prompt_transfer.studies.report.content import Section
-from prompt_transfer.studies.report.kinds import sections
+from prompt_transfer.studies.report.kinds import left_out, sections
 from prompt_transfer.studies.report.latex import write
 from prompt_transfer.studies.report.origin import origin_of
 from prompt_transfer.studies.report.page import Page, check_libraries, render
@@ -18,12 +18,19 @@ from prompt_transfer.utils.files import write_text_atomic
 
 @dataclass(frozen=True)
 class Written:
-    """Files of a report. Attributes: `page`, `figures`, `tables`, and the number of `sections`."""
+    """Files of a report.
+
+    Attributes:
+        page, figures, tables: files.
+        sections: number of sections.
+        left_out: tables below the folder that no section shows, relative to it.
+    """
 
     page: Path
     sections: int
     figures: list[Path]
     tables: list[Path]
+    left_out: list[Path]
 
 
 def report(
@@ -45,15 +52,17 @@ def report(
         raise UserError(f"--output {output} must end in .html: the report is one HTML file")
     check_libraries()
     found = sections(root)
+    unknown = [path.relative_to(root) for path in left_out(root)]
     page = Page(
         title=root.resolve().name.replace("_", " "),
         sections=[
             (section, origin_of(section.folder, section.command), str(_inner(section.folder, root)))
             for section in found
         ],
+        left_out=_by_folder(unknown),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    written = Written(output, len(found), [], [])
+    written = Written(output, len(found), [], [], unknown)
     write_text_atomic(output, render(page))
     names = _names(found, root)
     if pdf is not None:
@@ -64,6 +73,12 @@ def report(
                 label = f"{name}-{table.name}".replace("_", "-")
                 written.tables.append(write(table, Path(latex) / f"{label}.tex", label))
     return written
+
+
+def _by_folder(paths: list[Path]) -> dict[str, str]:
+    """Return folder -> names of its tables."""
+    folders = dict.fromkeys(path.parent for path in paths)
+    return {str(folder): ", ".join(path.name for path in paths if path.parent == folder) for folder in folders}
 
 
 def _figures(found: list[Section], names: list[str], folder: Path) -> list[Path]:

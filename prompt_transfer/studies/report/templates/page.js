@@ -15,15 +15,77 @@ const config = {
   rule: { color: "currentColor" },
 };
 
-async function draw(box) {
+async function draw(box, columns = box.clientWidth < 520 ? 2 : 4) {
   const spec = JSON.parse(document.querySelector(`[data-spec="${box.id}"]`).textContent);
   // Fewer legend entries fit on one line of a narrow screen.
-  config.legend.columns = box.clientWidth < 520 ? 2 : 4;
+  config.legend.columns = columns;
+  config.legend.labelLimit = box.clientWidth < 520 ? 150 : 180;
   const result = await vegaEmbed(box, spec, {
     config, renderer: "svg", tooltip: { theme: "custom" }, logLevel: 1,
     actions: { export: true, source: false, compiled: false, editor: false },
   });
+  const end = (name) => Math.max(...[...box.querySelectorAll(name)].map((part) => part.getBoundingClientRect().right));
+  if (columns > 1 && end(".role-legend text") > end("svg.marks")) {
+    result.finalize();
+    return draw(box, columns - 1);
+  }
   views.set(box.id, result.view);
+  makeFocusable(box);
+}
+
+// One mark of a chart is in the tab order; arrow keys go to the nearest one in their direction and show its numbers.
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const centre = (mark) => { const at = mark.getBoundingClientRect(); return [at.x + at.width / 2, at.y + at.height / 2]; };
+
+// The marks with numbers: the cells of a heat map (the first layer of rectangles), else the points.
+function marksOf(box) {
+  for (const kind of ["rect", "symbol"]) {
+    const layer = box.querySelector(`.mark-${kind}.role-mark [aria-roledescription]`);
+    if (layer) {
+      const all = kind === "rect" ? layer.parentElement : box;
+      return [...all.querySelectorAll(`.mark-symbol.role-mark [aria-roledescription], :scope > [aria-roledescription]`)];
+    }
+  }
+  return [];
+}
+
+function nearest(marks, from, [right, down]) {
+  const [x, y] = centre(from);
+  let best = null, least = Infinity;
+  for (const mark of marks) {
+    const [dx, dy] = centre(mark).map((value, place) => value - [x, y][place]);
+    const ahead = dx * right + dy * down, aside = Math.abs(dx * down) + Math.abs(dy * right);
+    // Marks right ahead come first; 0.5: rounding.
+    const distance = ahead + 3 * aside;
+    if (ahead > 0.5 && distance < least) [best, least] = [mark, distance];
+  }
+  return best;
+}
+
+function point(mark, kinds) {
+  const [clientX, clientY] = centre(mark);
+  for (const kind of kinds) mark.dispatchEvent(new MouseEvent(kind, { bubbles: true, clientX, clientY, view: window }));
+}
+
+function makeFocusable(box) {
+  const [first] = marksOf(box);
+  if (!first) return;
+  first.setAttribute("tabindex", "0");
+  first.setAttribute("aria-describedby", "keys");
+  box.addEventListener("focusin", ({ target }) => { if (target.matches("[aria-roledescription]")) point(target, ["pointerover", "pointermove", "mouseover", "mousemove"]); });
+  box.addEventListener("focusout", ({ target }) => { if (target.matches("[aria-roledescription]")) point(target, ["pointerout", "mouseout"]); });
+  box.addEventListener("keydown", (event) => {
+    const from = event.target, marks = marksOf(box);
+    if (!marks.includes(from)) return;
+    if (event.key === "Escape") point(from, ["pointerout", "mouseout"]);
+    const to = event.key in ARROWS ? nearest(marks, from, ARROWS[event.key])
+      : event.key === "Home" ? marks[0] : event.key === "End" ? marks.at(-1) : null;
+    if (!to) return;
+    event.preventDefault();
+    from.setAttribute("tabindex", "-1");
+    to.setAttribute("tabindex", "0");
+    to.focus();
+  });
 }
 
 async function drawAll() {
@@ -83,6 +145,19 @@ for (const input of document.querySelectorAll("[data-filter]")) {
     const count = document.querySelector(`[data-count="${input.dataset.filter}"]`);
     count.textContent = words.length ? `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows` : `${rows.length.toLocaleString("en")} rows`;
   });
+}
+
+// A hint where columns are hidden at the right.
+const watch = new ResizeObserver((entries) => { for (const { target } of entries) hint(target.closest(".scroll")); });
+function hint(box) {
+  const more = box.scrollWidth - box.clientWidth > 1;
+  box.parentElement.querySelector(".more").hidden = !more;
+  box.toggleAttribute("data-more", more && box.scrollWidth - box.clientWidth - box.scrollLeft > 1);
+}
+for (const box of document.querySelectorAll(".scroll")) {
+  watch.observe(box);
+  watch.observe(box.firstElementChild);
+  box.addEventListener("scroll", () => hint(box), { passive: true });
 }
 
 // Closed tables cannot be opened on it.
