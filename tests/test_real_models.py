@@ -9,9 +9,11 @@ import torch
 from conftest import REAL_CACHE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prompt_transfer.backbones.builtin import shipped
 from prompt_transfer.backbones.catalogue import ROWS
 from prompt_transfer.backbones.frozen import FrozenBackbone
 from prompt_transfer.commands.backbones import describe
+from prompt_transfer.prompts.prompt import Prompt
 
 pytestmark = [pytest.mark.real_models, pytest.mark.timeout(600)]
 TEXTS = ["The film was a wonderful surprise.", "In 2024, it's  a dull story: nobody should watch it."]
@@ -48,6 +50,18 @@ def test_smollm2_is_what_transformers_reads() -> None:
         assert torch.equal(found.argmax(-1), expected.argmax(-1))
     weights = ours.model.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in own.state_dict().items())
+
+
+def test_the_shipped_prompts_of_smollm2_fit_it_and_answer() -> None:
+    from prompt_transfer import classify
+
+    need("smollm2-135m")
+    folder = shipped("checkpoints") / "prompts" / "smollm2-135m"
+    fingerprint = FrozenBackbone("smollm2-135m").fingerprint
+    assert {Prompt.load(path).metadata["fingerprint"] for path in folder.glob("*.safetensors")} == {fingerprint}
+    texts = ["a wonderful, moving film", "a dull and lifeless film", "i loved every minute", "a complete waste of time"]
+    found = classify(texts, prompt=folder / "sst2.safetensors")
+    assert [answer.word for answer in found] == ["great", "terrible"] * 2
 
 
 def test_a_prompt_of_smollm2_trains() -> None:
