@@ -352,7 +352,19 @@ def test_the_figures_of_smollm2_are_those_of_its_results() -> None:
     trained = scores.loc["this prompt"]
     shown = f"{trained['value']:.3f} [{trained['low']:.3f}, {trained['high']:.3f}]"
     random = " and ".join(f"{value:.3f}" for value in scores.loc["random prompt", "value"])
-    assert f"test accuracy of {shown} on SST-2" in (ROOT / "README.md").read_text()
+    of_config = pd.read_csv(ROOT / "results" / "sst2_smollm2" / "results_experiment.csv").set_index("what")
+    low, value, high = (of_config.loc["this prompt", name] for name in ("low", "value", "high"))
+    assert f"test accuracy {value:.3f} [{low:.3f}, {high:.3f}] (majority" in (ROOT / "README.md").read_text()
     table = (ROOT / "results" / "README.md").read_text()
     assert f"test accuracy {shown} on 1,821 examples, random prompts {random}" in table
     assert int(trained["n"]) == 1821
+
+
+def test_the_figures_of_methods_are_those_of_their_results() -> None:
+    text = (ROOT / "README.md").read_text()
+    table = pd.read_csv(ROOT / "results" / "compare" / "sst2_minilm_mlm" / "differences.csv").set_index("method")
+    for method, name in (("deep_prompt", "deep prompt"), ("lora", "LoRA")):
+        row = table.loc[method]
+        assert row["seeds"] == 3
+        shown = f"{name} {row['difference']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        assert shown in text
