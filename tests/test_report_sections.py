@@ -100,14 +100,15 @@ def test_a_start_from_the_same_task_is_named_so() -> None:
 def test_pdf_has_the_figures_of_every_study(tmp_path: Path) -> None:
     pytest.importorskip("vl_convert")
     folder = tmp_path / "all"
-    for place in ("compare", "transfer_init", "quantization", "recommend", "quickstart"):
+    for place in ("compare/sst2_minilm_mlm", "transfer_init", "quantization", "recommend", "quickstart"):
         shutil.copytree(RESULTS / place, folder / place)
     _sweep(folder / "sweep")
     written = report(folder, tmp_path / "page.html", pdf=tmp_path / "pdf")
     assert [path.name for path in written.figures] == [
         "transfer-init-analyze-convergence-speedups.pdf",
         "recommend-prompts-recommend-quality.pdf",
-        "compare-sst2-roberta-nano-compare-compare.pdf",
+        "compare-sst2-minilm-mlm-compare-compare.pdf",
+        "compare-sst2-minilm-mlm-compare-curves.pdf",
         "sweep-sweep-curves.pdf",
         "quickstart-quickstart-quickstart.pdf",
         "quantization-test-scores.pdf",
