@@ -55,15 +55,6 @@ def _is_local(address: object) -> bool:
     return not isinstance(address, tuple) or str(address[0]).startswith(_LOOPBACK)
 
 
-# Files whose tests take longest, most in processes of their own.
-LONGEST = ("test_sweep", "test_readme", "test_release2", "test_old_names", "test_runs")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the longest tests first: at the end one worker would wait for them."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _no_network() -> Iterator[None]:
     """Refuse connections to other machines."""
