@@ -117,7 +117,7 @@ $(BENCH_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
 	@touch $(RUN_STAMP) $@
 
 $(BROWSER_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
-	$(BIN)/python -m pip install -r requirements.txt -e ".[dev,browser]"
+	$(INSTALL) -e ".[dev,browser]"
 	@touch $(RUN_STAMP) $(DEV_STAMP) $@
 
 $(DOCS_STAMP): $(INSTALL_INPUTS) | $(BIN)/pip
