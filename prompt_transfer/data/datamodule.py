@@ -73,7 +73,8 @@ class TaskDataModule(FromRows, RunPosition, L.LightningDataModule):
         target: Column of the text to generate, instead of a label.
         validation: Table with the validation split. None cuts it from the training rows.
         test: Table with the test split. None cuts it from the training rows.
-        template: Words around the texts: "{text_a}\\nSentiment:" (pairs: also {text_b}). None is the task's own.
+        template: Words around the texts: "{text_a}\\nSentiment:" (pairs: also {text_b}); or question: the task's
+            question in words (`tasks/catalogue.py`). None is the task's own.
         chat_template: Wrap the texts in the tokenizer's chat template (causal backbones). None is the task's own.
 
     Raises:

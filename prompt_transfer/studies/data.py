@@ -25,7 +25,8 @@ class TargetData:
         cache_dir: folder for tokenized examples.
         revision: revision of the hub repository; null: the one in the registry.
         special_tokens: keep the backbone's special tokens in texts, such as </s>, or split them into ordinary tokens.
-        template: words around the texts; null: those given to the prompts' training, else the task's own.
+        template: words around the texts, or question: the task's question in words; null: those given to the prompts'
+            training, else the task's own.
         chat_template: wrap the texts in the tokenizer's chat template; null: as in the prompts' training.
     """
 

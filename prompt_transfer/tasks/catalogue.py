@@ -102,7 +102,7 @@ def _sentiment(
     return Task(name=name, type="sentiment", text_a=text, labels=labels, label_words=words, hub=hub, **values)
 
 
-def _ethics(name: str, config: str, text_b: str | None) -> Task:
+def _ethics(name: str, config: str, text_b: str | None, question: str) -> Task:
     # The repository's loading script no longer runs in `datasets`; its CSV files are read directly.
     hub = _hub(
         "hendrycks/ethics",
@@ -119,6 +119,7 @@ def _ethics(name: str, config: str, text_b: str | None) -> Task:
         text_b=text_b,
         labels=(0, 1),
         label_words=("wrong", "right"),
+        question=question,
         hub=hub,
         paper=_PAPER_ETHICS,
     )
@@ -174,6 +175,7 @@ _SENTIMENT = (
     ),
 )
 
+_ENTAILMENT = "Premise: {text_a}\nHypothesis: {text_b}\nDoes the hypothesis follow? Answer:"
 # `labels` reverses the hub's order if it starts with entailment: class 0 is always "no".
 _NLI = (
     Task(
@@ -183,6 +185,7 @@ _NLI = (
         text_b="hypothesis",
         labels=(2, 1, 0),
         label_words=("no", "maybe", "yes"),
+        question=_ENTAILMENT,
         hub=_glue("mnli", {"train": "train", "validation": "validation_matched"}),
         paper=_PAPER_NLI,
     ),
@@ -193,6 +196,7 @@ _NLI = (
         text_b="hypothesis",
         labels=(2, 1, 0),
         label_words=("no", "maybe", "yes"),
+        question=_ENTAILMENT,
         hub=_hub("stanfordnlp/snli", "plain_text", "cdb5c3d5eed6ead6e5a341c8e56e669bb666725b"),
         paper=_PAPER_NLI,
         drop_labels=(-1,),
@@ -204,6 +208,7 @@ _NLI = (
         text_b="sentence",
         labels=(1, 0),
         label_words=("no", "yes"),
+        question="Sentence: {text_b}\nQuestion: {text_a}\nDoes the sentence answer the question? Answer:",
         hub=_glue("qnli"),
         paper=_PAPER_QNLI,
         max_length=128,
@@ -215,6 +220,7 @@ _NLI = (
         text_b="sentence2",
         labels=(1, 0),
         label_words=("no", "yes"),
+        question=_ENTAILMENT,
         hub=_glue("rte"),
         max_length=128,
     ),
@@ -225,6 +231,7 @@ _NLI = (
         text_b="hypothesis",
         labels=(1, 2, 0),
         label_words=("no", "maybe", "yes"),
+        question=_ENTAILMENT,
         metrics=("accuracy", "f1"),
         hub=super_glue("cb"),
         max_length=128,
@@ -232,8 +239,13 @@ _NLI = (
 )
 
 _ETHICS = (
-    _ethics("ethics_deontology", "deontology", "excuse"),
-    _ethics("ethics_justice", "justice", None),
+    _ethics(
+        "ethics_deontology",
+        "deontology",
+        "excuse",
+        "{text_a}\n{text_b}\nIs this excuse right or wrong? Answer:",
+    ),
+    _ethics("ethics_justice", "justice", None, "{text_a}\nIs this reasoning right or wrong? Answer:"),
 )
 
 _PARAPHRASE = (
@@ -244,6 +256,7 @@ _PARAPHRASE = (
         text_b="question2",
         labels=(0, 1),
         label_words=("false", "true"),
+        question="Question 1: {text_a}\nQuestion 2: {text_b}\nTrue or false: both questions ask the same. Answer:",
         metrics=("accuracy", "f1"),
         hub=_glue("qqp"),
         paper=_PAPER_PARAPHRASE,
@@ -255,6 +268,7 @@ _PARAPHRASE = (
         text_b="sentence2",
         labels=(0, 1),
         label_words=("false", "true"),
+        question="Sentence 1: {text_a}\nSentence 2: {text_b}\nTrue or false: both sentences say the same. Answer:",
         metrics=("accuracy", "f1"),
         hub=_glue("mrpc"),
         paper=_PAPER_PARAPHRASE,

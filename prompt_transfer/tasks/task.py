@@ -109,6 +109,8 @@ class Task:
         choice_score: ``sum`` or ``mean`` of the log-likelihoods of an option's tokens.
         values: column -> its value -> the text in its place.
         group: column (or format string) of the group of a row, for the metric ``group_exact_match``.
+        question: the template that asks the question of the task in words, for ``--data.template question``; None: the
+            texts and the cue say it already.
         chat_template: wrap the texts in the chat template of a causal model's tokenizer.
         hub, local, builtin: sources of the data; ``local`` is a folder that takes precedence over ``root/<name>``.
         paper: words and format of release 1.0, or None if it does not have the task.
@@ -145,6 +147,7 @@ class Task:
     seq2seq_frame: tuple[str, str] | None = None
     other_words: tuple[tuple[str, ...], ...] = ()
     template: str | None = None
+    question: str | None = None
     chat_template: bool = False
     choices: tuple[str, ...] = ()
     choice_score: str = "sum"
@@ -163,6 +166,8 @@ class Task:
         if self.other_words and len(self.other_words) != len(self.label_words):
             raise ValueError(f"task {self.name}: {len(self.other_words)} sets of other words")
         _ = self.format  # checks the template
+        if self.question is not None:
+            Template.parse(self.question, self.pairs)
         for spec in (self.text_a, self.text_b, self.group, *self.choices):
             try:
                 columns_of(spec)
@@ -239,9 +244,12 @@ class Task:
     def with_format(self, template: str | None = None, chat_template: bool | None = None) -> Task:
         """Return the task with another template; None keeps its own, as does the template ``default``.
 
-        The two characters ``\\n`` in a template are a line feed, which a shell cannot write.
+        ``question`` is the task's `question`; a task without one keeps its own template. The two characters ``\\n`` in
+        a template are a line feed, which a shell cannot write.
         """
         given: dict[str, Any] = {}
+        if template == "question":
+            template = self.question
         if template not in (None, "", "default"):
             given["template"] = template.replace("\\n", "\n")
         if chat_template is not None:
@@ -275,6 +283,7 @@ class Task:
             label_words=self.paper.label_words,
             other_words=(),
             label_words_policy="first",
+            question=None,
             token_ids=dict(self.paper.token_ids),
             join_texts=self.paper.join_texts,
             seq2seq_frame=self.paper.seq2seq_frame,

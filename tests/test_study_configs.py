@@ -1,0 +1,153 @@
+"""The study configurations run from prompts to the last figure: two tasks, a few steps, `roberta-nano`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from prompt_transfer.cli import main
+from prompt_transfer.data.datamodule import TaskDataModule
+
+STUDIES = Path(__file__).resolve().parent.parent / "configs" / "study"
+TASKS = ["sst2", "imdb"]
+SHORT = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--data.batch_size", "4"]
+SMALL = ["--data.limit_eval", "8", "--data.max_length", "16"]
+
+
+def command(text: str, *more: str) -> None:
+    assert main([*text.split(), *more]) == 0, text
+
+
+def table(path: str) -> pd.DataFrame:
+    read = pd.read_parquet if path.endswith("parquet") else pd.read_csv
+    found: pd.DataFrame = read(path)
+    assert len(found), path
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a data folder with SST-2 and IMDB, whose rows are the built-in film reviews."""
+    root = tmp_path_factory.mktemp("data")
+    texts = TaskDataModule("builtin_movies").data[0]
+    for task, column in (("sst2", "sentence"), ("imdb", "text")):
+        (root / task).mkdir()
+        for number, split in enumerate(("train", "validation", "test")):
+            rows = texts.split("train").to_pandas()[number * 60 : number * 60 + 60]
+            rows = rows.rename(columns={"text_a": column})[[column, "label"]]
+            rows.to_csv(root / task / f"{split}.csv", index=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """Run study/cross_task.yaml in a working folder of its own."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        command(
+            f"sweep --config study/cross_task.yaml --data.root {data} --output runs/cross_task",
+            *SHORT,
+            *SMALL,
+            *names(),
+        )
+    return folder
+
+
+@pytest.fixture
+def local(data: Path) -> list[str]:
+    return ["--data.source", "local", "--data.root", str(data), *SMALL]
+
+
+@pytest.fixture
+def here(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study)
+
+
+def names(tasks: list[str] = TASKS) -> list[str]:
+    return ["--data.task", "[" + ",".join(tasks) + "]"]
+
+
+@pytest.mark.usefixtures("here")
+def test_cross_task_and_transfer_init(data: Path) -> None:
+    matrix = pd.read_csv("runs/cross_task/transfer/matrix.csv", index_col=0)
+    assert set(TASKS) <= set(matrix.index)
+    options = [*SHORT, *SMALL, *names(["sst2"])]
+    command(f"sweep --config study/transfer_init.yaml --data.root {data} --output runs/transfer_init", *options)
+    pairs = table("runs/transfer_init/convergence/pairs.csv")
+    assert set(pairs["task"]) == {"sst2"}
+    assert set(pairs["source"]) == {"imdb"}
+
+
+@pytest.mark.usefixtures("here")
+def test_neurons_and_indicators(local: list[str]) -> None:
+    study = "--backbone roberta-nano --prompts runs/cross_task/runs"
+    command(f"neurons capture {study} --tasks sst2,imdb --output runs/neurons", *local)
+    command(f"neurons skill {study} --output runs/neurons", *local)
+    command(f"neurons probe {study} --output runs/neurons", *local)
+    command("neurons compare --prompts runs/cross_task/runs --neurons runs/neurons --output runs/neurons_compare")
+    command(
+        "analyze indicators --prompts runs/cross_task/runs --matrix runs/cross_task/transfer/matrix.csv "
+        "--neurons runs/neurons --resamples 20 --output runs/indicators"
+    )
+    assert {"neuron_overlap", "gradient_cosine"} <= set(table("runs/indicators/indicators.parquet")["indicator"])
+    command(f"neurons mask {study} --tasks sst2 --ratios [0.1] --random_seeds 1 --output runs/masks", *local)
+    assert {"own", "random"} <= set(table("runs/masks/results.parquet")["mask"])
+
+
+@pytest.mark.usefixtures("here")
+def test_projectors_and_projected_init(data: Path, local: list[str]) -> None:
+    short = [*SHORT, *SMALL]
+    for backbone in ("bert-nano", "roberta-nano"):
+        prompts = f"--model.backbone {backbone} --model.dtype bfloat16 --output runs/{backbone}"
+        command(f"sweep --config study/prompts.yaml --data.root {data} {prompts}", *short, *names())
+    command(
+        f"sweep --config study/projectors.yaml --model.backbone roberta-nano --model.prompts runs/bert-nano/runs "
+        f"--data.root {data} --seed_everything [0] --data.held_out [imdb] --output runs/projectors",
+        *short,
+        *names(),
+    )
+    command(
+        "analyze projection runs/projectors/runs/task_tuning-seed0 runs/projectors/runs/distill-seed0 "
+        "--sources runs/bert-nano/runs --own runs/roberta-nano/runs --tasks sst2,imdb --random_prompts 1 --shuffles 1 "
+        "--output runs/projection",
+        *local,
+    )
+    assert set(table("runs/projection/projection.parquet")["task"]) == set(TASKS)
+    project = "--projector runs/projectors/runs/distill-seed0 --output"
+    source = "runs/bert-nano/runs/sst2/prompt.safetensors"
+    for seed in range(3):
+        command(f"prompts project {source} {project} runs/projected/sst2-{seed}.safetensors")
+    options = [*short, *names(["sst2"])]
+    command(f"sweep --config study/projected_init.yaml --data.root {data} --output runs/projected_init", *options)
+    assert set(table("runs/projected_init/convergence/pairs.csv")["task"]) == {"sst2"}
+
+
+@pytest.mark.parametrize("name", ["separate_starts", "attention", "prompts_smollm2"])
+@pytest.mark.usefixtures("here")
+def test_other_sweeps(data: Path, name: str) -> None:
+    options = ["--model.backbone", "roberta-nano" if name == "prompts_smollm2" else "[roberta-nano]", *names(["sst2"])]
+    if name == "separate_starts":
+        options = names()
+    command(f"sweep --config study/{name}.yaml --data.root {data} --output runs/{name}", *SHORT, *SMALL, *options)
+    assert set(table(f"runs/{name}/sweep.csv")["status"]) == {"done"}
+
+
+@pytest.mark.usefixtures("here")
+def test_comparison(data: Path) -> None:
+    options = ["--max_steps", "2", "--val_check_interval", "1", "--seeds", "0", "--methods", "prompt,linear_probe"]
+    command(
+        f"compare --config study/compare_sst2_roberta_nano.yaml --data.root {data} --output runs/compare",
+        *options,
+        *SMALL,
+    )
+    assert set(table("runs/compare/summary.csv")["method"]) >= {"prompt", "linear_probe"}
+
+
+def test_every_sweep_has_a_test() -> None:
+    found = {path.stem for path in STUDIES.glob("*.yaml") if "grid" in yaml.safe_load(path.read_text())}
+    text = Path(__file__).read_text()
+    assert [name for name in sorted(found) if name not in text] == []
