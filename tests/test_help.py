@@ -66,7 +66,11 @@ TYPOS = [
     ([*TRANSFER, "--prompts", ".", "--tasks", "builtin_bookz"], "unknown task 'builtin_bookz'"),
     ([*TRANSFER, "--prompts", "NOFOLDER", "--tasks", "sst2"], "no such folder: NOFOLDER"),
     ([*TRANSFER, "--prompts", ".", "--tasks", "sst2", "--dtype", "bf17"], "unknown dtype 'bf17'"),
-    (["neurons", "mask", *TRANSFER[1:], "--neurons", ".", "--prompts", "NOFOLDER", "--tasks", "a"], "no such folder"),
+    (["neurons", "mask", *TRANSFER[1:], "--neurons", ".", "--prompts", "NOFOLDER", "--tasks", "qqp"], "no such folder"),
+    (["neurons", "capture", *TRANSFER[1:], "--prompts", ".", "--tasks", "sst2,sst9"], "unknown task 'sst9'"),
+    (["analyze", "projection", "X", "--sources=.", "--own=.", "--output=X", "--tasks=sst9"], "unknown task 'sst9'"),
+    (["prompts", "recommend", *TRANSFER[1:], "--prompts", ".", "--task", "sst9"], "unknown task 'sst9'"),
+    (["compare", "--task", "sst9", "--backbone", "roberta-nano", "--output", "X"], "unknown task 'sst9'"),
     (["report", "NOFOLDER"], "no such folder: NOFOLDER"),
 ]
 

@@ -17,6 +17,7 @@ from prompt_transfer.commands.help import Page, of_parser
 from prompt_transfer.commands.messages import check_options, one_line, options_of
 from prompt_transfer.commands.signatures import REQUIRED, Parameter, Signature
 from prompt_transfer.commands.table import listing
+from prompt_transfer.commands.values import check_tasks
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.fields import check_dtype
 from prompt_transfer.utils.fields import split_list as split_list
@@ -137,6 +138,9 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
         raise one_line(error, command, known, usage) from error
     if values.get("dtype") is not None:
         values["dtype"] = check_dtype(values["dtype"])
+    for name in ("task", "tasks"):
+        if isinstance(values.get(name), str):
+            check_tasks(values[name])
     if command not in STUDIES:
         return signature.call(values)
     logger, options = values.pop("logger"), {name: values.pop(name) for name in LOGGERS}

@@ -34,7 +34,7 @@ def check_values(verb: str, arguments: Sequence[str]) -> None:
         if verb != "fit":
             continue
         if option == "--data.task" and not imports:
-            _check_tasks(value)
+            _check_list(value)
         if option in CLASSES and re.fullmatch(r"[A-Za-z_]\w*", value):
             _check_class(option, value)
 
@@ -56,9 +56,18 @@ def _check_class(option: str, value: str) -> None:
         )
 
 
-def _check_tasks(value: str) -> None:
-    """Check names of the registry, one or a list; files and tables are read by the command."""
-    names = value[1:-1].split(",") if value.startswith("[") and value.endswith("]") else [value]
-    for name in (name.strip().strip("'\"") for name in names):
-        if re.fullmatch(r"[\w,-]+", name):
-            get_task(name)
+def _check_list(value: str) -> None:
+    """Check the tasks of `--data.task`: a name, or a list in brackets."""
+    for name in value[1:-1].split(",") if value.startswith("[") and value.endswith("]") else [value]:
+        _check_task(name.strip().strip("'\""))
+
+
+def check_tasks(value: str) -> None:
+    """Raise UserError for an unknown task among names separated by commas; files and tables are left alone."""
+    for name in value.split(","):
+        _check_task(name.strip())
+
+
+def _check_task(name: str) -> None:
+    if re.fullmatch(r"[\w,-]+", name):
+        get_task(name)
