@@ -79,9 +79,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"))
     root = parser.parse_args().results
-    transfer(root / "cross_task")
-    neurons(root / "neurons", root / "cross_task")
-    for table in sorted(root.glob("projection/*/projection.csv")):
+    for study in (root / "nano", root / "smollm2"):
+        if (study / "cross_task").is_dir():
+            transfer(study / "cross_task")
+        if (study / "neurons").is_dir():
+            neurons(study / "neurons", study / "cross_task")
+    for table in sorted(root.glob("*/projection/*/projection.csv")):
         plots.save(scores_figure(pd.read_csv(table)), table.with_name("projection.png"), captions.PROJECTION)
     for table in sorted(root.rglob("pairs.csv")):
         convergence(table.parent)

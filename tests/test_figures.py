@@ -97,7 +97,7 @@ def test_the_range_is_the_data_and_stands_in_the_label() -> None:
 
 
 def test_the_matrix_spans_its_data_and_not_less_than_its_intervals() -> None:
-    frame = pd.read_parquet(RESULTS / "cross_task" / "results.parquet")
+    frame = pd.read_parquet(RESULTS / "nano" / "cross_task" / "results.parquet")
     matrix = from_results(frame)
     ratio = (frame["high"] - frame["low"]) / frame["value"] * frame["relative"]
     assert matrix.noise == pytest.approx(ratio.median())
@@ -196,7 +196,7 @@ def test_curves_hold_no_caption() -> None:
 
 
 def test_projections_show_intervals_of_own_and_projected_prompts() -> None:
-    table = pd.read_csv(RESULTS / "projection" / "bert-nano-to-roberta-nano-unseen-prompts" / "projection.csv")
+    table = pd.read_csv(RESULTS / "nano" / "projection" / "bert-nano-to-roberta-nano-unseen-prompts" / "projection.csv")
     ax = projection.scores_figure(table.assign(cosine=np.nan))
     texts = _texts(ax)
     assert any(text.startswith("SST-2") for text in texts)
@@ -209,7 +209,7 @@ def test_projections_show_intervals_of_own_and_projected_prompts() -> None:
 
 
 def test_projections_fit_a_page_and_hide_no_mark() -> None:
-    table = pd.read_csv(RESULTS / "projection" / "bert-nano-to-roberta-nano" / "projection.csv")
+    table = pd.read_csv(RESULTS / "nano" / "projection" / "bert-nano-to-roberta-nano" / "projection.csv")
     ax = projection.scores_figure(table)
     figure = ax.get_figure(root=True)
     assert figure is not None
@@ -257,7 +257,7 @@ def test_a_comparison_has_no_text_over_its_marks() -> None:
 
 
 def test_means_of_few_targets_have_no_bar() -> None:
-    summary = pd.read_csv(RESULTS / "cross_task" / "summary.csv")
+    summary = pd.read_csv(RESULTS / "nano" / "cross_task" / "summary.csv")
     ax = summary_figure(summary)
     ends = [bar.lines[2][0].get_segments() for bar in ax.containers if isinstance(bar, ErrorbarContainer)]
     drawn = [sum(bool(np.isfinite(segment).all()) and len(segment) == 2 for segment in kind) for kind in ends]
@@ -320,7 +320,7 @@ def test_the_option_holds_for_one_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    matrix = RESULTS / "cross_task" / "matrix.csv"
+    matrix = RESULTS / "nano" / "cross_task" / "matrix.csv"
     assert main(["analyze", "matrix", str(matrix), "--output", str(tmp_path), "--figures", "svg"]) == 0
     assert {path.suffix for path in tmp_path.glob("summary.*")} == {".csv", ".svg", ".txt"}
     assert VARIABLE not in os.environ

@@ -34,6 +34,7 @@ from prompt_transfer.tasks.registry import get_task, task_names
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FINDINGS = (ROOT / "docs/pages/findings.md").read_text(encoding="utf-8")
+NANO = (ROOT / "docs/pages/findings_nano.md").read_text(encoding="utf-8")
 # The tour continues the README and uses its runs.
 SHOWN = README + (ROOT / "docs/pages/tour.md").read_text(encoding="utf-8")
 # Options that shorten commands which would train for minutes.
@@ -204,6 +205,7 @@ def test_the_figures_are_those_of_the_results() -> None:
         values = (f"{row[key]:.3f}" for key in ("trained prompt", "random prompt", "majority"))
         assert f"| {row['task']} | {row['use']} | {' | '.join(values)} |" in README
     section = FINDINGS
+    assert f"{pd.read_csv(ROOT / 'results/sst2/results.csv').iloc[0]['value']:.3f}" in README
     sst2 = pd.read_csv(ROOT / "results/sst2/results.csv").iloc[0]
     probe = json.loads((ROOT / "results/sst2/linear_probe.json").read_text())
     grid = pd.read_csv(ROOT / "results/sst2_grid.csv")
@@ -225,22 +227,21 @@ def interval(row: Any, digits: int = 2) -> str:
     return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
-@pytest.mark.parametrize("text", [README, FINDINGS], ids=["readme", "findings"])
+@pytest.mark.parametrize("text", [README, NANO], ids=["readme", "findings_nano"])
 def test_the_main_results_are_those_of_the_results(text: str) -> None:
     text = " ".join(text.split())
-    summary = pd.read_csv(ROOT / "results/cross_task/summary.csv").rename(columns={"mean": "value"})
+    summary = pd.read_csv(ROOT / "results/nano/cross_task/summary.csv").rename(columns={"mean": "value"})
     summary = summary[(summary["measure"] == "relative") & (summary["targets"] == "all") & (summary["type"] == "all")]
     for kind in ("same", "different", "random"):
         assert interval(summary[summary["kind"] == kind].iloc[0]) in text, kind
-    correlations = pd.read_csv(ROOT / "results/neurons/correlations.csv")
+    correlations = pd.read_csv(ROOT / "results/nano/neurons/correlations.csv")
     correlations = correlations[correlations["statistic"] == "spearman_per_target"].set_index("indicator")
     for indicator in ("neuron_overlap", "gradient_cosine"):
         assert interval(correlations.loc[indicator]) in text, indicator
-    speedups = pd.read_csv(ROOT / "results/transfer_init/speedups.csv").set_index(["task", "measure", "unit"])
+    speedups = pd.read_csv(ROOT / "results/nano/transfer_init/speedups.csv").set_index(["task", "measure", "unit"])
     row = speedups.loc[("all", "comparable result", "step")]
     assert f"{row['value']:.1f} times [{row['low']:.1f}, {row['high']:.1f}]" in text
     assert f"{row['not_reached']} of {row['n']}" in text
-    assert f"{pd.read_csv(ROOT / 'results/sst2/results.csv').iloc[0]['value']:.3f}" in text
 
 
 def test_the_speed_of_the_readme_is_that_of_the_reports() -> None:

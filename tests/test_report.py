@@ -45,7 +45,7 @@ def test_cells_are_means_over_seeds_with_their_baselines() -> None:
 
 
 def test_cells_that_were_not_scored_are_empty() -> None:
-    frame = pd.read_parquet(RESULTS / "cross_task" / "results.parquet")
+    frame = pd.read_parquet(RESULTS / "nano" / "cross_task" / "results.parquet")
     matrix = from_results(frame)
     chart = _heatmap(matrix, cells(frame[~((frame["task"] == "mrpc") & (frame["source"] == "imdb"))]))
     rows = chart.spec["data"]["values"]
@@ -64,7 +64,7 @@ def test_cells_that_were_not_scored_are_empty() -> None:
 
 
 def test_chance_corrected_means_leave_out_what_was_not_learned() -> None:
-    found = section(RESULTS / "cross_task" / "results.parquet")
+    found = section(RESULTS / "nano" / "cross_task" / "results.parquet")
     for name in ("means", "contrasts"):
         (table,) = [table for table in found.tables if table.name == name]
         shown = {(row["measure"], row["targets"]) for row in table.rows}
@@ -76,7 +76,7 @@ def test_chance_corrected_means_leave_out_what_was_not_learned() -> None:
 
 
 def test_lower_bounds_of_speedups_are_open() -> None:
-    (section,) = kinds.sections(RESULTS / "transfer_init")
+    (section,) = kinds.sections(RESULTS / "nano" / "transfer_init")
     spec = section.charts[0].spec
     (row,) = [row for row in spec["data"]["values"] if row["bound"]]
     assert (row["name"], row["high"]) == ("SNLI \u2192 MNLI", None)
@@ -178,7 +178,7 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
 
 def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
-    assert main(["report", str(RESULTS / "cross_task"), "--output", "page.html"]) == 2
+    assert main(["report", str(RESULTS / "nano" / "cross_task"), "--output", "page.html"]) == 2
     assert capsys.readouterr().err.strip().endswith("pip install 'prompt_transfer[report]'")
 
 
@@ -246,7 +246,7 @@ def test_page_tables_and_figures_of_a_study(tmp_path: Path, capsys: pytest.Captu
     pytest.importorskip("vl_convert")
     output = tmp_path / "page.html"
     arguments = ["--output", str(output), "--latex", str(tmp_path / "tex"), "--pdf", str(tmp_path / "pdf")]
-    assert main(["report", str(RESULTS / "cross_task"), *arguments]) == 0
+    assert main(["report", str(RESULTS / "nano" / "cross_task"), *arguments]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(output)
     text = output.read_text()
     assert output.stat().st_size < 1_500_000

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "cross_task"
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "nano" / "cross_task"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
@@ -169,7 +169,7 @@ def test_a_missing_browser_fails_where_it_is_required(required: str, outcome: st
 
 
 def test_make_requires_the_browser() -> None:
-    makefile = (RESULTS.parent.parent / "Makefile").read_text()
+    makefile = (RESULTS.parents[2] / "Makefile").read_text()
     recipe = makefile.partition("\ntest-browser: ")[2].partition("\n\n")[0]
     assert "BROWSER_TESTS=required" in recipe
     assert "tests/test_report_browser.py" in recipe
@@ -252,8 +252,8 @@ def test_sections_with_long_names_fit_a_phone(browser: tuple[Any, str], tmp_path
     from prompt_transfer.studies.report.study import report
 
     folder = tmp_path / "long"
-    for place in ("quantization", "recommend", "start_token"):
-        shutil.copytree(RESULTS.parent / place, folder / place)
+    for place in ("quantization", "nano/recommend", "start_token"):
+        shutil.copytree(RESULTS.parent.parent / place, folder / place)
     written = report(folder, tmp_path / "long.html").page
     page, found = _open((browser[0], written.as_uri()), 390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -74,39 +74,39 @@ def test_tiles_say_how_they_were_chosen(tmp_path: Path) -> None:
     section = _section(tmp_path, "Scores")
     assert len(section.tiles) == 4
     assert section.tile_note == "The first 4 of 6 scores of prompts; the table has all."
-    section = _section(RESULTS / "neurons", "Indicators of transfer")
+    section = _section(RESULTS / "nano" / "neurons", "Indicators of transfer")
     assert section.tile_note.startswith("The three best of 22 indicators by this statistic")
 
 
 def test_statistics_have_readable_names() -> None:
-    section = _section(RESULTS / "neurons", "Indicators of transfer")
+    section = _section(RESULTS / "nano" / "neurons", "Indicators of transfer")
     statistics = {row["statistic"] for row in section.tables[0].rows}
     assert "Spearman, mean per target, own prompts included" in statistics
     assert not any("spearman" in name or "kendall" in name for name in statistics)
 
 
 def test_a_start_from_the_same_task_is_named_so() -> None:
-    section = _section(RESULTS / "projection" / "init", "Convergence")
+    section = _section(RESULTS / "nano" / "projection" / "init", "Convergence")
     assert section.lead == (
         "Speed-up of training that starts from a prompt of the same task, against the same run from scratch."
     )
     names = {row["name"] for row in section.charts[0].spec["data"]["values"]}
     assert "the same task → SST-2" in names
     assert _texts(section)[0][1] == "the same task"
-    section = _section(RESULTS / "transfer_init", "Convergence")
+    section = _section(RESULTS / "nano" / "transfer_init", "Convergence")
     assert "starts from another task's prompt" in section.lead
 
 
 def test_pdf_has_the_figures_of_every_study(tmp_path: Path) -> None:
     pytest.importorskip("vl_convert")
     folder = tmp_path / "all"
-    for place in ("compare/sst2_minilm_mlm", "transfer_init", "quantization", "recommend", "quickstart"):
+    for place in ("compare/sst2_minilm_mlm", "nano/transfer_init", "quantization", "nano/recommend", "quickstart"):
         shutil.copytree(RESULTS / place, folder / place)
     _sweep(folder / "sweep")
     written = report(folder, tmp_path / "page.html", pdf=tmp_path / "pdf")
     assert [path.name for path in written.figures] == [
-        "transfer-init-analyze-convergence-speedups.pdf",
-        "recommend-prompts-recommend-quality.pdf",
+        "nano-transfer-init-analyze-convergence-speedups.pdf",
+        "nano-recommend-prompts-recommend-quality.pdf",
         "compare-sst2-minilm-mlm-compare-compare.pdf",
         "compare-sst2-minilm-mlm-compare-curves.pdf",
         "sweep-sweep-curves.pdf",
@@ -129,7 +129,7 @@ def _sweep(folder: Path) -> None:
 
 
 def test_curves_are_drawn_again_from_their_table(tmp_path: Path) -> None:
-    shutil.copytree(RESULTS / "transfer_init", tmp_path / "init")
+    shutil.copytree(RESULTS / "nano" / "transfer_init", tmp_path / "init")
     rows = [
         {"task": "sst2", "source": source, "seed": 0, "metric": "accuracy", "step": step, "samples": step,
          "seconds": 1.0, "value": value, "majority": 0.5, "run": f"run-{source}"}
@@ -158,7 +158,7 @@ def test_no_figures_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_seeds_come_from_results_and_the_sweep() -> None:
-    facts = origin_of(RESULTS / "cross_task", "transfer").facts
+    facts = origin_of(RESULTS / "nano" / "cross_task", "transfer").facts
     assert facts["seeds"] == "prompts 0, 1, 2; data.seed 0; model.seeds [0, 1, 2]"
     assert facts["not recorded"] == (
         "versions, commit, data (SHA-256 of the tokens): the folder has no provenance.json"
@@ -175,7 +175,7 @@ def test_seeds_of_a_grid_are_alternatives(tmp_path: Path) -> None:
 
 
 def test_a_recommendation_has_a_section(tmp_path: Path) -> None:
-    section = _section(RESULTS / "recommend", "Recommended sources")
+    section = _section(RESULTS / "nano" / "recommend", "Recommended sources")
     assert section.lead == "18 rankings of sources, judged by a transfer matrix of 13 targets."
     assert section.tiles[0].label == "sample score"
     assert "of 19 rankings by nDCG, a random order among them" in section.tile_note

@@ -31,8 +31,8 @@ def test_speedups_are_those_of_the_pairs(path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "compute"), [("contrasts", contrasts), ("summary", summarize)])
 def test_means_and_contrasts_are_those_of_the_scores(name: str, compute: object) -> None:
-    matrix = from_results(pd.read_parquet(RESULTS / "cross_task" / "results.parquet"))
-    stored = pd.read_csv(RESULTS / "cross_task" / f"{name}.csv")
+    matrix = from_results(pd.read_parquet(RESULTS / "nano" / "cross_task" / "results.parquet"))
+    stored = pd.read_csv(RESULTS / "nano" / "cross_task" / f"{name}.csv")
     pd.testing.assert_frame_equal(compute(matrix), stored, check_dtype=False)  # type: ignore[operator]
 
 
@@ -43,8 +43,8 @@ def test_every_figure_has_a_caption() -> None:
 
 
 def test_the_findings_quote_the_stored_speedups_and_contrasts() -> None:
-    text = (RESULTS.parent / "docs/pages/findings.md").read_text()
-    speedups = pd.read_csv(RESULTS / "transfer_init" / "speedups.csv").fillna({"source": ""})
+    text = (RESULTS.parent / "docs/pages/findings_nano.md").read_text()
+    speedups = pd.read_csv(RESULTS / "nano" / "transfer_init" / "speedups.csv").fillna({"source": ""})
     rows = speedups[(speedups["unit"] == "step") & (speedups["task"] != "all")]
     for (task, source), mine in rows.groupby(["task", "source"], sort=False):
         (line,) = (line for line in text.splitlines() if line.startswith(f"| {task} | {source} |"))
@@ -55,7 +55,7 @@ def test_the_findings_quote_the_stored_speedups_and_contrasts() -> None:
             assert cell.startswith("at least") == bool(row["at_least"]), line
             if not pd.isna(row["value"]):
                 assert f"{row['value']:.1f} times" in cell, line
-    stored = pd.read_csv(RESULTS / "cross_task" / "contrasts.csv")
+    stored = pd.read_csv(RESULTS / "nano" / "cross_task" / "contrasts.csv")
     stored = stored[(stored["measure"] == "relative") & (stored["targets"] == "all")]
     for row in stored.to_dict("records"):
         ends = f"[{row['low']:.3f}, {row['high']:.3f}], {row['n_better']} of"
@@ -63,8 +63,8 @@ def test_the_findings_quote_the_stored_speedups_and_contrasts() -> None:
 
 
 def test_the_stored_page_has_the_stored_contrasts() -> None:
-    page = (RESULTS / "cross_task" / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
-    stored = pd.read_csv(RESULTS / "cross_task" / "contrasts.csv")
+    page = (RESULTS / "nano" / "cross_task" / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    stored = pd.read_csv(RESULTS / "nano" / "cross_task" / "contrasts.csv")
     for row in stored[stored["measure"] == "relative"].to_dict("records"):
         low, high = (f"{row[end]:.3f}".replace("-", "\N{MINUS SIGN}") for end in ("low", "high"))
         assert f"[{low}, {high}]" in page
