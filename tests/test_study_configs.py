@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,9 +11,14 @@ import yaml
 
 from prompt_transfer.cli import main
 from prompt_transfer.data.datamodule import TaskDataModule
+from prompt_transfer.studies.sweep.executor import OnFinish, Outcome, record_outcome
+from prompt_transfer.studies.sweep.local_executor import LocalExecutor
+from prompt_transfer.studies.sweep.plan import Run, State
 
 STUDIES = Path(__file__).resolve().parent.parent / "configs" / "study"
 TASKS = ["sst2", "imdb"]
+# Correlations need three tasks.
+MORE = [*TASKS, "rotten_tomatoes"]
 SHORT = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--data.batch_size", "4"]
 SMALL = ["--data.limit_eval", "8", "--data.max_length", "16"]
 
@@ -30,16 +36,32 @@ def table(path: str) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a data folder with SST-2 and IMDB, whose rows are the built-in film reviews."""
+    """Write a data folder with three tasks, whose rows are the built-in film reviews."""
     root = tmp_path_factory.mktemp("data")
     texts = TaskDataModule("builtin_movies").data[0]
-    for task, column in (("sst2", "sentence"), ("imdb", "text")):
+    for task, column in (("sst2", "sentence"), ("imdb", "text"), ("rotten_tomatoes", "text")):
         (root / task).mkdir()
         for number, split in enumerate(("train", "validation", "test")):
             rows = texts.split("train").to_pandas()[number * 60 : number * 60 + 60]
             rows = rows.rename(columns={"text_a": column})[[column, "label"]]
             rows.to_csv(root / task / f"{split}.csv", index=False)
     return root
+
+
+def execute(self: LocalExecutor, runs: Sequence[Run], states: Sequence[State], on_finish: OnFinish) -> None:
+    """Run each `fit` in this process, where a process of its own takes longer to import torch than to train."""
+    for run, state in zip(runs, states, strict=True):
+        config, output = self.folder / "configs" / f"{run.name}.yaml", self.folder / "runs" / run.name
+        code = main(["fit", "--config", str(config), "--output", str(output)])
+        record_outcome(self.folder, run, state, Outcome(code, "", 0.0))
+        on_finish(run, state)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _in_this_process() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalExecutor, "execute", execute)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +74,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
             f"sweep --config study/cross_task.yaml --data.root {data} --output runs/cross_task",
             *SHORT,
             *SMALL,
-            *names(),
+            *names(MORE),
         )
     return folder
 
