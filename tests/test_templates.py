@@ -69,13 +69,13 @@ def test_the_question_of_a_task() -> None:
     assert asked.label_words == get_task("qnli").label_words
     # The cue says it already.
     assert get_task("sst2").with_format("question") == get_task("sst2")
-    # The paper's NLI tasks have their texts the other way round.
-    assert get_task("mnli").paper_variant().with_format("question").format is None
+    # The paper's formats have no question.
+    assert get_task("qnli").paper_variant().with_format("question").format is None
     with pytest.raises(UserError, match="must have the field"):
         Task(name="t", type="x", text_a="a", label_words=("no", "yes"), question="{text_b}")
     kept = format_metadata("question", None)
     assert kept == {"data_template": "question"}
-    for name in ("qqp", "mrpc", "rte", "cb", "snli", "ethics_justice", "ethics_deontology"):
+    for name in ("qqp", "mrpc", "ethics_justice", "ethics_deontology"):
         assert get_task(name).with_format("question").format is not None
 
 

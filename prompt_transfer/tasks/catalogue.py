@@ -175,7 +175,6 @@ _SENTIMENT = (
     ),
 )
 
-_ENTAILMENT = "Premise: {text_a}\nHypothesis: {text_b}\nDoes the hypothesis follow? Answer:"
 # `labels` reverses the hub's order if it starts with entailment: class 0 is always "no".
 _NLI = (
     Task(
@@ -185,7 +184,6 @@ _NLI = (
         text_b="hypothesis",
         labels=(2, 1, 0),
         label_words=("no", "maybe", "yes"),
-        question=_ENTAILMENT,
         hub=_glue("mnli", {"train": "train", "validation": "validation_matched"}),
         paper=_PAPER_NLI,
     ),
@@ -196,7 +194,6 @@ _NLI = (
         text_b="hypothesis",
         labels=(2, 1, 0),
         label_words=("no", "maybe", "yes"),
-        question=_ENTAILMENT,
         hub=_hub("stanfordnlp/snli", "plain_text", "cdb5c3d5eed6ead6e5a341c8e56e669bb666725b"),
         paper=_PAPER_NLI,
         drop_labels=(-1,),
@@ -220,7 +217,6 @@ _NLI = (
         text_b="sentence2",
         labels=(1, 0),
         label_words=("no", "yes"),
-        question=_ENTAILMENT,
         hub=_glue("rte"),
         max_length=128,
     ),
@@ -231,7 +227,6 @@ _NLI = (
         text_b="hypothesis",
         labels=(1, 2, 0),
         label_words=("no", "maybe", "yes"),
-        question=_ENTAILMENT,
         metrics=("accuracy", "f1"),
         hub=super_glue("cb"),
         max_length=128,
