@@ -29,10 +29,11 @@ def test_speedups_are_those_of_the_pairs(path: Path) -> None:
     assert (stored.loc[single, "low"].notna() == (counted[single] >= 3)).all()
 
 
+@pytest.mark.parametrize("study", ["nano", "smollm2"])
 @pytest.mark.parametrize(("name", "compute"), [("contrasts", contrasts), ("summary", summarize)])
-def test_means_and_contrasts_are_those_of_the_scores(name: str, compute: object) -> None:
-    matrix = from_results(pd.read_parquet(RESULTS / "nano" / "cross_task" / "results.parquet"))
-    stored = pd.read_csv(RESULTS / "nano" / "cross_task" / f"{name}.csv")
+def test_means_and_contrasts_are_those_of_the_scores(name: str, compute: object, study: str) -> None:
+    matrix = from_results(pd.read_parquet(RESULTS / study / "cross_task" / "results.parquet"))
+    stored = pd.read_csv(RESULTS / study / "cross_task" / f"{name}.csv")
     pd.testing.assert_frame_equal(compute(matrix), stored, check_dtype=False)  # type: ignore[operator]
 
 
@@ -68,3 +69,23 @@ def test_the_stored_page_has_the_stored_contrasts() -> None:
     for row in stored[stored["measure"] == "relative"].to_dict("records"):
         low, high = (f"{row[end]:.3f}".replace("-", "\N{MINUS SIGN}") for end in ("low", "high"))
         assert f"[{low}, {high}]" in page
+
+
+def test_the_findings_quote_the_stored_matrix() -> None:
+    text = (RESULTS.parent / "docs/pages/findings.md").read_text()
+    matrix = from_results(pd.read_parquet(RESULTS / "smollm2" / "cross_task" / "results.parquet"))
+    types, scores = matrix.types, matrix.scores
+    assert len(scores) == 13
+    for target in scores.index:
+        others = scores.loc[target].drop(target)
+        same = others.index.map(lambda source, target=target: types[source] == types[target])
+        cells = [
+            scores.loc[target, target],
+            others[same].mean(),
+            others[~same].mean(),
+            matrix.random.loc[target].mean(),
+        ]
+        values = " | ".join(f"{value:.3f}" for value in (*cells, matrix.baseline[target]))
+        assert f"| {target} | {values} | {others.idxmax()} {others.max():.3f} |" in text
+    best = pd.read_csv(RESULTS / "smollm2" / "cross_task" / "best_sources.csv")
+    assert f"the target's type for {best['same_type'].sum()} of 13 targets" in " ".join(text.split())

@@ -213,6 +213,8 @@ def load_targets(
     Raises:
         UserError: a task is unknown or named twice, or its data are invalid.
     """
+    if not tasks:  # The prompts alone have no format.
+        return []
     known = [get_task(name) for name in tasks]
     if len({task.name for task in known}) < len(known):
         raise UserError("--tasks names a task twice")
