@@ -32,7 +32,7 @@ def transfer(folder: Path) -> None:
 
 
 def neurons(folder: Path, transfer_folder: Path) -> None:
-    """Draw overlap, indicators and masks."""
+    """Draw overlap, indicators, and masks where they were measured."""
     pairs = pd.read_parquet(folder / "indicators.parquet")
     pairs = pairs.astype({name: str for name in pairs if name != "value"})
     mine = pairs[pairs["indicator"] == "neuron_overlap"]
@@ -50,9 +50,10 @@ def neurons(folder: Path, transfer_folder: Path) -> None:
     order = list(square.index)
     relative = matrix.measured(matrix.scores, "relative").loc[order, order]
     draw_scatter(folder, pairs, correlations, relative)
-    summary = pd.read_csv(folder / "masking.csv")
-    caption = captions.MASKING.format(tasks=summary["tasks"].max())
-    plots.save(neuron_plots.masking_curve(summary), folder / "masking.png", caption)
+    if (folder / "masking.csv").is_file():
+        summary = pd.read_csv(folder / "masking.csv")
+        caption = captions.MASKING.format(tasks=summary["tasks"].max())
+        plots.save(neuron_plots.masking_curve(summary), folder / "masking.png", caption)
 
 
 def convergence(folder: Path) -> None:
@@ -79,11 +80,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"))
     root = parser.parse_args().results
-    for study in (root / "nano", root / "smollm2"):
-        if (study / "cross_task").is_dir():
-            transfer(study / "cross_task")
-        if (study / "neurons").is_dir():
-            neurons(study / "neurons", study / "cross_task")
+    for folder in sorted(root.glob("*/cross_task")):
+        transfer(folder)
+        neurons(folder.with_name("neurons"), folder)
     for table in sorted(root.glob("*/projection/*/projection.csv")):
         plots.save(scores_figure(pd.read_csv(table)), table.with_name("projection.png"), captions.PROJECTION)
     for table in sorted(root.rglob("pairs.csv")):

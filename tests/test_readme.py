@@ -259,7 +259,9 @@ def test_the_main_results_are_those_of_the_results(text: str, study: str) -> Non
 def test_the_speedups_are_those_of_the_results(text: str) -> None:
     speedups = pd.read_csv(ROOT / "results/nano/transfer_init/speedups.csv").set_index(["task", "measure", "unit"])
     row = speedups.loc[("all", "comparable result", "step")]
-    assert f"{row['value']:.1f} times [{row['low']:.1f}, {row['high']:.1f}]" in " ".join(text.split())
+    text = " ".join(text.split())
+    assert f"{row['value']:.1f} times [{row['low']:.1f}, {row['high']:.1f}]" in text
+    assert f"{row['not_reached']} of {row['n']}" in text
 
 
 def test_the_speed_of_the_readme_is_that_of_the_reports() -> None:

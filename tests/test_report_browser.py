@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "nano" / "cross_task"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
@@ -38,7 +39,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str
         absent(f"{error}: pip install prompt_transfer[report,browser]")
     from prompt_transfer.studies.report.study import report
 
-    page = report(RESULTS, tmp_path_factory.mktemp("report") / "page.html").page
+    page = report(RESULTS / "nano" / "cross_task", tmp_path_factory.mktemp("report") / "page.html").page
     with api.sync_playwright() as play:
         # The sandbox needs rights that containers lack; the page is our own.
         chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -169,7 +170,7 @@ def test_a_missing_browser_fails_where_it_is_required(required: str, outcome: st
 
 
 def test_make_requires_the_browser() -> None:
-    makefile = (RESULTS.parents[2] / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
     recipe = makefile.partition("\ntest-browser: ")[2].partition("\n\n")[0]
     assert "BROWSER_TESTS=required" in recipe
     assert "tests/test_report_browser.py" in recipe
@@ -253,7 +254,7 @@ def test_sections_with_long_names_fit_a_phone(browser: tuple[Any, str], tmp_path
 
     folder = tmp_path / "long"
     for place in ("quantization", "nano/recommend", "start_token"):
-        shutil.copytree(RESULTS.parent.parent / place, folder / place)
+        shutil.copytree(RESULTS / place, folder / place)
     written = report(folder, tmp_path / "long.html").page
     page, found = _open((browser[0], written.as_uri()), 390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -10,7 +10,7 @@ import pytest
 from prompt_transfer.analysis.contrasts import contrasts
 from prompt_transfer.analysis.convergence import summarise
 from prompt_transfer.analysis.matrix import from_results
-from prompt_transfer.analysis.matrix_summary import summarize
+from prompt_transfer.analysis.matrix_summary import pairs, summarize
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 PAIRS = sorted(RESULTS.rglob("pairs.csv"))
@@ -74,17 +74,12 @@ def test_the_stored_page_has_the_stored_contrasts() -> None:
 def test_the_findings_quote_the_stored_matrix() -> None:
     text = (RESULTS.parent / "docs/pages/findings.md").read_text()
     matrix = from_results(pd.read_parquet(RESULTS / "smollm2" / "cross_task" / "results.parquet"))
-    types, scores = matrix.types, matrix.scores
+    scores = matrix.scores
+    means = pairs(matrix, "score").groupby(["target", "kind"])["value"].mean().unstack()
     assert len(scores) == 13
     for target in scores.index:
         others = scores.loc[target].drop(target)
-        same = others.index.map(lambda source, target=target: types[source] == types[target])
-        cells = [
-            scores.loc[target, target],
-            others[same].mean(),
-            others[~same].mean(),
-            matrix.random.loc[target].mean(),
-        ]
+        cells = [scores.loc[target, target], *means.loc[target, ["same", "different", "random"]]]
         values = " | ".join(f"{value:.3f}" for value in (*cells, matrix.baseline[target]))
         assert f"| {target} | {values} | {others.idxmax()} {others.max():.3f} |" in text
     best = pd.read_csv(RESULTS / "smollm2" / "cross_task" / "best_sources.csv")

@@ -140,7 +140,7 @@ def call(function: Callable[..., Any], command: str, arguments: Sequence[str], p
         values["dtype"] = check_dtype(values["dtype"])
     for name in ("task", "tasks"):
         if isinstance(values.get(name), str):
-            check_tasks(values[name])
+            check_tasks(split_list(values[name]))
     if command not in STUDIES:
         return signature.call(values)
     logger, options = values.pop("logger"), {name: values.pop(name) for name in LOGGERS}

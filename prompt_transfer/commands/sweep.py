@@ -6,7 +6,6 @@ import json
 import shlex
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from prompt_transfer.commands.parsing import call
+from prompt_transfer.commands.values import task_names_of
 from prompt_transfer.studies.sweep.executor import Executor, state_file
 from prompt_transfer.studies.sweep.local_executor import LocalExecutor
 from prompt_transfer.studies.sweep.plan import Plan, Run, State, overview, read_plan, with_tracking
@@ -94,7 +94,7 @@ def sweep(options: SweepOptions, given: dict[str, Any]) -> None:
     folder = Path(options.output)
     plan = with_tracking(read_plan(options.config, folder, given), folder.resolve().name, STUDIES)
     # Check all task names before the first run.
-    for task in dict.fromkeys(name for run in plan.runs for name in _tasks(run.options.get("data.task"))):
+    for task in dict.fromkeys(name for run in plan.runs for name in task_names_of(run.options.get("data.task"))):
         get_task(task)
     from prompt_transfer.commands.checking import check_runs  # imports torch, only needed for a valid plan
 
@@ -169,14 +169,6 @@ def show_scores(runs: list[Run], folder: Path) -> None:
             top = best.get((one["task"], one.get("metric")))
             one["best"] = "*" if top is not None and one.get("value") == top[0] else ""
     results.show(rows, title, spare=(*SPARE, *short), common=("metric",))
-
-
-def _tasks(given: Any) -> list[str]:
-    """Return the task names in a grid option, a list or its YAML text; the parser rejects other types."""
-    if isinstance(given, str) and given.startswith("["):
-        with suppress(yaml.YAMLError):
-            given = yaml.safe_load(given)
-    return [name for name in (given if isinstance(given, list) else [given]) if isinstance(name, str)]
 
 
 def _follow(command: list[str]) -> None:

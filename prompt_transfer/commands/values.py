@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import yaml
 
 from prompt_transfer.commands.repeated import option_values
 from prompt_transfer.commands.sources import subclasses
@@ -34,7 +38,7 @@ def check_values(verb: str, arguments: Sequence[str]) -> None:
         if verb != "fit":
             continue
         if option == "--data.task" and not imports:
-            _check_list(value)
+            check_tasks(task_names_of(value))
         if option in CLASSES and re.fullmatch(r"[A-Za-z_]\w*", value):
             _check_class(option, value)
 
@@ -56,18 +60,16 @@ def _check_class(option: str, value: str) -> None:
         )
 
 
-def _check_list(value: str) -> None:
-    """Check the tasks of `--data.task`: a name, or a list in brackets."""
-    for name in value[1:-1].split(",") if value.startswith("[") and value.endswith("]") else [value]:
-        _check_task(name.strip().strip("'\""))
+def task_names_of(given: Any) -> list[str]:
+    """Return the task names in `--data.task`: a name, a list, or its YAML text; the parser rejects other types."""
+    if isinstance(given, str) and given.startswith("["):
+        with suppress(yaml.YAMLError):
+            given = yaml.safe_load(given)
+    return [name for name in (given if isinstance(given, list) else [given]) if isinstance(name, str)]
 
 
-def check_tasks(value: str) -> None:
-    """Raise UserError for an unknown task among names separated by commas; files and tables are left alone."""
-    for name in value.split(","):
-        _check_task(name.strip())
-
-
-def _check_task(name: str) -> None:
-    if re.fullmatch(r"[\w,-]+", name):
-        get_task(name)
+def check_tasks(names: Iterable[str]) -> None:
+    """Raise UserError for an unknown task; paths of files and tables are left to the command."""
+    for name in names:
+        if re.fullmatch(r"[\w,-]+", name):
+            get_task(name)
