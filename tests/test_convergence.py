@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.collections import PolyCollection
 
 from prompt_transfer.analysis import curves
-from prompt_transfer.analysis.convergence import Curve, compare, summarise
+from prompt_transfer.analysis.convergence import KINDS, Curve, compare, summarise
 from prompt_transfer.analysis.plots import save
 from prompt_transfer.cli import main
 from prompt_transfer.prompts.prompt import Prompt
@@ -57,6 +57,9 @@ def test_both_speed_ups_in_every_unit() -> None:
     area = rows["area", "score"]
     assert area["vanilla"] == pytest.approx((0.25 + 0.6 + 0.8 + 0.896 + 0.9 + 0.445) / 5)
     assert area["value"] == pytest.approx(area["transferred"] - area["vanilla"])
+    best = rows["best score", "score"]
+    assert (best["vanilla"], best["transferred"]) == (0.9, 0.93)
+    assert best["value"] == pytest.approx(0.03)
     slower = compare(curve(VANILLA), curve(FAST, "imdb", at_once=8))
     assert [row["value"] for row in slower if row["unit"] == "seconds"] == [None, None]
 
@@ -97,6 +100,26 @@ def test_over_seeds_nothing_is_dropped() -> None:
     total = {(row["task"], row["measure"], row["unit"]): row for row in summarise([*pairs, *other])}
     assert total["all", "comparable result", "step"]["n"] == 5
     assert total["mnli", "comparable result", "step"]["low"] is None
+
+
+def test_sources_of_the_same_type_are_apart() -> None:
+    pairs = [
+        *compare(curve(VANILLA), curve(FAST, "imdb", kind="same type")),
+        *compare(curve(VANILLA), curve([0.7, 0.85, 0.896], "laptop", kind="same type")),
+        *compare(curve(VANILLA), curve([0.4, 0.5, 0.5, 0.8, 0.896], "mnli", kind="other types")),
+    ]
+    rows = {(row["task"], row["source"], row["measure"]): row for row in summarise(pairs) if row["unit"] == "step"}
+    comparable = {source: rows["all", source, "comparable result"] for source in (*KINDS, "")}
+    assert [row["n"] for row in comparable.values()] == [2, 1, 3]
+    assert comparable["same type"]["value"] == pytest.approx((3 * 1.5) ** 0.5)
+    assert comparable["other types"]["value"] == pytest.approx(0.75)
+    assert comparable[""]["value"] == pytest.approx((3 * 1.5 * 0.75) ** (1 / 3))
+    ax = curves.speedups(pd.DataFrame(summarise(pairs)))
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names[-3:] == ["all, same type", "all, other types", "all"]
+    plt.close("all")
+    same = summarise([pair for pair in pairs if pair["kind"] == "same type"])
+    assert {row["source"] for row in same if row["task"] == "all"} == {""}
 
 
 def test_figure(tmp_path: Path) -> None:
@@ -192,11 +215,11 @@ def test_runs_are_paired_by_options_and_seed(tmp_path: Path, capsys: pytest.Capt
     assert set(evaluations["source"].dropna()) == {"imdb"}
     pairs = pd.read_csv(tmp_path / "out" / "pairs.csv")
     assert set(pairs["source"]) == {"imdb"}
-    assert pairs["seed"].tolist() == [0] * 7 + [1] * 7
+    assert pairs["seed"].tolist() == [0] * 8 + [1] * 8
     assert pairs[pairs["unit"] == "seconds"]["value"].isna().all()
     assert len(pd.read_csv(tmp_path / "out" / "runs.csv")) == 4
     # A second call does not mistake the first call's tables for runs.
-    assert len(convergence([tmp_path], tmp_path / "out")) == 7
+    assert len(convergence([tmp_path], tmp_path / "out")) == 8
 
 
 @pytest.mark.parametrize(

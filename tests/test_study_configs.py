@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -166,6 +167,20 @@ def test_other_sweeps(data: Path, name: str) -> None:
         options = names()
     command(f"sweep --config study/{name}.yaml --data.root {data} --output runs/{name}", *SHORT, *SMALL, *options)
     assert set(table(f"runs/{name}/sweep.csv")["status"]) == {"done"}
+
+
+@pytest.mark.usefixtures("here")
+def test_transfer_init_of_smollm2(data: Path) -> None:
+    folder = Path("checkpoints/prompts/smollm2-135m")
+    folder.mkdir(parents=True)
+    for source in ("laptop", "restaurant", "snli"):
+        shutil.copy(
+            next(Path("runs/cross_task/runs").glob("imdb*/prompt-seed0.safetensors")), folder / f"{source}.safetensors"
+        )
+    options = ["--model.backbone", "roberta-nano", "--seed_everything", "[0]", *SHORT, *SMALL, *names(["sst2"])]
+    command(f"sweep --config study/transfer_init_smollm2.yaml --data.root {data} --output runs/starts", *options)
+    pairs = table("runs/starts/convergence/pairs.csv")
+    assert set(zip(pairs["task"], pairs["source"], pairs["kind"], strict=True)) == {("sst2", "imdb", "same type")}
 
 
 def test_every_sweep_has_a_test() -> None:

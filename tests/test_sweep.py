@@ -79,6 +79,17 @@ def test_a_class_is_named_without_its_options(tmp_path: Path) -> None:
     assert plan.runs[1].options["model.init"]["init_args"] == {"prompt": "x.safetensors"}
 
 
+def test_a_class_is_named_by_the_word_of_the_grid(tmp_path: Path) -> None:
+    made = {"class_path": "FromPrompt", "init_args": {"prompt": "p.safetensors"}}
+    content = {
+        "grid": {"model.init": ["Vocabulary", "Same", {**made, "init_args": {"prompt": "other.safetensors"}}]},
+        "cases": [{"when": {"model.init": "Same"}, "model.init": made}],
+    }
+    runs = read_plan(write(tmp_path, content), Path("OUT"), {}).runs
+    assert [run.name for run in runs] == ["Vocabulary", "Same", "FromPrompt"]
+    assert runs[1].options["model.init"] == made
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

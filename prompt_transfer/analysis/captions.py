@@ -63,9 +63,9 @@ PROJECTION = (
 )
 SPEEDUPS = (
     "Speed-up of training from a transferred prompt over vanilla training: geometric means over seeds with 95 % "
-    "bootstrap intervals (three runs or more); the last row is over all pairs. Open mark with an arrow: a lower bound, "
-    "no interval. Dashed: as fast as vanilla. At the right: pairs of runs that have a speed-up, of all pairs; the "
-    "others did not learn, or never reached vanilla's score."
+    "bootstrap intervals (three runs or more); the last rows are over all pairs. Open mark with an arrow: a lower "
+    "bound, no interval. Dashed: as fast as vanilla. At the right: pairs of runs that have a speed-up, of all pairs; "
+    "the others did not learn, or never reached vanilla's score."
 )
 COMPARISON = (
     "Left: score of each method, mean over seeds (small dots: single seeds) with its 95 % bootstrap interval over "

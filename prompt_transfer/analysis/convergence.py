@@ -26,6 +26,9 @@ from prompt_transfer.tasks.metrics import MIN_TARGETS, bootstrap_mean_interval
 TOLERANCE = 0.005
 UNITS = ("step", "samples", "seconds")
 MEASURES = ("convergence", "comparable result")
+# Measures that are differences of scores, not ratios.
+DIFFERENCES = ("area", "best score")
+KINDS = ("same type", "other types")
 EXACT, AT_LEAST, NOT_REACHED, NOT_LEARNED, NO_NEED = (
     *("exact", "at least", "not reached", "did not learn"),
     "vanilla needs no training",
@@ -46,6 +49,8 @@ class Curve:
         evaluations: columns step, samples, seconds, value; the first row is before training.
         majority: score of the majority class.
         metric: metric of `value`.
+        kind: whether the initial prompt's task has the type of this task: `same type`, `other types`; empty for a
+            vanilla run, a start from the same task, and tasks of unknown type.
         at_once: number of prompts trained together, which share the seconds.
     """
 
@@ -56,6 +61,7 @@ class Curve:
     evaluations: pd.DataFrame
     majority: float
     metric: str = "accuracy"
+    kind: str = ""
     at_once: int = 1
 
     @property
@@ -104,19 +110,25 @@ class Curve:
 
 
 def compare(vanilla: Curve, transferred: Curve, tolerance: float = TOLERANCE) -> list[dict[str, Any]]:
-    """Return both speed-ups in every unit, and the areas, of two runs that differ only in their initialization.
+    """Return both speed-ups in every unit, and the difference in score, of two runs that differ in initialization only.
 
     Returns:
-        Rows of task, source, seed, measure, unit, vanilla and transferred (the point each run needed), value (vanilla /
-        transferred) and outcome: `exact`, `at least`, `not reached`, `did not learn`, `vanilla needs no training`;
-        value is missing for the last three. The last row's measure is `area`, its value transferred - vanilla.
+        Rows of task, source, kind, seed, measure, unit, vanilla and transferred (the point each run needed), value
+        (vanilla / transferred) and outcome: `exact`, `at least`, `not reached`, `did not learn`, `vanilla needs no
+        training`; value is missing for the last three. The last two measures are `area` and `best score` (the highest
+        of the run), their value transferred - vanilla.
     """
     at = vanilla.converged(tolerance)
     points = {
         "convergence": transferred.converged(tolerance) if transferred.learned else None,
         "comparable result": transferred.reached(float(vanilla.values[at])),
     }
-    common = {"task": transferred.task, "source": transferred.source, "seed": transferred.seed}
+    common = {
+        "task": transferred.task,
+        "source": transferred.source,
+        "kind": transferred.kind,
+        "seed": transferred.seed,
+    }
     rows: list[dict[str, Any]] = []
     for measure in MEASURES:
         point = points[measure]
@@ -141,19 +153,23 @@ def compare(vanilla: Curve, transferred: Curve, tolerance: float = TOLERANCE) ->
                 {**common, "measure": measure, "unit": unit, "vanilla": needed, "transferred": used, "value": value,
                  "outcome": outcome}
             )  # fmt: skip
-    areas = {"vanilla": vanilla.area(), "transferred": transferred.area()}
-    area = {"measure": "area", "unit": "score", **areas, "value": areas["transferred"] - areas["vanilla"]}
-    return [*rows, {**common, **area, "outcome": EXACT}]
+    scores = ((run.area(), float(run.values.max())) for run in (vanilla, transferred))
+    for measure, before, after in zip(DIFFERENCES, *scores, strict=True):
+        values = {"vanilla": before, "transferred": after, "value": after - before}
+        rows.append({**common, "measure": measure, "unit": "score", **values, "outcome": EXACT})
+    return rows
 
 
 def summarise(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Summarize over seeds: one row per task, source, measure and unit, and one over all tasks (task `all`).
+    """Summarize over seeds: one row per task, source, measure and unit, and rows over all tasks (task `all`).
+
+    Where sources are of both kinds, `all` has a row over those of the same type and one over those of other types too.
 
     Returns:
-        Rows of task, source, measure, unit, n (pairs), value (geometric mean of the available speed-ups; for the area
-        the mean difference), low and high (95 % bootstrap interval over pairs; for `all` over tasks and sources;
-        missing for fewer than three), at_least, not_reached, not_learned, no_need (number of pairs with each outcome),
-        and result (a text summary).
+        Rows of task, source (a kind, or empty, for `all`), measure, unit, n (pairs), value (geometric mean of the
+        available speed-ups; mean difference of scores), low and high (95 % bootstrap interval over pairs; for `all`
+        over tasks and sources; missing for fewer than three), at_least, not_reached, not_learned, no_need (number of
+        pairs with each outcome), and result (a text summary).
     """
     frame = pd.DataFrame(list(pairs))
     rows = [
@@ -161,19 +177,24 @@ def summarise(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for keys, part in frame.groupby(["task", "source", "measure", "unit"], sort=False)
     ]
     groups = pd.DataFrame(rows)
-    if len(groups.groupby(["task", "source"])) > 1:
-        for (measure, unit), part in groups.groupby(["measure", "unit"], sort=False):
-            outcomes = frame[(frame["measure"] == measure) & (frame["unit"] == unit)]
-            rows.append(
-                {"task": "all", "source": "", "measure": measure, "unit": unit,
-                 **_mean(outcomes, measure, part["value"])}
-            )  # fmt: skip
+    kinds = frame.groupby(["task", "source"])["kind"].first()
+    groups["kind"] = [kinds[task, source] for task, source in zip(groups["task"], groups["source"], strict=True)]
+    if len(kinds) > 1:
+        both = set(KINDS) <= set(kinds)
+        for kind in (*(KINDS if both else ()), ""):
+            means, all_pairs = (table[table["kind"] == kind] if kind else table for table in (groups, frame))
+            for (measure, unit), part in means.groupby(["measure", "unit"], sort=False):
+                outcomes = all_pairs[(all_pairs["measure"] == measure) & (all_pairs["unit"] == unit)]
+                rows.append(
+                    {"task": "all", "source": kind, "measure": measure, "unit": unit,
+                     **_mean(outcomes, measure, part["value"])}
+                )  # fmt: skip
     return rows
 
 
 def _mean(pairs: pd.DataFrame, measure: Any, found: pd.Series) -> dict[str, Any]:
     values = found.dropna().to_numpy(float)
-    scale, back = (lambda x: x, float) if measure == "area" else (np.log, lambda x: float(np.exp(x)))
+    scale, back = (lambda x: x, float) if measure in DIFFERENCES else (np.log, lambda x: float(np.exp(x)))
     value = back(scale(values).mean()) if len(values) else None
     low = high = None
     if len(values) >= MIN_TARGETS:
@@ -187,7 +208,7 @@ def _mean(pairs: pd.DataFrame, measure: Any, found: pd.Series) -> dict[str, Any]
         )
     }
     row = {"n": len(pairs), "value": value, "low": low, "high": high, **counts}
-    return {**row, "result": _in_words(row, measure == "area")}
+    return {**row, "result": _in_words(row, measure in DIFFERENCES)}
 
 
 def _in_words(row: dict[str, Any], difference: bool) -> str:

@@ -140,6 +140,6 @@ def speedups(summary: pd.DataFrame, unit: str = "step") -> Axes:
 
 def _pair(task: str, source: str) -> str:
     if task == "all":
-        return "all"
+        return f"all, {source}" if source else "all"
     start = "same task" if source == task else display_name(source)
     return f"{start} \N{RIGHTWARDS ARROW} {display_name(task)}"

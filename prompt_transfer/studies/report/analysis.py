@@ -188,8 +188,9 @@ def convergence(path: Path) -> Section:
     found.lead = f"Speed-up of training that starts from {start}, against the same run from scratch."
     steps = frame[frame["unit"] == "step"]
     for row in records(steps[steps["task"] == "all"]):
+        kind = f", {row['source']}" if row["source"] else ""
         found.tiles.append(
-            Tile(f"{row['measure']} speed-up", str(row["result"]).split(";")[0], f"{row['n']} pairs, in steps")
+            Tile(f"{row['measure']} speed-up{kind}", str(row["result"]).split(";")[0], f"{row['n']} pairs, in steps")
         )
     value = Column("value", "", "number", 2, ENDS)
     rows = [

@@ -149,7 +149,7 @@ def read_plan(path: str | Path, output: Path, given: Options) -> Plan:
             if _matches(rest.pop("when", {}), values, path):
                 options |= dict(_flat(rest)) | fixed
         options = {name: _fill(value, places | {"run": number} | options, path) for name, value in options.items()}
-        values = {name: _short(options[name]) for name in values}
+        values = {name: _short(options[name], value) for name, value in values.items()}
         pattern = content.get("name") or "-".join(f"{{{name}}}" for name in grid)
         name = re.sub(r"[^\w.+-]+", "_", str(_fill(pattern, places | {"run": number} | options | values, path)))
         runs.append(Run(name, options, values))
@@ -162,10 +162,10 @@ def read_plan(path: str | Path, output: Path, given: Options) -> Plan:
     return Plan(runs, [_command(step, words, path) for step in content.get("then") or []])
 
 
-def _short(value: Any) -> Any:
-    """Reduce a class with options to its class name, for run names and columns."""
+def _short(value: Any, word: Any) -> Any:
+    """Reduce a class with options to the grid's word for it, or to its class name, for run names and columns."""
     if isinstance(value, dict) and isinstance(value.get("class_path"), str):
-        return value["class_path"].rpartition(".")[2]
+        return word if isinstance(word, str) else value["class_path"].rpartition(".")[2]
     return value
 
 

@@ -12,9 +12,10 @@ import pandas as pd
 import yaml
 
 from prompt_transfer.analysis import captions, curves
-from prompt_transfer.analysis.convergence import TOLERANCE, Curve, compare, summarise
+from prompt_transfer.analysis.convergence import KINDS, TOLERANCE, Curve, compare, summarise
 from prompt_transfer.analysis.plots import save
 from prompt_transfer.prompts.prompt import Prompt
+from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.utils import results
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import check_writable_dir
@@ -155,10 +156,12 @@ def load(folder: Path) -> list[tuple[Curve, dict[str, Any]]]:
         shared |= {f"model.{key}": facts[key] for key in FACTS if key in facts}
         # Runs from before this option have it neither in their configuration nor in their prompt.
         shared["model.method"] = prompt.method
+        source = _source(facts) if facts.get("init", "").startswith("FromPrompt") else None
         curve = Curve(
             name=str(folder) if name == "prompt" else f"{folder}/{name}",
             task=facts.get("task", ""),
-            source=_source(facts) if facts.get("init", "").startswith("FromPrompt") else None,
+            source=source,
+            kind=_kind(facts.get("task", ""), source),
             seed=facts.get("seed", ""),
             evaluations=evaluations[["step", "samples", "seconds", "value"]],
             majority=float(evaluations["majority"].iloc[0]),
@@ -179,6 +182,17 @@ def _source(facts: dict[str, str]) -> str:
             folder = Path(path).parent.name if re.fullmatch(r"prompt(-.*)?", Path(path).stem) else Path(path).stem
             names.append(re.sub(r"-?seed\d+$", "", folder) or path)
     return "+".join(names)
+
+
+def _kind(task: str, source: str | None) -> str:
+    """Return whether all source tasks have the type of the task; see `Curve.kind`."""
+    if not source or source == task:
+        return ""
+    try:
+        types = [get_task(name).type for name in (task, *source.split("+"))]
+    except UserError:
+        return ""
+    return KINDS[int(len(set(types)) > 1)]
 
 
 def plan(loaded: Sequence[tuple[Curve, dict[str, Any]]]) -> list[tuple[Curve, Curve]]:
