@@ -171,7 +171,8 @@ def write_run(folder: Path, values: list[float], init: str = "Vocabulary()", **o
     names = options.pop("names", ["prompt"])
     rows = ["prompt,step,samples,seconds,metric,value,majority"]
     for number, name in enumerate(names):
-        Prompt(torch.ones(2, 4), {**facts, "seed": str(seed + number)}).save(folder / f"{name}.safetensors")
+        filled = torch.full((2, 4), float(options.get("fill", seed + number)))
+        Prompt(filled, {**facts, "seed": str(seed + number)}).save(folder / f"{name}.safetensors")
         rows += [f"{name},{100 * i},{3200 * i},{1 + i},accuracy,{value},0.5" for i, value in enumerate(values)]
     (folder / "convergence.csv").write_text("\n".join(rows) + "\n")
     config: dict[str, Any] = {
@@ -180,6 +181,7 @@ def write_run(folder: Path, values: list[float], init: str = "Vocabulary()", **o
         "trainer": {"max_steps": 100 * (len(values) - 1), "val_check_interval": 100},
         "early_stopping": None,
     }
+    options.pop("fill", None)
     for key, value in options.items():
         group, _, name = key.partition("__")
         config[group] = {**config[group], name: value} if name else value
@@ -239,6 +241,15 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path, options: d
     other = write_run(tmp_path / "other", FAST, **{"init": "FromPrompt(...)", **options})
     with pytest.raises(UserError, match=expected):
         convergence([vanilla, other], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_seeds_of_the_same_run_are_refused(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"vanilla{seed}", VANILLA, seed=seed)
+        write_run(tmp_path / f"other{seed}", FAST, "FromPrompt(...)", seed=seed, fill=3)
+    with pytest.raises(UserError, match=r"are the same run with the seeds 0 and 1.*--data\.seed"):
+        convergence([tmp_path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -351,3 +351,19 @@ def test_without_ray_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["sweep", "--config", str(small), "--output", str(tmp_path / "out"), "--executor", "ray"]) == 2
     assert "pip install 'prompt_transfer[ray]'" in capsys.readouterr().err
+
+
+def test_seeds_that_change_nothing_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = Path(__file__).parent.parent / "checkpoints/prompts/roberta-nano/sst2.safetensors"
+    fit = {
+        "model": {
+            "backbone": "roberta-nano",
+            "init": {"class_path": "FromPrompt", "init_args": {"prompt": str(prompt)}},
+        },
+        "data": {"task": "builtin_movies", "seed": 0},
+    }
+    for seed, told in ((0, True), ("{seed_everything}", False)):
+        fit["data"]["seed"] = seed
+        path = write(tmp_path, {"fit": fit, "grid": {"seed_everything": [0, 1]}})
+        assert main(["sweep", "--config", str(path), "--output", str(tmp_path / "out"), "--dry_run"]) == 0
+        assert ("the runs 0 and 1 start from the same prompt" in capsys.readouterr().err) == told

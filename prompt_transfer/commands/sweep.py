@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from prompt_transfer.commands.parsing import call
 from prompt_transfer.commands.values import task_names_of
 from prompt_transfer.studies.sweep.executor import Executor, state_file
 from prompt_transfer.studies.sweep.local_executor import LocalExecutor
-from prompt_transfer.studies.sweep.plan import Plan, Run, State, overview, read_plan, with_tracking
+from prompt_transfer.studies.sweep.plan import Plan, Run, State, overview, read_plan, same_runs, with_tracking
 from prompt_transfer.studies.sweep.ray_executor import RayExecutor
 from prompt_transfer.studies.sweep.view import SweepView
 from prompt_transfer.tasks.registry import get_task
@@ -99,6 +100,13 @@ def sweep(options: SweepOptions, given: dict[str, Any]) -> None:
     from prompt_transfer.commands.checking import check_runs  # imports torch, only needed for a valid plan
 
     check_runs(plan.runs)
+    same = same_runs(plan)
+    if same is not None:
+        warnings.warn(
+            f"the runs {same[0]} and {same[1]} start from the same prompt and differ only in seed_everything, which "
+            "does not change the order of the data: vary data.seed too, or they are equal",
+            stacklevel=2,
+        )
     if options.dry_run:
         results.show([{"run": run.name, **run.values} for run in plan.runs], title=f"{len(plan.runs)} runs of fit")
         for command in plan.then:

@@ -169,6 +169,23 @@ def _short(value: Any, word: Any) -> Any:
     return value
 
 
+def same_runs(plan: Plan) -> tuple[str, str] | None:
+    """Return the names of two runs that start from the same prompt and differ only in `seed_everything`, if any.
+
+    Such runs are equal unless the backbone has dropout: the seed of the order of the data is `data.seed`.
+    """
+    seen: dict[str, str] = {}
+    for run in plan.runs:
+        start = str(run.options.get("model.init"))
+        if "FromPrompt" not in start or "{seed}" in start:
+            continue
+        rest = {name: value for name, value in run.options.items() if name != "seed_everything"}
+        other = seen.setdefault(json.dumps(rest, sort_keys=True, default=str), run.name)
+        if other != run.name:
+            return other, run.name
+    return None
+
+
 def with_tracking(plan: Plan, study: str, commands: Collection[str]) -> Plan:
     """Group the runs of a study in W&B and log the commands after them too; no change without W&B.
 

@@ -17,6 +17,7 @@ from prompt_transfer.analysis.plots import save
 from prompt_transfer.prompts.prompt import Prompt
 from prompt_transfer.tasks.registry import get_task
 from prompt_transfer.utils import results
+from prompt_transfer.utils.digests import digest_of
 from prompt_transfer.utils.errors import UserError
 from prompt_transfer.utils.files import check_writable_dir
 from prompt_transfer.utils.progress import steps
@@ -167,6 +168,7 @@ def load(folder: Path) -> list[tuple[Curve, dict[str, Any]]]:
             majority=float(evaluations["majority"].iloc[0]),
             metric=str(evaluations["metric"].iloc[0]),
             at_once=len(names),
+            digest=digest_of(prompt.values),
         )
         found.append((curve, shared))
     return found
@@ -199,7 +201,7 @@ def plan(loaded: Sequence[tuple[Curve, dict[str, Any]]]) -> list[tuple[Curve, Cu
     """Pair every transferred curve with the vanilla curve of the same options and seed.
 
     Raises:
-        UserError: a vanilla run is missing or given twice, or no run is transferred.
+        UserError: a vanilla run is missing or given twice, no run is transferred, or two seeds are the same run.
     """
     vanilla: dict[tuple[str, str], Curve] = {}
     for curve, options in loaded:
@@ -218,7 +220,20 @@ def plan(loaded: Sequence[tuple[Curve, dict[str, Any]]]) -> list[tuple[Curve, Cu
         found.append((partner, curve))
     if not found:
         raise UserError("none of these runs starts from a prompt (fit --model.init FromPrompt): nothing to compare")
+    _check_different([curve for _, curve in found])
     return found
+
+
+def _check_different(curves: Sequence[Curve]) -> None:
+    """Raise UserError if two seeds gave the same prompt, which would make an interval over seeds meaningless."""
+    seen: dict[str, Curve] = {}
+    for curve in curves:
+        other = seen.setdefault(curve.digest, curve)
+        if curve.digest and other.seed != curve.seed:
+            raise UserError(
+                f"{other.name} and {curve.name} are the same run with the seeds {other.seed} and {curve.seed}: from "
+                "one source, only --data.seed changes a run; give it too"
+            )
 
 
 def _key(options: dict[str, Any]) -> str:
