@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from prompt_transfer.analysis import captions, comparison_plots, curves, indicator_plots, neuron_plots, plots
-from prompt_transfer.analysis.convergence import summarise
+from prompt_transfer.analysis.convergence import TOLERANCE, summarise
 from prompt_transfer.analysis.matrix import from_results, read_matrix
 from prompt_transfer.analysis.projection import scores_figure
 from prompt_transfer.studies.compare.methods import TITLES
+from prompt_transfer.studies.report.convergence_curves import read_curves
 from prompt_transfer.studies.transfer.indicators import draw_scatter, square_of_tasks
 from prompt_transfer.studies.transfer.matrix import write_summary
 from prompt_transfer.studies.transfer.report import draw
@@ -57,12 +58,15 @@ def neurons(folder: Path, transfer_folder: Path) -> None:
 
 
 def convergence(folder: Path) -> None:
-    """Summarize the pairs of runs and draw the speed-ups."""
+    """Summarize the pairs of runs and draw the speed-ups, and learning curves where the evaluations are stored."""
     pairs = pd.read_csv(folder / "pairs.csv")
     # The columns of missing sources and values hold None, as in memory.
     summary = pd.DataFrame(summarise(pairs.astype(object).where(pairs.notna(), None).to_dict("records")))  # type: ignore[arg-type]
     results.write(summary, folder / "speedups.csv")
     plots.save(curves.speedups(summary), folder / "speedups.png", captions.SPEEDUPS)
+    if (folder / "curves.csv").is_file():
+        ax = curves.convergence(read_curves(folder / "curves.csv"))
+        plots.save(ax, folder / "curves.png", captions.convergence(TOLERANCE))
 
 
 def comparison(folder: Path) -> None:

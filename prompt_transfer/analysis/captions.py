@@ -88,9 +88,9 @@ LEARNING_CURVE = "Score on the validation split during training. Dashed: majorit
 def convergence(tolerance: float) -> str:
     """Return the caption of convergence curves."""
     return (
-        f"Dot: convergence, the first evaluation within {100 * tolerance:g} points of the run's best. Convergence "
-        "speed-up: vanilla's dot / the transferred run's. Comparable-result speed-up: vanilla's dot / the first point "
-        "where the transferred run reaches that score. Evaluated from step "
-        "0, same budget and data order. Dashed: vanilla; "
-        "dotted: majority class. Bands: 95 % interval of the mean over seeds; none for fewer than three."
+        f"Marks: convergence, the first evaluation within {100 * tolerance:g} points of a run's best. Convergence "
+        "speed-up: vanilla's mark / the transferred run's. Comparable-result speed-up: vanilla's mark / the first "
+        "point where the transferred run reaches that score. Evaluated from step 0, same budget and data order. Lines: "
+        "means over seeds; grey dashes: vanilla; dotted: majority class. Bands: 95 % interval of the mean over seeds; "
+        "none for fewer than three."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,6 +20,9 @@ from prompt_transfer.tasks.registry import display_name
 COLUMNS = 3
 UNIT_NAMES = {"step": "optimizer steps", "samples": "examples", "seconds": "seconds"}
 VANILLA = "vanilla"
+# Marks and dashes of transferred starts, in turn: colours alone are lost in print.
+MARKS = "s^Dv*P<X>"
+DASHES: tuple[Any, ...] = ("-", (0, (6, 1)), "-.", (0, (1, 0.8)), (0, (3, 1, 1, 1, 1, 1)))
 # Ticks of the axis of speed-ups.
 RATIOS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 32, 64)
 
@@ -26,7 +30,7 @@ RATIOS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 32, 64)
 def convergence(curves: Sequence[Curve], tolerance: float = TOLERANCE) -> Axes:
     """Draw one panel per task: the mean score over seeds, with its 95 % interval for three or more seeds.
 
-    A dot marks the convergence of each run: the first evaluation within `tolerance` of its best. Vanilla runs are
+    A mark shows the convergence of each run: the first evaluation within `tolerance` of its best. Vanilla runs are
     dashed; the dotted line is the majority class.
 
     Args:
@@ -37,13 +41,17 @@ def convergence(curves: Sequence[Curve], tolerance: float = TOLERANCE) -> Axes:
         The axes of the first panel; its figure holds all panels.
     """
     tasks = list(dict.fromkeys(curve.task for curve in curves))
-    across = min(COLUMNS, len(tasks))
+    # Four panels fill a square.
+    across = 2 if len(tasks) == 4 else min(COLUMNS, len(tasks))
     down = -(-len(tasks) // across)
     figure, grid = plt.subplots(
         down, across, figsize=(0.8 + 3.4 * across, 1.3 + 2.7 * down), layout="constrained", squeeze=False
     )
     starts = sorted({_start(curve) for curve in curves if curve.source is not None})
-    styles = dict(zip([VANILLA, *starts], ["0.35", *sns.color_palette("colorblind", len(starts))], strict=True))
+    styles = {VANILLA: _Style("0.35", "o", "--")} | {
+        start: _Style(colour, MARKS[number % len(MARKS)], DASHES[number % len(DASHES)])
+        for number, (start, colour) in enumerate(zip(starts, sns.color_palette("colorblind", len(starts)), strict=True))
+    }
     for number, ax in enumerate(grid.flat):
         if number >= len(tasks):
             ax.set_axis_off()
@@ -51,8 +59,8 @@ def convergence(curves: Sequence[Curve], tolerance: float = TOLERANCE) -> Axes:
         _panel(ax, [curve for curve in curves if curve.task == tasks[number]], styles, tolerance)
         ax.set_title(display_name(tasks[number]), fontsize=10)
     lines = [
-        Line2D([], [], color=colour, linestyle="--" if start == VANILLA else "-", marker="o", markersize=4, label=start)
-        for start, colour in styles.items()
+        Line2D([], [], color=own.colour, linestyle=own.dashes, marker=own.marker, markersize=4, label=start)
+        for start, own in styles.items()
     ]
     lines.append(Line2D([], [], color="0.4", linestyle=":", linewidth=1, label="majority class"))
     # Outside the axes: curves can be in any corner.
@@ -67,17 +75,26 @@ def _start(curve: Curve) -> str:
     return "from a prompt of the same task" if curve.source == curve.task else f"from {display_name(curve.source)}"
 
 
-def _panel(ax: Axes, curves: Sequence[Curve], colours: dict[str, object], tolerance: float) -> None:
-    for start, colour in colours.items():
+class _Style(NamedTuple):
+    """How a start is drawn."""
+
+    colour: Any
+    marker: str
+    dashes: Any
+
+
+def _panel(ax: Axes, curves: Sequence[Curve], styles: dict[str, _Style], tolerance: float) -> None:
+    for start, (colour, marker, dashes) in styles.items():
         mine = [curve for curve in curves if _start(curve) == start]
         if not mine:
             continue
         frame = pd.concat([curve.evaluations for curve in mine], ignore_index=True)
         errorbar = ("ci", 95) if len(mine) >= MIN_TARGETS else None
-        dashes = "--" if start == VANILLA else "-"
         sns.lineplot(frame, x="step", y="value", color=colour, errorbar=errorbar, seed=0, linestyle=dashes, ax=ax)
         at = [curve.evaluations.iloc[curve.converged(tolerance)] for curve in mine]
-        ax.scatter([row["step"] for row in at], [row["value"] for row in at], s=16, color=[colour], zorder=3)
+        ax.scatter(
+            [row["step"] for row in at], [row["value"] for row in at], s=16, color=[colour], marker=marker, zorder=3
+        )
     ax.axhline(curves[0].majority, linestyle=":", color="0.4", linewidth=1)
     ax.set_xlabel("optimizer steps")
     ax.set_ylabel(f"{curves[0].metric} on validation")
@@ -121,6 +138,9 @@ def speedups(summary: pd.DataFrame, unit: str = "step") -> Axes:
                 ax.annotate("", **ends, arrowprops={"arrowstyle": "->", "color": colour, "shrinkA": 3})
         ax.annotate("pairs", (1.02, -0.6), xycoords=("axes fraction", "data"), fontsize=7, color="0.4", va="center")
         ax.axvline(1, color="0.5", linewidth=0.8, linestyle="--", zorder=0)
+        total = next((place for place, (task, _) in enumerate(pairs) if task == "all"), 0)
+        if total:
+            ax.axhline(total - 0.5, color="0.8", linewidth=0.8, zorder=0)
         ends = np.abs(np.log2(mine[["value", "low", "high"]].to_numpy(float)))
         span = max(1.0, float(np.nanmax(ends, initial=0)))
         ax.set_xscale("log", base=2)
