@@ -251,6 +251,9 @@ def test_two_seeds_of_the_same_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"are the same run with the seeds 0 and 1.*--data\.seed"):
         convergence([tmp_path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    # The source itself may be the best prompt of both.
+    write_run(tmp_path / "other1", [*FAST[:-1], 0.8], "FromPrompt(...)", seed=1, fill=3)
+    assert len(convergence([tmp_path], tmp_path / "out")) == 8
 
 
 def test_runs_without_a_beginning_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

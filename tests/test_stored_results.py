@@ -71,6 +71,22 @@ def test_the_stored_page_has_the_stored_contrasts() -> None:
         assert f"[{low}, {high}]" in page
 
 
+def test_the_findings_quote_the_stored_starts() -> None:
+    text = (RESULTS.parent / "docs/pages/findings.md").read_text()
+    speedups = pd.read_csv(RESULTS / "smollm2" / "transfer_init" / "speedups.csv").fillna({"source": "all"})
+    rows = speedups[speedups["unit"].isin(["step", "score"])]
+    for (task, source), mine in rows.groupby(["task", "source"], sort=False):
+        assert f"| {task} | {source} | {' | '.join(mine['result'])} |" in text
+    pairs = pd.read_csv(RESULTS / "smollm2" / "transfer_init" / "pairs.csv")
+    # Runs of several seeds from one source are not the same run.
+    areas = pairs[pairs["measure"] == "area"]
+    assert areas.groupby(["task", "source"])["transferred"].nunique().eq(3).all()
+    assert areas.drop_duplicates(["task", "source"])["kind"].value_counts().to_dict() == {
+        "same type": 8,
+        "other types": 4,
+    }
+
+
 def test_the_findings_quote_the_stored_matrix() -> None:
     text = (RESULTS.parent / "docs/pages/findings.md").read_text()
     matrix = from_results(pd.read_parquet(RESULTS / "smollm2" / "cross_task" / "results.parquet"))

@@ -52,7 +52,7 @@ class Curve:
         kind: whether the initial prompt's task has the type of this task: `same type`, `other types`; empty for a
             vanilla run, a start from the same task, and tasks of unknown type.
         at_once: number of prompts trained together, which share the seconds.
-        digest: digest of the trained prompt's values; empty if unknown.
+        digest: digest of the exported prompt's values; empty if unknown.
     """
 
     name: str

@@ -226,10 +226,11 @@ def plan(loaded: Sequence[tuple[Curve, dict[str, Any]]]) -> list[tuple[Curve, Cu
 
 def _check_different(curves: Sequence[Curve]) -> None:
     """Raise UserError if two seeds gave the same prompt, which would make an interval over seeds meaningless."""
-    seen: dict[str, Curve] = {}
+    seen: dict[tuple[str, bytes], Curve] = {}
     for curve in curves:
-        other = seen.setdefault(curve.digest, curve)
-        if curve.digest and other.seed != curve.seed:
+        # Two seeds whose best prompt is the source itself differ in the later evaluations.
+        other = seen.setdefault((curve.digest, curve.values.tobytes()), curve)
+        if other.seed != curve.seed:
             raise UserError(
                 f"{other.name} and {curve.name} are the same run with the seeds {other.seed} and {curve.seed}: from "
                 "one source, only --data.seed changes a run; give it too"
