@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from prompt_transfer.analysis import captions, comparison_plots, curves, indicator_plots, neuron_plots, plots
-from prompt_transfer.analysis.convergence import TOLERANCE, summarise
+from prompt_transfer.analysis.convergence import summarise
 from prompt_transfer.analysis.matrix import from_results, read_matrix
 from prompt_transfer.analysis.projection import scores_figure
 from prompt_transfer.studies.compare.methods import TITLES
-from prompt_transfer.studies.report.convergence_curves import read_curves
+from prompt_transfer.studies.report.convergence_curves import curve_figure
 from prompt_transfer.studies.transfer.indicators import draw_scatter, square_of_tasks
 from prompt_transfer.studies.transfer.matrix import write_summary
 from prompt_transfer.studies.transfer.report import draw
@@ -65,8 +65,8 @@ def convergence(folder: Path) -> None:
     results.write(summary, folder / "speedups.csv")
     plots.save(curves.speedups(summary), folder / "speedups.png", captions.SPEEDUPS)
     if (folder / "curves.csv").is_file():
-        ax = curves.convergence(read_curves(folder / "curves.csv"))
-        plots.save(ax, folder / "curves.png", captions.convergence(TOLERANCE))
+        figure = curve_figure(folder / "curves.csv")
+        plots.save(figure.draw(), folder / "curves.png", figure.caption)
 
 
 def comparison(folder: Path) -> None:

@@ -173,10 +173,9 @@ def test_other_sweeps(data: Path, name: str) -> None:
 def test_transfer_init_of_smollm2(data: Path) -> None:
     folder = Path("checkpoints/prompts/smollm2-135m")
     folder.mkdir(parents=True)
+    (prompt,) = Path("runs/cross_task/runs").glob("imdb*/prompt-seed0.safetensors")
     for source in ("laptop", "restaurant", "snli"):
-        shutil.copy(
-            next(Path("runs/cross_task/runs").glob("imdb*/prompt-seed0.safetensors")), folder / f"{source}.safetensors"
-        )
+        shutil.copy(prompt, folder / f"{source}.safetensors")
     options = ["--model.backbone", "roberta-nano", "--seed_everything", "[0]", *SHORT, *SMALL, *names(["sst2"])]
     command(f"sweep --config study/transfer_init_smollm2.yaml --data.root {data} --output runs/starts", *options)
     pairs = table("runs/starts/convergence/pairs.csv")

@@ -178,9 +178,8 @@ def summarise(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {"task": keys[0], "source": keys[1], "measure": keys[2], "unit": keys[3], **_mean(part, keys[2], part["value"])}
         for keys, part in frame.groupby(["task", "source", "measure", "unit"], sort=False)
     ]
-    groups = pd.DataFrame(rows)
     kinds = frame.groupby(["task", "source"])["kind"].first()
-    groups["kind"] = [kinds[task, source] for task, source in zip(groups["task"], groups["source"], strict=True)]
+    groups = pd.DataFrame(rows).join(kinds, on=["task", "source"])
     if len(kinds) > 1:
         both = set(KINDS) <= set(kinds)
         for kind in (*(KINDS if both else ()), ""):

@@ -194,7 +194,8 @@ def _kind(task: str, source: str | None) -> str:
         types = [get_task(name).type for name in (task, *source.split("+"))]
     except UserError:
         return ""
-    return KINDS[int(len(set(types)) > 1)]
+    same, other = KINDS
+    return same if len(set(types)) == 1 else other
 
 
 def plan(loaded: Sequence[tuple[Curve, dict[str, Any]]]) -> list[tuple[Curve, Curve]]:
